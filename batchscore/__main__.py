@@ -1,0 +1,5 @@
+"""`python -m batchscore`."""
+
+from batchscore.cli.main import app
+
+app(prog_name="batchscore")

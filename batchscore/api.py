@@ -1,0 +1,232 @@
+"""The Python face: `Scorer(model).score(queries, documents)`. The command line runs on the same object.
+
+A window of rows is tokenised, cut into packs and scored here; where rows come from and go to is the pipeline's
+business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.errors import RowError, RuntimeFailureError, UsageError
+from batchscore.models.checkpoint import open_checkpoint
+from batchscore.models.resolve import Sourced, resolve
+from batchscore.models.spec import ModelSpec
+from batchscore.ranking import rank_rows
+from batchscore.runners.build import build_runner
+from batchscore.runners.device import Dtype, place
+from batchscore.scheduler import collate, plan_packs
+from batchscore.types import Budget, Items, Pairs, Scores, ScoreType, Texts, Truncation, Work, ranges
+
+OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of a query in rank order."""
+
+    index: int  # position in the documents given, from 0
+    relevance_score: float
+    document: str
+
+
+class Scorer:
+    """A model loaded for scoring; options are those of the command line, under the same names.
+
+    Args:
+        model: a checkpoint folder or a hub id.
+        score_type: "auto" decides from the checkpoint's files.
+        dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        max_length: tokens of one sequence; None is the model's own limit.
+        truncation: what gives way when a sequence is too long; "error" refuses instead.
+        query_prompt, document_prompt: text put before each side (bi-encoder, late interaction); None takes the
+            checkpoint's.
+        similarity: "cosine" or "dot" (bi-encoder); None is cosine.
+        batch_tokens: tokens of a pack; None fits the device.
+        window_rows: rows tokenised and sorted together.
+        revision: of a hub id.
+        trust_remote_code: run Python files of the checkpoint.
+        padded: run padded batches through transformers' own attention, to compare.
+
+    Raises:
+        BatchscoreError: the model cannot be found or used, or an option does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        score_type: ScoreType | Literal["auto"] = "auto",
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        max_length: int | None = None,
+        truncation: Truncation = "document-first",
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        similarity: Literal["cosine", "dot"] | None = None,
+        batch_tokens: int | None = None,
+        window_rows: int = 16_384,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        padded: bool = False,
+    ) -> None:
+        self.checkpoint = open_checkpoint(str(model), revision)
+        given: dict[str, Any] = {
+            "score_type": None if score_type == "auto" else score_type,
+            "max_length": max_length,
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+            "similarity": similarity,
+        }
+        options: dict[str, Sourced] = {
+            name: (value, "--" + name.replace("_", "-")) for name, value in given.items() if value is not None
+        }
+        self.spec: ModelSpec = resolve(self.checkpoint, options)
+        self.placement = place(device, dtype)
+        self.truncation: Truncation = truncation
+        self.budget = Budget(batch_tokens or self.placement.max_tokens, window_rows, workers=self.placement.workers)
+        self._runner = build_runner(
+            self.checkpoint, self.spec, self.placement, padded=padded, trust_remote_code=trust_remote_code
+        )
+        self._workers = ThreadPoolExecutor(self.budget.workers, "batchscore", initializer=self._runner.start_worker)
+
+    def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
+        """Score 1:1, 1:N or N:N queries and documents.
+
+        Returns:
+            float32 [N], in the documents' order.
+
+        Raises:
+            UsageError: other shapes, an empty list, something that is not a string.
+        """
+        pairs = _pair_up(_as_texts(queries, "queries"), _as_texts(documents, "documents"))
+        size = self.budget.window_rows
+        return np.concatenate(
+            [
+                self._score_from(start, pairs.rows(slice(start, start + size))).score
+                for start in range(0, len(pairs), size)
+            ]
+        )
+
+    def rerank(self, query: str, documents: Sequence[str], top_n: int = 0) -> list[Ranked]:
+        """Documents by descending score, equal scores in the order given; at most `top_n` of them, 0 for all."""
+        if not isinstance(query, str):
+            raise UsageError(f"rerank takes one query as a string, not {type(query).__name__}")
+        if top_n < 0:
+            raise UsageError(f"top_n {top_n} is negative; 0 keeps all documents")
+        pairs = _pair_up(_as_texts(query, "query"), _as_texts(documents, "documents"))
+        scores = self._score_from(0, pairs)
+        rows, _ = rank_rows(np.zeros(len(pairs), np.int32), np.arange(len(pairs)), scores.rank_by, top_n)
+        texts = _as_texts(documents, "documents")
+        return [Ranked(int(row), float(scores.score[row]), texts[row]) for row in rows]
+
+    def tokenize(self, pairs: Pairs) -> Work:
+        """A window's token sequences. Safe to call in another thread while a window is being scored."""
+        return self._runner.tokenize(pairs, self.truncation)
+
+    def score_work(self, work: Work, on_pack: OnPack = lambda rows, tokens: None) -> Scores:
+        """Score a window.
+
+        Raises:
+            RowError: a row's score is not a finite number.
+        """
+        raw = np.full(len(work), np.nan, np.float32)
+        limit = self.budget.max_held_tokens if self.spec.similarity == "maxsim" else max(1, len(work.items.ids))
+        for held, rows in work.split(limit):
+            self._score_group(work, held, rows, raw, on_pack)
+        _require_finite(raw, self.placement.dtype)
+        is_logit = self.spec.score_type == "cross-encoder"
+        return Scores(self._runner.activate(raw), raw if is_logit else None, work.row_tokens(), work.cut)
+
+    def _score_from(self, start: int, pairs: Pairs) -> Scores:
+        """Score a window that begins at pair `start` of what the caller gave."""
+        try:
+            return self.score_work(self.tokenize(pairs))
+        except RowError as error:
+            raise error.cause(f"pair {start + error.row}: {error.message}", hint=error.hint) from error
+
+    def _score_group(
+        self, work: Work, held: range, rows: NDArray[np.int64], raw: NDArray[np.float32], on_pack: OnPack
+    ) -> None:
+        """Forward the held items, then stream the others past them; fills raw[rows]."""
+
+        def encode(pack: NDArray[np.int64]) -> Any:
+            output = self._forward(work.items, pack + held.start)
+            on_pack(0, int(lengths[pack + held.start].sum()))
+            return output
+
+        def encode_and_compare(pack: NDArray[np.int64]) -> None:
+            output = self._forward(work.items, streamed[pack])
+            counts = ends[pack] - starts[pack]
+            of_pack = by_item[ranges(starts[pack], counts)]
+            right = np.repeat(np.arange(len(pack)), counts)
+            raw[of_pack] = self._runner.compare(kept, work.left[of_pack] - held.start, output, right)
+            on_pack(len(of_pack), int(lengths[streamed[pack]].sum()))
+
+        lengths = work.items.lengths
+        packs = self._plan(lengths[held.start : held.stop])
+        kept = self._runner.hold(packs, list(self._workers.map(encode, packs))) if packs else None
+        # rows sorted by the item they need, so that a pack finds its rows without a search over all
+        by_item = rows[np.argsort(work.right[rows], kind="stable")]
+        streamed, starts, counts = np.unique(work.right[by_item], return_index=True, return_counts=True)
+        ends = starts + counts
+        for _ in self._workers.map(encode_and_compare, self._plan(lengths[streamed])):
+            pass
+
+    def _forward(self, items: Items, index: NDArray[np.integer]) -> Any:
+        return self._runner.forward(collate(items, index, self.spec.first_position))
+
+    def _plan(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return plan_packs(lengths, self.budget.max_tokens, self.budget.workers) if len(lengths) else []
+
+    def close(self) -> None:
+        """Stop the workers; packs that have not begun are dropped."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _as_texts(texts: str | Sequence[str], name: str) -> list[str]:
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    if not listed:
+        raise UsageError(f"{name} is empty; at least one text must be given")
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise UsageError(f"{name}[{position}] is {type(text).__name__}, not a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{name}[{position}] holds half of a surrogate pair at character {error.start}, which is no text"
+            ) from error
+    return listed
+
+
+def _pair_up(queries: list[str], documents: list[str]) -> Pairs:
+    if len(queries) not in {1, len(documents)}:
+        raise UsageError(
+            f"{len(queries)} queries and {len(documents)} documents; lengths must be 1:1, 1:N or N:N",
+            hint="to score every query against every document, repeat both lists",
+        )
+    encoded = Texts.of(queries)
+    if len(queries) == 1:
+        encoded = Texts(encoded.values, np.zeros(len(documents), np.int32))
+    return Pairs(encoded, Texts.of(documents))
+
+
+def _require_finite(raw: NDArray[np.float32], dtype: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(raw))
+    if len(bad):
+        hint = "the checkpoint's weights overflow" if dtype == "float32" else "pass --dtype float32"
+        raise RowError(int(bad[0]), f"its score is {raw[bad[0]]}", cause=RuntimeFailureError, hint=hint)

@@ -1,0 +1,156 @@
+"""Each option of the command line, once: its names, its help and its place in the help page."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Optional
+
+import typer
+
+_INPUT, _MODEL, _TEXT, _OUTPUT, _RUN = "Input", "Model", "Text", "Output", "Run"
+
+In = Annotated[
+    list[str],
+    typer.Option(
+        "--in",
+        "-i",
+        metavar="PATH",
+        help="Parquet or JSONL file (.gz, .zst too), folder, glob, saved dataset or hf:org/name; repeatable.",
+        rich_help_panel=_INPUT,
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="File to write, .parquet or .jsonl (.gz, .zst).",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
+QueryColumn = Annotated[str, typer.Option(help="Column that holds the query.", rich_help_panel=_INPUT)]
+DocumentColumn = Annotated[str, typer.Option(help="Column that holds the document.", rich_help_panel=_INPUT)]
+DocumentsColumn = Annotated[
+    Optional[str],  # noqa: UP045  typer reads this at run time, on Python 3.10 too
+    typer.Option(
+        "--document-column",
+        help="Column that holds a document, or a list of strings or of structs with `text`. [default: document, else documents]",
+        rich_help_panel=_INPUT,
+    ),
+]
+QueryIdColumn = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Column that tells queries apart. [default: the query's text]", rich_help_panel=_INPUT),
+]
+DocumentIdColumn = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Column or struct field that holds the document's id. [default: document_id; in structs id, _id, docid, ...]",
+        rich_help_panel=_INPUT,
+    ),
+]
+Split = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Split of a dataset that has several.", rich_help_panel=_INPUT),
+]
+Limit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--limit", "-L", min=0, help="Read the first N rows only.", rich_help_panel=_INPUT),
+]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Checkpoint folder or hub id.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+ScoreTypeOption = Annotated[
+    Literal["auto", "cross-encoder", "bi-encoder", "late-interaction"],
+    typer.Option(
+        "--score-type", help="How a pair is scored; auto reads it off the checkpoint.", rich_help_panel=_MODEL
+    ),
+]
+Similarity = Annotated[
+    Optional[Literal["cosine", "dot"]],  # noqa: UP045
+    typer.Option(help="Of a bi-encoder's vectors. [default: cosine]", rich_help_panel=_MODEL),
+]
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(
+        "--dtype",
+        help="Of the model body; auto is bfloat16 where the hardware multiplies it natively, else float32.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
+Revision = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_MODEL),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.", rich_help_panel=_MODEL)
+]
+
+MaxLength = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Tokens the model reads at once. [default: the model's limit]", rich_help_panel=_TEXT),
+]
+TruncationOption = Annotated[
+    Literal["document-first", "longest-first", "error"],
+    typer.Option(
+        "--truncation", help="What gives way when a pair or text is longer; error stops the run.", rich_help_panel=_TEXT
+    ),
+]
+QueryPrompt = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Text before each query, '' for none. [default: the checkpoint's]", rich_help_panel=_TEXT),
+]
+DocumentPrompt = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Text before each document, '' for none. [default: the checkpoint's]", rich_help_panel=_TEXT),
+]
+
+ScoreColumn = Annotated[str, typer.Option(help="Name of the column with the score.", rich_help_panel=_OUTPUT)]
+KeepColumns = Annotated[
+    str, typer.Option(metavar="all|none|A,B", help="Input columns to write beside the score.", rich_help_panel=_OUTPUT)
+]
+Details = Annotated[
+    bool,
+    typer.Option("--details", help="Add logit (cross-encoders), num_tokens and truncated.", rich_help_panel=_OUTPUT),
+]
+TopN = Annotated[
+    int,
+    typer.Option("--top-n", "-k", min=0, help="Documents to keep of each query; 0 keeps all.", rich_help_panel=_OUTPUT),
+]
+ReturnDocuments = Annotated[
+    bool, typer.Option("--return-documents", help="Write the documents' text too.", rich_help_panel=_OUTPUT)
+]
+Nested = Annotated[
+    bool, typer.Option("--nested", help="One row a query, with a list of results.", rich_help_panel=_OUTPUT)
+]
+
+BatchTokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Tokens in one forward pass. [default: fits the device]", rich_help_panel=_RUN),
+]
+WindowRows = Annotated[
+    int, typer.Option(min=1, help="Rows read, tokenised and sorted by length together.", rich_help_panel=_RUN)
+]
+Padded = Annotated[
+    bool,
+    typer.Option(
+        "--padded", help="Padded batches through transformers' own attention: slower, to compare.", rich_help_panel=_RUN
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_RUN)]
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option(help="How progress and the summary are printed, on stderr.", rich_help_panel=_RUN),
+]

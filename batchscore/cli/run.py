@@ -1,0 +1,126 @@
+"""What `score` and `rerank` have in common: doors first, then the model, then the record; errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any, NoReturn
+
+import typer
+
+from batchscore.api import Scorer
+from batchscore.cli.display import Display
+from batchscore.errors import BatchscoreError, UsageError
+from batchscore.io.sink import Sink, open_sink
+from batchscore.io.source import Source, open_source
+from batchscore.pipeline import Meter, RerankJob, ScoreJob
+from batchscore.plan import Plan
+
+Job = Any
+Pipeline = Callable[[Callable[[], Scorer], Source, Sink, Job, Meter], None]
+
+
+def run(
+    command: str,
+    pipeline: Pipeline,
+    job: ScoreJob | RerankJob,
+    *,
+    model: str,
+    paths: Sequence[str],
+    out: str,
+    split: str | None,
+    scorer_options: Mapping[str, Any],
+    quiet: bool,
+    log_format: str,
+) -> None:
+    """Run a command; ends the program with the exit code of errors.py if it fails."""
+    signal.signal(signal.SIGTERM, _terminate)
+    display = Display(quiet=quiet, log_format=log_format)
+    try:
+        _run(command, pipeline, job, display, model, paths, out, split, scorer_options)
+    except BatchscoreError as error:
+        display.error(error.message, error.hint, error.exit_code)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        display.error("interrupted; no output was written", None, 130)
+        raise typer.Exit(130) from None
+    finally:
+        display.stop()
+
+
+def _run(
+    command: str,
+    pipeline: Pipeline,
+    job: ScoreJob | RerankJob,
+    display: Display,
+    model: str,
+    paths: Sequence[str],
+    out: str,
+    split: str | None,
+    scorer_options: Mapping[str, Any],
+) -> None:
+    source = open_source(paths, split=split)
+    _refuse_overwriting_input(source, out)
+    plans: list[Plan] = []
+
+    def load() -> Scorer:
+        scorer = Scorer(model, **scorer_options)
+        plans.append(Plan(command, scorer, source.fingerprint(), source.num_rows, out, asdict(job)))
+        display.start(plans[0].lines(), plans[0].describe())
+        meter.started = perf_counter()
+        return scorer
+
+    meter = Meter(on_change=display.update)
+    with open_sink(out) as sink:
+        pipeline(load, source, sink, job, meter)
+    plan = plans[0]
+    plan.scorer.close()
+    counts = _counts(meter)
+    record = plan.write_record(counts)
+    display.finish(_summary(plan, counts, record), counts)
+
+
+def _terminate(*_: object) -> NoReturn:
+    # as an exception, so that the temporary output is removed on the way out
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _refuse_overwriting_input(source: Source, out: str) -> None:
+    for file in source.fingerprint():
+        name = str(file["name"])
+        if os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out):
+            raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
+
+
+def _counts(meter: Meter) -> dict[str, Any]:
+    seconds = perf_counter() - meter.started
+    return {
+        "rows": meter.rows,
+        "texts": meter.texts,
+        "tokens": meter.tokens,
+        "cut": dict(meter.cut),
+        "seconds": {"total": round(seconds, 3), **{stage: round(spent, 3) for stage, spent in meter.seconds.items()}},
+        "peak_rss_mb": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+        ),
+    }
+
+
+def _summary(plan: Plan, counts: Mapping[str, Any], record: str) -> list[str]:
+    seconds, rows, placement = counts["seconds"], counts["rows"], plan.scorer.placement
+    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items() if stage != "total")
+    cut = ", ".join(f"{name} {number:,}" for name, number in counts["cut"].items() if number) or "none"
+    total = max(seconds["total"], 1e-3)
+    return [
+        f"texts    {counts['texts']:,} distinct, {counts['tokens']:,} tokens; peak memory {counts['peak_rss_mb']:,} MB",
+        f"cut      {cut}",
+        f"seconds  {stages} (reading and tokenising run beside the model)",
+        f"record   {record}",
+        f"{rows:,} rows in {total:,.1f} s ({rows / total:,.0f} rows/s, {counts['tokens'] / total:,.0f} tokens/s)"
+        f" on {placement.device} in {placement.dtype} -> {plan.output}",
+    ]

@@ -1,0 +1,85 @@
+"""Everything batchscore raises on purpose, and the exit code each kind ends the program with.
+
+    BatchscoreError                 1
+    +-- UsageError                  2   the call itself is wrong: an option, a shape of lists
+    +-- MissingDependencyError      3   an optional package or a device is not there
+    +-- NotFoundError               4   no such model or input
+    |   +-- CheckpointError         4   the model is there and cannot be used for scoring
+    +-- InputError                  5   a file, column or row of the input is not what was asked for
+    +-- RuntimeFailureError         6   the device, the disk or the numbers failed on the way
+    +-- OutputError                 8   the output cannot be written where it was asked for
+
+RowError is internal: it becomes an InputError or a RuntimeFailureError once its file is known. Codes 0 (all rows
+    scored), 130 (interrupted) and 143 (terminated) complete the list. A message is one line that names the field, the
+    value and the choices; `hint` is the next step for the person who reads it.
+"""
+
+from __future__ import annotations
+
+
+class BatchscoreError(Exception):
+    """Base of all errors meant for a person; anything else that escapes is a bug."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class UsageError(BatchscoreError, ValueError):
+    """An option or an argument that cannot mean anything."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(BatchscoreError, ImportError):
+    """A package or device that this call needs and the machine lacks."""
+
+    exit_code = 3
+
+
+class NotFoundError(BatchscoreError):
+    """A model or an input that is not where it was said to be."""
+
+    exit_code = 4
+
+
+class CheckpointError(NotFoundError):
+    """A checkpoint that cannot give a score: a missing head, a missing weight, an unknown pooling mode."""
+
+
+class InputError(BatchscoreError):
+    """A file, column or row that cannot be scored; the message names all three where they are known."""
+
+    exit_code = 5
+
+
+class RuntimeFailureError(BatchscoreError):
+    """Scoring started and could not go on."""
+
+    exit_code = 6
+
+
+class RowError(BatchscoreError):
+    """A fault of one row, raised where only its position in the window is known; the pipeline adds file and row.
+
+    `cause` says whose fault it is: an InputError, the row's; a RuntimeFailureError, the model's.
+    """
+
+    def __init__(
+        self, row: int, message: str, *, cause: type[InputError | RuntimeFailureError], hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.row = row
+        self.cause = cause
+
+
+class OutputError(BatchscoreError):
+    """The output path is unusable."""
+
+    exit_code = 8

@@ -1,0 +1,175 @@
+"""The output file, which is there whole or not at all.
+
+Tables go to a hidden temporary file beside it, which takes its name once it is safe on the disk: a killed run leaves no
+half output and keeps the older one, at the price of room for both.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date, time
+from types import TracebackType
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
+from batchscore.io import jsonl, parquet
+from batchscore.io.schema import KEEP_HINT, join
+
+
+def open_sink(path: str) -> Sink:
+    """A sink in the format that the suffix names; raises UsageError (suffix) and OutputError (folder)."""
+    writer = next((writer for suffix, writer in _WRITERS.items() if path.lower().endswith(suffix)), None)
+    if writer is None:
+        raise UsageError(f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}", hint="rename the output")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")
+    if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
+        what = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
+        raise OutputError(f"cannot write {path}: {what}", hint="choose another output")
+    return Sink(path, writer)
+
+
+class Sink:
+    """Takes one table at least (an empty one gives a file its columns); the file is there once `with` ends well."""
+
+    def __init__(self, path: str, writer: Callable[[str, str], _Writer]) -> None:
+        folder, name = os.path.split(path)
+        self.path = path
+        self._temporary = os.path.join(folder, f".{name}.tmp-{os.getpid()}")
+        with _explained(path):
+            self._writer = writer(path, self._temporary)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; columns may be absent and types may widen from one table to the next."""
+        with _explained(self.path):
+            self._writer.write(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with _explained(self.path):
+                    self._commit()
+        finally:
+            self._discard()  # after a commit there is nothing left
+
+    def _commit(self) -> None:
+        self._writer.close()
+        with open(self._temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._temporary, self.path)
+
+    def _discard(self) -> None:
+        with suppress(OSError, AssertionError):
+            self._writer.close()
+        with suppress(FileNotFoundError):
+            os.remove(self._temporary)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeFailureError(f"cannot write {path}: {error}", hint="make room on the disk") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path} cannot hold these values: {error}", hint=KEEP_HINT) from error
+
+
+class _Writer(Protocol):
+    """One format; closing twice does nothing."""
+
+    def write(self, table: pa.Table) -> None: ...
+    def close(self) -> None: ...
+
+
+class _ParquetWriter:
+    """The schema is that of all tables so far: when one widens it, what is there is rewritten."""
+
+    def __init__(self, path: str, temporary: str) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._file: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        if self._file is None:
+            self._file = self._open(table.schema)
+        fitted = self._fit(table, self._file.schema)
+        if fitted.schema != self._file.schema:
+            self._widen(fitted.schema)
+        self._file.write_table(fitted)
+
+    def close(self) -> None:
+        assert self._file is not None, "a sink needs one table at least, to know its columns"
+        self._file.close()
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        return pq.ParquetWriter(self._temporary, schema, compression="zstd")
+
+    def _fit(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+        return join([schema.empty_table(), table], [self._path] * 2)
+
+    def _widen(self, schema: pa.Schema) -> None:
+        """Rewrite the file under `schema`, one row group at a time."""
+        self.close()
+        narrow = pq.ParquetFile(self._temporary)
+        os.remove(self._temporary)  # stays readable while it is open
+        self._file = self._open(schema)
+        with narrow:
+            for group in range(narrow.num_row_groups):
+                self._file.write_table(self._fit(narrow.read_row_group(group), schema))
+
+
+class _JsonlWriter:
+    """One object a line, UTF-8."""
+
+    def __init__(self, path: str, temporary: str) -> None:
+        self._file = pa.output_stream(temporary, compression=jsonl.compression(path))
+
+    def write(self, table: pa.Table) -> None:
+        for batch in table.to_batches(max_chunksize=1024):  # rows that are Python objects at a time
+            self._file.write("".join(map(_json_line, batch.to_pylist())).encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+_WRITERS: dict[str, Callable[[str, str], _Writer]] = {
+    **dict.fromkeys(parquet.SUFFIXES, _ParquetWriter),
+    **dict.fromkeys(jsonl.SUFFIXES, _JsonlWriter),
+}
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text) + "\n"
+    except ValueError:  # only walk rows that have a NaN
+        return json.dumps(_finite(row), ensure_ascii=False, default=_as_text) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if isinstance(value, (date, time)) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

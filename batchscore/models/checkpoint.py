@@ -1,0 +1,148 @@
+"""Read a checkpoint's small files once; nothing here touches a weight.
+
+A model is a local folder or a hub id. For a hub id only the JSON files and tokenizer are fetched here, the weights
+when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from batchscore.errors import CheckpointError, NotFoundError
+
+Json = dict[str, Any]
+
+# sentence-transformers wrote this file under the backbone's name before it settled on the first
+_SENTENCE_CONFIGS = ("sentence_bert_config.json",) + tuple(
+    f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One entry of modules.json."""
+
+    kind: str  # last part of the type's dotted name: Transformer, Pooling, Dense, Normalize
+    folder: str
+    config: Json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in the hub's layout, and what its files say."""
+
+    name: str  # as the user gave it
+    folder: Path
+
+    def read_json(self, file: str) -> Json:
+        """The file's content, {} if there is no such file.
+
+        Raises:
+            CheckpointError: it is not valid JSON.
+        """
+        path = self.folder / file
+        if not path.is_file():
+            return {}
+        try:
+            content: Json = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {file} is not valid JSON: {error}") from error
+        return content
+
+    @cached_property
+    def config(self) -> Json:
+        """config.json, which every checkpoint has."""
+        config = self.read_json("config.json")
+        if not config:
+            raise CheckpointError(
+                f"{self.name} has no config.json",
+                hint="pass the folder that holds config.json and the weights, or a hub id",
+            )
+        return config
+
+    @cached_property
+    def architecture(self) -> str:
+        """The first of `architectures`."""
+        names = self.config.get("architectures") or []
+        if not names:
+            raise CheckpointError(f"{self.name}: config.json names no architectures")
+        return str(names[0])
+
+    @cached_property
+    def modules(self) -> list[Module]:
+        """The sentence-transformers chain in order; empty without a modules.json."""
+        entries = self.read_json("modules.json") or []
+        return [
+            Module(entry["type"].rsplit(".", 1)[-1], entry["path"], self.read_json(f"{entry['path']}/config.json"))
+            for entry in entries
+        ]
+
+    @cached_property
+    def sentence_config(self) -> tuple[str, Json]:
+        """(file name, content) of sentence_bert_config.json or its older names; ("", {}) without one."""
+        folder = next((m.folder for m in self.modules if m.kind == "Transformer"), "")
+        for file in _SENTENCE_CONFIGS:
+            content = self.read_json(str(Path(folder) / file))
+            if content:
+                return file, content
+        return "", {}
+
+    def weight_files(self) -> list[Path]:
+        """Every weight file of the backbone and the modules, for the run record."""
+        return sorted(
+            p for pattern in ("*.safetensors", "*.bin", "*/model.safetensors") for p in self.folder.glob(pattern)
+        )
+
+    def read_weights(self, folder: str) -> Mapping[str, Any]:
+        """Name -> tensor of one module folder, from model.safetensors or pytorch_model.bin.
+
+        Raises:
+            CheckpointError: neither file is there.
+        """
+        safe, pickled = (self.folder / folder / file for file in ("model.safetensors", "pytorch_model.bin"))
+        if safe.is_file():
+            from safetensors.torch import load_file
+
+            return load_file(safe)
+        if pickled.is_file():
+            import torch
+
+            weights: Mapping[str, Any] = torch.load(pickled, map_location="cpu", weights_only=True)
+            return weights
+        raise CheckpointError(
+            f"{self.name}: module {folder!r} of modules.json has no weights",
+            hint=f"expected {safe.name} or {pickled.name} in {folder}/",
+        )
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint a user means: an existing folder, else a hub id.
+
+    Raises:
+        NotFoundError: it is neither, or the hub cannot be reached and the files are not in its cache.
+    """
+    if Path(model).is_dir():
+        return Checkpoint(model, Path(model))
+    if Path(model).exists():
+        raise CheckpointError(f"{model} is a file", hint="pass the folder that holds config.json and the weights")
+    return Checkpoint(model, _download(model, revision))
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # one kind of weights is enough: a repository often carries the same tensors for several frameworks
+    skipped = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot", "*.gguf"]
+    try:
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=skipped))
+    except Exception as error:  # the hub client's own errors, and every kind of network failure
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotFoundError(
+            f"model {model!r} is not a folder and could not be fetched from the hub: {reason}",
+            hint="check the spelling, or download it first and pass the folder; HF_HUB_OFFLINE=1 uses the local cache only",
+        ) from error

@@ -1,0 +1,114 @@
+"""Build the token sequences of a window: what the model reads for each distinct pair, or for each distinct text.
+
+Truncation happens here and only here, on the ids of the texts, so that special tokens and the order of segments
+survive every length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.errors import InputError, RowError
+from batchscore.models.spec import ModelSpec
+from batchscore.models.tokenizer import Slot, TextTokenizer, assemble, num_specials
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of
+
+Lengths = NDArray[np.integer]
+
+
+def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
+    """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
+    budget = spec.max_length - num_specials(tokenizer.pair)
+    queries, documents = (
+        tokenizer.tokenize(_prepared(texts, "", spec), budget + 1) for texts in (pairs.queries, pairs.documents)
+    )
+    keys = pairs.queries.codes.astype(np.int64) * len(pairs.documents.values) + pairs.documents.codes
+    _, first, item = np.unique(keys, return_index=True, return_inverse=True)
+    left, right = pairs.queries.codes[first], pairs.documents.codes[first]
+    full = queries.lengths[left], documents.lengths[right]
+    _refuse_long(truncation, full[0] + full[1] > budget, first, spec)
+    kept = (cut_longest_first if truncation == "longest-first" else cut_document_first)(*full, budget)
+    items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])])
+    cut = (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
+    codes = item.astype(np.int32).reshape(-1)
+    return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
+
+
+def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
+    """One sequence for each distinct query, then one for each distinct document: the window of a bi-encoder or late interaction."""
+    sides = ((pairs.queries, spec.query_prompt, CUT_QUERY), (pairs.documents, spec.document_prompt, CUT_DOCUMENT))
+    (queries, query_cut), (documents, document_cut) = (
+        _encode_side(tokenizer, spec, *side, truncation) for side in sides
+    )
+    return Work(
+        items=_join(queries, documents),
+        held=len(queries),
+        left=pairs.queries.codes,
+        right=pairs.documents.codes + np.int32(len(queries)),
+        cut=query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes],
+    )
+
+
+def cut_document_first(queries: Lengths, documents: Lengths, budget: int) -> tuple[Lengths, Lengths]:
+    """Tokens to keep of each side: the document gives way, then the query."""
+    kept = np.minimum(queries, budget)
+    return kept, np.minimum(documents, budget - kept)
+
+
+def cut_longest_first(queries: Lengths, documents: Lengths, budget: int) -> tuple[Lengths, Lengths]:
+    """Tokens to keep of each side: the longer one gives way until both are half, as Hugging Face tokenizers do; an odd token goes to the longer."""
+    short, long = np.minimum(queries, documents), np.maximum(queries, documents)
+    kept_short = np.where(short + long <= budget, short, np.minimum(short, budget // 2))
+    kept_long = np.minimum(long, budget - kept_short)
+    query_is_short = queries <= documents
+    return np.where(query_is_short, kept_short, kept_long), np.where(query_is_short, kept_long, kept_short)
+
+
+def _encode_side(
+    tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, prompt: str, bit: int, truncation: Truncation
+) -> tuple[Items, NDArray[np.uint8]]:
+    """(sequences, cut bits) of one side's distinct texts."""
+    budget = spec.max_length - num_specials(tokenizer.single)
+    tokens = tokenizer.tokenize(_prepared(texts, prompt, spec), budget + 1)
+    long = tokens.lengths > budget
+    if long.any():
+        _refuse_long(truncation, long[texts.codes], np.arange(len(texts.codes)), spec)
+    items = assemble(tokenizer.single, [(tokens, np.arange(len(tokens)), np.minimum(tokens.lengths, budget))])
+    keep = None if spec.include_prompt else _after_prompt(tokenizer, spec, prompt, items)
+    # a single segment's types are all 0, which is what a model assumes without them
+    return replace(items, types=None, keep=keep), (bit * long).astype(np.uint8)
+
+
+def _prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
+    strings = [prompt + text for text in texts.values] if prompt else list(texts.values)
+    return [text.lower() for text in strings] if spec.lower_case else strings
+
+
+def _after_prompt(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, items: Items) -> NDArray[np.bool_]:
+    """bool [tokens]: False for the prompt and the special tokens before it, where there is a prompt (sentence-transformers' rule)."""
+    if not prompt:
+        return np.ones(len(items.ids), bool)
+    leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
+    skipped = leading + len(tokenizer.tokenize([prompt.lower() if spec.lower_case else prompt], spec.max_length).ids)
+    places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
+    return places >= skipped
+
+
+def _refuse_long(truncation: Truncation, too_long: NDArray[np.bool_], rows: Lengths, spec: ModelSpec) -> None:
+    if truncation == "error" and too_long.any():
+        row = int(rows[too_long].min())
+        raise RowError(
+            row,
+            f"longer than max_length {spec.max_length} tokens",
+            cause=InputError,
+            hint="pass --truncation document-first, or raise --max-length",
+        )
+
+
+def _join(first: Items, second: Items) -> Items:
+    keeps = [items.keep for items in (first, second) if items.keep is not None]
+    offsets = offsets_of(np.concatenate([first.lengths, second.lengths]))
+    return Items(np.concatenate([first.ids, second.ids]), offsets, None, np.concatenate(keeps) if keeps else None)

@@ -1,0 +1,37 @@
+"""Find what ships beside the code: score templates and model configs.
+
+A wheel carries `templates/` and `configs/` inside the package; in a checkout they stand at the top level.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchscore.errors import UsageError
+
+_PACKAGE = Path(__file__).parent
+_HOMES = (_PACKAGE, _PACKAGE.parent)
+
+
+def shipped_files(kind: str) -> dict[str, Path]:
+    """Name (without suffix) -> path of every shipped file of a kind, "templates" or "configs"."""
+    home = next((home / kind for home in _HOMES if (home / kind).is_dir()), None)
+    return (
+        {}
+        if home is None
+        else {path.stem: path for path in sorted(home.iterdir()) if path.suffix in {".jinja", ".yaml"}}
+    )
+
+
+def find_resource(kind: str, name: str) -> Path:
+    """The file a user means by `name`: a path if one exists, else a shipped name.
+
+    Raises:
+        UsageError: neither; the message lists the shipped names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_files(kind)
+    if name not in shipped:
+        raise UsageError(f"no file and no shipped name {name!r} in {kind}; shipped: {', '.join(shipped)}")
+    return shipped[name]

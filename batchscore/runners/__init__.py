@@ -1,0 +1,1 @@
+"""Runners: a score type on a device."""

@@ -1,0 +1,99 @@
+"""One forward of a pack, shared by the three runners, and the protocol the pipeline drives them by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchscore.models.load import Loaded
+from batchscore.models.readouts import States
+from batchscore.models.spec import ModelSpec
+from batchscore.models.tokenizer import TextTokenizer
+from batchscore.types import Batch, Pairs, Truncation, Work
+
+Index = NDArray[np.integer]
+
+
+class Runner(Protocol):
+    """A score type at work. `Output` is whatever `forward` gives for a pack and `compare` reads; it never leaves the runner's hands."""
+
+    spec: ModelSpec
+
+    def start_worker(self) -> None:
+        """Called once in each thread that will call `forward`."""
+
+    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+        """The window's token sequences."""
+
+    def forward(self, batch: Batch) -> Any:
+        """The outputs of a pack."""
+
+    def hold(self, packs: Sequence[Index], outputs: Sequence[Any]) -> Any:
+        """Join the outputs of several packs so that `compare` finds item i at position i."""
+
+    def compare(self, held: Any, left: Index, output: Any, right: Index) -> NDArray[np.float32]:
+        """float32 [rows]: raw scores of rows whose left side is held and whose right side is in this pack's output."""
+
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [rows]: raw scores to scores."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model on its device, with its tokenizer: what every runner is made of."""
+
+    spec: ModelSpec
+    tokenizer: TextTokenizer
+    model: Loaded
+    device: str
+
+    def start_worker(self) -> None:
+        """One thread a worker on a CPU: packs run side by side and never wait for each other inside an operation."""
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+
+    def states(self, batch: Batch) -> States:
+        """Last hidden states of a pack in float32."""
+        hidden = self._flat(batch) if self.model.flat else self._padded(batch)
+        lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
+        keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
+        return States(hidden.float(), lengths, keep)
+
+    def _flat(self, batch: Batch) -> Tensor:
+        """[tokens, dim] from one (1, tokens) forward."""
+        offsets, longest = self._tensor(batch.offsets), int(batch.lengths.max())
+        inputs = {name: self._tensor(column)[None] for name, column in _columns(batch).items()}
+        lengths = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
+        states: Tensor = self.model.body(**inputs, **lengths, sequence_runs=batch.runs()).last_hidden_state
+        return states[0]
+
+    def _padded(self, batch: Batch) -> Tensor:
+        """[tokens, dim] from a right-padded (n, longest) forward with a mask, for models with an attention of their own."""
+        mask = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
+        inputs = {}
+        for name, column in _columns(batch).items():
+            padded = torch.full(mask.shape, self.spec.pad_token_id if name == "input_ids" else 0)
+            padded[mask] = torch.from_numpy(column)
+            inputs[name] = padded.to(self.device)
+        mask = mask.to(self.device)
+        states: Tensor = self.model.body(**inputs, attention_mask=mask.long()).last_hidden_state
+        return states[mask]
+
+    def _tensor(self, column: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(column).to(self.device)
+
+
+def _columns(batch: Batch) -> dict[str, NDArray[np.int64]]:
+    columns = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    return columns if batch.token_type_ids is None else {**columns, "token_type_ids": batch.token_type_ids}
+
+
+def positions_of(packs: Sequence[Index]) -> NDArray[np.int64]:
+    """int64 [items]: where item i stands when the packs are laid end to end."""
+    return np.argsort(np.concatenate(list(packs)))

@@ -1,0 +1,46 @@
+"""A vector for the query, a vector for the document, and their cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from batchscore.models.prompts import text_work
+from batchscore.models.readouts import pool
+from batchscore.models.similarity import VECTOR_SIMILARITIES
+from batchscore.runners.base import Engine, Index, positions_of
+from batchscore.types import Batch, Pairs, Truncation, Work
+
+
+class BiEncoder(Engine):
+    """Distinct queries and distinct documents are the items; query vectors are held while documents stream by."""
+
+    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+        """One sequence for each distinct text."""
+        return text_work(self.tokenizer, self.spec, pairs, truncation)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """float32 [n, dim]: sentence vectors."""
+        vectors: Tensor = self.model.head(pool(self.states(batch), self.spec.pooling))
+        return normalize(vectors, dim=1) if self.spec.normalize else vectors
+
+    def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> Tensor:
+        """float32 [items, dim]: vectors in item order."""
+        return torch.cat(list(outputs))[torch.from_numpy(positions_of(packs))]
+
+    @torch.inference_mode()
+    def compare(self, held: Tensor, left: Index, output: Tensor, right: Index) -> NDArray[np.float32]:
+        """float32 [rows]: similarities."""
+        queries, documents = held[torch.from_numpy(left)], output[torch.from_numpy(right)]
+        scores: NDArray[np.float32] = VECTOR_SIMILARITIES[self.spec.similarity](queries, documents).cpu().numpy()
+        return scores
+
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A similarity is the score."""
+        return raw

@@ -1,0 +1,37 @@
+"""From a checkpoint and its spec to a runner on a device."""
+
+from __future__ import annotations
+
+from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.load import load_model
+from batchscore.models.spec import ModelSpec
+from batchscore.models.tokenizer import load_tokenizer
+from batchscore.runners.attention import PACKED
+from batchscore.runners.base import Runner
+from batchscore.runners.bi_encoder import BiEncoder
+from batchscore.runners.cross_encoder import CrossEncoder
+from batchscore.runners.device import Placement
+from batchscore.runners.late_interaction import LateInteraction
+from batchscore.types import ScoreType
+
+RUNNERS: dict[ScoreType, type[CrossEncoder] | type[BiEncoder] | type[LateInteraction]] = {
+    "cross-encoder": CrossEncoder,
+    "bi-encoder": BiEncoder,
+    "late-interaction": LateInteraction,
+}
+
+
+def build_runner(
+    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, *, padded: bool, trust_remote_code: bool
+) -> Runner:
+    """Load tokenizer and weights; `padded` asks for transformers' own attention over padded batches."""
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+    model = load_model(
+        checkpoint,
+        spec,
+        dtype=placement.dtype,
+        device=placement.device,
+        attention="sdpa" if padded else PACKED,
+        trust_remote_code=trust_remote_code,
+    )
+    return RUNNERS[spec.score_type](spec, tokenizer, model, placement.device)

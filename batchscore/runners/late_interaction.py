@@ -1,0 +1,52 @@
+"""A vector for every token of both sides, and MaxSim between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from batchscore.models.prompts import text_work
+from batchscore.models.similarity import maxsim
+from batchscore.runners.base import Engine, Index, positions_of
+from batchscore.types import Batch, Pairs, Truncation, Work
+
+Matrices = list[Tensor]  # float32 [tokens, dim] of each item
+
+
+class LateInteraction(Engine):
+    """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
+
+    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+        """One sequence for each distinct text."""
+        return text_work(self.tokenizer, self.spec, pairs, truncation)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Matrices:
+        """Unit vectors of every token, special tokens included, through the Dense chain where the checkpoint has one."""
+        states = self.states(batch)
+        return list(normalize(self.model.head(states.hidden), dim=1).split(batch.lengths.tolist()))
+
+    def hold(self, packs: Sequence[Index], outputs: Sequence[Matrices]) -> Matrices:
+        """Matrices in item order."""
+        matrices = [matrix for output in outputs for matrix in output]
+        return [matrices[position] for position in positions_of(packs)]
+
+    @torch.inference_mode()
+    def compare(self, held: Matrices, left: Index, output: Matrices, right: Index) -> NDArray[np.float32]:
+        """float32 [rows]: MaxSim, one product for all documents of a query."""
+        scores = np.empty(len(left), np.float32)
+        order = np.argsort(left, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(left[order])) + 1):
+            documents = [output[position] for position in right[rows]]
+            found = maxsim(held[left[rows[0]]], torch.cat(documents), [len(document) for document in documents])
+            scores[rows] = found.cpu().numpy()
+        return scores
+
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A similarity is the score."""
+        return raw

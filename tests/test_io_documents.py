@@ -1,0 +1,112 @@
+"""Rows with lists of documents become one row a document, and what is no document is named with its row and place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batchscore.errors import InputError
+from batchscore.io.block import Block
+from batchscore.io.documents import Documents, explode, is_nested
+from batchscore.io.source import Chunk
+
+STRINGS = [["a", "b"], [], ["c"], ["a", "d", "a"]]
+STRUCTS = [[{"id": "1", "text": "a"}, {"id": "2", "text": "b"}], [], [{"id": "3", "text": "a"}]]
+
+
+def chunk_of(column: Any) -> Chunk:
+    table = pa.table({"documents": column})
+    return Chunk(table, (Block(table, "pairs.jsonl", range(1, 1 + len(table)), "line", None),), None)
+
+
+def texts_of(documents: Documents) -> list[str]:
+    return [documents.texts.values[code] for code in documents.texts.codes]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.large_string())], ids=str
+)
+def test_lists_of_strings_become_one_row_a_document(kind: pa.DataType) -> None:
+    documents = explode(chunk_of(pa.array(STRINGS, kind)), "documents", None)
+    assert texts_of(documents) == ["a", "b", "c", "a", "d", "a"]
+    assert documents.parents.tolist() == [0, 0, 2, 3, 3, 3]
+    assert documents.texts.values == ["a", "b", "c", "d"]
+    assert documents.ids is None
+
+
+def test_fixed_size_lists_are_lists() -> None:
+    documents = explode(chunk_of(pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2))), "documents", None)
+    assert (texts_of(documents), documents.parents.tolist()) == (["a", "b", "c", "d"], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("rows", [STRINGS, STRUCTS])
+def test_sliced_and_chunked_columns_read_as_their_rows(rows: list[Any]) -> None:
+    whole = pa.array(rows)
+    column = pa.chunked_array([whole.slice(2), whole.slice(0, 0), whole.slice(0, 1), whole.slice(1, 2)])
+    documents = explode(chunk_of(column), "documents", None)
+    reference = explode(chunk_of(column.to_pylist()), "documents", None)
+    assert texts_of(documents) == texts_of(reference)
+    assert documents.parents.tolist() == reference.parents.tolist()
+    assert str(documents.ids) == str(reference.ids)
+
+
+def test_structs_give_texts_and_ids() -> None:
+    documents = explode(chunk_of(STRUCTS), "documents", None)
+    assert texts_of(documents) == ["a", "b", "a"]
+    assert documents.parents.tolist() == [0, 0, 2]
+    assert documents.ids is not None
+    assert documents.ids.to_pylist() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("document", "id_field", "expected"),
+    [
+        ({"text": "t", "body": "x"}, None, ("t", None)),
+        ({"contents": "t", "title": "x"}, None, ("t", None)),
+        ({"docno": 1, "content": "t", "_id": 2}, None, ("t", 2)),
+        ({"docno": 1, "document": "t", "_id": 2}, "docno", ("t", 1)),
+        ({"url": "u", "text": "t"}, "url", ("t", "u")),
+    ],
+)
+def test_fields_are_found_by_their_usual_names(document: Any, id_field: str | None, expected: tuple[str, Any]) -> None:
+    documents = explode(chunk_of([[document]]), "documents", id_field)
+    assert (texts_of(documents)[0], documents.ids[0].as_py() if documents.ids else None) == expected
+
+
+@pytest.mark.parametrize("column", [pa.array([[], []]), pa.array([], pa.list_(pa.string())), [[], []]])
+def test_empty_lists_are_no_documents(column: Any) -> None:
+    documents = explode(chunk_of(column), "documents", None)
+    assert (documents.parents.tolist(), texts_of(documents)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("column", "id_field", "message"),
+    [
+        (["a"], None, "line 1: column 'documents' is string, not a list"),
+        ([["a"], None], None, "line 2: column 'documents' is null"),
+        ([["a"], ["b", None]], None, "line 2: column 'documents'[1] is null"),
+        ([[], [None]], None, "line 2: column 'documents'[0] is null"),
+        ([[], [1]], None, "line 2: column 'documents'[0] is int64, not text"),
+        ([[{"text": "a"}], [{"text": "b"}, None]], None, "line 2: column 'documents'[1] is null"),
+        ([[{"text": "a"}, {"text": None}]], None, "line 1: column 'documents'[1] is null"),
+        ([[{"title": "a"}]], None, "line 1: column 'documents': its documents have no text field; fields: title"),
+        ([[{"body": "a", "content": "b"}]], None, "line 1: column 'documents': its documents have no text field"),
+        ([[{"text": 1}]], None, "line 1: column 'documents'[0] is int64, not text"),
+        ([[{"text": "a"}]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: text"),
+        ([["a"]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: none"),
+    ],
+)
+def test_what_is_no_document_is_named(column: Any, id_field: str | None, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        explode(chunk_of(column), "documents", id_field)
+    assert caught.value.message.startswith(f"pairs.jsonl, {message}")
+    assert caught.value.hint
+
+
+def test_nested_types_are_told_from_flat_ones() -> None:
+    nested = [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 3)]
+    assert [is_nested(kind) for kind in nested] == [True] * 3
+    assert not is_nested(pa.string())
+    assert not is_nested(pa.struct([("text", pa.string())]))
