@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import RowError, RuntimeFailureError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
+from batchscore.models.configs import load_config
 from batchscore.models.resolve import Sourced, resolve
 from batchscore.models.spec import ModelSpec
 from batchscore.ranking import rank_rows
@@ -46,6 +47,7 @@ class Scorer:
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_length: tokens of one sequence; None is the model's own limit.
         truncation: what gives way when a sequence is too long; "error" refuses instead.
+        config: a YAML file, or the name of a shipped one; None takes the shipped one that lists this hub id.
         query_prompt, document_prompt: text put before each side (bi-encoder, late interaction); None takes the
             checkpoint's.
         similarity: "cosine" or "dot" (bi-encoder); None is cosine.
@@ -68,6 +70,7 @@ class Scorer:
         device: str = "auto",
         max_length: int | None = None,
         truncation: Truncation = "document-first",
+        config: str | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         similarity: Literal["cosine", "dot"] | None = None,
@@ -88,7 +91,7 @@ class Scorer:
         options: dict[str, Sourced] = {
             name: (value, "--" + name.replace("_", "-")) for name, value in given.items() if value is not None
         }
-        self.spec: ModelSpec = resolve(self.checkpoint, options)
+        self.spec: ModelSpec = resolve(self.checkpoint, {**load_config(str(model), config), **options})
         self.placement = place(device, dtype)
         self.truncation: Truncation = truncation
         self.budget = Budget(batch_tokens or self.placement.max_tokens, window_rows, workers=self.placement.workers)

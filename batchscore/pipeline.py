@@ -62,7 +62,7 @@ class RerankJob:
 
 @dataclass
 class Meter:
-    """Counts and seconds of a run, read by whoever shows progress; `on_change` is called after each pack, from any thread."""
+    """Counts and seconds of a run; `on_change` is called after each pack, from any thread."""
 
     on_change: Callable[[Meter], None] = lambda meter: None
     rows: int = 0
@@ -86,7 +86,7 @@ class Meter:
             self.seconds[stage] += perf_counter() - start
 
     def window(self, size: int, fraction: float | None) -> Callable[[int, int], None]:
-        """What to call with (rows, tokens) of each pack of a window of `size` rows, at whose end `fraction` of the input is done."""
+        """What to call with (rows, tokens) of each pack of a window; at its end `fraction` of the input is done."""
         start, rows_before = self.fraction or 0.0, self.rows
 
         def add(rows: int, tokens: int) -> None:
@@ -111,7 +111,7 @@ class Window:
 
 
 def run_score(load: Callable[[], Scorer], source: Source, sink: Sink, job: ScoreJob, meter: Meter) -> None:
-    """Write the input's rows with their scores, in the input's order. The model is loaded once the columns are known to be there."""
+    """Write the input's rows with their scores, in the input's order; columns are checked before the model loads."""
     added = [job.score_column, *(_DETAILS if job.details else ())]
     flags = {job.query_column: "--query-column", job.document_column: "--document-column"}
     kept = None if job.keep_columns is None else list(job.keep_columns)
@@ -132,7 +132,7 @@ def run_score(load: Callable[[], Scorer], source: Source, sink: Sink, job: Score
 
 
 def run_rerank(load: Callable[[], Scorer], source: Source, sink: Sink, job: RerankJob, meter: Meter) -> None:
-    """Write each query's documents in rank order. The model is loaded once the columns are known to be there."""
+    """Write each query's documents in rank order; columns are checked before the model loads."""
     columns = _rerank_columns(source, job)
     queries = QueryIds(columns.query_id)
     ranked = RankedRows(queries, partial(rank_rows, top_n=job.top_n), prune=bool(job.top_n))

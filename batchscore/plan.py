@@ -86,7 +86,7 @@ class Plan:
     def _score_meaning(self) -> str:
         spec = self.scorer.spec
         if spec.score_type != "cross-encoder":
-            return f"{spec.similarity} of {'token vectors' if spec.similarity == 'maxsim' else '+'.join(spec.pooling) + ' vectors'}"
+            return f"{spec.similarity} of {'+'.join(spec.pooling) or 'token'} vectors"
         return f"{spec.activation.rsplit('.', 1)[-1].lower()} of the logit ({spec.sources['activation']})"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -76,8 +77,9 @@ class Items:
         lengths = self.lengths[index]
         offsets = offsets_of(lengths)
         where = ranges(self.offsets[:-1][index], lengths)
-        pick = lambda column: None if column is None else column[where]  # noqa: E731
-        return Items(self.ids[where], offsets, pick(self.types), pick(self.keep))
+        types = None if self.types is None else self.types[where]
+        keep = None if self.keep is None else self.keep[where]
+        return Items(self.ids[where], offsets, types, keep)
 
 
 def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -116,13 +118,13 @@ class Work:
         return tokens.astype(np.int32)
 
     def split(self, max_held_tokens: int) -> Iterator[tuple[range, NDArray[np.int64]]]:
-        """Yield (held items, rows that need one of them), each group's held items within `max_held_tokens` or a single item."""
+        """Yield (held items, rows that need one of them), held items within `max_held_tokens` or a single one."""
         if not self.held:
             yield range(0), np.arange(len(self))
             return
         group = (np.cumsum(self.items.lengths[: self.held]) - 1) // max_held_tokens
         cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), self.held]
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             yield range(start, stop), np.flatnonzero((self.left >= start) & (self.left < stop))
 
 
@@ -173,5 +175,5 @@ class Scores:
 
     @property
     def rank_by(self) -> NDArray[np.float32]:
-        """float32 [rows]: the logit where there is one, since a saturated sigmoid ties what the model still tells apart."""
+        """float32 [rows]: the logit if there is one: a saturated sigmoid ties what the model tells apart."""
         return self.score if self.logit is None else self.logit

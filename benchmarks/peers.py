@@ -1,6 +1,6 @@
 """Score a file of pairs with one peer library, run by that peer's own interpreter, and print one JSON line.
 
-    /tmp/vllm/bin/python benchmarks/peers.py --peer vllm --model DIR --pairs pairs.jsonl --kind cross-encoder --repeat 5
+    PEER_VENV/bin/python benchmarks/peers.py --peer vllm --model DIR --pairs pairs.jsonl --kind cross-encoder --repeat 5
 
     {"peer", "version", "torch", "pairs", "load_seconds", "seconds": [one per repeat], "scores": [the first 20]}
 
@@ -53,7 +53,8 @@ def load_cross_encoder(args: argparse.Namespace) -> Peer:
     model = sentence_transformers.CrossEncoder(args.model, model_kwargs={"dtype": args.dtype})
 
     def score(pairs: Pairs) -> list[float]:
-        return model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist()
+        scores: list[float] = model.predict(pairs, batch_size=args.batch_size, show_progress_bar=False).tolist()
+        return scores
 
     return Peer(sentence_transformers.__version__, score)
 
@@ -152,6 +153,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Score pairs with a peer library; prints one JSON line.")
     parser.add_argument("--peer", required=True, choices=sorted({peer for peer, _ in LOADERS}))
     parser.add_argument("--kind", required=True, choices=sorted({kind for _, kind in LOADERS}))
@@ -165,6 +167,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Print the measurement as one JSON line."""
     args = parse_arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # libraries, and vLLM's child processes, print to descriptor 1: keep the real one for the result alone

@@ -1,4 +1,4 @@
-"""What a person, a log file or a cron mail sees of a run. Everything goes to stderr; the output file is the only result."""
+"""What a person, a log file or a cron mail sees of a run: all of it on stderr, since the output file is the result."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ class Display:
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
         if not self._quiet or event == "error":
-            print(json.dumps({"event": event, **values}, ensure_ascii=False), file=sys.stderr, flush=True)
+            sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+            sys.stderr.flush()
 
 
 def _bar(console: Console) -> Progress:

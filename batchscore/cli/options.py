@@ -36,7 +36,7 @@ DocumentsColumn = Annotated[
     Optional[str],  # noqa: UP045  typer reads this at run time, on Python 3.10 too
     typer.Option(
         "--document-column",
-        help="Column that holds a document, or a list of strings or of structs with `text`. [default: document, else documents]",
+        help="Column with a document, or a list of strings or structs with `text`. [default: document, else documents]",
         rich_help_panel=_INPUT,
     ),
 ]
@@ -47,7 +47,7 @@ QueryIdColumn = Annotated[
 DocumentIdColumn = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="Column or struct field that holds the document's id. [default: document_id; in structs id, _id, docid, ...]",
+        help="Column or struct field with the document's id. [default: document_id; in structs id, _id, docid, ...]",
         rich_help_panel=_INPUT,
     ),
 ]
@@ -93,6 +93,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_hel
 Revision = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_MODEL),
+]
+Config = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="YAML file with a model's settings, or the name of a shipped one.", rich_help_panel=_MODEL),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.", rich_help_panel=_MODEL)

@@ -1,4 +1,7 @@
-"""What `score` and `rerank` have in common: doors first, then the model, then the record; errors become one line and an exit code."""
+"""What `score` and `rerank` have in common: doors first, then the model, then the record.
+
+Errors become one line, a hint and the exit code of errors.py.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Both come as Arrow tables batch by batch and are never held whole; the price is 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,13 +40,18 @@ class DatasetReader:
         if columns is not None:
             dataset = dataset.select_columns([name for name in self.column_names() if name in columns])
         done = 0
+        tables = dataset.with_format("arrow").iter(batch_size=rows)
         try:
-            for table in dataset.with_format("arrow").iter(batch_size=rows):
+            for table in tables:
                 places = range(done, done + table.num_rows)
                 yield Block(table, self.file, places, "row", places.stop / self._rows if self._rows else None)
                 done = places.stop
         except Exception as error:  # remote readers document no exceptions
             raise InputError(f"{self.file}, row {done}: cannot be read: {error}") from error
+        finally:
+            # a Parquet scan left half done aborts the process at exit (huggingface/datasets#7566)
+            del tables
+            gc.collect()
         if not done:
             yield Block(dataset.features.arrow_schema.empty_table(), self.file, range(0), "row", 1.0)
 

@@ -1,4 +1,4 @@
-"""Tables that should agree on their columns: is a column there, and what type holds the rows of all?
+"""Tables that should agree on their columns: whether a column is there, and what type holds the rows of all.
 
 The join is permissive (null to anything, int to float, a struct gains fields): files written at different times read as
 one, at the price that a column's type may change from one window to the next.

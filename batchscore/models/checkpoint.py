@@ -18,8 +18,9 @@ from batchscore.errors import CheckpointError, NotFoundError
 Json = dict[str, Any]
 
 # sentence-transformers wrote this file under the backbone's name before it settled on the first
-_SENTENCE_CONFIGS = ("sentence_bert_config.json",) + tuple(
-    f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_SENTENCE_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
 
@@ -76,7 +77,7 @@ class Checkpoint:
     @cached_property
     def modules(self) -> list[Module]:
         """The sentence-transformers chain in order; empty without a modules.json."""
-        entries = self.read_json("modules.json") or []
+        entries: list[Json] = list(self.read_json("modules.json") or [])  # type: ignore[arg-type]  # a list, by its format
         return [
             Module(entry["type"].rsplit(".", 1)[-1], entry["path"], self.read_json(f"{entry['path']}/config.json"))
             for entry in entries
@@ -144,5 +145,5 @@ def _download(model: str, revision: str | None) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotFoundError(
             f"model {model!r} is not a folder and could not be fetched from the hub: {reason}",
-            hint="check the spelling, or download it first and pass the folder; HF_HUB_OFFLINE=1 uses the local cache only",
+            hint="check the spelling and the network, or download it and pass the folder",
         ) from error

@@ -1,4 +1,4 @@
-"""What stands between a body's states and the score: classifier layers, Dense modules, the activation. All in float32."""
+"""Between a body's states and the score: classifier layers, Dense modules, the activation. All in float32."""
 
 from __future__ import annotations
 

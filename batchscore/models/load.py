@@ -1,4 +1,4 @@
-"""Weights into modules, or a clear refusal: a weight that is missing or that nothing reads is an error, never a random number."""
+"""Weights into modules, or a clear refusal: a missing or unread weight is an error, never a random number."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own loading report and progress bar: `_check_report` reads the same facts and acts on them."""
+    """Without transformers' own loading report and progress bar: `_check_report` acts on the same facts."""
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -97,7 +97,7 @@ def _check_report(name: str, missing: Iterable[str], unexpected: Iterable[str], 
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             raise CheckpointError(
                 f"{name} {what} {shown}",
-                hint="the weights are not those of the architecture in config.json; scores would be random, so nothing is scored",
+                hint="these weights are not those of the architecture in config.json; scores would be random",
             )
 
 

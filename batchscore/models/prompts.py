@@ -38,7 +38,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncatio
 
 
 def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
-    """One sequence for each distinct query, then one for each distinct document: the window of a bi-encoder or late interaction."""
+    """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
     sides = ((pairs.queries, spec.query_prompt, CUT_QUERY), (pairs.documents, spec.document_prompt, CUT_DOCUMENT))
     (queries, query_cut), (documents, document_cut) = (
         _encode_side(tokenizer, spec, *side, truncation) for side in sides
@@ -59,7 +59,10 @@ def cut_document_first(queries: Lengths, documents: Lengths, budget: int) -> tup
 
 
 def cut_longest_first(queries: Lengths, documents: Lengths, budget: int) -> tuple[Lengths, Lengths]:
-    """Tokens to keep of each side: the longer one gives way until both are half, as Hugging Face tokenizers do; an odd token goes to the longer."""
+    """Tokens to keep of each side, as Hugging Face tokenizers do it.
+
+    The longer side gives way until both have half; an odd token goes to the longer.
+    """
     short, long = np.minimum(queries, documents), np.maximum(queries, documents)
     kept_short = np.where(short + long <= budget, short, np.minimum(short, budget // 2))
     kept_long = np.minimum(long, budget - kept_short)
@@ -88,7 +91,7 @@ def _prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
 
 
 def _after_prompt(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, items: Items) -> NDArray[np.bool_]:
-    """bool [tokens]: False for the prompt and the special tokens before it, where there is a prompt (sentence-transformers' rule)."""
+    """bool [tokens]: False for a prompt and the special tokens before it (sentence-transformers' rule)."""
     if not prompt:
         return np.ones(len(items.ids), bool)
     leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))

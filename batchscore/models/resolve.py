@@ -78,7 +78,8 @@ def find_row(checkpoint: Checkpoint) -> Row:
     row = ARCHITECTURES.get(checkpoint.architecture)
     if row is None:
         raise CheckpointError(
-            f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported; supported: {', '.join(ARCHITECTURES)}"
+            f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported",
+            hint=f"supported: {', '.join(ARCHITECTURES)}",
         )
     return row
 
@@ -180,7 +181,8 @@ def _pooling(checkpoint: Checkpoint, row: Row) -> tuple[Sourced, Sourced]:
     unknown = sorted(modes - set(POOLING_MODES))
     if unknown or not modes:
         raise CheckpointError(
-            f"{checkpoint.name}: {file} asks for pooling {', '.join(unknown) or 'by no mode at all'}; known: {', '.join(POOLING_MODES)}"
+            f"{checkpoint.name}: {file} asks for pooling {', '.join(unknown) or 'by no mode at all'}",
+            hint=f"known modes: {', '.join(POOLING_MODES)}",
         )
     return (tuple(mode for mode in POOLING_MODES if mode in modes), file), (
         bool(module.config.get("include_prompt", True)),
@@ -204,7 +206,7 @@ def _flagged_modes(config: Mapping[str, Any]) -> set[str]:
 
 
 def _prompts(checkpoint: Checkpoint) -> tuple[Sourced, Sourced]:
-    """(query prompt, document prompt) as saved by sentence-transformers; the default prompt serves a side that has none of its own."""
+    """(query prompt, document prompt) as saved by sentence-transformers; a side without its own gets the default."""
     file = "config_sentence_transformers.json"
     saved = checkpoint.read_json(file)
     prompts: dict[str, str] = saved.get("prompts") or {}

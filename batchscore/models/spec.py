@@ -29,9 +29,8 @@ class DenseSpec:
 class Row:
     """What an architecture says before its checkpoint's files do; the registry in `arch/` is a dict of these."""
 
-    head: tuple[
-        str, ...
-    ] = ()  # submodules of the *ForSequenceClassification class that turn the first token's state into the logit, in order
+    # submodules of the *ForSequenceClassification class that turn the first token's state into the logit, in order
+    head: tuple[str, ...] = ()
     pooling: PoolingMode = "cls"  # without sentence-transformers files
     positions_after_pad: bool = False  # the first token's position is pad_token_id + 1 (fairseq's convention)
 

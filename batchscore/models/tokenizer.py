@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from batchscore.errors import CheckpointError
@@ -76,13 +76,16 @@ class TextTokenizer:
 
     def _pattern(self, *texts: str) -> Pattern:
         """Read the pattern off an encoded probe: special tokens where they stand, one slot for each text."""
-        encoding = self._tokenizer.encode(*texts, add_special_tokens=True)
+        encoding = self._encode(*texts)
         pattern: list[Special | Slot] = []
         for token, kind, side in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
             part = Special(token, kind) if side is None else Slot(side, kind)
             if part not in pattern or isinstance(part, Special):
                 pattern.append(part)
         return tuple(pattern)
+
+    def _encode(self, first: str, second: str | None = None) -> Encoding:
+        return self._tokenizer.encode(first, second, add_special_tokens=True)
 
     def _check_patterns(self, name: str) -> None:
         """Assembled ids must equal the tokenizer's own; a tokenizer that mixes the sides otherwise is unknown."""
@@ -91,7 +94,7 @@ class TextTokenizer:
                 sides = [self.tokenize([text], 1_000) for text in texts]
                 ones = np.zeros(1, np.int64)
                 built = assemble(pattern, [(side, ones, side.lengths) for side in sides])
-                if built.ids.tolist() != self._tokenizer.encode(*texts, add_special_tokens=True).ids:
+                if built.ids.tolist() != self._encode(*texts).ids:
                     raise CheckpointError(
                         f"{name}: its tokenizer does not put fixed tokens around its texts ({texts!r})"
                     )

@@ -60,11 +60,11 @@ def packed_attention(
     output = torch.empty_like(flat_query, memory_format=torch.contiguous_format)
     for start, sequences, length in sequence_runs:
         span = slice(start, start + sequences * length)
-        batch = (
+        run_query, run_key, run_value = (
             states[span].unflatten(0, (sequences, length)).transpose(1, 2)
             for states in (flat_query, flat_key, flat_value)
         )
-        attended = scaled_dot_product_attention(*batch, scale=scaling)
+        attended = scaled_dot_product_attention(run_query, run_key, run_value, scale=scaling)
         output[span] = attended.transpose(1, 2).flatten(0, 1)
     return output[None], None
 

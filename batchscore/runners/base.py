@@ -21,9 +21,7 @@ Index = NDArray[np.integer]
 
 
 class Runner(Protocol):
-    """A score type at work. `Output` is whatever `forward` gives for a pack and `compare` reads; it never leaves the runner's hands."""
-
-    spec: ModelSpec
+    """A score type at work. What `forward` gives, only `hold` and `compare` of the same runner read."""
 
     def start_worker(self) -> None:
         """Called once in each thread that will call `forward`."""
@@ -74,7 +72,7 @@ class Engine:
         return states[0]
 
     def _padded(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from a right-padded (n, longest) forward with a mask, for models with an attention of their own."""
+        """[tokens, dim] from a right-padded (n, longest) forward, for models with an attention of their own."""
         mask = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
         inputs = {}
         for name, column in _columns(batch).items():

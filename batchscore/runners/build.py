@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.load import load_model
+from batchscore.models.load import Loaded, load_model
 from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.tokenizer import TextTokenizer, load_tokenizer
 from batchscore.runners.attention import PACKED
 from batchscore.runners.base import Runner
 from batchscore.runners.bi_encoder import BiEncoder
@@ -14,7 +16,7 @@ from batchscore.runners.device import Placement
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.types import ScoreType
 
-RUNNERS: dict[ScoreType, type[CrossEncoder] | type[BiEncoder] | type[LateInteraction]] = {
+RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str], Runner]] = {
     "cross-encoder": CrossEncoder,
     "bi-encoder": BiEncoder,
     "late-interaction": LateInteraction,

@@ -27,7 +27,7 @@ class LateInteraction(Engine):
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
-        """Unit vectors of every token, special tokens included, through the Dense chain where the checkpoint has one."""
+        """Unit vectors of every token, special ones included, through the Dense chain if there is one."""
         states = self.states(batch)
         return list(normalize(self.model.head(states.hidden), dim=1).split(batch.lengths.tolist()))
 

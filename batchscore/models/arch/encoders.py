@@ -1,4 +1,7 @@
-"""Bidirectional encoders that transformers has natively: the row says how the head is cut off the body and how positions count."""
+"""Bidirectional encoders that transformers has natively.
+
+A row says how the head is cut off the body and how positions count.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Config files: what a published model needs and its own files do not say, such as the prompts it was trained with.
+
+A file is found by the hub ids it lists, the only place where a model's name counts, or named by the user. Its keys are
+options under their own names; YAML may choose and parametrise, never compute.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batchscore.errors import UsageError
+from batchscore.models.resolve import Sourced
+from batchscore.resources import find_resource, shipped_files
+
+FIELDS = ("score_type", "max_length", "query_prompt", "document_prompt", "similarity")
+
+
+def load_config(model: str, name: str | None) -> dict[str, Sourced]:
+    """{field: (value, file)} of the config a user named, else of the shipped one that lists this hub id, else {}.
+
+    Raises:
+        UsageError: no such config, invalid YAML, an unknown key.
+    """
+    if name is not None:
+        return _read_fields(find_resource("configs", name))
+    shipped = shipped_files("configs").values()
+    path = next((path for path in shipped if model in _read(path).get("models", [])), None)
+    return {} if path is None else _read_fields(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no settings", hint=f"one `key: value` a line; keys: {', '.join(FIELDS)}")
+    return content
+
+
+def _read_fields(path: Path) -> dict[str, Sourced]:
+    settings = {key: value for key, value in _read(path).items() if key != "models"}
+    for key in settings:
+        if key not in FIELDS:
+            nearest = difflib.get_close_matches(key, FIELDS, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"keys: {', '.join(FIELDS)}"
+            raise UsageError(f"{path}: unknown key {key!r}", hint=hint)
+    return {key: (value, path.name) for key, value in settings.items()}
