@@ -1,0 +1,160 @@
+"""`batchscore rerank` as a person runs it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+import checkpoints
+from batchscore import Scorer
+from batchscore.cli.main import app
+from batchscore.io import results
+from test_cli_score import read, write
+
+Tiny = Callable[[str], str]
+Rows = list[dict[str, Any]]
+_, TEXTS = checkpoints.pairs(60, seed=5)
+
+
+def documents_of(query: int) -> Rows:
+    return [{"id": f"q{query}-d{place}", "text": TEXTS[10 * query + place]} for place in range(10)]
+
+
+NESTED = [{"qid": f"q{i}", "query": f"question {i}", "documents": documents_of(i)} for i in range(6)]
+LONG = [
+    {"qid": row["qid"], "query": row["query"], "document_id": document["id"], "document": document["text"]}
+    for row in NESTED
+    for document in row["documents"]
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rerank(model: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["rerank", "--model", model, *arguments])
+
+
+def expected(model: str, top_n: int = 0) -> Rows:
+    """What `rerank` should write for NESTED, query by query through Scorer."""
+    scorer, rows = Scorer(model), []
+    for row in NESTED:
+        found = scorer.rerank(row["query"], [document["text"] for document in row["documents"]], top_n)
+        for rank, document in enumerate(found, start=1):
+            identity = {"qid": row["qid"], "index": document.index, "document_id": f"{row['qid']}-d{document.index}"}
+            rows.append(
+                {**identity, "rank": rank, "relevance_score": pytest.approx(document.relevance_score, abs=1e-6)}
+            )
+    return rows
+
+
+@pytest.mark.parametrize("name", ["bert_ce", "bert_mean"])
+@pytest.mark.parametrize("rows", [NESTED, LONG], ids=["nested", "long"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_lists_and_long_rows_rank_like_scorer(tiny: Tiny, name: str, rows: Rows, suffix: str) -> None:
+    write(f"in.{suffix}", rows)
+    result = rerank(tiny(name), "--in", f"in.{suffix}", "--out", f"out.{suffix}", "--query-id-column", "qid")
+
+    assert result.exit_code == 0, result.output
+    assert read(f"out.{suffix}") == expected(tiny(name))
+
+
+@pytest.mark.parametrize("top_n", [1, 3, 100])
+def test_top_n_keeps_the_best(tiny: Tiny, top_n: int) -> None:
+    options = ["--query-id-column", "qid", "--top-n", str(top_n)]
+    rerank(tiny("bert_mean"), "--in", write("in.jsonl", LONG), "--out", "out.jsonl", *options)
+
+    assert read("out.jsonl") == expected(tiny("bert_mean"), top_n)
+
+
+def test_rows_of_a_query_need_not_be_neighbours(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scattered over windows and pruned on the way, a query has the same best; index counts in input order."""
+    monkeypatch.setattr(results, "_PRUNE_FROM", 8)
+    scattered = random.Random(0).sample(LONG, len(LONG))
+    write("in.jsonl", scattered)
+    options = ["--query-id-column", "qid", "--top-n", "2", "--window-rows", "7"]
+    result = rerank(tiny("bert_mean"), "--in", "in.jsonl", "--out", "out.jsonl", *options)
+
+    assert result.exit_code == 0, result.output
+    found = {(row["qid"], row["rank"]): row["document_id"] for row in read("out.jsonl")}
+    assert found == {(row["qid"], row["rank"]): row["document_id"] for row in expected(tiny("bert_mean"), 2)}
+    for row in read("out.jsonl"):
+        of_query = [source["document_id"] for source in scattered if source["qid"] == row["qid"]]
+        assert of_query[row["index"]] == row["document_id"]
+
+
+def test_equal_scores_keep_the_documents_order(tiny: Tiny) -> None:
+    write("in.jsonl", [{"query": "a", "documents": ["same", "same", "same"]}])
+    rerank(tiny("bert_ce"), "--in", "in.jsonl", "--out", "out.jsonl")
+
+    assert [(row["rank"], row["index"]) for row in read("out.jsonl")] == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_without_an_id_column_the_query_text_tells_queries_apart(tiny: Tiny) -> None:
+    rows = [{"query": q, "document": d} for q, d in [("a", "x"), ("b", "y"), ("a", "z")]]
+    rerank(tiny("bert_mean"), "--in", write("in.jsonl", rows), "--out", "out.jsonl")
+
+    out = read("out.jsonl")
+    assert list(out[0]) == ["query", "index", "rank", "relevance_score"]
+    assert [(row["query"], row["rank"]) for row in out] == [("a", 1), ("a", 2), ("b", 1)]
+
+
+def test_return_documents_writes_their_text(tiny: Tiny) -> None:
+    options = ["--query-id-column", "qid", "--return-documents"]
+    rerank(tiny("bert_mean"), "--in", write("in.jsonl", NESTED), "--out", "out.jsonl", *options)
+
+    texts = {row["document_id"]: row["document"] for row in LONG}
+    assert all(row["document"] == texts[row["document_id"]] for row in read("out.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nested_writes_one_row_a_query(tiny: Tiny, suffix: str) -> None:
+    """A query without documents is there too, with an empty list."""
+    rows = [*NESTED, {"qid": "none", "query": "nothing to rank", "documents": []}]
+    options = ["--query-id-column", "qid", "--top-n", "3", "--nested"]
+    result = rerank(tiny("bert_mean"), "--in", write("in.jsonl", rows), "--out", f"out.{suffix}", *options)
+
+    assert result.exit_code == 0, result.output
+    out = read(f"out.{suffix}")
+    flat = [{"qid": row["qid"], **found} for row in out for found in row["results"]]
+    assert flat == expected(tiny("bert_mean"), 3)
+    assert out[-1] == {"qid": "none", "results": []}
+
+
+def test_number_ids_stay_numbers(tiny: Tiny) -> None:
+    write("in.parquet", [{"qid": 7, "query": "a", "document_id": 1, "document": "x"}])
+    rerank(tiny("bert_mean"), "--in", "in.parquet", "--out", "out.parquet", "--query-id-column", "qid")
+
+    row = pq.read_table("out.parquet").to_pylist()[0]
+    assert (row["qid"], row["document_id"]) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "code", "said"),
+    [
+        (LONG, ["--query-id-column", "query_id"], 5, "column 'query_id' not found in in.jsonl"),
+        (LONG, ["--document-id-column", "docid"], 5, "hint: pass --document-id-column"),
+        ([{"query": "a"}], [], 5, "column 'document' not found in in.jsonl; columns: query"),
+        ([{"query": "a", "documents": ["x", None]}], [], 5, "in.jsonl, line 1: column 'documents'[1] is null"),
+        ([{"query": "a", "documents": [{"body": "x", "text": None}]}], [], 5, "in.jsonl, line 1"),
+        ([{"query": "a", "documents": [1, 2]}], [], 5, "not text"),
+        ([{"qid": None, "query": "a", "document": "b"}], ["--query-id-column", "qid"], 5, "column 'qid' is null"),
+        ([{"query": "a", "document": "b", "rank": 3}], ["--query-id-column", "rank"], 2, "'rank'"),
+    ],
+)
+def test_bad_input_is_named(tiny: Tiny, rows: Rows, options: list[str], code: int, said: str) -> None:
+    write("in.jsonl", rows)
+    result = rerank(tiny("bert_mean"), "--in", "in.jsonl", "--out", "out.jsonl", *options)
+
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert not Path("out.jsonl").exists()

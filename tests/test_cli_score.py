@@ -1,0 +1,315 @@
+"""`batchscore score` as a person runs it: files in, files out, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+import checkpoints
+from batchscore import Scorer
+from batchscore.cli.main import app
+
+Tiny = Callable[[str], str]
+QUERIES, DOCUMENTS = checkpoints.pairs(40, seed=3)
+ROWS = [{"id": f"r{i}", "query": q, "document": d} for i, (q, d) in enumerate(zip(QUERIES, DOCUMENTS, strict=True))]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> str:
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), name)
+    else:
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return name
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    if name.endswith(".parquet"):
+        return pq.read_table(name).to_pylist()
+    return [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+
+
+def score(model: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["score", "--model", model, *arguments])
+
+
+@pytest.mark.parametrize("source", ["pairs.jsonl", "pairs.parquet"])
+@pytest.mark.parametrize("target", ["out.jsonl", "out.parquet"])
+def test_rows_come_back_in_order_with_the_scores_of_scorer(tiny: Tiny, source: str, target: str) -> None:
+    result = score(tiny("bert_ce"), "--in", write(source, ROWS), "--out", target)
+
+    assert result.exit_code == 0, result.output
+    rows, expected = read(target), Scorer(tiny("bert_ce")).score(QUERIES, DOCUMENTS)
+    assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
+    assert list(rows[0]) == ["id", "query", "document", "score"]
+    np.testing.assert_allclose([row["score"] for row in rows], expected, atol=1e-6)
+
+
+def test_score_is_float32(tiny: Tiny) -> None:
+    score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.parquet")
+
+    assert pq.read_schema("out.parquet").field("score").type == pa.float32()
+
+
+@pytest.mark.parametrize("options", [["--window-rows", "7"], ["--batch-tokens", "16"], ["--padded"]])
+def test_how_much_is_processed_at_once_does_not_matter(tiny: Tiny, options: list[str]) -> None:
+    write("pairs.jsonl", ROWS)
+    score(tiny("roberta_ce"), "--in", "pairs.jsonl", "--out", "plain.jsonl")
+    score(tiny("roberta_ce"), "--in", "pairs.jsonl", "--out", "other.jsonl", *options)
+
+    plain, other = ([row["score"] for row in read(name)] for name in ("plain.jsonl", "other.jsonl"))
+    np.testing.assert_allclose(other, plain, atol=1e-6)
+
+
+def test_several_inputs_are_one(tiny: Tiny) -> None:
+    write("a.jsonl", ROWS[:11])
+    write("b.parquet", ROWS[11:])
+    result = score(
+        tiny("bert_mean"), "--in", "a.jsonl", "--in", "b.parquet", "--out", "out.jsonl", "--window-rows", "8"
+    )
+
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in read("out.jsonl")] == [row["id"] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("kept", "columns"),
+    [
+        ("all", ["id", "query", "document", "score"]),
+        ("none", ["score"]),
+        ("id", ["id", "score"]),
+        ("document, id", ["document", "id", "score"]),
+    ],
+)
+def test_keep_columns_chooses_what_is_carried(tiny: Tiny, kept: str, columns: list[str]) -> None:
+    result = score(
+        tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.parquet", "--keep-columns", kept
+    )
+
+    assert result.exit_code == 0, result.output
+    assert pq.read_schema("out.parquet").names == columns
+
+
+def test_columns_may_have_other_names(tiny: Tiny) -> None:
+    write("pairs.jsonl", [{"q": row["query"], "text": row["document"]} for row in ROWS])
+    names = ["--query-column", "q", "--document_column", "text", "--score-column", "s"]  # underscores are dashes
+    result = score(tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl", *names)
+
+    assert result.exit_code == 0, result.output
+    assert list(read("out.jsonl")[0]) == ["q", "text", "s"]
+
+
+def test_details_of_a_cross_encoder(tiny: Tiny) -> None:
+    """The logit, the tokens the model read, and which side was cut."""
+    long = "word " * 200
+    rows = [("short", "short"), ("short", long), (long, long), (long, "")]
+    write("pairs.jsonl", [{"query": q, "document": d} for q, d in rows])
+    score(tiny("bert_ce_default"), "--in", "pairs.jsonl", "--out", "out.parquet", "--details")
+
+    out = read("out.parquet")
+    assert [row["truncated"] for row in out] == ["none", "document", "both", "query"]
+    assert [row["num_tokens"] for row in out[1:]] == [64, 64, 64]
+    np.testing.assert_allclose(
+        [1 / (1 + np.exp(-row["logit"])) for row in out], [row["score"] for row in out], atol=1e-6
+    )
+
+
+def test_details_of_a_bi_encoder_have_no_logit(tiny: Tiny) -> None:
+    score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.parquet", "--details")
+
+    assert pq.read_schema("out.parquet").names[-3:] == ["score", "num_tokens", "truncated"]
+
+
+def test_cut_rows_are_counted(tiny: Tiny) -> None:
+    write("pairs.jsonl", [{"query": "a", "document": "word " * 200}, {"query": "a", "document": "b"}])
+    result = score(tiny("bert_ce"), "--in", "pairs.jsonl", "--out", "out.parquet")
+
+    assert "cut      document 1" in result.stderr
+    assert json.loads(Path("out.parquet.run.json").read_text("utf-8"))["counts"]["cut"] == {
+        "query": 0,
+        "document": 1,
+        "both": 0,
+    }
+
+
+def test_limit_reads_the_first_rows(tiny: Tiny) -> None:
+    score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--limit", "5")
+
+    assert [row["id"] for row in read("out.jsonl")] == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def test_no_rows_give_a_valid_empty_file(tiny: Tiny) -> None:
+    pq.write_table(
+        pa.table({"query": pa.array([], pa.string()), "document": pa.array([], pa.string())}), "none.parquet"
+    )
+    for score_type in ("bi-encoder", "late-interaction"):
+        result = score(tiny("bert_mean"), "--in", "none.parquet", "--out", "out.parquet", "--score-type", score_type)
+
+        assert result.exit_code == 0, result.output
+        assert pq.read_table("out.parquet").column_names == ["query", "document", "score"]
+
+
+def test_empty_strings_are_scored(tiny: Tiny) -> None:
+    write("pairs.jsonl", [{"query": "", "document": ""}, {"query": "a", "document": ""}])
+    for name in ("bert_ce", "bert_mean", "xlmr_cls"):
+        assert score(tiny(name), "--in", "pairs.jsonl", "--out", "out.jsonl").exit_code == 0
+        assert all(np.isfinite(row["score"]) for row in read("out.jsonl"))
+
+
+def test_record_says_where_each_setting_came_from(tiny: Tiny) -> None:
+    score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--document-prompt", "text: ")
+
+    record = json.loads(Path("out.jsonl.run.json").read_text("utf-8"))
+    assert record["spec"]["pooling"] == {"value": ["mean"], "source": "1_Pooling/config.json"}
+    assert record["spec"]["document_prompt"] == {"value": "text: ", "source": "--document-prompt"}
+    assert record["inputs"][0]["name"] == "pairs.jsonl"
+    assert record["counts"]["rows"] == len(ROWS)
+    assert record["placement"]["dtype_reason"]
+    assert {"torch", "transformers", "batchscore"} <= record["versions"].keys()
+
+
+def test_quiet_prints_nothing(tiny: Tiny) -> None:
+    result = score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--quiet")
+
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_json_log_is_one_object_a_line(tiny: Tiny) -> None:
+    result = score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--log-format", "json")
+
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["start", "finish"]
+    assert events[-1]["rows"] == len(ROWS)
+
+
+def test_last_line_says_it_all(tiny: Tiny) -> None:
+    result = score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl")
+
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("40 rows in ")
+    assert last.endswith(("on cpu in float32 -> out.jsonl", "on cpu in bfloat16 -> out.jsonl"))
+
+
+GOOD_LINE = b'{"query": "a", "document": "b"}\n'
+# what is wrong: file, content, exit code, what is said
+FAULTS: dict[str, tuple[str, bytes, int, list[str]]] = {
+    "missing column": (
+        "in.jsonl",
+        b'{"query": "a", "doc": "b"}\n',
+        5,
+        ["'document' not found in in.jsonl; columns: query, doc", "pass --document-column doc"],
+    ),
+    "null": ("in.jsonl", GOOD_LINE + b'{"query": null, "document": "b"}\n', 5, ["in.jsonl, line 2", "'query'", "null"]),
+    "number": ("in.jsonl", b'{"query": "a", "document": 3}\n', 5, ["in.jsonl, line 1", "'document'", "int64"]),
+    "malformed line": ("in.jsonl", GOOD_LINE + b'{"query": \n', 5, ["in.jsonl, line 2", "not JSON"]),
+    "invalid UTF-8": ("in.jsonl", b'{"query": "a", "document": "\xff"}\n', 5, ["in.jsonl, line 1", "UTF-8"]),
+    "empty file": ("in.jsonl", b"", 5, ["in.jsonl is empty"]),
+    "corrupt Parquet": ("in.parquet", b"PAR1 not really", 5, ["in.parquet", "not a readable Parquet file"]),
+    "unknown suffix": ("in.csv", b"query,document\n", 2, ["in.csv", ".parquet"]),
+    "existing score": (
+        "in.jsonl",
+        b'{"query": "a", "document": "b", "score": 1}\n',
+        2,
+        ["'score'", "pass --score-column"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None:
+    name, content, code, said = FAULTS[fault]
+    Path(name).write_bytes(content)
+    result = score(tiny("bert_mean"), "--in", name, "--out", "out.parquet")
+
+    assert result.exit_code == code, result.output
+    assert [part for part in [*said, "hint: "] if part not in result.stderr] == []
+    assert sorted(os.listdir()) == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--in", "nowhere.parquet", "--out", "o.parquet"], 4, "nowhere.parquet: no such file"),
+        (["--in", "pairs.jsonl", "--out", "o.txt"], 2, "o.txt"),
+        (["--in", "pairs.jsonl", "--out", "no/o.parquet"], 8, "no folder no"),
+        (["--in", "pairs.jsonl", "--out", "pairs.jsonl"], 2, "is one of the inputs"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--max-length", "65"], 2, "--max-length 65"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-type", "cross-encoder"], 4, "no score head"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--device", "tpu"], 2, "--device 'tpu'"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--config", "nope"], 2, "multilingual-e5"),
+        (
+            ["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,nope"],
+            5,
+            "'nope' not found in pairs.jsonl",
+        ),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
+    ],
+)
+def test_a_wrong_call_is_named_and_leaves_no_output(tiny: Tiny, options: list[str], code: int, said: str) -> None:
+    write("pairs.jsonl", ROWS)
+    result = score(tiny("bert_mean"), *options)
+
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert sorted(os.listdir()) == ["pairs.jsonl"]
+
+
+def test_a_fault_far_into_the_input_names_its_line_and_keeps_the_older_output(tiny: Tiny) -> None:
+    write("pairs.jsonl", [*ROWS, {"id": "bad", "query": "x", "document": None}])
+    Path("out.jsonl").write_text("older\n")
+    result = score(tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl", "--window-rows", "8")
+
+    assert result.exit_code == 5
+    assert "pairs.jsonl, line 41: column 'document' is null" in result.stderr
+    assert sorted(os.listdir()) == ["out.jsonl", "pairs.jsonl"]
+    assert Path("out.jsonl").read_text() == "older\n"
+
+
+def test_truncation_error_names_the_row(tiny: Tiny) -> None:
+    write("pairs.parquet", [{"query": "a", "document": "b"}, {"query": "a", "document": "word " * 200}])
+    result = score(tiny("bert_ce"), "--in", "pairs.parquet", "--out", "out.jsonl", "--truncation", "error")
+
+    assert result.exit_code == 5
+    assert "pairs.parquet, row 1: longer than max_length 64 tokens" in result.stderr
+
+
+@pytest.mark.parametrize(("sent", "codes"), [(signal.SIGKILL, {-9}), (signal.SIGTERM, {143}), (signal.SIGINT, {130})])
+def test_a_killed_run_leaves_no_output(tiny: Tiny, sent: signal.Signals, codes: set[int]) -> None:
+    """Killed while windows are being written; only SIGKILL may leave the hidden temporary file behind."""
+    write("pairs.jsonl", ROWS * 500)
+    command = [sys.executable, "-m", "batchscore", "score", "--model", tiny("bert_ce"), "--in", "pairs.jsonl"]
+    run = subprocess.Popen([*command, "--out", "out.jsonl", "--window-rows", "16"], stderr=subprocess.PIPE)
+    wait_until(lambda: any(name.startswith(".out.jsonl") and os.path.getsize(name) for name in os.listdir()))
+    run.send_signal(sent)
+    run.communicate(timeout=60)
+
+    assert run.returncode in codes
+    left = {name for name in os.listdir() if name != "pairs.jsonl"}
+    assert "out.jsonl" not in left
+    assert sent == signal.SIGKILL or not left
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited a minute in vain")

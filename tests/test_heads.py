@@ -1,0 +1,292 @@
+"""From states and vectors to scores: the checkpoint's own head in float32, and similarities a person can check."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoModelForSequenceClassification
+
+import checkpoints
+from batchscore.api import Scorer
+from batchscore.errors import BatchscoreError, CheckpointError
+from batchscore.models.checkpoint import Checkpoint, open_checkpoint
+from batchscore.models.heads import ScoreHead, activate, load_dense, make_activation, value_range
+from batchscore.models.load import Loaded, load_model
+from batchscore.models.resolve import resolve
+from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
+from batchscore.models.spec import DenseSpec
+
+Tiny = Callable[[str], str]
+
+IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
+
+# ---- activations
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("torch.nn.modules.activation.Sigmoid", [0.5, 0.75]),
+        ("torch.nn.modules.activation.Tanh", [0.0, 0.8]),
+        ("torch.nn.modules.linear.Identity", [0.0, 1.0986123]),
+        ("torch.nn.Identity", [0.0, 1.0986123]),
+    ],
+)
+def test_an_activation_is_found_by_its_dotted_name(name: str, scores: list[float]) -> None:
+    logits = torch.tensor([0.0, np.log(3)])
+
+    assert activate(make_activation(name), logits).tolist() == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "mypackage.torch.nn.Sigmoid",
+        "torch.Sigmoid",
+        "Sigmoid",
+        "",
+        "torch.nn.functional.relu",
+        "torch.nn.modules.activation.Telepathy",
+    ],
+)
+def test_a_name_outside_of_torch_nn_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^activation '{name}' is not one of torch.nn$"):
+        make_activation(name)
+
+
+@pytest.mark.parametrize("name", ["torch.nn.Linear", "torch.nn.modules.rnn.LSTM"])
+def test_a_layer_that_needs_sizes_is_no_activation(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^activation '{name}' cannot be made without arguments$"):
+        make_activation(name)
+
+
+@pytest.mark.xfail(reason="any torch.nn class without arguments is taken; a Softmax scores a row by its neighbours")
+@pytest.mark.parametrize("name", ["torch.nn.Module", "torch.nn.modules.activation.Softmax", "torch.nn.Flatten"])
+def test_what_is_no_function_of_one_logit_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError):
+        make_activation(name)
+
+
+@pytest.mark.parametrize(
+    ("activation", "similarity", "values"),
+    [
+        ("torch.nn.modules.activation.Sigmoid", "identity", "0 to 1"),
+        ("torch.nn.modules.activation.Tanh", "identity", "-1 to 1"),
+        (IDENTITY, "identity", "unbounded"),
+        ("torch.nn.ReLU", "identity", "unbounded"),
+        (IDENTITY, "cosine", "-1 to 1"),
+        (IDENTITY, "dot", "unbounded"),
+        (IDENTITY, "maxsim", "up to the number of query tokens"),
+    ],
+)
+def test_the_range_of_a_score(activation: str, similarity: str, values: str) -> None:
+    assert value_range(activation, similarity) == values
+
+
+# ---- the score head
+
+
+def loaded(folder: str, dtype: str = "float32") -> Loaded:
+    checkpoint = open_checkpoint(folder)
+    return load_model(checkpoint, resolve(checkpoint, {}), dtype=dtype, device="cpu", attention="sdpa")
+
+
+def padded(folder: str) -> dict[str, Tensor]:
+    """Pairs of many lengths as one padded batch, by the tokenizers library."""
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    tokenizer.enable_truncation(checkpoints.TOKENS)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0)
+    encoded = tokenizer.encode_batch(list(zip(*checkpoints.pairs(7), strict=True)))
+    columns = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+    return {name: torch.tensor([getattr(e, column) for e in encoded]) for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("name", ["bert_ce", "roberta_ce", "xlmr_ce"])
+@torch.inference_mode()
+def test_body_and_score_head_give_the_logits_of_the_whole_model(tiny: Tiny, name: str) -> None:
+    """BERT's pooler is taken off the body and into the head; RoBERTa's head picks the first token itself."""
+    inputs = padded(tiny(name))
+    whole = AutoModelForSequenceClassification.from_pretrained(tiny(name)).eval()
+    parts = loaded(tiny(name))
+
+    logits = parts.head(parts.body(**inputs).last_hidden_state[:, 0])
+
+    expected = whole(**inputs).logits[:, 0]
+    assert expected.std() > 0.01  # texts do differ
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+
+
+def test_a_score_head_is_a_float32_copy() -> None:
+    """The body goes on in 16 bits after the head was taken off."""
+    layer = nn.Linear(4, 1)
+    head = ScoreHead([layer])
+    layer.half()
+
+    assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+    assert head(torch.zeros(3, 4)).tolist() == pytest.approx([layer.bias.item()] * 3, abs=1e-3)
+
+
+@pytest.mark.xfail(reason="the whole model is loaded in the body's dtype, and the head's weights are rounded with it")
+@pytest.mark.parametrize("name", ["bert_ce", "roberta_ce"])
+def test_the_head_of_a_16_bit_body_has_the_files_weights(tiny: Tiny, name: str) -> None:
+    head = loaded(tiny(name), "bfloat16").head
+
+    saved = load_file(f"{tiny(name)}/model.safetensors")
+    bias = "classifier.bias" if name == "bert_ce" else "classifier.out_proj.bias"
+    assert list(head.parameters())[-1].tolist() == saved[bias].tolist()
+
+
+def test_a_classifier_without_its_weights_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(CheckpointError, match=r"lacks classifier\.bias, classifier\.weight"):
+        loaded(tiny("bert_ce_headless"))
+
+
+# ---- the Dense chain
+
+
+def dense(folder: Path, name: str, activation: str, weights: dict[str, np.ndarray], **sizes: int) -> DenseSpec:
+    """A Dense module on disk and its spec; sizes are those of the weight unless given."""
+    (folder / name).mkdir()
+    save_file(weights, folder / name / "model.safetensors")
+    rows, columns = weights["linear.weight"].shape
+    sizes = {"in_features": columns, "out_features": rows, **sizes}
+    return DenseSpec(name, **sizes, bias="linear.bias" in weights, activation=activation)
+
+
+def matrix(*rows: list[float]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def test_dense_modules_are_applied_one_after_the_other(tmp_path: Path) -> None:
+    first = {"linear.weight": matrix([1, 0], [0, 2], [1, 1]), "linear.bias": np.array([0, 0, -3], np.float32)}
+    second = {"linear.weight": matrix([1, 1, 1])}
+    specs = [dense(tmp_path, "2_Dense", "torch.nn.ReLU", first), dense(tmp_path, "3_Dense", IDENTITY, second)]
+
+    chain = load_dense(Checkpoint("tiny", tmp_path), specs)
+
+    # [1, 2] -> [1, 4, 0] -> 5; [-1, 5] -> [-1, 10, 1] -> relu -> 11
+    assert chain(torch.tensor([[1.0, 2.0], [-1.0, 5.0]])).tolist() == [[5], [11]]
+
+
+@torch.inference_mode()
+def test_the_dense_module_of_a_checkpoint_is_its_formula(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("bert_dense"))
+    weights = load_file(checkpoint.folder / "2_Dense" / "model.safetensors")
+    vectors = np.random.default_rng(0).standard_normal((5, 32), np.float32)
+
+    result = load_dense(checkpoint, resolve(checkpoint, {}).dense)(torch.from_numpy(vectors))
+
+    expected = np.tanh(vectors @ weights["linear.weight"].T + weights["linear.bias"])
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> None:
+    (tmp_path / "2_Dense").mkdir()
+    torch.save({"linear.weight": torch.tensor([[0.5, 2]]).half()}, tmp_path / "2_Dense" / "pytorch_model.bin")
+
+    chain = load_dense(Checkpoint("tiny", tmp_path), [DenseSpec("2_Dense", 2, 1, False, TANH)])
+
+    assert chain(torch.tensor([[2.0, -0.25]])).tolist() == [[pytest.approx(np.tanh(0.5))]]
+
+
+def test_no_dense_modules_change_nothing(tmp_path: Path) -> None:
+    vectors = torch.tensor([[1.0, -2.0]])
+
+    assert load_dense(Checkpoint("tiny", tmp_path), [])(vectors).tolist() == [[1, -2]]
+
+
+@pytest.mark.parametrize("wrong", [{"in_features": 3}, {"out_features": 5}], ids=str)
+def test_dense_weights_of_other_sizes_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    spec = dense(tmp_path, "2_Dense", TANH, {"linear.weight": matrix([1, 0], [0, 1])}, **wrong)
+
+    with pytest.raises(CheckpointError, match=r"^tiny: weights of module '2_Dense' do not fit its config\.json: "):
+        load_dense(Checkpoint("tiny", tmp_path), [spec])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bias_that_is_missing_or_unread_is_refused(tmp_path: Path, bias: bool) -> None:
+    weights = {"linear.weight": matrix([1, 0])} | ({} if bias else {"linear.bias": np.zeros(1, np.float32)})
+    dense(tmp_path, "2_Dense", TANH, weights)
+
+    with pytest.raises(CheckpointError, match="'2_Dense' do not fit"):
+        load_dense(Checkpoint("tiny", tmp_path), [DenseSpec("2_Dense", 2, 1, bias, TANH)])
+
+
+def test_a_dense_module_without_weights_is_refused(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("bert_missing_dense"))
+
+    with pytest.raises(CheckpointError, match=r"module '2_Dense' of modules\.json has no weights") as caught:
+        load_dense(checkpoint, resolve(checkpoint, {}).dense)
+
+    assert caught.value.hint == "expected model.safetensors or pytorch_model.bin in 2_Dense/"
+
+
+@pytest.mark.xfail(raises=RuntimeError, reason="in_features is never compared with the width of the pooled vector")
+def test_a_dense_module_that_does_not_fit_the_pooling_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny("bert_dense"), tmp_path / "copy"))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": ["cls", "mean"]}))
+
+    with pytest.raises(BatchscoreError), Scorer(str(folder), device="cpu", dtype="float32") as scorer:
+        scorer.score("cat", "dog")
+
+
+# ---- similarities
+
+
+def rows(*vectors: list[float]) -> Tensor:
+    return torch.tensor(vectors, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("name", "scores"), [("cosine", [0.8, -1, 0]), ("dot", [20, -2, 0])])
+def test_a_similarity_of_two_vectors(name: str, scores: list[float]) -> None:
+    """The vector of a text of which nothing counts is zero; its cosine is 0."""
+    queries, documents = rows([3, 4], [1, 0], [1, 1]), rows([0, 5], [-2, 0], [0, 0])
+
+    assert VECTOR_SIMILARITIES[name](queries, documents).tolist() == pytest.approx(scores)
+
+
+def test_maxsim_sums_the_best_match_of_each_query_token() -> None:
+    query = rows([1, 0], [0, 1])
+    documents = rows([1, 0], [0.6, 0.8], [-1, 0], [0, 1])
+
+    # 1 + 0.8; -1 + 0; 0 + 1
+    assert maxsim(query, documents, [2, 1, 1]).tolist() == pytest.approx([1.8, -1, 1])
+
+
+def test_maxsim_of_opposite_tokens_is_negative() -> None:
+    """A padding token's zero would win here."""
+    query = rows([1, 0], [1, 0])
+
+    assert maxsim(query, rows([-1, 0], [-0.6, 0.8], [-1, 0]), [2, 1]).tolist() == pytest.approx([-1.2, -2])
+
+
+def test_maxsim_of_a_text_with_itself_is_its_number_of_tokens() -> None:
+    tokens = normalize(torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    assert maxsim(tokens, tokens, [9]).tolist() == pytest.approx([9])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_maxsim_of_a_pack_is_that_of_each_pair(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 8, 10).tolist()
+    query, documents = (rng.standard_normal((n, 4)).astype(np.float32) for n in (5, sum(lengths)))
+
+    scores = maxsim(torch.from_numpy(query), torch.from_numpy(documents), lengths)
+
+    expected = [
+        sum(max(float(q @ d) for d in document) for q in query)
+        for document in np.split(documents, np.cumsum(lengths)[:-1])
+    ]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
