@@ -53,6 +53,7 @@ class Scorer:
         similarity: "cosine" or "dot" (bi-encoder); None is cosine.
         batch_tokens: tokens of a pack; None fits the device.
         window_rows: rows tokenised and sorted together.
+        cache_mb: memory for outputs of texts or pairs that come back in a later window or call; 0 keeps none.
         revision: of a hub id.
         trust_remote_code: run Python files of the checkpoint.
         padded: run padded batches through transformers' own attention, to compare.
@@ -76,6 +77,7 @@ class Scorer:
         similarity: Literal["cosine", "dot"] | None = None,
         batch_tokens: int | None = None,
         window_rows: int = 16_384,
+        cache_mb: int = 256,
         revision: str | None = None,
         trust_remote_code: bool = False,
         padded: bool = False,
@@ -96,7 +98,12 @@ class Scorer:
         self.truncation: Truncation = truncation
         self.budget = Budget(batch_tokens or self.placement.max_tokens, window_rows, workers=self.placement.workers)
         self._runner = build_runner(
-            self.checkpoint, self.spec, self.placement, padded=padded, trust_remote_code=trust_remote_code
+            self.checkpoint,
+            self.spec,
+            self.placement,
+            cache_mb=cache_mb,
+            padded=padded,
+            trust_remote_code=trust_remote_code,
         )
         self._workers = ThreadPoolExecutor(self.budget.workers, "batchscore", initializer=self._runner.start_worker)
 
@@ -159,35 +166,56 @@ class Scorer:
         self, work: Work, held: range, rows: NDArray[np.int64], raw: NDArray[np.float32], on_pack: OnPack
     ) -> None:
         """Forward the held items, then stream the others past them; fills raw[rows]."""
-
-        def encode(pack: NDArray[np.int64]) -> Any:
-            output = self._forward(work.items, pack + held.start)
-            on_pack(0, int(lengths[pack + held.start].sum()))
-            return output
-
-        def encode_and_compare(pack: NDArray[np.int64]) -> None:
-            output = self._forward(work.items, streamed[pack])
-            counts = ends[pack] - starts[pack]
-            of_pack = by_item[ranges(starts[pack], counts)]
-            right = np.repeat(np.arange(len(pack)), counts)
-            raw[of_pack] = self._runner.compare(kept, work.left[of_pack] - held.start, output, right)
-            on_pack(len(of_pack), int(lengths[streamed[pack]].sum()))
-
-        lengths = work.items.lengths
-        packs = self._plan(lengths[held.start : held.stop])
-        kept = self._runner.hold(packs, list(self._workers.map(encode, packs))) if packs else None
+        items = work.items
+        kept = (
+            self._encode(items, np.arange(held.start, held.stop), lambda tokens: on_pack(0, tokens)) if held else None
+        )
         # rows sorted by the item they need, so that a pack finds its rows without a search over all
         by_item = rows[np.argsort(work.right[rows], kind="stable")]
         streamed, starts, counts = np.unique(work.right[by_item], return_index=True, return_counts=True)
-        ends = starts + counts
-        for _ in self._workers.map(encode_and_compare, self._plan(lengths[streamed])):
+
+        def compare(places: NDArray[np.int64], output: Any, tokens: int) -> None:
+            of_pack = by_item[ranges(starts[places], counts[places])]
+            right = np.repeat(np.arange(len(places)), counts[places])
+            raw[of_pack] = self._runner.compare(kept, work.left[of_pack] - held.start, output, right)
+            on_pack(len(of_pack), tokens)
+
+        def forward(pack: NDArray[np.int64]) -> None:
+            compare(pack, *self._forward(items, streamed[pack]))
+
+        known, output = self._runner.recall(items, streamed)
+        if output is not None:
+            compare(np.flatnonzero(known), output, 0)
+        for _ in self._workers.map(forward, self._plan(items.lengths[streamed], np.flatnonzero(~known))):
             pass
 
-    def _forward(self, items: Items, index: NDArray[np.integer]) -> Any:
-        return self._runner.forward(collate(items, index, self.spec.first_position))
+    def _encode(self, items: Items, index: NDArray[np.int64], on_tokens: Callable[[int], None]) -> Any:
+        """The outputs of the items at `index`, joined."""
 
-    def _plan(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return plan_packs(lengths, self.budget.max_tokens, self.budget.workers) if len(lengths) else []
+        def forward(pack: NDArray[np.int64]) -> Any:
+            output, tokens = self._forward(items, index[pack])
+            on_tokens(tokens)
+            return output
+
+        known, recalled = self._runner.recall(items, index)
+        packs = self._plan(items.lengths[index], np.flatnonzero(~known))
+        outputs = list(self._workers.map(forward, packs))
+        if recalled is not None:
+            packs, outputs = [np.flatnonzero(known), *packs], [recalled, *outputs]
+        return self._runner.hold(packs, outputs)
+
+    def _forward(self, items: Items, index: NDArray[np.integer]) -> tuple[Any, int]:
+        """(output, tokens) of one pack."""
+        batch = collate(items, index, self.spec.first_position)
+        output = self._runner.forward(batch)
+        self._runner.remember(items, index, output)
+        return output, len(batch.input_ids)
+
+    def _plan(self, lengths: NDArray[np.int64], places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Packs of the items at `places`."""
+        if not len(places):
+            return []
+        return [places[pack] for pack in plan_packs(lengths[places], self.budget.max_tokens, self.budget.workers)]
 
     def close(self) -> None:
         """Stop the workers; packs that have not begun are dropped."""

@@ -30,7 +30,7 @@ class Plan:
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     num_rows: int | None
     output: str
-    options: Mapping[str, Any]  # columns and other choices of the command
+    options: Mapping[str, Any]  # as given: of the scorer and of the command
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""

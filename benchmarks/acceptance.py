@@ -121,7 +121,7 @@ def worst_dl19(ranked: Rows, reference: Path) -> float | None:
     if not reference.is_file():
         return None
     expected = {(row["query_id"], row["doc_id"]): row["score"] for row in pq.read_table(reference).to_pylist()}
-    return max(abs(row["relevance_score"] - expected[row["qid"], row["document_id"]]) for row in ranked)
+    return float(max(abs(row["relevance_score"] - expected[row["qid"], row["document_id"]]) for row in ranked))
 
 
 def main() -> None:

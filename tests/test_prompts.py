@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def pairs(queries: list[str], documents: list[str]) -> Pairs:
 
 
 def lists(items: Items) -> list[list[int]]:
-    return [items.ids[start:stop].tolist() for start, stop in zip(items.offsets, items.offsets[1:], strict=False)]
+    return [items.ids[start:stop].tolist() for start, stop in pairwise(items.offsets)]
 
 
 def cuts(work: Work) -> list[str]:

@@ -194,7 +194,10 @@ def test_the_dense_chain_is_read_in_the_order_of_modules_json(edit: Edit) -> Non
     [
         ({"pooling_mode": "max"}, ("max",)),
         ({"pooling_mode": ["mean", "cls"]}, ("cls", "mean")),  # side by side in the reference's order, not the file's
-        ({"pooling_mode": ["lasttoken", "weightedmean", "mean_sqrt_len"]}, ("mean_sqrt_len", "weightedmean", "lasttoken")),
+        (
+            {"pooling_mode": ["lasttoken", "weightedmean", "mean_sqrt_len"]},
+            ("mean_sqrt_len", "weightedmean", "lasttoken"),
+        ),
         ({"pooling_mode_lasttoken": True}, ("mean", "lasttoken")),  # beside the mean flag that is there
     ],
     ids=str,

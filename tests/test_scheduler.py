@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def items_of(*sequences: list[int], typed: bool = True) -> Items:
 
 
 def lists_of(items: Items) -> list[list[int]]:
-    return [items.ids[start:stop].tolist() for start, stop in zip(items.offsets, items.offsets[1:], strict=False)]
+    return [items.ids[start:stop].tolist() for start, stop in pairwise(items.offsets)]
 
 
 def texts_of(texts: Texts) -> list[str]:
@@ -70,7 +72,7 @@ def test_a_pack_ends_only_where_the_next_sequence_does_not_fit(seed: int) -> Non
 
     packs = plan_packs(lengths, 64)
 
-    assert all(lengths[a].sum() + lengths[b[0]] > 64 for a, b in zip(packs, packs[1:], strict=False))
+    assert all(lengths[a].sum() + lengths[b[0]] > 64 for a, b in pairwise(packs))
 
 
 @pytest.mark.parametrize(

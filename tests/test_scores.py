@@ -34,7 +34,7 @@ Scorers = Callable[..., Scorer]
 
 # every length, repeats, several scripts, and sides without a word
 QUERIES, DOCUMENTS = (
-    list(side) + extra for side, extra in zip(pairs(24), (["", "", "cat"], ["", "dog", ""]), strict=True)
+    list(side) + extra for side, extra in zip(pairs(16), (["", "", "cat"], ["", "dog", ""]), strict=True)
 )
 
 
@@ -87,6 +87,7 @@ def logit_of(folder: str, **inputs: Tensor) -> float:
     return logits.item()
 
 
+@cache
 @one_thread()
 @torch.inference_mode()
 def states_of(folder: str, text: str, max_length: int = TOKENS) -> Tensor:
@@ -99,8 +100,13 @@ def states_of(folder: str, text: str, max_length: int = TOKENS) -> Tensor:
     return states[0]
 
 
+@cache
+def dense_of(folder: str) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "2_Dense/model.safetensors")
+
+
 def dense_tanh(folder: str, x: Tensor) -> Tensor:
-    weights = load_file(Path(folder) / "2_Dense/model.safetensors")
+    weights = dense_of(folder)
     return torch.tanh(x @ weights["linear.weight"].T + weights["linear.bias"])
 
 
@@ -129,6 +135,7 @@ class Pooled:
         vector = self.pool(states)
         return (dense_tanh(folder, vector) if self.dense else vector).double()
 
+    @one_thread()
     def vectors(self, folder: str, max_length: int = TOKENS) -> tuple[Tensor, Tensor]:
         """float64 [pairs, dim] of the queries and of the documents."""
         sides = zip(self.prompts, (QUERIES, DOCUMENTS), strict=True)
@@ -189,6 +196,7 @@ LATE_INTERACTION = {
 }
 
 
+@one_thread()
 def maxsim_of(folder: str, query: str, document: str, max_length: int = TOKENS) -> float:
     left, right = (states_of(folder, text, max_length) for text in (query, document))
     if (Path(folder) / "2_Dense").is_dir():
@@ -298,11 +306,11 @@ def test_shuffled_pairs_score_as_permuted(
 
 
 @every_kind
-@pytest.mark.parametrize(("batch_tokens", "window_rows"), [(1, 1000), (64, 7), (100_000, 1), (100_000, 1000)])
+@pytest.mark.parametrize(("batch_tokens", "window_rows"), [(1, 1000), (64, 7), (100_000, 1)])
 def test_the_budget_does_not_matter(
     tiny: Tiny, name: str, score_type: Any, tolerance: float, batch: Floats, batch_tokens: int, window_rows: int
 ) -> None:
-    """Packs of one sequence, packs of a few, and all in one; windows of one row, of some, and of all."""
+    """Packs of one sequence, of a few and of all; windows of all rows, of some and of one."""
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "window_rows": window_rows, "score_type": score_type}
     with Scorer(tiny(name), dtype="float32", **options) as other:
         np.testing.assert_allclose(other.score(QUERIES, DOCUMENTS), batch, rtol=0, atol=tolerance)
@@ -336,7 +344,7 @@ def test_queries_held_a_few_at_a_time_give_the_same_scores(
     whole = scorer(name, score_type="late-interaction").score(QUERIES, DOCUMENTS)
     with Scorer(tiny(name), dtype="float32", score_type="late-interaction") as grouped:
         grouped.budget = replace(grouped.budget, max_held_tokens=max_held_tokens)
-        assert len(list(grouped.tokenize(columns(QUERIES, DOCUMENTS)).split(max_held_tokens))) > 5
+        assert len(list(grouped.tokenize(columns(QUERIES, DOCUMENTS)).split(max_held_tokens))) > 2
         np.testing.assert_allclose(grouped.score(QUERIES, DOCUMENTS), whole, rtol=0, atol=MAXSIM_SAME)
 
 
@@ -428,8 +436,8 @@ def test_a_long_pair_scores_as_one_cut_by_hand(
     assert logit[0] == pytest.approx(logit_of(tiny(name), **inputs), abs=CLOSE)
 
 
-@pytest.mark.parametrize("max_length", [2, 3, 10, TOKENS])
-@pytest.mark.parametrize("name", LATE_INTERACTION)
+@pytest.mark.parametrize("max_length", [2, 10])
+@pytest.mark.parametrize("name", ["bert_dense", "roberta_mean"])
 def test_max_length_cuts_each_side_and_counts_special_tokens_and_prompt(
     tiny: Tiny, scorer: Scorers, name: str, max_length: int
 ) -> None:

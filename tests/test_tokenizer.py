@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def sequences(tokenizer: TextTokenizer, pattern: Pattern, *columns: list[str]) -
     sides = [tokenizer.tokenize(column, 10_000) for column in columns]
     items = assemble(pattern, [(side, index, side.lengths) for side in sides])
     assert items.types is not None
-    spans = zip(items.offsets, items.offsets[1:], strict=False)
-    return [(items.ids[start:stop].tolist(), items.types[start:stop].tolist()) for start, stop in spans]
+    spans = [slice(*span) for span in pairwise(items.offsets)]
+    return [(items.ids[span].tolist(), items.types[span].tolist()) for span in spans]
 
 
 def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:

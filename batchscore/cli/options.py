@@ -1,8 +1,16 @@
-"""Each option of the command line, once: its names, its help and its place in the help page."""
+"""Each option of the command line, once: its names, its help, its default and its place in the help page.
+
+Options that several commands share come in groups: a command decorated with `takes(group)` has the group's options and
+receives the group's result as one argument under the group's name.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Optional
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -147,6 +155,12 @@ BatchTokens = Annotated[
 WindowRows = Annotated[
     int, typer.Option(min=1, help="Rows read, tokenised and sorted by length together.", rich_help_panel=_RUN)
 ]
+CacheMb = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Memory in MB for outputs of texts or pairs that come back; 0 keeps none.", rich_help_panel=_RUN
+    ),
+]
 Padded = Annotated[
     bool,
     typer.Option(
@@ -158,3 +172,71 @@ LogFormat = Annotated[
     Literal["text", "json"],
     typer.Option(help="How progress and the summary are printed, on stderr.", rich_help_panel=_RUN),
 ]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a run reads and writes, and how it tells about it."""
+
+    inputs: list[str]
+    out: str
+    split: str | None
+    quiet: bool
+    log_format: str
+
+
+def files(in_: In, out: Out, split: Split = None, quiet: Quiet = False, log_format: LogFormat = "text") -> Files:
+    """The options every run has."""
+    return Files(in_, out, split, quiet, log_format)
+
+
+def scorer(
+    model: Model,
+    score_type: ScoreTypeOption = "auto",
+    similarity: Similarity = None,
+    dtype: DtypeOption = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    config: Config = None,
+    trust_remote_code: TrustRemoteCode = False,
+    max_length: MaxLength = None,
+    truncation: TruncationOption = "document-first",
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    batch_tokens: BatchTokens = None,
+    window_rows: WindowRows = 16_384,
+    cache_mb: CacheMb = 256,
+    padded: Padded = False,
+) -> dict[str, Any]:
+    """The keywords of Scorer, by name."""
+    return dict(locals())
+
+
+def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the arguments of a command that are named like a group by the group's own options."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = {group.__name__: list(_parameters(group)) for group in groups}
+        shared = [option for group in options.values() for option in group]
+        own = [parameter for parameter in _parameters(command) if parameter.name not in options]
+
+        @wraps(command)
+        def call(**given: Any) -> None:
+            arguments = {
+                group.__name__: group(**{option.name: given.pop(option.name) for option in options[group.__name__]})
+                for group in groups
+            }
+            command(**given, **arguments)
+
+        # what typer builds the command line from
+        required_first = sorted([*shared, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+        call.__signature__ = inspect.Signature(required_first)
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in required_first}
+        del call.__wrapped__  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any, NoReturn
@@ -18,34 +18,22 @@ import typer
 
 from batchscore.api import Scorer
 from batchscore.cli.display import Display
+from batchscore.cli.options import Files
 from batchscore.errors import BatchscoreError, UsageError
 from batchscore.io.sink import Sink, open_sink
 from batchscore.io.source import Source, open_source
 from batchscore.pipeline import Meter, RerankJob, ScoreJob
 from batchscore.plan import Plan
 
-Job = Any
-Pipeline = Callable[[Callable[[], Scorer], Source, Sink, Job, Meter], None]
+Pipeline = Callable[[Callable[[], Scorer], Source, Sink, Any, Meter], None]
 
 
-def run(
-    command: str,
-    pipeline: Pipeline,
-    job: ScoreJob | RerankJob,
-    *,
-    model: str,
-    paths: Sequence[str],
-    out: str,
-    split: str | None,
-    scorer_options: Mapping[str, Any],
-    quiet: bool,
-    log_format: str,
-) -> None:
+def run(command: str, pipeline: Pipeline, job: ScoreJob | RerankJob, scorer: Mapping[str, Any], files: Files) -> None:
     """Run a command; ends the program with the exit code of errors.py if it fails."""
     signal.signal(signal.SIGTERM, _terminate)
-    display = Display(quiet=quiet, log_format=log_format)
+    display = Display(quiet=files.quiet, log_format=files.log_format)
     try:
-        _run(command, pipeline, job, display, model, paths, out, split, scorer_options)
+        _run(command, pipeline, job, scorer, files, display)
     except BatchscoreError as error:
         display.error(error.message, error.hint, error.exit_code)
         raise typer.Exit(error.exit_code) from error
@@ -60,26 +48,25 @@ def _run(
     command: str,
     pipeline: Pipeline,
     job: ScoreJob | RerankJob,
+    options: Mapping[str, Any],
+    files: Files,
     display: Display,
-    model: str,
-    paths: Sequence[str],
-    out: str,
-    split: str | None,
-    scorer_options: Mapping[str, Any],
 ) -> None:
-    source = open_source(paths, split=split)
-    _refuse_overwriting_input(source, out)
+    source = open_source(files.inputs, split=files.split)
+    _refuse_overwriting_input(source, files.out)
     plans: list[Plan] = []
 
     def load() -> Scorer:
-        scorer = Scorer(model, **scorer_options)
-        plans.append(Plan(command, scorer, source.fingerprint(), source.num_rows, out, asdict(job)))
+        scorer = Scorer(**options)
+        plans.append(
+            Plan(command, scorer, source.fingerprint(), source.num_rows, files.out, {**options, **asdict(job)})
+        )
         display.start(plans[0].lines(), plans[0].describe())
         meter.started = perf_counter()
         return scorer
 
     meter = Meter(on_change=display.update)
-    with open_sink(out) as sink:
+    with open_sink(files.out) as sink:
         pipeline(load, source, sink, job, meter)
     plan = plans[0]
     plan.scorer.close()

@@ -15,7 +15,8 @@ from batchscore.models.load import Loaded
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import TextTokenizer
-from batchscore.types import Batch, Pairs, Truncation, Work
+from batchscore.runners.cache import OutputCache
+from batchscore.types import Batch, Items, Pairs, Truncation, Work
 
 Index = NDArray[np.integer]
 
@@ -31,6 +32,12 @@ class Runner(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """The outputs of a pack."""
+
+    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Any]:
+        """(bool [n], which sequences need no forward; their output as of one pack, None if there are none)."""
+
+    def remember(self, items: Items, index: Index, output: Any) -> None:
+        """Keep a pack's output for `recall`."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Any]) -> Any:
         """Join the outputs of several packs so that `compare` finds item i at position i."""
@@ -50,6 +57,15 @@ class Engine:
     tokenizer: TextTokenizer
     model: Loaded
     device: str
+    cache: OutputCache
+
+    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Tensor | None]:
+        """Sequences whose output is still in the cache."""
+        return self.cache.find(items, index)
+
+    def remember(self, items: Items, index: Index, output: Any) -> None:
+        """Put a pack's output into the cache."""
+        self.cache.add(items, index, output)
 
     def start_worker(self) -> None:
         """One thread a worker on a CPU: packs run side by side and never wait for each other inside an operation."""

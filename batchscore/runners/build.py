@@ -11,12 +11,13 @@ from batchscore.models.tokenizer import TextTokenizer, load_tokenizer
 from batchscore.runners.attention import PACKED
 from batchscore.runners.base import Runner
 from batchscore.runners.bi_encoder import BiEncoder
+from batchscore.runners.cache import OutputCache
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.types import ScoreType
 
-RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str], Runner]] = {
+RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str, OutputCache], Runner]] = {
     "cross-encoder": CrossEncoder,
     "bi-encoder": BiEncoder,
     "late-interaction": LateInteraction,
@@ -24,9 +25,15 @@ RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str], Runne
 
 
 def build_runner(
-    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, *, padded: bool, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    placement: Placement,
+    *,
+    cache_mb: int,
+    padded: bool,
+    trust_remote_code: bool,
 ) -> Runner:
-    """Load tokenizer and weights; `padded` asks for transformers' own attention over padded batches."""
+    """Load tokenizer and weights; options are those of Scorer."""
     tokenizer = load_tokenizer(checkpoint, trust_remote_code)
     model = load_model(
         checkpoint,
@@ -36,4 +43,6 @@ def build_runner(
         attention="sdpa" if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
-    return RUNNERS[spec.score_type](spec, tokenizer, model, placement.device)
+    return RUNNERS[spec.score_type](
+        spec, tokenizer, model, placement.device, OutputCache(cache_mb * 2**20, placement.device)
+    )

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from batchscore.models.prompts import text_work
 from batchscore.models.similarity import maxsim
 from batchscore.runners.base import Engine, Index, positions_of
-from batchscore.types import Batch, Pairs, Truncation, Work
+from batchscore.types import Batch, Items, Pairs, Truncation, Work
 
 Matrices = list[Tensor]  # float32 [tokens, dim] of each item
 
@@ -30,6 +30,9 @@ class LateInteraction(Engine):
         """Unit vectors of every token, special ones included, through the Dense chain if there is one."""
         states = self.states(batch)
         return list(normalize(self.model.head(states.hidden), dim=1).split(batch.lengths.tolist()))
+
+    def remember(self, items: Items, index: Index, output: Matrices) -> None:
+        """Nothing: a vector a token would fill the memory at once."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Matrices]) -> Matrices:
         """Matrices in item order."""
