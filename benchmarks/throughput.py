@@ -5,8 +5,8 @@
 Every round runs each peer once, in its own process and interpreter (benchmarks/peers.py), so that a slow minute of the
 machine falls on all of them; medians over rounds, and ratios to batchscore. The texts are drawn from a fixed word list:
 queries of 3 to 12 words, documents of log-normal length, 10 to 250 words with a median of 60, each query with ten
-documents of its own. The bi-encoder is all-MiniLM-L6-v2; the cross-encoder has its body under a random head, which costs
-what a trained one of that size costs.
+documents of its own. The bi-encoder is all-MiniLM-L6-v2; the cross-encoder has its body under a random head, which
+costs what a trained one of that size costs.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> None:
         gap = max(abs(a - b) for a, b in zip(found[peer]["scores"], found["batchscore"]["scores"], strict=True))
         print(
             f"{peer} {found[peer]['version']} (torch {found[peer]['torch']}): {args.pairs / median:7.1f} pairs/s, "
-            f"{median:.2f} s [{min(times):.2f}-{max(times):.2f}], batchscore is {median / ours:.2f}x, score gap {gap:.1e}"
+            f"{median:.2f} s [{min(times):.2f}-{max(times):.2f}], batchscore {median / ours:.2f}x, score gap {gap:.1e}"
         )
 
 

@@ -81,7 +81,7 @@ def test_a_pack_ends_only_where_the_next_sequence_does_not_fit(seed: int) -> Non
         ([5] * 8, 1, [8]),
         ([5] * 8, 4, [2, 2, 2, 2]),
         ([5] * 3, 7, [1, 1, 1]),  # more workers than sequences
-        ([5] * 4, 3, [1, 1, 1, 1]),  # 20 tokens for 3 packs: 7 hold one sequence of 5
+        ([2] * 5, 3, [2, 2, 1]),  # 10 tokens for 3 packs: at most 4 in each
     ],
 )
 def test_work_is_shared_among_the_workers(lengths: list[int], min_packs: int, sizes: list[int]) -> None:
@@ -144,7 +144,9 @@ def test_runs_are_the_stretches_of_equal_length() -> None:
     assert batch_of([5, 5, 3, 1, 1, 1]).runs() == [(0, 2, 5), (10, 1, 3), (13, 3, 1)]
 
 
-@pytest.mark.parametrize("lengths", [[], [7], [2, 2], [3, 1, 3], lengths_of(1).tolist(), sorted(lengths_of(2))[::-1]])
+@pytest.mark.parametrize(
+    "lengths", [[], [7], [2, 2], [0, 0], [3, 1, 3], lengths_of(1).tolist(), sorted(lengths_of(2))[::-1]]
+)
 def test_runs_spell_out_every_sequence_of_the_batch(lengths: list[int]) -> None:
     spelled = [(start + n * length, length) for start, count, length in batch_of(lengths).runs() for n in range(count)]
 

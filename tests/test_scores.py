@@ -40,13 +40,13 @@ QUERIES, DOCUMENTS = (
 
 @pytest.fixture(scope="module")
 def scorer(tiny: Tiny) -> Iterator[Scorers]:
-    """A float32 Scorer by checkpoint name and options, loaded once."""
+    """A float32 Scorer by checkpoint name and options, loaded once; it forwards whatever it is asked."""
     loaded: dict[tuple[Any, ...], Scorer] = {}
 
     def load(name: str, **options: Any) -> Scorer:
         key = name, *sorted(options.items())
         if key not in loaded:
-            loaded[key] = Scorer(tiny(name), dtype="float32", **options)
+            loaded[key] = Scorer(tiny(name), dtype="float32", **{"cache_mb": 0, **options})
         return loaded[key]
 
     yield load
@@ -324,6 +324,17 @@ def test_repeated_pairs_get_identical_scores(
     repeated = scorer(name, score_type=score_type).score(QUERIES * 3, DOCUMENTS * 3).reshape(3, -1)
     assert (repeated == repeated[0]).all()
     np.testing.assert_allclose(repeated[0], batch, rtol=0, atol=tolerance)
+
+
+@every_kind
+def test_what_the_cache_remembers_is_what_a_forward_gives(
+    tiny: Tiny, name: str, score_type: Any, tolerance: float, batch: Floats
+) -> None:
+    """A second call finds some of its sequences in the cache and forwards the others."""
+    with Scorer(tiny(name), dtype="float32", score_type=score_type, cache_mb=1) as cached:
+        cached.score(QUERIES[::3], DOCUMENTS[::3])
+        for _ in range(2):
+            np.testing.assert_allclose(cached.score(QUERIES, DOCUMENTS), batch, rtol=0, atol=tolerance)
 
 
 @every_kind

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Annotated, Any, Literal, Optional
 
 import typer
@@ -220,7 +219,6 @@ def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callab
         shared = [option for group in options.values() for option in group]
         own = [parameter for parameter in _parameters(command) if parameter.name not in options]
 
-        @wraps(command)
         def call(**given: Any) -> None:
             arguments = {
                 group.__name__: group(**{option.name: given.pop(option.name) for option in options[group.__name__]})
@@ -229,10 +227,10 @@ def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callab
             command(**given, **arguments)
 
         # what typer builds the command line from
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
         required_first = sorted([*shared, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-        call.__signature__ = inspect.Signature(required_first)
+        call.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in required_first}
-        del call.__wrapped__  # type: ignore[attr-defined]
         return call
 
     return decorate
