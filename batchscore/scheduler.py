@@ -22,7 +22,7 @@ def plan_packs(lengths: NDArray[np.integer], max_tokens: int, min_packs: int = 1
     Args:
         lengths: int [n], tokens of each sequence.
         max_tokens: tokens a pack may hold; a longer sequence gets a pack of its own.
-        min_packs: cut into at least this many packs where there are enough sequences, so that every worker has one.
+        min_packs: aim for this many packs of equal size, so that every worker has one.
 
     Returns:
         Index arrays, longest sequences first; every index in exactly one of them. Equal lengths keep their order.

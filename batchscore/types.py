@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -122,10 +121,12 @@ class Work:
         if not self.held:
             yield range(0), np.arange(len(self))
             return
-        group = (np.cumsum(self.items.lengths[: self.held]) - 1) // max_held_tokens
-        cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), self.held]
-        for start, stop in pairwise(cuts):
+        start = 0
+        while start < self.held:
+            limit = self.items.offsets[start] + max_held_tokens
+            stop = max(start + 1, int(np.searchsorted(self.items.offsets[: self.held + 1], limit, side="right")) - 1)
             yield range(start, stop), np.flatnonzero((self.left >= start) & (self.left < stop))
+            start = stop
 
 
 @dataclass(frozen=True, slots=True)

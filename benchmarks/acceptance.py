@@ -3,9 +3,9 @@
     python benchmarks/acceptance.py DATA
 
 DATA/stsb/pairs.en.{dev,test}.jsonl (text1, text2, label) and DATA/trec_dl19/ (BEIR layout, with runs/BM25.trec) are
-scored and reranked in float32. Expected: Spearman correlation with the labels 0.867163 (dev) and 0.820325 (test), as published
-for the model, and nDCG@10 0.6424 of the reranked BM25 run. Where reference_scores*.parquet stand beside the data, every
-single score must be within 2e-6 of them.
+scored and reranked in float32. Expected: Spearman correlation with the labels 0.867163 (dev) and 0.820325 (test), as
+published for the model, and nDCG@10 0.6424 of the reranked BM25 run. Where reference_scores*.parquet stand beside the
+data, every single score must be within 2e-6 of them.
 """
 
 from __future__ import annotations

@@ -61,17 +61,16 @@ def test_an_activation_is_found_by_its_dotted_name(name: str, scores: list[float
     ],
 )
 def test_a_name_outside_of_torch_nn_is_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"^activation '{name}' is not one of torch.nn$"):
+    with pytest.raises(CheckpointError, match=f"^activation '{name}' is no function of one number\n"):
         make_activation(name)
 
 
 @pytest.mark.parametrize("name", ["torch.nn.Linear", "torch.nn.modules.rnn.LSTM"])
 def test_a_layer_that_needs_sizes_is_no_activation(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"^activation '{name}' cannot be made without arguments$"):
+    with pytest.raises(CheckpointError, match=f"^activation '{name}' is no function of one number\n"):
         make_activation(name)
 
 
-@pytest.mark.xfail(reason="any torch.nn class without arguments is taken; a Softmax scores a row by its neighbours")
 @pytest.mark.parametrize("name", ["torch.nn.Module", "torch.nn.modules.activation.Softmax", "torch.nn.Flatten"])
 def test_what_is_no_function_of_one_logit_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError):
@@ -137,7 +136,6 @@ def test_a_score_head_is_a_float32_copy() -> None:
     assert head(torch.zeros(3, 4)).tolist() == pytest.approx([layer.bias.item()] * 3, abs=1e-3)
 
 
-@pytest.mark.xfail(reason="the whole model is loaded in the body's dtype, and the head's weights are rounded with it")
 @pytest.mark.parametrize("name", ["bert_ce", "roberta_ce"])
 def test_the_head_of_a_16_bit_body_has_the_files_weights(tiny: Tiny, name: str) -> None:
     head = loaded(tiny(name), "bfloat16").head
@@ -232,7 +230,6 @@ def test_a_dense_module_without_weights_is_refused(tiny: Tiny) -> None:
     assert caught.value.hint == "expected model.safetensors or pytorch_model.bin in 2_Dense/"
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason="in_features is never compared with the width of the pooled vector")
 def test_a_dense_module_that_does_not_fit_the_pooling_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny("bert_dense"), tmp_path / "copy"))
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": ["cls", "mean"]}))

@@ -42,7 +42,8 @@ def test_wheel_holds_every_template_and_config(wheel: Path) -> None:
 def test_wheel_finds_its_resources(wheel: Path, tmp_path: Path) -> None:
     """Unpacked elsewhere, without a checkout around it."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "from batchscore.resources import shipped_files as f\nprint(f.__code__.co_filename, *f('configs'), *f('templates'))"
+    code = """from batchscore.resources import shipped_files
+print(shipped_files.__code__.co_filename, *shipped_files("configs"), *shipped_files("templates"))"""
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     said = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True

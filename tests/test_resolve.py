@@ -389,15 +389,12 @@ def test_an_option_that_cannot_take_effect_is_a_usage_error(
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(line, marks=pytest.mark.xfail(reason="values of a config file are not checked"))
-        for line in (
-            "score_type: cross_encoder",
-            "similarity: euclid",
-            "max_length: '32'",
-            "max_length: 12.5",
-            "max_length:",
-            "query_prompt: 5",
-        )
+        "score_type: cross_encoder",
+        "similarity: euclid",
+        "max_length: '32'",
+        "max_length: 12.5",
+        "max_length:",
+        "query_prompt: 5",
     ],
 )
 def test_a_config_value_that_cannot_be_meant_is_a_usage_error(tiny: Tiny, tmp_path: Path, line: str) -> None:
@@ -500,7 +497,6 @@ def test_a_file_that_is_not_json_is_named(edit: Edit, file: str) -> None:
         resolved(folder)
 
 
-@pytest.mark.xfail(reason="the path of the Transformer module is empty, and f'{path}/config.json' is absolute")
 def test_nothing_outside_the_checkpoints_folder_is_looked_at(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[Path] = []
     is_file = Path.is_file

@@ -48,7 +48,7 @@ def copied(source: str, to: Path, **tokenizer_config: Any) -> Path:
 def sequences(tokenizer: TextTokenizer, pattern: Pattern, *columns: list[str]) -> list[tuple[list[int], list[int]]]:
     """(ids, type ids) of each sequence that `pattern` makes of the texts' columns."""
     index = np.arange(len(columns[0]))
-    sides = [tokenizer.tokenize(column, 10_000) for column in columns]
+    sides = [tokenizer.tokenize(column, 10_000)[0] for column in columns]
     items = assemble(pattern, [(side, index, side.lengths) for side in sides])
     assert items.types is not None
     spans = [slice(*span) for span in pairwise(items.offsets)]
@@ -56,7 +56,7 @@ def sequences(tokenizer: TextTokenizer, pattern: Pattern, *columns: list[str]) -
 
 
 def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:
-    return tokenizer.tokenize([text], 10_000).ids.tolist()
+    return tokenizer.tokenize([text], 10_000)[0].ids.tolist()
 
 
 # ---- assembled sequences
@@ -110,10 +110,10 @@ def test_texts_in_slices_are_tokenised_as_one_by_one(
     tiny: Tiny, name: str, slice_chars: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load(tiny(name))
-    whole = tokenizer.tokenize(TEXTS, 10_000)
+    whole = tokenizer.tokenize(TEXTS, 10_000)[0]
 
     monkeypatch.setattr(tokenizer_module, "_SLICE_CHARS", slice_chars)
-    sliced = tokenizer.tokenize(TEXTS, 10_000)
+    sliced = tokenizer.tokenize(TEXTS, 10_000)[0]
 
     one_by_one = [ids_of(tokenizer, text) for text in TEXTS]
     assert whole.ids.tolist() == sliced.ids.tolist() == sum(one_by_one, [])
@@ -124,21 +124,15 @@ def test_texts_in_slices_are_tokenised_as_one_by_one(
 def test_a_text_is_its_first_max_tokens(tiny: Tiny, max_tokens: int) -> None:
     tokenizer = load(tiny("roberta_mean"))
 
-    short = tokenizer.tokenize(TEXTS, max_tokens)
+    short = tokenizer.tokenize(TEXTS, max_tokens)[0]
 
     assert short.ids.tolist() == sum((ids_of(tokenizer, text)[:max_tokens] for text in TEXTS), [])
 
 
 def test_no_texts_are_no_sequences(tiny: Tiny) -> None:
-    items = load(tiny("bert_mean")).tokenize([], 5)
+    items = load(tiny("bert_mean")).tokenize([], 5)[0]
 
     assert (len(items), items.ids.tolist(), items.offsets.tolist()) == (0, [], [0])
-
-
-@pytest.mark.xfail(raises=TypeError, reason="the Rust library raises TypeError, not the UnicodeError of the docstring")
-def test_a_lone_surrogate_is_a_unicode_error(tiny: Tiny) -> None:
-    with pytest.raises(UnicodeError):
-        load(tiny("bert_mean")).tokenize(["\ud800"], 5)
 
 
 # ---- loading
@@ -203,13 +197,12 @@ def test_a_broken_tokenizer_json_is_a_checkpoint_error(tiny: Tiny, tmp_path: Pat
         load(folder)
 
 
-@pytest.mark.xfail(reason="transformers makes an empty vocabulary up: every text is unknown tokens, or none at all")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_checkpoint_without_any_tokenizer_is_a_checkpoint_error(tiny: Tiny, tmp_path: Path, name: str) -> None:
     folder = copied(tiny(name), tmp_path)
     (folder / "tokenizer.json").unlink()
 
-    with pytest.raises(CheckpointError, match="tiny: "):
+    with pytest.raises(CheckpointError, match="tiny has no tokenizer"):
         load(folder)
 
 

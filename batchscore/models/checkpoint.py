@@ -79,7 +79,9 @@ class Checkpoint:
         """The sentence-transformers chain in order; empty without a modules.json."""
         entries: list[Json] = list(self.read_json("modules.json") or [])  # type: ignore[arg-type]  # a list, by its format
         return [
-            Module(entry["type"].rsplit(".", 1)[-1], entry["path"], self.read_json(f"{entry['path']}/config.json"))
+            Module(
+                entry["type"].rsplit(".", 1)[-1], entry["path"], self.read_json(str(Path(entry["path"], "config.json")))
+            )
             for entry in entries
         ]
 

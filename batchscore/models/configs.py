@@ -46,7 +46,7 @@ def _read_fields(path: Path) -> dict[str, Sourced]:
     settings = {key: value for key, value in _read(path).items() if key != "models"}
     for key in settings:
         if key not in FIELDS:
-            nearest = difflib.get_close_matches(key, FIELDS, 1)
+            nearest = difflib.get_close_matches(str(key), FIELDS, 1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"keys: {', '.join(FIELDS)}"
             raise UsageError(f"{path}: unknown key {key!r}", hint=hint)
     return {key: (value, path.name) for key, value in settings.items()}

@@ -12,20 +12,22 @@ from batchscore.errors import CheckpointError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import DenseSpec
 
+_ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
+
 
 def make_activation(name: str) -> nn.Module:
     """The torch.nn activation of a dotted name.
 
     Raises:
-        CheckpointError: the name leads elsewhere than torch.nn; a checkpoint may not run code of its own.
+        CheckpointError: it is another one. A checkpoint may not run code of its own, and a softmax would make a row's
+            score depend on its neighbours.
     """
-    kind = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise CheckpointError(f"activation {name!r} is not one of torch.nn")
-    try:
-        activation: nn.Module = kind()
-    except TypeError as error:  # a layer with sizes, such as Linear
-        raise CheckpointError(f"activation {name!r} cannot be made without arguments") from error
+    kind = name.rsplit(".", 1)[-1]
+    if not name.startswith("torch.nn.") or kind not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"activation {name!r} is no function of one number", hint=f"of torch.nn: {', '.join(_ACTIVATIONS)}"
+        )
+    activation: nn.Module = getattr(nn, kind)()
     return activation
 
 

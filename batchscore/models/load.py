@@ -53,7 +53,8 @@ def load_model(
         with _quiet():
             model, report = auto.from_pretrained(
                 checkpoint.folder,
-                dtype=getattr(torch, dtype),
+                # a 16-bit body must not round the head: load what the file has, and cast the body alone
+                dtype=torch.float32 if dtype == "float32" else "auto",
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
@@ -72,7 +73,7 @@ def load_model(
     )
     body = model.base_model
     body.pooler = None  # the head has its copy; on a flat batch it would read one sequence only
-    return Loaded(body.to(device), head.to(device), flat)
+    return Loaded(body.to(device, getattr(torch, dtype)), head.to(device), flat)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import InputError, RowError
+from batchscore.errors import InputError, RowError, UsageError
 from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import Slot, TextTokenizer, assemble, num_specials
+from batchscore.models.tokenizer import Pattern, Slot, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of
 
 Lengths = NDArray[np.integer]
@@ -21,15 +21,15 @@ Lengths = NDArray[np.integer]
 
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
     """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
-    budget = spec.max_length - num_specials(tokenizer.pair)
-    queries, documents = (
-        tokenizer.tokenize(_prepared(texts, "", spec), budget + 1) for texts in (pairs.queries, pairs.documents)
+    budget = _text_budget(spec, tokenizer.pair)
+    (queries, query_lengths), (documents, document_lengths) = (
+        tokenizer.tokenize(_prepared(texts, "", spec), budget) for texts in (pairs.queries, pairs.documents)
     )
     keys = pairs.queries.codes.astype(np.int64) * len(pairs.documents.values) + pairs.documents.codes
     _, first, item = np.unique(keys, return_index=True, return_inverse=True)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
-    full = queries.lengths[left], documents.lengths[right]
-    _refuse_long(truncation, full[0] + full[1] > budget, first, spec)
+    full = query_lengths[left], document_lengths[right]
+    _refuse_long(truncation, first[full[0] + full[1] > budget], spec)
     kept = (cut_longest_first if truncation == "longest-first" else cut_document_first)(*full, budget)
     items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])])
     cut = (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
@@ -40,15 +40,15 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncatio
 def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
     """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
     sides = ((pairs.queries, spec.query_prompt, CUT_QUERY), (pairs.documents, spec.document_prompt, CUT_DOCUMENT))
-    (queries, query_cut), (documents, document_cut) = (
-        _encode_side(tokenizer, spec, *side, truncation) for side in sides
-    )
+    (queries, query_cut), (documents, document_cut) = (_encode_side(tokenizer, spec, *side) for side in sides)
+    cut = query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes]
+    _refuse_long(truncation, np.flatnonzero(cut), spec)
     return Work(
         items=_join(queries, documents),
         held=len(queries),
         left=pairs.queries.codes,
         right=pairs.documents.codes + np.int32(len(queries)),
-        cut=query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes],
+        cut=cut,
     )
 
 
@@ -71,18 +71,26 @@ def cut_longest_first(queries: Lengths, documents: Lengths, budget: int) -> tupl
 
 
 def _encode_side(
-    tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, prompt: str, bit: int, truncation: Truncation
+    tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, prompt: str, bit: int
 ) -> tuple[Items, NDArray[np.uint8]]:
     """(sequences, cut bits) of one side's distinct texts."""
-    budget = spec.max_length - num_specials(tokenizer.single)
-    tokens = tokenizer.tokenize(_prepared(texts, prompt, spec), budget + 1)
-    long = tokens.lengths > budget
-    if long.any():
-        _refuse_long(truncation, long[texts.codes], np.arange(len(texts.codes)), spec)
-    items = assemble(tokenizer.single, [(tokens, np.arange(len(tokens)), np.minimum(tokens.lengths, budget))])
+    budget = _text_budget(spec, tokenizer.single)
+    tokens, lengths = tokenizer.tokenize(_prepared(texts, prompt, spec), budget)
+    items = assemble(tokenizer.single, [(tokens, np.arange(len(tokens)), tokens.lengths)])
     keep = None if spec.include_prompt else _after_prompt(tokenizer, spec, prompt, items)
     # a single segment's types are all 0, which is what a model assumes without them
-    return replace(items, types=None, keep=keep), (bit * long).astype(np.uint8)
+    return replace(items, types=None, keep=keep), (bit * (lengths > budget)).astype(np.uint8)
+
+
+def _text_budget(spec: ModelSpec, pattern: Pattern) -> int:
+    """Tokens left for texts beside the special tokens."""
+    specials = num_specials(pattern)
+    if spec.max_length <= specials:
+        raise UsageError(
+            f"max_length {spec.max_length} leaves no room for text beside {specials} special tokens",
+            hint="raise --max-length",
+        )
+    return spec.max_length - specials
 
 
 def _prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
@@ -95,16 +103,16 @@ def _after_prompt(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, items:
     if not prompt:
         return np.ones(len(items.ids), bool)
     leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
-    skipped = leading + len(tokenizer.tokenize([prompt.lower() if spec.lower_case else prompt], spec.max_length).ids)
+    prompt_ids, _ = tokenizer.tokenize([prompt.lower() if spec.lower_case else prompt], spec.max_length)
+    skipped = leading + len(prompt_ids.ids)
     places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
     return places >= skipped
 
 
-def _refuse_long(truncation: Truncation, too_long: NDArray[np.bool_], rows: Lengths, spec: ModelSpec) -> None:
-    if truncation == "error" and too_long.any():
-        row = int(rows[too_long].min())
+def _refuse_long(truncation: Truncation, rows: Lengths, spec: ModelSpec) -> None:
+    if truncation == "error" and len(rows):
         raise RowError(
-            row,
+            int(rows.min()),
             f"longer than max_length {spec.max_length} tokens",
             cause=InputError,
             hint="pass --truncation document-first, or raise --max-length",

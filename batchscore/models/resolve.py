@@ -7,8 +7,8 @@ Sources are applied in a fixed order and later ones win: the architecture's row,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch import ARCHITECTURES
@@ -34,9 +34,11 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
             and similarity.
 
     Raises:
-        CheckpointError: unknown architecture, pooling mode or activation, more than one label, no score head.
+        CheckpointError: unknown architecture or pooling mode, Dense modules that do not fit, more than one label, no
+            score head.
         UsageError: an option that this checkpoint cannot take.
     """
+    _check_values(options)
     row = find_row(checkpoint)
     score_type, _ = chosen = options.get("score_type") or _score_type(checkpoint, row)
     is_cross_encoder = score_type == "cross-encoder"
@@ -50,7 +52,7 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
         "lower_case": _lower_case(checkpoint),
         "position_limit": limit,
         "max_length": _max_length(checkpoint, limit),
-        "first_position": (checkpoint.config.get("pad_token_id", 1) + 1 if row.positions_after_pad else 0, row_source),
+        "first_position": (_first_position(checkpoint, row), row_source),
         "pad_token_id": (checkpoint.config.get("pad_token_id") or 0, "config.json"),
         "token_types": (checkpoint.config.get("type_vocab_size", 0) > 1, "config.json"),
         "head": (row.head if is_cross_encoder else (), row_source),
@@ -61,12 +63,14 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
     }
     if score_type == "bi-encoder":
         fields["pooling"], fields["include_prompt"] = _pooling(checkpoint, row)
+        _check_widths(checkpoint, fields["dense"][0], len(fields["pooling"][0]))
     else:
         fields["pooling"], fields["include_prompt"] = ((), "score type"), (True, "score type")
     fields["query_prompt"], fields["document_prompt"] = (
         (("", "score type"),) * 2 if is_cross_encoder else _prompts(checkpoint)
     )
-    fields.update(_checked(options, score_type, limit[0]))
+    _check_effect(options, score_type, limit[0])
+    fields.update(options)
     return ModelSpec(
         **{name: value for name, (value, _) in fields.items()},
         sources={name: source for name, (_, source) in fields.items()},
@@ -97,9 +101,8 @@ def _require_head(checkpoint: Checkpoint, row: Row) -> None:
             f"{checkpoint.name}: {checkpoint.architecture} has no score head, so it is no cross-encoder",
             hint="use --score-type bi-encoder or late-interaction, or a *ForSequenceClassification checkpoint",
         )
-    labels = (
-        checkpoint.config.get("num_labels") or len(checkpoint.config.get("id2label") or {}) or 2
-    )  # transformers' default is 2
+    config = checkpoint.config
+    labels = config.get("num_labels") or len(config.get("id2label") or {}) or 2  # transformers' default is 2
     if labels != 1:
         raise CheckpointError(
             f"{checkpoint.name}: its classifier has {labels} labels; a relevance score needs num_labels == 1",
@@ -112,7 +115,12 @@ def _position_limit(checkpoint: Checkpoint, row: Row) -> Sourced:
     if positions is None:
         raise CheckpointError(f"{checkpoint.name}: config.json has no max_position_embeddings")
     # fairseq's convention spends the first pad_token_id + 1 rows of the table
-    return positions - (checkpoint.config.get("pad_token_id", 1) + 1 if row.positions_after_pad else 0), "config.json"
+    return positions - _first_position(checkpoint, row), "config.json"
+
+
+def _first_position(checkpoint: Checkpoint, row: Row) -> int:
+    pad = checkpoint.config.get("pad_token_id")
+    return (1 if pad is None else int(pad)) + 1 if row.positions_after_pad else 0
 
 
 def _max_length(checkpoint: Checkpoint, limit: Sourced) -> Sourced:
@@ -171,6 +179,17 @@ def _dense(checkpoint: Checkpoint) -> Sourced:
     return dense, "modules.json" if dense else "default"
 
 
+def _check_widths(checkpoint: Checkpoint, dense: Sequence[DenseSpec], modes: int) -> None:
+    width = checkpoint.config.get("hidden_size", 0) * modes
+    for spec in dense:
+        if spec.in_features != width:
+            raise CheckpointError(
+                f"{checkpoint.name}: {spec.folder}/config.json has in_features {spec.in_features}, "
+                f"and the vectors before it are {width} wide"
+            )
+        width = spec.out_features
+
+
 def _pooling(checkpoint: Checkpoint, row: Row) -> tuple[Sourced, Sourced]:
     """(pooling modes, include_prompt): what the Pooling module says, else the row's mode."""
     module = next((module for module in checkpoint.modules if module.kind == "Pooling"), None)
@@ -220,19 +239,37 @@ def _prompts(checkpoint: Checkpoint) -> tuple[Sourced, Sourced]:
     return first(("query",)), first(_DOCUMENT_PROMPTS)
 
 
-def _checked(options: Mapping[str, Sourced], score_type: ScoreType, position_limit: int) -> dict[str, Sourced]:
-    """The options that change a spec field, refused where they cannot take effect."""
-    rules: dict[str, Callable[[Any], str | None]] = {
-        "score_type": lambda _: None,
-        "max_length": lambda n: (
-            None if 0 < n <= position_limit else f"must be between 1 and the model's {position_limit} positions"
-        ),
-        "query_prompt": lambda _: "a cross-encoder reads no prompts" if score_type == "cross-encoder" else None,
-        "document_prompt": lambda _: "a cross-encoder reads no prompts" if score_type == "cross-encoder" else None,
-        "similarity": lambda _: None if score_type == "bi-encoder" else f"a {score_type} has a similarity of its own",
+_SCORE_TYPES, _SIMILARITIES = get_args(ScoreType), ("cosine", "dot")
+
+
+def _check_values(options: Mapping[str, Sourced]) -> None:
+    """Refuse what no checkpoint could take; a config file may hold anything."""
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "score_type": (lambda value: value in _SCORE_TYPES, f"must be one of {', '.join(_SCORE_TYPES)}"),
+        "similarity": (lambda value: value in _SIMILARITIES, f"must be one of {', '.join(_SIMILARITIES)}"),
+        "max_length": (lambda value: type(value) is int, "must be a number of tokens"),
+        "query_prompt": (lambda value: isinstance(value, str), "must be text"),
+        "document_prompt": (lambda value: isinstance(value, str), "must be text"),
     }
     for name, (value, source) in options.items():
-        problem = rules[name](value)
+        is_valid, demand = rules[name]
+        if not is_valid(value):
+            raise UsageError(f"{_spelled(name, source)} {value!r}: {demand}")
+
+
+def _check_effect(options: Mapping[str, Sourced], score_type: ScoreType, position_limit: int) -> None:
+    """Refuse what could not take effect on this checkpoint."""
+    for name, (value, source) in options.items():
+        problem = None
+        if name == "max_length" and not 0 < value <= position_limit:
+            problem = f"must be between 1 and the model's {position_limit} positions"
+        elif name.endswith("_prompt") and score_type == "cross-encoder":
+            problem = "a cross-encoder reads no prompts"
+        elif name == "similarity" and score_type != "bi-encoder":
+            problem = f"a {score_type} has a similarity of its own"
         if problem:
-            raise UsageError(f"{source} {value!r}: {problem}")
-    return cast("dict[str, Sourced]", dict(options))
+            raise UsageError(f"{_spelled(name, source)} {value!r}: {problem}")
+
+
+def _spelled(name: str, source: str) -> str:
+    return source if source.startswith("--") else f"{source}: {name}"

@@ -22,6 +22,7 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
+_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _PROBES = (("what is it?", "It is A, not B."), ("Zwölf Öfen", "北京"), ("a", "b c"))
 
 
@@ -60,19 +61,17 @@ class TextTokenizer:
         self.pair = self._pattern("a", "b")
         self._check_patterns(name)
 
-    def tokenize(self, texts: Sequence[str], max_tokens: int) -> Items:
-        """Token ids of each text without special tokens, at most `max_tokens` of them (the rest can only be cut).
-
-        Raises:
-            UnicodeError: a text holds a lone surrogate.
-        """
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> tuple[Items, NDArray[np.int64]]:
+        """(token ids of each text without special tokens, at most `max_tokens`; int64 [n], how many there were)."""
         ids: list[NDArray[np.int32]] = []
         lengths: list[int] = []
         for part in _slices(texts, _SLICE_CHARS):
-            encoded = [e.ids[:max_tokens] for e in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)]
+            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)]
             lengths.extend(map(len, encoded))
-            ids.extend(np.array(e, np.int32) for e in encoded)
-        return Items(np.concatenate(ids) if ids else np.empty(0, np.int32), offsets_of(np.array(lengths, np.int64)))
+            ids.extend(np.array(text[:max_tokens], np.int32) for text in encoded)
+        full = np.array(lengths, np.int64)
+        kept = np.concatenate(ids) if ids else np.empty(0, np.int32)
+        return Items(kept, offsets_of(np.minimum(full, max_tokens))), full
 
     def _pattern(self, *texts: str) -> Pattern:
         """Read the pattern off an encoded probe: special tokens where they stand, one slot for each text."""
@@ -91,10 +90,11 @@ class TextTokenizer:
         """Assembled ids must equal the tokenizer's own; a tokenizer that mixes the sides otherwise is unknown."""
         for probe in _PROBES:
             for pattern, texts in ((self.single, probe[:1]), (self.pair, probe)):
-                sides = [self.tokenize([text], 1_000) for text in texts]
-                ones = np.zeros(1, np.int64)
-                built = assemble(pattern, [(side, ones, side.lengths) for side in sides])
-                if built.ids.tolist() != self._encode(*texts).ids:
+                sides = [self.tokenize([text], 1_000)[0] for text in texts]
+                only = np.zeros(1, np.int64)
+                built = assemble(pattern, [(side, only, side.lengths) for side in sides])
+                slots = {part.side for part in pattern if isinstance(part, Slot)}
+                if len(slots) < len(texts) or built.ids.tolist() != self._encode(*texts).ids:
                     raise CheckpointError(
                         f"{name}: its tokenizer does not put fixed tokens around its texts ({texts!r})"
                     )
@@ -146,6 +146,11 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> TextToken
         CheckpointError: there is no tokenizer, or not one that converts.
     """
     path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file() and not any((checkpoint.folder / file).is_file() for file in _VOCABULARIES):
+        # transformers would make up a vocabulary of special tokens, in which every text is unknown
+        raise CheckpointError(
+            f"{checkpoint.name} has no tokenizer", hint="expected tokenizer.json, or the vocabulary it is made from"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert(checkpoint, trust_remote_code)
     except Exception as error:  # the Rust library raises bare Exception, transformers OSError, ValueError, ImportError

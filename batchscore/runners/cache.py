@@ -54,9 +54,10 @@ class OutputCache:
             if self._outputs is None:
                 capacity = self._max_bytes // (outputs[:1].nbytes + _KEY_BYTES)
                 self._outputs = torch.empty(max(1, capacity), *outputs.shape[1:])
-            fresh = [(place, key) for place, key in enumerate(_keys(items, index)) if key not in self._slots]
-            slots = [self._claim(key, len(self._outputs)) for _, key in fresh]
-            self._outputs[slots] = outputs[[place for place, _ in fresh]].cpu()
+            places = {key: place for place, key in enumerate(_keys(items, index)) if key not in self._slots}
+            fresh = list(places)[-len(self._outputs) :]
+            slots = [self._claim(key, len(self._outputs)) for key in fresh]
+            self._outputs[slots] = outputs[[places[key] for key in fresh]].cpu()
 
     def _claim(self, key: bytes, capacity: int) -> int:
         """The next slot, taken from the oldest key if there is no free one."""
