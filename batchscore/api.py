@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,11 @@ class Scorer:
         trust_remote_code: bool = False,
         padded: bool = False,
     ) -> None:
+        _require_choice("truncation", truncation, get_args(Truncation))
+        _require_choice("dtype", dtype, get_args(Dtype))
+        _require_least("batch_tokens", batch_tokens, 1)
+        _require_least("window_rows", window_rows, 1)
+        _require_least("cache_mb", cache_mb, 0)
         self.checkpoint = open_checkpoint(str(model), revision)
         given: dict[str, Any] = {
             "score_type": None if score_type == "auto" else score_type,
@@ -134,8 +139,8 @@ class Scorer:
         pairs = _pair_up(_as_texts(query, "query"), _as_texts(documents, "documents"))
         scores = self._score_from(0, pairs)
         rows, _ = rank_rows(np.zeros(len(pairs), np.int32), np.arange(len(pairs)), scores.rank_by, top_n)
-        texts = _as_texts(documents, "documents")
-        return [Ranked(int(row), float(scores.score[row]), texts[row]) for row in rows]
+        values, codes = pairs.documents.values, pairs.documents.codes
+        return [Ranked(int(row), float(scores.score[row]), values[codes[row]]) for row in rows]
 
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
@@ -226,6 +231,16 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} is unknown; choices: {', '.join(choices)}")
+
+
+def _require_least(name: str, number: int | None, least: int) -> None:
+    if number is not None and number < least:
+        raise UsageError(f"{name} {number} is less than {least}")
 
 
 def _as_texts(texts: str | Sequence[str], name: str) -> list[str]:

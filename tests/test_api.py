@@ -338,3 +338,21 @@ def test_a_score_that_is_no_number_is_an_error_that_names_the_pair(
         with pytest.raises(RuntimeFailureError, match="^pair 1: its score is nan"):
             damaged.rerank(QUERY, ["a dog", "a bird"])
         np.testing.assert_allclose(damaged.score(QUERY, DOCUMENTS), sound.score(QUERY, DOCUMENTS), rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncation": "both"}, "truncation 'both' is unknown; choices: document-first, longest-first, error"),
+        ({"dtype": "int8"}, "dtype 'int8' is unknown; choices: auto, float32, bfloat16, float16"),
+        ({"score_type": "cosine"}, "--score-type 'cosine': must be one of cross-encoder, bi-encoder, late-interaction"),
+        ({"batch_tokens": 0}, "batch_tokens 0 is less than 1"),
+        ({"window_rows": -1}, "window_rows -1 is less than 1"),
+        ({"cache_mb": -1}, "cache_mb -1 is less than 0"),
+    ],
+)
+def test_an_option_outside_its_choices_is_refused(tiny: Tiny, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Scorer(tiny("bert_mean"), **options)
+
+    assert caught.value.message == message

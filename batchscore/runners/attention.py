@@ -8,6 +8,7 @@ scaled_dot_product_attention has its fastest path. The price is one call a run.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -52,9 +53,11 @@ def packed_attention(
     if query.is_cuda and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
-        output = varlen_attn(
-            flat_query, flat_key, flat_value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling
-        )
+        lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        # only a scale that is not the default is passed: torch 2.11 need not know the argument
+        usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
+        scale: dict[str, Any] = {} if usual else {"scale": scaling}
+        output = varlen_attn(flat_query, flat_key, flat_value, *lengths, **scale)
         assert isinstance(output, Tensor)
         return output[None], None
     output = torch.empty_like(flat_query, memory_format=torch.contiguous_format)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscore.errors import RuntimeFailureError
 from batchscore.models.load import Loaded
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
@@ -74,7 +75,13 @@ class Engine:
 
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack in float32."""
-        hidden = self._flat(batch) if self.model.flat else self._padded(batch)
+        try:
+            hidden = self._flat(batch) if self.model.flat else self._padded(batch)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeFailureError(
+                f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
+                hint="lower --batch-tokens",
+            ) from error
         lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
         keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
         return States(hidden.float(), lengths, keep)
