@@ -106,6 +106,7 @@ def test_keep_columns_chooses_what_is_carried(tiny: Tiny, kept: str, columns: li
 
     assert result.exit_code == 0, result.output
     assert pq.read_schema("out.parquet").names == columns
+    assert len(pq.read_table("out.parquet")) == len(ROWS)
 
 
 def test_columns_may_have_other_names(tiny: Tiny) -> None:

@@ -22,9 +22,10 @@ ALLOWED = {
     "runners": BASE | {"models"},
     "io": BASE,
     "api": BASE | {"models", "runners", "scheduler", "ranking"},
-    "pipeline": BASE | {"api", "io", "ranking"},
+    "pipeline": BASE | {"api"},
+    "jobs": BASE | {"api", "io", "pipeline", "ranking"},
     "plan": BASE | {"api", "models"},
-    "cli": BASE | {"api", "io", "pipeline", "plan", ""},
+    "cli": BASE | {"api", "io", "jobs", "pipeline", "plan", ""},
     "": {"api"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -241,14 +242,18 @@ def test_late_interaction_sums_the_best_cosine_of_every_query_token(tiny: Tiny, 
     np.testing.assert_allclose(scores, expected, rtol=0, atol=MAXSIM_CLOSE)
 
 
-def test_a_dot_product_is_of_the_vectors_as_the_modules_leave_them(tiny: Tiny, scorer: Scorers) -> None:
-    queries, documents = BI_ENCODERS["bert_dot"].vectors(tiny("bert_dot"))
+@pytest.mark.parametrize("name", ["bert_dot", "bert_sqrt"])
+def test_a_dot_product_is_of_the_vectors_as_pooled(tiny: Tiny, scorer: Scorers, name: str) -> None:
+    """Two rows without a Normalize module, whose cosines are equal."""
+    queries, documents = BI_ENCODERS[name].vectors(tiny(name))
     expected = (queries * documents).sum(1).numpy()
     assert expected.max() > 2, "a product of unit vectors could not be told from a cosine"
-    np.testing.assert_allclose(scorer("bert_dot", similarity="dot").score(QUERIES, DOCUMENTS), expected, rtol=CLOSE)
-    # the same encoder with a Normalize module
-    unit = scorer("bert_mean", similarity="dot").score(QUERIES, DOCUMENTS)
-    np.testing.assert_allclose(unit, scorer("bert_mean").score(QUERIES, DOCUMENTS), rtol=0, atol=SAME)
+    np.testing.assert_allclose(scorer(name, similarity="dot").score(QUERIES, DOCUMENTS), expected, rtol=CLOSE)
+
+
+def test_a_dot_product_of_normalized_vectors_is_their_cosine(scorer: Scorers) -> None:
+    products = scorer("bert_mean", similarity="dot").score(QUERIES, DOCUMENTS)
+    np.testing.assert_allclose(products, scorer("bert_mean").score(QUERIES, DOCUMENTS), rtol=0, atol=SAME)
 
 
 @pytest.mark.parametrize("score_type", ["bi-encoder", "late-interaction"])
@@ -337,6 +342,16 @@ def test_what_the_cache_remembers_is_what_a_forward_gives(
             np.testing.assert_allclose(cached.score(QUERIES, DOCUMENTS), batch, rtol=0, atol=tolerance)
 
 
+def test_the_cache_tells_a_prompt_from_the_same_words_in_a_text(scorer: Scorers, tiny: Tiny) -> None:
+    """Both sides read "the cat sat"; only the query leaves "the cat" out of its mean."""
+    prompts = {"query_prompt": "the cat ", "document_prompt": ""}
+    forwarded = scorer("bert_no_prompt_pooling", **prompts).score("sat", "the cat sat")[0]
+    assert forwarded < 0.99
+    with Scorer(tiny("bert_no_prompt_pooling"), dtype="float32", **prompts) as cached:
+        found = [cached.score("sat", "the cat sat")[0] for _ in range(2)]
+    assert found == pytest.approx([forwarded] * 2, abs=SAME)
+
+
 @every_kind
 def test_one_query_stands_for_as_many_as_there_are_documents(
     scorer: Scorers, name: str, score_type: str, tolerance: float
@@ -373,12 +388,25 @@ def test_a_bfloat16_body_stays_near_float32(
     assert 0 < np.abs((scores - batch) / scale).max() < 2e-2
 
 
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["bert_ce", "roberta_ce", "bert_dense"])
-def test_the_head_stays_float32_over_a_bfloat16_body(tiny: Tiny, scorer: Scorers, name: str) -> None:
+def test_the_head_stays_float32_and_as_saved_over_a_bfloat16_body(
+    tiny: Tiny, scorer: Scorers, tmp_path: Path, name: str, saved: torch.dtype
+) -> None:
     """A logit rounded to bfloat16 has three digits, and near documents would tie."""
-    model = load_model(open_checkpoint(tiny(name)), scorer(name).spec, dtype="bfloat16", device="cpu", attention="sdpa")
+    folder = Path(shutil.copytree(tiny(name), tmp_path / name))
+    tensors = {key: tensor.to(saved) for key, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": str(saved).removeprefix("torch.")}))
+
+    checkpoint = open_checkpoint(str(folder))
+    model = load_model(checkpoint, scorer(name).spec, dtype="bfloat16", device="cpu", attention="sdpa")
     dtypes = [{parameter.dtype for parameter in module.parameters()} for module in (model.body, model.head)]
     assert dtypes == [{torch.bfloat16}, {torch.float32}]
+    on_disk = [*tensors.values(), *(dense_of(str(folder)).values() if name == "bert_dense" else ())]
+    for parameter in model.head.parameters():
+        assert any(torch.equal(parameter, tensor.float()) for tensor in on_disk)
 
 
 def test_ranking_goes_by_logit_where_the_sigmoid_saturates(tiny: Tiny, scorer: Scorers, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def rerank(
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
     from batchscore.cli.run import run
-    from batchscore.pipeline import RerankJob, run_rerank
+    from batchscore.jobs import RerankJob, run_rerank
 
     job = RerankJob(
         query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit

@@ -22,7 +22,8 @@ from batchscore.cli.options import Files
 from batchscore.errors import BatchscoreError, UsageError
 from batchscore.io.sink import Sink, open_sink
 from batchscore.io.source import Source, open_source
-from batchscore.pipeline import Meter, RerankJob, ScoreJob
+from batchscore.jobs import RerankJob, ScoreJob
+from batchscore.pipeline import Meter
 from batchscore.plan import Plan
 
 Pipeline = Callable[[Callable[[], Scorer], Source, Sink, Any, Meter], None]

@@ -23,7 +23,7 @@ def score(
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
     from batchscore.cli.run import run
-    from batchscore.pipeline import ScoreJob, run_score
+    from batchscore.jobs import ScoreJob, run_score
 
     names = tuple(name.strip() for name in keep_columns.split(","))
     kept = {"all": None, "none": ()}.get(keep_columns, names)
