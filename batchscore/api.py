@@ -6,8 +6,7 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -110,7 +109,7 @@ class Scorer:
             padded=padded,
             trust_remote_code=trust_remote_code,
         )
-        self._workers = ThreadPoolExecutor(self.budget.workers, "batchscore", initializer=self._runner.start_worker)
+        self._workers = self._runner.start_workers(self.budget.workers)
 
     def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
         """Score 1:1, 1:N or N:N queries and documents.
@@ -244,6 +243,8 @@ def _require_least(name: str, number: int | None, least: int) -> None:
 
 
 def _as_texts(texts: str | Sequence[str], name: str) -> list[str]:
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"{name} is {type(texts).__name__}, not a string or a list of strings")
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
         raise UsageError(f"{name} is empty; at least one text must be given")

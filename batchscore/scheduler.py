@@ -46,14 +46,28 @@ def collate(items: Items, index: NDArray[np.integer], first_position: int) -> Ba
     Args:
         items: the window's sequences.
         index: int [n], the pack.
-        first_position: position id of a sequence's first token (RoBERTa counts from pad_token_id + 1).
+        first_position: position id of a sequence's first token: 0, or pad_token_id + 1 for RoBERTa and its like.
     """
     taken = items.take(index)
-    starts = np.repeat(taken.offsets[:-1], taken.lengths)
+    ids, starts = taken.ids.astype(np.int64), taken.offsets[:-1]
+    if first_position:
+        positions = _fairseq_positions(ids, starts, taken.lengths, first_position)
+    else:
+        positions = np.arange(len(ids)) - np.repeat(starts, taken.lengths)
     return Batch(
-        input_ids=taken.ids.astype(np.int64),
-        position_ids=np.arange(len(taken.ids)) - starts + first_position,
+        input_ids=ids,
+        position_ids=positions,
         offsets=taken.offsets.astype(np.int32),
         token_type_ids=None if taken.types is None else taken.types.astype(np.int64),
         keep=taken.keep,
     )
+
+
+def _fairseq_positions(
+    ids: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64], first_position: int
+) -> NDArray[np.int64]:
+    """int64 [tokens]: a padding token that a text spells out stays at the padding position and is not counted."""
+    padding = first_position - 1
+    counted = ids != padding
+    before = np.concatenate([[0], np.cumsum(counted)])
+    return np.where(counted, before[1:] - np.repeat(before[starts], lengths) + padding, padding)

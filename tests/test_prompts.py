@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import checkpoints
 from batchscore.api import Scorer
-from batchscore.errors import BatchscoreError, InputError, RowError
+from batchscore.errors import BatchscoreError, UsageError, InputError, RowError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.prompts import cut_document_first, cut_longest_first, pair_work, text_work
 from batchscore.models.resolve import resolve
@@ -318,13 +318,11 @@ def test_a_prompt_is_measured_in_the_case_it_is_read_in(tiny: Tiny) -> None:
     assert work.items.keep[: work.items.lengths[0]].tolist() == [False, False, False, True, True]
 
 
-def test_a_prompt_cut_by_max_length_leaves_nothing_that_counts(tiny: Tiny) -> None:
+def test_a_prompt_that_fills_max_length_is_refused(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_no_prompt_pooling", max_length=3, document_prompt="")
 
-    work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]), "document-first")
-
-    assert work.items.keep is not None
-    assert work.items.keep.tolist() == [False, False, False, True, True, True]
+    with pytest.raises(UsageError, match="leaves no room for text in max_length 3"):
+        text_work(tokenizer, spec, pairs(["cat"], ["dog"]), "document-first")
 
 
 # ---- truncation "error"

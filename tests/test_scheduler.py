@@ -118,9 +118,15 @@ def test_the_arrays_of_a_batch_have_the_dtypes_a_model_takes() -> None:
 
 @pytest.mark.parametrize("first_position", [0, 2])
 def test_positions_count_from_first_position(first_position: int) -> None:
-    batch = collate(items_of([1, 2, 3], [4]), np.array([0, 1]), first_position)
+    batch = collate(items_of([7, 8, 9], [6]), np.array([0, 1]), first_position)
 
     assert batch.position_ids.tolist() == [first_position + place for place in (0, 1, 2, 0)]
+
+
+def test_padding_tokens_in_a_text_are_not_counted_where_positions_begin_after_the_padding() -> None:
+    batch = collate(items_of([7, 1, 8, 1, 1, 9], [1, 6]), np.array([0, 1]), first_position=2)
+
+    assert batch.position_ids.tolist() == [2, 1, 3, 1, 1, 4, 1, 2]
 
 
 def test_a_batch_has_types_and_keep_only_where_the_items_have() -> None:

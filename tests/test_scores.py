@@ -475,7 +475,7 @@ def test_a_long_pair_scores_as_one_cut_by_hand(
     assert logit[0] == pytest.approx(logit_of(tiny(name), **inputs), abs=CLOSE)
 
 
-@pytest.mark.parametrize("max_length", [3, 10])
+@pytest.mark.parametrize("max_length", [6, 10])
 @pytest.mark.parametrize("name", ["bert_dense", "roberta_mean"])
 def test_max_length_cuts_each_side_and_counts_special_tokens_and_prompt(
     tiny: Tiny, scorer: Scorers, name: str, max_length: int

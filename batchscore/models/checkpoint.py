@@ -7,15 +7,16 @@ when the model is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from batchscore.errors import CheckpointError, NotFoundError
+from batchscore.errors import CheckpointError, NotFoundError, UsageError
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 # sentence-transformers wrote this file under the backbone's name before it settled on the first
 _SENTENCE_CONFIGS = tuple(
@@ -59,6 +60,8 @@ class Checkpoint:
     def config(self) -> Json:
         """config.json, which every checkpoint has."""
         config = self.read_json("config.json")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.name}: config.json holds no settings")
         if not config:
             raise CheckpointError(
                 f"{self.name} has no config.json",
@@ -101,6 +104,26 @@ class Checkpoint:
             p for pattern in ("*.safetensors", "*.bin", "*/model.safetensors") for p in self.folder.glob(pattern)
         )
 
+    def stored_dtype(self) -> str | None:
+        """Name of float32 if the first weight file holds a tensor of it, else None; a pickle counts as float32."""
+        file = next(iter(sorted(self.folder.glob("*.safetensors"))), None)
+        if file is None:
+            return "float32"  # a pickle says nothing before it is loaded; float32 loses nothing
+
+        def has_float32(path: Path) -> bool:
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as tensors:
+                return any(tensors.get_slice(name).get_dtype() == "F32" for name in tensors.keys())  # noqa: SIM118
+
+        return "float32" if self._opened(file, has_float32) else None
+
+    def _opened(self, path: Path, read: Callable[[Path], T]) -> T:
+        try:
+            return read(path)
+        except Exception as error:  # safetensors and pickle each have their own for a damaged file
+            raise CheckpointError(f"{self.name}: {path.name} is damaged: {first_line(error)}") from error
+
     def read_weights(self, folder: str) -> Mapping[str, Any]:
         """Name -> tensor of one module folder, from model.safetensors or pytorch_model.bin.
 
@@ -111,12 +134,11 @@ class Checkpoint:
         if safe.is_file():
             from safetensors.torch import load_file
 
-            return load_file(safe)
+            return self._opened(safe, load_file)
         if pickled.is_file():
             import torch
 
-            weights: Mapping[str, Any] = torch.load(pickled, map_location="cpu", weights_only=True)
-            return weights
+            return self._opened(pickled, partial(torch.load, map_location="cpu", weights_only=True))
         raise CheckpointError(
             f"{self.name}: module {folder!r} of modules.json has no weights",
             hint=f"expected {safe.name} or {pickled.name} in {folder}/",
@@ -129,11 +151,18 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     Raises:
         NotFoundError: it is neither, or the hub cannot be reached and the files are not in its cache.
     """
+    if not model:
+        raise UsageError("model is empty", hint="pass a checkpoint folder or a hub id")
     if Path(model).is_dir():
         return Checkpoint(model, Path(model))
     if Path(model).exists():
         raise CheckpointError(f"{model} is a file", hint="pass the folder that holds config.json and the weights")
     return Checkpoint(model, _download(model, revision))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _download(model: str, revision: str | None) -> Path:
@@ -144,8 +173,7 @@ def _download(model: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, ignore_patterns=skipped))
     except Exception as error:  # the hub client's own errors, and every kind of network failure
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotFoundError(
-            f"model {model!r} is not a folder and could not be fetched from the hub: {reason}",
+            f"model {model!r} is not a folder and could not be fetched from the hub: {first_line(error)}",
             hint="check the spelling and the network, or download it and pass the folder",
         ) from error

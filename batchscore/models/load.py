@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from batchscore.errors import CheckpointError
-from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.checkpoint import Checkpoint, first_line
 from batchscore.models.heads import ScoreHead, load_dense
 from batchscore.models.spec import ModelSpec
 
@@ -29,6 +29,7 @@ class Loaded:
     body: nn.Module
     head: nn.Module  # ScoreHead for a cross-encoder, else the Dense chain
     flat: bool  # the body runs without padding
+    vocabulary: int  # rows of the embedding table
 
 
 def load_model(
@@ -54,12 +55,12 @@ def load_model(
             model, report = auto.from_pretrained(
                 checkpoint.folder,
                 # a 16-bit body must not round the head: load what the file has, and cast the body alone
-                dtype=torch.float32 if dtype == "float32" else "auto",
+                dtype=torch.float32 if "float32" in (dtype, checkpoint.stored_dtype()) else "auto",
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.name} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # transformers, safetensors and pickle each have their own for a damaged file
+        raise CheckpointError(f"{checkpoint.name} cannot be loaded: {first_line(error)}") from error
     _check_report(checkpoint.name, report["missing_keys"], report["unexpected_keys"], spec)
     # a model that looks attention up by name takes ours; others (remote code, own attention) run padded
     flat = attention != "sdpa" and bool(getattr(model, "_supports_attention_backend", False))
@@ -73,7 +74,8 @@ def load_model(
     )
     body = model.base_model
     body.pooler = None  # the head has its copy; on a flat batch it would read one sequence only
-    return Loaded(body.to(device, getattr(torch, dtype)), head.to(device), flat)
+    vocabulary = body.get_input_embeddings().num_embeddings
+    return Loaded(body.to(device, getattr(torch, dtype)), head.to(device), flat, vocabulary)
 
 
 @contextmanager
@@ -100,7 +102,3 @@ def _check_report(name: str, missing: Iterable[str], unexpected: Iterable[str], 
                 f"{name} {what} {shown}",
                 hint="these weights are not those of the architecture in config.json; scores would be random",
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -75,9 +75,12 @@ def _encode_side(
 ) -> tuple[Items, NDArray[np.uint8]]:
     """(sequences, cut bits) of one side's distinct texts."""
     budget = _text_budget(spec, tokenizer.single)
+    prompt_length = int(tokenizer.tokenize(_prepared(Texts.of([""]), prompt, spec), budget)[1][0])
+    if prompt_length >= budget:
+        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {spec.max_length}")
     tokens, lengths = tokenizer.tokenize(_prepared(texts, prompt, spec), budget)
     items = assemble(tokenizer.single, [(tokens, np.arange(len(tokens)), tokens.lengths)])
-    keep = None if spec.include_prompt else _after_prompt(tokenizer, spec, prompt, items)
+    keep = None if spec.include_prompt else _after_prompt(tokenizer, prompt_length, items)
     # a single segment's types are all 0, which is what a model assumes without them
     return replace(items, types=None, keep=keep), (bit * (lengths > budget)).astype(np.uint8)
 
@@ -98,15 +101,13 @@ def _prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
     return [text.lower() for text in strings] if spec.lower_case else strings
 
 
-def _after_prompt(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, items: Items) -> NDArray[np.bool_]:
+def _after_prompt(tokenizer: TextTokenizer, prompt_length: int, items: Items) -> NDArray[np.bool_]:
     """bool [tokens]: False for a prompt and the special tokens before it (sentence-transformers' rule)."""
-    if not prompt:
+    if not prompt_length:
         return np.ones(len(items.ids), bool)
     leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
-    prompt_ids, _ = tokenizer.tokenize([prompt.lower() if spec.lower_case else prompt], spec.max_length)
-    skipped = leading + len(prompt_ids.ids)
     places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
-    return places >= skipped
+    return places >= leading + prompt_length
 
 
 def _refuse_long(truncation: Truncation, rows: Lengths, spec: ModelSpec) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.errors import RuntimeFailureError
+from batchscore.errors import CheckpointError, RuntimeFailureError
 from batchscore.models.load import Loaded
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
@@ -25,8 +27,8 @@ Index = NDArray[np.integer]
 class Runner(Protocol):
     """A score type at work. What `forward` gives, only `hold` and `compare` of the same runner read."""
 
-    def start_worker(self) -> None:
-        """Called once in each thread that will call `forward`."""
+    def start_workers(self, count: int) -> ThreadPoolExecutor:
+        """Threads to call `forward` in."""
 
     def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
         """The window's token sequences."""
@@ -68,10 +70,32 @@ class Engine:
         """Put a pack's output into the cache."""
         self.cache.add(items, index, output)
 
-    def start_worker(self) -> None:
-        """One thread a worker on a CPU: packs run side by side and never wait for each other inside an operation."""
-        if self.device == "cpu":
-            torch.set_num_threads(1)
+    def checked(self, work: Work) -> Work:
+        """The window, if the model has a vector for each of its tokens."""
+        highest = int(work.items.ids.max(initial=0))
+        if highest >= self.model.vocabulary:
+            raise CheckpointError(
+                f"its tokenizer gives token {highest}, and its embeddings end at {self.model.vocabulary - 1}",
+                hint="tokenizer and weights are of different models",
+            )
+        return work
+
+    def start_workers(self, count: int) -> ThreadPoolExecutor:
+        """On a CPU each has one thread: packs run side by side and never wait for each other inside an operation."""
+        threads = torch.get_num_threads()
+        barrier = Barrier(count)
+
+        def begin() -> None:
+            if self.device == "cpu":
+                torch.get_num_threads()  # a thread's first use of torch would set its number; have that done
+                torch.set_num_threads(1)
+            barrier.wait()
+
+        workers = ThreadPoolExecutor(count, "batchscore")
+        for started in [workers.submit(begin) for _ in range(count)]:
+            started.result()
+        torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
+        return workers
 
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack in float32."""

@@ -22,7 +22,7 @@ class BiEncoder(Engine):
 
     def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
         """One sequence for each distinct text."""
-        return text_work(self.tokenizer, self.spec, pairs, truncation)
+        return self.checked(text_work(self.tokenizer, self.spec, pairs, truncation))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ class CrossEncoder(Engine):
 
     def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
         """One sequence for each distinct pair."""
-        return pair_work(self.tokenizer, self.spec, pairs, truncation)
+        return self.checked(pair_work(self.tokenizer, self.spec, pairs, truncation))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

@@ -23,7 +23,7 @@ class LateInteraction(Engine):
 
     def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
         """One sequence for each distinct text."""
-        return text_work(self.tokenizer, self.spec, pairs, truncation)
+        return self.checked(text_work(self.tokenizer, self.spec, pairs, truncation))
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
