@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import checkpoints
 from batchscore.api import Scorer
-from batchscore.errors import BatchscoreError, UsageError, InputError, RowError
+from batchscore.errors import BatchscoreError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.prompts import cut_document_first, cut_longest_first, pair_work, text_work
 from batchscore.models.resolve import resolve

@@ -66,6 +66,8 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
         _check_widths(checkpoint, fields["dense"][0], len(fields["pooling"][0]))
     else:
         fields["pooling"], fields["include_prompt"] = ((), "score type"), (True, "score type")
+    reads_first = is_cross_encoder or fields["pooling"][0] == ("cls",)
+    fields["layers"] = (row.layers if reads_first else "", row_source)
     fields["query_prompt"], fields["document_prompt"] = (
         (("", "score type"),) * 2 if is_cross_encoder else _prompts(checkpoint)
     )

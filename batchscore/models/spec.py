@@ -32,6 +32,7 @@ class Row:
     # submodules of the *ForSequenceClassification class that turn the first token's state into the logit, in order
     head: tuple[str, ...] = ()
     pooling: PoolingMode = "cls"  # without sentence-transformers files
+    layers: str = ""  # the body's list of BERT-like layers; the last may run for first tokens alone
     positions_after_pad: bool = False  # the first token's position is pad_token_id + 1 (fairseq's convention)
 
 
@@ -52,6 +53,7 @@ class ModelSpec:
     pooling: tuple[PoolingMode, ...]  # several: concatenated; empty for a cross-encoder and late interaction
     include_prompt: bool  # whether the prompt's tokens count in the pooling
     head: tuple[str, ...]
+    layers: str  # set where only first tokens are read: the body's layers, the last of which runs for them alone
     dense: tuple[DenseSpec, ...]
     activation: str  # dotted torch.nn name; torch.nn.Identity for similarities
     similarity: Similarity

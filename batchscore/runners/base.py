@@ -19,6 +19,7 @@ from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import TextTokenizer
 from batchscore.runners.cache import OutputCache
+from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.types import Batch, Items, Pairs, Truncation, Work
 
 Index = NDArray[np.integer]
@@ -61,6 +62,7 @@ class Engine:
     model: Loaded
     device: str
     cache: OutputCache
+    last_layer: Any  # of the body, where it runs for first tokens alone; else None
 
     def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Tensor | None]:
         """Sequences whose output is still in the cache."""
@@ -98,7 +100,7 @@ class Engine:
         return workers
 
     def states(self, batch: Batch) -> States:
-        """Last hidden states of a pack in float32."""
+        """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
         try:
             hidden = self._flat(batch) if self.model.flat else self._padded(batch)
         except torch.OutOfMemoryError as error:
@@ -107,16 +109,20 @@ class Engine:
                 hint="lower --batch-tokens",
             ) from error
         lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
+        if self.last_layer is not None:
+            return States(hidden.float(), torch.ones_like(lengths), None)
         keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
         return States(hidden.float(), lengths, keep)
 
     def _flat(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from one (1, tokens) forward."""
+        """[tokens, dim] from one (1, tokens) forward, or [n, dim] of the first tokens."""
         offsets, longest = self._tensor(batch.offsets), int(batch.lengths.max())
         inputs = {name: self._tensor(column)[None] for name, column in _columns(batch).items()}
-        lengths = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
-        states: Tensor = self.model.body(**inputs, **lengths, sequence_runs=batch.runs()).last_hidden_state
-        return states[0]
+        lengths = {"cu_seq_lens_q": offsets, "max_length_q": longest, "sequence_runs": batch.runs()}
+        states: Tensor = self.model.body(**inputs, **lengths).last_hidden_state[0]
+        if self.last_layer is not None:
+            return last_layer_at_first_tokens(self.last_layer, states, offsets[:-1].long(), lengths)
+        return states
 
     def _padded(self, batch: Batch) -> Tensor:
         """[tokens, dim] from a right-padded (n, longest) forward, for models with an attention of their own."""

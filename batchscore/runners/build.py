@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Loaded, load_model
 from batchscore.models.spec import ModelSpec
@@ -14,10 +16,11 @@ from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
+from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.types import ScoreType
 
-RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str, OutputCache], Runner]] = {
+RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str, OutputCache, nn.Module | None], Runner]] = {
     "cross-encoder": CrossEncoder,
     "bi-encoder": BiEncoder,
     "late-interaction": LateInteraction,
@@ -43,6 +46,6 @@ def build_runner(
         attention="sdpa" if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
-    return RUNNERS[spec.score_type](
-        spec, tokenizer, model, placement.device, OutputCache(cache_mb * 2**20, placement.device)
-    )
+    cache = OutputCache(cache_mb * 2**20, placement.device)
+    last_layer = take_last_layer(model.body, spec.layers) if model.flat and spec.layers else None
+    return RUNNERS[spec.score_type](spec, tokenizer, model, placement.device, cache, last_layer)

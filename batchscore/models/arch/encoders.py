@@ -10,8 +10,8 @@ from dataclasses import replace
 from batchscore.models.spec import Row
 
 # BERT keeps the dense + tanh of its head in the body, as the "pooler"; RoBERTa's classifier holds both layers
-_BERT = Row(head=("bert.pooler", "classifier"))
-_ROBERTA = Row(head=("classifier",), positions_after_pad=True)
+_BERT = Row(head=("bert.pooler", "classifier"), layers="encoder.layer")
+_ROBERTA = Row(head=("classifier",), layers="encoder.layer", positions_after_pad=True)
 
 ENCODERS: dict[str, Row] = {
     "BertForSequenceClassification": _BERT,
