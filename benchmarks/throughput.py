@@ -61,10 +61,10 @@ def build_cross_encoder(folder: Path) -> Path:
     return folder
 
 
-def measure(python: str, peer: str, kind: str, model: Path, pairs: Path, batch_size: int) -> dict[str, Any]:
+def measure(python: str, peer: str, model: Path, pairs: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One run of one peer."""
-    command = [python, str(PEERS), "--peer", peer, "--kind", kind, "--model", str(model), "--pairs", str(pairs)]
-    command += ["--repeat", "1", "--batch-size", str(batch_size)]
+    command = [python, str(PEERS), "--peer", peer, "--kind", args.kind, "--model", str(model), "--pairs", str(pairs)]
+    command += ["--repeat", "1", "--batch-size", str(args.batch_size), "--dtype", args.dtype]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(f"{peer} failed:\n{run.stderr[-2000:]}")
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter that has vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=600)
+    parser.add_argument("--dtype", default="float32", help="of every peer; on a GPU, bfloat16")
     parser.add_argument("--batch-size", type=int, default=32, help="of sentence-transformers")
     args = parser.parse_args()
     pythons = {"batchscore": sys.executable, "sentence-transformers": sys.executable}
@@ -92,7 +93,7 @@ def main() -> None:
         model = BI_ENCODER if args.kind == "bi-encoder" else build_cross_encoder(Path(folder) / "model")
         for number in range(args.rounds):
             for peer, python in pythons.items():
-                found[peer] = measure(python, peer, args.kind, model, pairs, args.batch_size)
+                found[peer] = measure(python, peer, model, pairs, args)
                 seconds[peer] += found[peer]["seconds"]
                 print(f"round {number + 1}: {peer} {seconds[peer][-1]:.2f} s", file=sys.stderr, flush=True)
     ours = statistics.median(seconds["batchscore"])
