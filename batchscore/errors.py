@@ -10,8 +10,8 @@
     +-- OutputError                 8   the output cannot be written where it was asked for
 
 RowError is internal: it becomes an InputError or a RuntimeFailureError once its file is known. Codes 0 (all rows
-    scored), 130 (interrupted) and 143 (terminated) complete the list. A message is one line that names the field, the
-    value and the choices; `hint` is the next step for the person who reads it.
+scored), 130 (interrupted) and 143 (terminated) complete the list. A message is one line that names the field, the
+value and the choices; `hint` is the next step for the person who reads it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Cut a window of token sequences into packs of similar length.
 
 Longest first: running out of memory shows in the first second, and an ETA never turns out too short. Sequences of one
-    length end up side by side, which is what attention without padding wants (`Batch.runs`). Sorting happens inside a
-    window only, so memory stays bounded; a window of 16,384 rows already fills its packs with a handful of lengths
-    each.
+length end up side by side, which is what attention without padding wants (`Batch.runs`). Sorting happens inside a
+window only, so memory stays bounded; a window of 16,384 rows already fills its packs with a handful of lengths
+each.
 
 Pure functions over arrays; numpy only.
 """

@@ -1,7 +1,7 @@
 """Plain data that crosses layers. numpy only; nothing of the project is imported here.
 
 Texts and token sequences travel as columns, not as one object a row: a window of 16,000 rows is a handful of arrays,
-    and gathering a pack of it is one numpy call.
+and gathering a pack of it is one numpy call.
 """
 
 from __future__ import annotations

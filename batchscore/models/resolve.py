@@ -1,8 +1,8 @@
 """From a checkpoint's files and a user's options to one ModelSpec.
 
 Sources are applied in a fixed order and later ones win: the architecture's row, the checkpoint's own files, a config
-    file, options. The source of each field is kept, since a score that surprises is explained by where a setting came
-    from. The model's name is never looked at.
+file, options. The source of each field is kept, since a score that surprises is explained by where a setting came
+from. The model's name is never looked at.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
     Args:
         checkpoint: the model's files.
         options: what the user set, {field: (value, source)}; fields are score_type, max_length, query_prompt,
-            document_prompt
-            and similarity.
+            document_prompt and similarity.
 
     Raises:
         CheckpointError: unknown architecture or pooling mode, Dense modules that do not fit, more than one label, no
@@ -41,42 +40,69 @@ def resolve(checkpoint: Checkpoint, options: Mapping[str, Sourced]) -> ModelSpec
     _check_values(options)
     row = find_row(checkpoint)
     score_type, _ = chosen = options.get("score_type") or _score_type(checkpoint, row)
-    is_cross_encoder = score_type == "cross-encoder"
-    if is_cross_encoder:
-        _require_head(checkpoint, row)
     limit = _position_limit(checkpoint, row)
-    row_source = f"row {checkpoint.architecture}"
     fields: dict[str, Sourced] = {
         "score_type": chosen,
         "architecture": (checkpoint.architecture, "config.json"),
         "lower_case": _lower_case(checkpoint),
         "position_limit": limit,
         "max_length": _max_length(checkpoint, limit),
-        "first_position": (_first_position(checkpoint, row), row_source),
+        "first_position": (_first_position(checkpoint, row), _source(checkpoint)),
         "pad_token_id": (checkpoint.config.get("pad_token_id") or 0, "config.json"),
         "token_types": (checkpoint.config.get("type_vocab_size", 0) > 1, "config.json"),
-        "head": (row.head if is_cross_encoder else (), row_source),
-        "activation": _activation(checkpoint) if is_cross_encoder else (IDENTITY, "score type"),
-        "dense": ((), "score type") if is_cross_encoder else _dense(checkpoint),
-        "similarity": _similarity(score_type),
-        "normalize": (any(module.kind == "Normalize" for module in checkpoint.modules), "modules.json"),
     }
-    if score_type == "bi-encoder":
-        fields["pooling"], fields["include_prompt"] = _pooling(checkpoint, row)
-        _check_widths(checkpoint, fields["dense"][0], len(fields["pooling"][0]))
+    if score_type == "cross-encoder":
+        fields |= _pair_fields(checkpoint, row)
     else:
-        fields["pooling"], fields["include_prompt"] = ((), "score type"), (True, "score type")
-    reads_first = is_cross_encoder or fields["pooling"][0] == ("cls",)
-    fields["layers"] = (row.layers if reads_first else "", row_source)
-    fields["query_prompt"], fields["document_prompt"] = (
-        (("", "score type"),) * 2 if is_cross_encoder else _prompts(checkpoint)
-    )
+        fields |= _text_fields(checkpoint, row, score_type)
     _check_effect(options, score_type, limit[0])
-    fields.update(options)
+    fields |= options
     return ModelSpec(
         **{name: value for name, (value, _) in fields.items()},
         sources={name: source for name, (_, source) in fields.items()},
     )
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    return f"row {checkpoint.architecture}"
+
+
+def _pair_fields(checkpoint: Checkpoint, row: Row) -> dict[str, Sourced]:
+    """What a cross-encoder reads: the head and its activation; no prompts, no pooling."""
+    _require_head(checkpoint, row)
+    unused = {"query_prompt": "", "document_prompt": "", "pooling": (), "include_prompt": True, "dense": ()}
+    unused |= {"similarity": "identity", "normalize": False}
+    return {
+        "head": (row.head, _source(checkpoint)),
+        "layers": (row.layers, _source(checkpoint)),
+        "activation": _activation(checkpoint),
+        **{name: (value, "score type") for name, value in unused.items()},
+    }
+
+
+def _text_fields(checkpoint: Checkpoint, row: Row, score_type: ScoreType) -> dict[str, Sourced]:
+    """What a bi-encoder or late interaction reads: prompts, pooling, Dense modules, a similarity; no head."""
+    query_prompt, document_prompt = _prompts(checkpoint)
+    dense = _dense(checkpoint)
+    pooling: Sourced = ((), "score type")
+    include_prompt: Sourced = (True, "score type")
+    if score_type == "bi-encoder":
+        pooling, include_prompt = _pooling(checkpoint, row)
+        _check_widths(checkpoint, dense[0], len(pooling[0]))
+    return {
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+        "pooling": pooling,
+        "include_prompt": include_prompt,
+        "dense": dense,
+        "head": ((), _source(checkpoint)),
+        "layers": (row.layers if pooling[0] == ("cls",) else "", _source(checkpoint)),
+        "activation": (IDENTITY, "score type"),
+        # the scoring documentation defines a bi-encoder's score as the cosine, whatever similarity_fn_name a checkpoint
+        # prefers for search
+        "similarity": ("cosine" if score_type == "bi-encoder" else "maxsim", "score type"),
+        "normalize": (any(module.kind == "Normalize" for module in checkpoint.modules), "modules.json"),
+    }
 
 
 def find_row(checkpoint: Checkpoint) -> Row:
@@ -152,14 +178,6 @@ def _activation(checkpoint: Checkpoint) -> Sourced:
         (SIGMOID, "default for one label"),
     )
     return next((name, source) for name, source in saved if name)
-
-
-def _similarity(score_type: ScoreType) -> Sourced:
-    if score_type != "bi-encoder":
-        return ("identity" if score_type == "cross-encoder" else "maxsim"), "score type"
-    # the scoring documentation defines a bi-encoder's score as the cosine, whatever similarity_fn_name a checkpoint
-    # prefers for search
-    return "cosine", "score type"
 
 
 def _dense(checkpoint: Checkpoint) -> Sourced:
