@@ -45,23 +45,27 @@ class Checkpoint:
         """The file's content, {} if there is no such file.
 
         Raises:
-            CheckpointError: it is not valid JSON.
+            CheckpointError: it is not valid JSON, or holds something other than an object.
         """
+        return self._parsed(file, {})
+
+    def _parsed(self, file: str, absent: T) -> T:
+        """The file's content, which must be of the type of `absent`, or `absent` if there is no such file."""
         path = self.folder / file
         if not path.is_file():
-            return {}
+            return absent
         try:
-            content: Json = json.loads(path.read_text("utf-8"))
+            content = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {file} is not valid JSON: {error}") from error
+        if not isinstance(content, type(absent)):
+            raise CheckpointError(f"{self.name}: {file} holds a JSON {type(content).__name__}, not settings")
         return content
 
     @cached_property
     def config(self) -> Json:
         """config.json, which every checkpoint has."""
         config = self.read_json("config.json")
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{self.name}: config.json holds no settings")
         if not config:
             raise CheckpointError(
                 f"{self.name} has no config.json",
@@ -80,7 +84,7 @@ class Checkpoint:
     @cached_property
     def modules(self) -> list[Module]:
         """The sentence-transformers chain in order; empty without a modules.json."""
-        entries: list[Json] = list(self.read_json("modules.json") or [])  # type: ignore[arg-type]  # a list, by its format
+        entries: list[Json] = self._parsed("modules.json", [])
         return [
             Module(
                 entry["type"].rsplit(".", 1)[-1], entry["path"], self.read_json(str(Path(entry["path"], "config.json")))

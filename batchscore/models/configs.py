@@ -26,10 +26,10 @@ def load_config(model: str, name: str | None) -> dict[str, Sourced]:
         UsageError: no such config, invalid YAML, an unknown key.
     """
     if name is not None:
-        return _read_fields(find_resource("configs", name))
-    shipped = shipped_files("configs").values()
-    path = next((path for path in shipped if model in _read(path).get("models", [])), None)
-    return {} if path is None else _read_fields(path)
+        path = find_resource("configs", name)
+        return _fields(path, _read(path))
+    shipped = ((path, _read(path)) for path in shipped_files("configs").values())
+    return next((_fields(path, content) for path, content in shipped if model in content.get("models", [])), {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_fields(path: Path) -> dict[str, Sourced]:
-    settings = {key: value for key, value in _read(path).items() if key != "models"}
+def _fields(path: Path, content: dict[str, Any]) -> dict[str, Sourced]:
+    settings = {key: value for key, value in content.items() if key != "models"}
     for key in settings:
         if key not in FIELDS:
             nearest = difflib.get_close_matches(str(key), FIELDS, 1)

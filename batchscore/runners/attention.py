@@ -50,11 +50,8 @@ def packed_attention(
         ([1, tokens, heads, dim], None): the output, and no attention weights.
     """
     flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
-    runs = [(start, start, sequences, length, length) for start, sequences, length in sequence_runs]
-    if _has_kernel(query):
-        lengths = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-        return _attend_varlen(flat_query, flat_key, flat_value, lengths, scaling)[None], None
-    return _attend_runs(flat_query, flat_key, flat_value, runs, scaling)[None], None
+    lengths = (sequence_runs, cu_seq_lens_q, max_length_q)
+    return _attend(flat_query, flat_key, flat_value, scaling, *lengths, from_first=False)[None], None
 
 
 def attend_from_first(
@@ -66,7 +63,6 @@ def attend_from_first(
     sequence_runs: list[tuple[int, int, int]],
     cu_seq_lens_q: Tensor,
     max_length_q: int,
-    **_: Any,
 ) -> Tensor:
     """[n, heads, dim]: what the first token of each sequence attends to.
 
@@ -75,48 +71,45 @@ def attend_from_first(
         key, value: [tokens, heads, dim], of all.
         scaling, sequence_runs, cu_seq_lens_q, max_length_q: as in `packed_attention`.
     """
-    if _has_kernel(query):
-        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-        return _attend_varlen(query, key, value, (ones, cu_seq_lens_q, 1, max_length_q), scaling)
-    runs, first = [], 0
-    for start, sequences, length in sequence_runs:
-        runs.append((first, start, sequences, 1, length))
-        first += sequences
-    return _attend_runs(query, key, value, runs, scaling)
+    return _attend(query, key, value, scaling, sequence_runs, cu_seq_lens_q, max_length_q, from_first=True)
 
 
-def _has_kernel(query: Tensor) -> bool:
-    return query.is_cuda and query.dtype != torch.float32
-
-
-def _attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[Tensor, Tensor, int, int], scaling: float | None
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    runs: list[tuple[int, int, int]],
+    offsets: Tensor,
+    longest: int,
+    *,
+    from_first: bool,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
+    if query.is_cuda and query.dtype != torch.float32:
+        from torch.nn.attention.varlen import varlen_attn
 
-    # only a scale that is not the default is passed: torch 2.11 need not know the argument
-    usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
-    scale: dict[str, Any] = {} if usual else {"scale": scaling}
-    output = varlen_attn(query, key, value, *lengths, **scale)
-    assert isinstance(output, Tensor)
-    return output
-
-
-def _attend_runs(
-    query: Tensor, key: Tensor, value: Tensor, runs: list[tuple[int, int, int, int, int]], scaling: float | None
-) -> Tensor:
-    """Attention run by run; a run is (first query, first key, sequences, queries of each, keys of each)."""
+        asked_offsets = torch.arange(len(offsets), dtype=torch.int32, device=query.device) if from_first else offsets
+        # only a scale that is not the default is passed: torch 2.11 need not know the argument
+        usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
+        scale: dict[str, Any] = {} if usual else {"scale": scaling}
+        lengths = (asked_offsets, offsets, 1 if from_first else longest, longest)
+        attended = varlen_attn(query, key, value, *lengths, **scale)
+        assert isinstance(attended, Tensor)
+        return attended
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for first_query, first_key, sequences, queries, keys in runs:
-        asked = slice(first_query, first_query + sequences * queries)
-        found = slice(first_key, first_key + sequences * keys)
+    done = 0
+    for start, sequences, length in runs:
+        queries = 1 if from_first else length
+        asked, found = slice(done, done + sequences * queries), slice(start, start + sequences * length)
         attended = scaled_dot_product_attention(
             query[asked].unflatten(0, (sequences, queries)).transpose(1, 2),
-            key[found].unflatten(0, (sequences, keys)).transpose(1, 2),
-            value[found].unflatten(0, (sequences, keys)).transpose(1, 2),
+            key[found].unflatten(0, (sequences, length)).transpose(1, 2),
+            value[found].unflatten(0, (sequences, length)).transpose(1, 2),
             scale=scaling,
         )
         output[asked] = attended.transpose(1, 2).flatten(0, 1)
+        done = asked.stop
     return output
 
 

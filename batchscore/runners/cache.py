@@ -39,10 +39,11 @@ class OutputCache:
 
     def find(self, items: Items, index: NDArray[np.integer]) -> tuple[NDArray[np.bool_], Tensor | None]:
         """(bool [n], which sequences are here; float32 [hits, ...], copies of their outputs, None without a hit)."""
+        if self._outputs is None:
+            return np.zeros(len(index), bool), None
+        keys = _keys(items, index)
         with self._lock:
-            if self._outputs is None:
-                return np.zeros(len(index), bool), None
-            slots = np.array([self._slots.get(key, -1) for key in _keys(items, index)], np.int64)
+            slots = np.array([self._slots.get(key, -1) for key in keys], np.int64)
             hits = slots >= 0
             return hits, self._outputs[torch.from_numpy(slots[hits])].to(self._device) if hits.any() else None
 
@@ -50,11 +51,12 @@ class OutputCache:
         """Keep the outputs, float32 [n, ...], of the sequences at `index`."""
         if not self._max_bytes:
             return
+        keys = _keys(items, index)  # outside of the lock, or the workers would hash one after the other
         with self._lock:
             if self._outputs is None:
                 capacity = self._max_bytes // (outputs[:1].nbytes + _KEY_BYTES)
                 self._outputs = torch.empty(max(1, capacity), *outputs.shape[1:])
-            places = {key: place for place, key in enumerate(_keys(items, index)) if key not in self._slots}
+            places = {key: place for place, key in enumerate(keys) if key not in self._slots}
             fresh = list(places)[-len(self._outputs) :]
             slots = [self._claim(key, len(self._outputs)) for key in fresh]
             self._outputs[slots] = outputs[[places[key] for key in fresh]].cpu()
