@@ -12,17 +12,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from batchscore.errors import RowError, RuntimeFailureError, UsageError
-from batchscore.models.checkpoint import open_checkpoint
-from batchscore.models.configs import load_config
-from batchscore.models.resolve import Sourced, resolve
+from batchscore.models.door import ModelOptions, open_model
 from batchscore.models.spec import ModelSpec
 from batchscore.ranking import rank_rows
 from batchscore.runners.build import build_runner
 from batchscore.runners.device import Dtype, place
 from batchscore.scheduler import collate, plan_packs
-from batchscore.types import Budget, Items, Pairs, Scores, ScoreType, Texts, Truncation, Work, ranges
+from batchscore.types import Budget, Items, Pairs, Scores, ScoreType, Texts, Work, ranges
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
 
@@ -44,18 +43,19 @@ class Scorer:
         score_type: "auto" decides from the checkpoint's files.
         dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        max_length: tokens of one sequence; None is the model's own limit.
-        truncation: what gives way when a sequence is too long; "error" refuses instead.
         config: a YAML file, or the name of a shipped one; None takes the shipped one that lists this hub id.
-        query_prompt, document_prompt: text put before each side (bi-encoder, late interaction); None takes the
-            checkpoint's.
-        similarity: "cosine" or "dot" (bi-encoder); None is cosine.
         batch_tokens: tokens of a pack; None fits the device.
         window_rows: rows tokenised and sorted together.
         cache_mb: memory for outputs of texts or pairs that come back in a later window or call; 0 keeps none.
         revision: of a hub id.
+        tokenizer: a folder or hub id with another tokenizer than the model's.
         trust_remote_code: run Python files of the checkpoint.
         padded: run padded batches through transformers' own attention, to compare.
+        options: what the model reads and how its score is made; None takes the checkpoint's own. Those that decide are
+            max_length (or max_model_len), truncation, truncation_side, truncate_prompt_tokens, max_tokens_per_query,
+            max_tokens_per_doc, chat_template, instruction, query_prompt, document_prompt, query_prompt_name,
+            document_prompt_name, no_prompts, query_length, document_length, hf_overrides, pooler_config, convert,
+            use_activation, dimensions, similarity, task and compat.
 
     Raises:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
@@ -68,38 +68,23 @@ class Scorer:
         score_type: ScoreType | Literal["auto"] = "auto",
         dtype: Dtype = "auto",
         device: str = "auto",
-        max_length: int | None = None,
-        truncation: Truncation = "document-first",
         config: str | None = None,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        similarity: Literal["cosine", "dot"] | None = None,
         batch_tokens: int | None = None,
         window_rows: int = 16_384,
         cache_mb: int = 256,
         revision: str | None = None,
+        tokenizer: str | None = None,
         trust_remote_code: bool = False,
         padded: bool = False,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        _require_choice("truncation", truncation, get_args(Truncation))
         _require_choice("dtype", dtype, get_args(Dtype))
         _require_least("batch_tokens", batch_tokens, 1)
         _require_least("window_rows", window_rows, 1)
         _require_least("cache_mb", cache_mb, 0)
-        self.checkpoint = open_checkpoint(str(model), revision)
-        given: dict[str, Any] = {
-            "score_type": None if score_type == "auto" else score_type,
-            "max_length": max_length,
-            "query_prompt": query_prompt,
-            "document_prompt": document_prompt,
-            "similarity": similarity,
-        }
-        options: dict[str, Sourced] = {
-            name: (value, "--" + name.replace("_", "-")) for name, value in given.items() if value is not None
-        }
-        self.spec: ModelSpec = resolve(self.checkpoint, {**load_config(str(model), config), **options})
+        given = {"score_type": None if score_type == "auto" else score_type, **options}
+        self.checkpoint, self.spec = open_model(model, config, given, revision=revision, tokenizer=tokenizer)
         self.placement = place(device, dtype)
-        self.truncation: Truncation = truncation
         self.budget = Budget(batch_tokens or self.placement.max_tokens, window_rows, workers=self.placement.workers)
         self._runner = build_runner(
             self.checkpoint,
@@ -143,7 +128,7 @@ class Scorer:
 
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
-        return self._runner.tokenize(pairs, self.truncation)
+        return self._runner.tokenize(pairs)
 
     def score_work(self, work: Work, on_pack: OnPack = lambda rows, tokens: None) -> Scores:
         """Score a window.
@@ -152,12 +137,17 @@ class Scorer:
             RowError: a row's score is not a finite number.
         """
         raw = np.full(len(work), np.nan, np.float32)
-        limit = self.budget.max_held_tokens if self.spec.similarity == "maxsim" else max(1, len(work.items.ids))
+        limit = self.budget.max_held_tokens if self._holds_much else max(1, len(work.items.ids))
         for held, rows in work.split(limit):
             self._score_group(work, held, rows, raw, on_pack)
         _require_finite(raw, self.placement.dtype)
-        is_logit = self.spec.score_type == "cross-encoder"
+        is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
         return Scores(self._runner.activate(raw), raw if is_logit else None, work.row_tokens(), work.cut)
+
+    @property
+    def _holds_much(self) -> bool:
+        """Whether a query's output is a vector a token, or a number a word of the vocabulary."""
+        return self.spec.similarity in ("maxsim", "meanmaxsim") or self.spec.pooling == ("splade",)
 
     def _score_from(self, start: int, pairs: Pairs) -> Scores:
         """Score a window that begins at pair `start` of what the caller gave."""
@@ -185,7 +175,7 @@ class Scorer:
             on_pack(len(of_pack), tokens)
 
         def forward(pack: NDArray[np.int64]) -> None:
-            compare(pack, *self._forward(items, streamed[pack]))
+            compare(pack, *self._forward(items, streamed[pack], is_query=False))
 
         known, output = self._runner.recall(items, streamed)
         if output is not None:
@@ -197,7 +187,7 @@ class Scorer:
         """The outputs of the items at `index`, joined."""
 
         def forward(pack: NDArray[np.int64]) -> Any:
-            output, tokens = self._forward(items, index[pack])
+            output, tokens = self._forward(items, index[pack], is_query=True)
             on_tokens(tokens)
             return output
 
@@ -208,9 +198,9 @@ class Scorer:
             packs, outputs = [np.flatnonzero(known), *packs], [recalled, *outputs]
         return self._runner.hold(packs, outputs)
 
-    def _forward(self, items: Items, index: NDArray[np.integer]) -> tuple[Any, int]:
+    def _forward(self, items: Items, index: NDArray[np.integer], *, is_query: bool) -> tuple[Any, int]:
         """(output, tokens) of one pack."""
-        batch = collate(items, index, self.spec.first_position)
+        batch = collate(items, index, self.spec.first_position, is_query=is_query)
         output = self._runner.forward(batch)
         self._runner.remember(items, index, output)
         return output, len(batch.input_ids)
@@ -267,9 +257,10 @@ def _pair_up(queries: list[str], documents: list[str]) -> Pairs:
             hint="to score every query against every document, repeat both lists",
         )
     encoded = Texts.of(queries)
-    if len(queries) == 1:
-        encoded = Texts(encoded.values, np.zeros(len(documents), np.int32))
-    return Pairs(encoded, Texts.of(documents))
+    if len(queries) > 1:
+        return Pairs(encoded, Texts.of(documents))
+    together = np.zeros(len(documents), np.int32)
+    return Pairs(Texts(encoded.values, together), Texts.of(documents), lists=together)
 
 
 def _require_finite(raw: NDArray[np.float32], dtype: str) -> None:

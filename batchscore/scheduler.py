@@ -40,13 +40,14 @@ def plan_packs(lengths: NDArray[np.integer], max_tokens: int, min_packs: int = 1
     return packs
 
 
-def collate(items: Items, index: NDArray[np.integer], first_position: int) -> Batch:
+def collate(items: Items, index: NDArray[np.integer], first_position: int, *, is_query: bool = False) -> Batch:
     """Lay the sequences at `index` end to end, as int64 arrays a model takes.
 
     Args:
         items: the window's sequences.
         index: int [n], the pack.
         first_position: position id of a sequence's first token: 0, or pad_token_id + 1 for RoBERTa and its like.
+        is_query: the sequences are queries.
     """
     taken = items.take(index)
     ids, starts = taken.ids.astype(np.int64), taken.offsets[:-1]
@@ -60,6 +61,8 @@ def collate(items: Items, index: NDArray[np.integer], first_position: int) -> Ba
         offsets=taken.offsets.astype(np.int32),
         token_type_ids=None if taken.types is None else taken.types.astype(np.int64),
         keep=taken.keep,
+        seen=taken.seen,
+        is_query=is_query,
     )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ScoreType = Literal["cross-encoder", "bi-encoder", "late-interaction"]
-Truncation = Literal["document-first", "longest-first", "error"]
+Truncation = Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "prompt-end", "error"]
+TRUNCATION_SIDES = ("left", "right")
 
 CUT_QUERY, CUT_DOCUMENT = 1, 2  # bits of `Work.cut`
 CUT_NAMES = ("none", "query", "document", "both")  # indexed by those bits
@@ -45,13 +46,16 @@ class Pairs:
 
     queries: Texts
     documents: Texts
+    lists: NDArray[np.integer] | None = None  # [rows], which rows a listwise model reads together; None: each alone
 
     def __len__(self) -> int:
         return len(self.queries.codes)
 
     def rows(self, rows: slice) -> Pairs:
         """Some rows."""
-        return Pairs(self.queries.rows(rows), self.documents.rows(rows))
+        return Pairs(
+            self.queries.rows(rows), self.documents.rows(rows), None if self.lists is None else self.lists[rows]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Items:
     offsets: NDArray[np.int64]  # [n + 1], first 0
     types: NDArray[np.int32] | None = None  # [tokens], token type ids where the model has them
     keep: NDArray[np.bool_] | None = None  # [tokens], the tokens that count in the readout; None: all
+    seen: NDArray[np.bool_] | None = None  # [tokens], the tokens that others attend to; None: all
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,9 +81,10 @@ class Items:
         lengths = self.lengths[index]
         offsets = offsets_of(lengths)
         where = ranges(self.offsets[:-1][index], lengths)
-        types = None if self.types is None else self.types[where]
-        keep = None if self.keep is None else self.keep[where]
-        return Items(self.ids[where], offsets, types, keep)
+        types, keep, seen = (
+            None if column is None else column[where] for column in (self.types, self.keep, self.seen)
+        )
+        return Items(self.ids[where], offsets, types, keep, seen)
 
 
 def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -103,7 +109,8 @@ class Work:
 
     items: Items
     held: int
-    left: NDArray[np.int32]  # [rows], item of the row's query; equal to `right` for a cross-encoder
+    # [rows], item of the row's query; equal to `right` for a cross-encoder, the document's place in a listwise prompt
+    left: NDArray[np.int32]
     right: NDArray[np.int32]  # [rows], item of the row's document
     cut: NDArray[np.uint8]  # [rows], bits CUT_QUERY and CUT_DOCUMENT
 
@@ -138,6 +145,8 @@ class Batch:
     offsets: NDArray[np.int32]  # [n + 1], the "cu_seqlens" of variable-length attention
     token_type_ids: NDArray[np.int64] | None
     keep: NDArray[np.bool_] | None
+    seen: NDArray[np.bool_] | None = None  # where some tokens are not attended to
+    is_query: bool = False  # a model with an adapter for each side needs to know
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from batchscore.errors import CheckpointError, NotFoundError, UsageError
 
 Json = dict[str, Any]
 T = TypeVar("T")
+
+SAVED = "config_sentence_transformers.json"
 
 # sentence-transformers wrote this file under the backbone's name before it settled on the first
 _SENTENCE_CONFIGS = tuple(
@@ -40,6 +42,8 @@ class Checkpoint:
 
     name: str  # as the user gave it
     folder: Path
+    tokenizer_folder: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of config.json, from the user
 
     def read_json(self, file: str) -> Json:
         """The file's content, {} if there is no such file.
@@ -49,9 +53,14 @@ class Checkpoint:
         """
         return self._parsed(file, {})
 
-    def _parsed(self, file: str, absent: T) -> T:
-        """The file's content, which must be of the type of `absent`, or `absent` if there is no such file."""
+    def read_text(self, file: str) -> str:
+        """The file's text, "" if there is no such file."""
         path = self.folder / file
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    def _parsed(self, file: str, absent: T, folder: Path | None = None) -> T:
+        """The file's content, which must be of the type of `absent`, or `absent` if there is no such file."""
+        path = (folder or self.folder) / file
         if not path.is_file():
             return absent
         try:
@@ -64,14 +73,24 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Json:
-        """config.json, which every checkpoint has."""
+        """config.json, which every checkpoint has, with the user's overrides."""
         config = self.read_json("config.json")
         if not config:
             raise CheckpointError(
                 f"{self.name} has no config.json",
                 hint="pass the folder that holds config.json and the weights, or a hub id",
             )
-        return config
+        return _updated(config, self.overrides)
+
+    @cached_property
+    def tokenizer_config(self) -> Json:
+        """tokenizer_config.json, {} without one."""
+        return self._parsed("tokenizer_config.json", {}, self.tokenizer_folder)
+
+    @cached_property
+    def saved(self) -> Json:
+        """config_sentence_transformers.json, {} without one."""
+        return self.read_json(SAVED)
 
     @cached_property
     def architecture(self) -> str:
@@ -108,19 +127,72 @@ class Checkpoint:
             p for pattern in ("*.safetensors", "*.bin", "*/model.safetensors") for p in self.folder.glob(pattern)
         )
 
-    def stored_dtype(self) -> str | None:
-        """Name of float32 if the first weight file holds a tensor of it, else None; a pickle counts as float32."""
-        file = next(iter(sorted(self.folder.glob("*.safetensors"))), None)
-        if file is None:
-            return "float32"  # a pickle says nothing before it is loaded; float32 loses nothing
+    def has_tensor(self, name: str) -> bool:
+        """Whether the weights hold a tensor of this name, or of one that ends in it; a pickle is not looked into."""
+        from safetensors import safe_open
 
-        def has_float32(path: Path) -> bool:
-            from safetensors import safe_open
+        def names(path: Path) -> list[str]:
+            with safe_open(path, "np") as file:
+                return list(file.keys())
 
-            with safe_open(path, "pt") as tensors:
-                return any(tensors.get_slice(name).get_dtype() == "F32" for name in tensors.keys())  # noqa: SIM118
+        indexed = self.read_json("model.safetensors.index.json").get("weight_map")
+        whole = self.folder / "model.safetensors"
+        known = indexed or (self._opened(whole, names) if whole.is_file() else [])
+        return any(key == name or key.endswith(f".{name}") for key in known)
 
-        return "float32" if self._opened(file, has_float32) else None
+    def read_tensors(self) -> dict[str, Any]:
+        """Name -> tensor of the backbone and its head, from every shard; mapped from disk where the format allows it.
+
+        Raises:
+            CheckpointError: there is no weight file, or a damaged one.
+        """
+        from safetensors.torch import load_file
+
+        return self._tensors(load_file)
+
+    def empty_tensors(self) -> dict[str, Any]:
+        """As `read_tensors`, but of zeros that take no memory: what the headers say, to see what would fit where."""
+        import torch
+        from safetensors import safe_open
+
+        def headers(path: Path) -> dict[str, Any]:
+            with safe_open(path, "pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+        return self._tensors(headers)
+
+    def _tensors(self, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        for stem, suffix, reader in (("model", "safetensors", read), ("pytorch_model", "bin", _read_pickle)):
+            parts = self.read_json(f"{stem}.{suffix}.index.json").get("weight_map", {}).values()
+            files = [self.folder / part for part in sorted(set(parts) or {f"{stem}.{suffix}"})]
+            present = [file for file in files if file.is_file()]
+            if present and len(present) < len(files):
+                missing = next(file.name for file in files if file not in present)
+                raise CheckpointError(f"{self.name} lacks {missing}", hint="finish the download")
+            if present:
+                return {name: tensor for file in files for name, tensor in self._opened(file, reader).items()}
+        raise CheckpointError(
+            f"{self.name} has no weights", hint="expected model.safetensors or pytorch_model.bin, whole or in parts"
+        )
+
+    def read_weights(self, source: str) -> Mapping[str, Any]:
+        """Name -> tensor of one module: a folder with model.safetensors or pytorch_model.bin, or a file.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        from safetensors.torch import load_file
+
+        safe, pickled = (self.folder / source / file for file in ("model.safetensors", "pytorch_model.bin"))
+        if safe.is_file():
+            return self._opened(safe, load_file)
+        if pickled.is_file() or (self.folder / source).is_file():
+            return self._opened(pickled if pickled.is_file() else self.folder / source, _read_pickle)
+        raise CheckpointError(
+            f"{self.name}: module {source!r} has no weights",
+            hint=f"expected {safe.name} or {pickled.name} in {source}/",
+        )
 
     def _opened(self, path: Path, read: Callable[[Path], T]) -> T:
         try:
@@ -128,40 +200,54 @@ class Checkpoint:
         except Exception as error:  # safetensors and pickle each have their own for a damaged file
             raise CheckpointError(f"{self.name}: {path.name} is damaged: {first_line(error)}") from error
 
-    def read_weights(self, folder: str) -> Mapping[str, Any]:
-        """Name -> tensor of one module folder, from model.safetensors or pytorch_model.bin.
 
-        Raises:
-            CheckpointError: neither file is there.
-        """
-        safe, pickled = (self.folder / folder / file for file in ("model.safetensors", "pytorch_model.bin"))
-        if safe.is_file():
-            from safetensors.torch import load_file
+def _read_pickle(path: Path) -> dict[str, Any]:
+    import torch
 
-            return self._opened(safe, load_file)
-        if pickled.is_file():
-            import torch
-
-            return self._opened(pickled, partial(torch.load, map_location="cpu", weights_only=True))
-        raise CheckpointError(
-            f"{self.name}: module {folder!r} of modules.json has no weights",
-            hint=f"expected {safe.name} or {pickled.name} in {folder}/",
-        )
+    tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return tensors
 
 
-def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+def _updated(config: Json, overrides: Mapping[str, Any]) -> Json:
+    """A nested config keeps the keys that an override does not name."""
+    nested = {
+        key: _updated(config[key], value)
+        for key, value in overrides.items()
+        if isinstance(value, Mapping) and isinstance(config.get(key), dict)
+    }
+    return {**config, **overrides, **nested}
+
+
+def open_checkpoint(
+    model: str,
+    revision: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """The checkpoint a user means: an existing folder, else a hub id.
+
+    Args:
+        model: folder or hub id.
+        revision: of a hub id.
+        tokenizer: folder or hub id with another tokenizer; None takes the model's.
+        overrides: of config.json.
 
     Raises:
         NotFoundError: it is neither, or the hub cannot be reached and the files are not in its cache.
     """
+    folder = _folder_of(model, revision)
+    return Checkpoint(model, folder, _folder_of(tokenizer, None) if tokenizer else folder, overrides or {})
+
+
+def _folder_of(model: str, revision: str | None) -> Path:
     if not model:
         raise UsageError("model is empty", hint="pass a checkpoint folder or a hub id")
     if Path(model).is_dir():
-        return Checkpoint(model, Path(model))
+        return Path(model)
     if Path(model).exists():
         raise CheckpointError(f"{model} is a file", hint="pass the folder that holds config.json and the weights")
-    return Checkpoint(model, _download(model, revision))
+    return _download(model, revision)
 
 
 def first_line(error: Exception) -> str:

@@ -6,30 +6,27 @@ options under their own names; YAML may choose and parametrise, never compute.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from batchscore.errors import UsageError
-from batchscore.models.resolve import Sourced
+from batchscore.models.options import RULES, Sourced, nearest, read_values
 from batchscore.resources import find_resource, shipped_files
-
-FIELDS = ("score_type", "max_length", "query_prompt", "document_prompt", "similarity")
 
 
 def load_config(model: str, name: str | None) -> dict[str, Sourced]:
-    """{field: (value, file)} of the config a user named, else of the shipped one that lists this hub id, else {}.
+    """{option: (value, file)} of the config a user named, else of the shipped one that lists this hub id, else {}.
 
     Raises:
-        UsageError: no such config, invalid YAML, an unknown key.
+        UsageError: no such config, invalid YAML, an unknown key, a value that its option cannot take.
     """
     if name is not None:
         path = find_resource("configs", name)
-        return _fields(path, _read(path))
+        return _options(path, _read(path))
     shipped = ((path, _read(path)) for path in shipped_files("configs").values())
-    return next((_fields(path, content) for path, content in shipped if model in content.get("models", [])), {})
+    return next((_options(path, content) for path, content in shipped if model in content.get("models", [])), {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -38,15 +35,13 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no settings", hint=f"one `key: value` a line; keys: {', '.join(FIELDS)}")
+        raise UsageError(f"{path} holds no settings", hint=f"one `key: value` a line; keys: {', '.join(RULES)}")
     return content
 
 
-def _fields(path: Path, content: dict[str, Any]) -> dict[str, Sourced]:
-    settings = {key: value for key, value in content.items() if key != "models"}
-    for key in settings:
-        if key not in FIELDS:
-            nearest = difflib.get_close_matches(str(key), FIELDS, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"keys: {', '.join(FIELDS)}"
-            raise UsageError(f"{path}: unknown key {key!r}", hint=hint)
-    return {key: (value, path.name) for key, value in settings.items()}
+def _options(path: Path, content: dict[str, Any]) -> dict[str, Sourced]:
+    options = {key: value for key, value in content.items() if key != "models"}
+    for key in options:
+        if key not in RULES:
+            raise UsageError(f"{path}: unknown key {key!r}", hint=nearest(str(key), RULES))
+    return read_values({key: (value, path.name) for key, value in options.items()})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from batchscore.errors import CheckpointError
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.spec import DenseSpec
+from batchscore.models.spec import DenseSpec, Layer, TokenMethod
 
 _ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
 
@@ -36,27 +36,87 @@ _RANGES = {"Sigmoid": "0 to 1", "Tanh": "-1 to 1", "Identity": "unbounded"}
 
 def value_range(activation: str, similarity: str) -> str:
     """The values a score can take, for the person who reads the file."""
-    if similarity == "cosine":
+    if similarity in ("cosine", "meanmaxsim"):
         return "-1 to 1"
     if similarity == "maxsim":
         return "up to the number of query tokens"
     return _RANGES.get(activation.rsplit(".", 1)[-1], "unbounded")
 
 
-class ScoreHead(nn.Module):
-    """The layers of a *ForSequenceClassification class after its body, applied to the first token's state."""
+class Head(nn.Module):
+    """Layers by the names of their tensors, each with its function, in float32 whatever the body is in."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[Layer], tensors: Mapping[str, Tensor], epsilon: float) -> None:
         super().__init__()
-        # copies, since the body may go on in 16 bits; eval mode comes along
-        self.layers = nn.ModuleList(copy.deepcopy(layer).float() for layer in layers)
+        self.layers = nn.ModuleList(_layer(layer.name, tensors, epsilon) for layer in layers)
+        self.functions = [ACT2FN[layer.activation] if layer.activation else nn.Identity() for layer in layers]
 
-    def forward(self, first: Tensor) -> Tensor:
-        """float32 [n]: the logit of each sequence, from float32 [n, dim]."""
-        states = first[:, None]  # transformers' heads take the states of a whole sequence and pick token 0 themselves
-        for layer in self.layers:
-            states = layer(states)
-        return states.reshape(len(first))
+    def forward(self, states: Tensor) -> Tensor:
+        """float32 [n, out] from float32 [n, dim]."""
+        for layer, function in zip(self.layers, self.functions, strict=True):
+            states = function(layer(states))
+        return states
+
+
+def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor], embeddings: str) -> dict[str, Tensor]:
+    """Remove the tensors of a head from a checkpoint's, and return them by the names the layers use.
+
+    Args:
+        layers: of the head.
+        tensors: of the checkpoint; may put the name of its backbone before a layer's.
+        embeddings: the end of the name of the token table, whose rows a vocabulary layer shares where it has none.
+
+    Raises:
+        CheckpointError: a layer has no weight, or several could be meant.
+    """
+    head: dict[str, Tensor] = {}
+    for layer in layers:
+        for part in ("weight", "bias"):
+            name = f"{layer.name}.{part}"
+            found = [key for key in tensors if key == name or key.endswith(f".{name}")]
+            if len(found) > 1:
+                raise CheckpointError(f"the head's {name} could be any of {', '.join(found)}")
+            if found:
+                head[name] = tensors.pop(found[0])
+    for layer in layers:
+        is_vocabulary = layer.name.endswith(("decoder", "vocab_projector"))
+        if is_vocabulary and f"{layer.name}.weight" not in head:
+            head[f"{layer.name}.weight"] = next(t for key, t in tensors.items() if key.endswith(embeddings))
+        shared_bias = layer.name.rpartition(".")[0] + ".bias"  # transformers keeps it beside the decoder
+        if is_vocabulary and shared_bias in tensors:
+            head[f"{layer.name}.bias"] = tensors.pop(shared_bias)
+        if f"{layer.name}.weight" not in head:
+            raise CheckpointError(
+                f"it has no score head: {layer.name}.weight is not among its weights",
+                hint="these weights are not those of a reranker, or classifier_from_token has to name its answers",
+            )
+    return head
+
+
+def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Module:
+    weight, bias = tensors[f"{name}.weight"].float(), tensors.get(f"{name}.bias")
+    layer: nn.Linear | nn.LayerNorm
+    if weight.dim() == 1:
+        layer = nn.LayerNorm(len(weight), epsilon, bias=bias is not None)
+    else:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float())
+    return layer
+
+
+def answer_head(rows: Tensor, method: TokenMethod) -> nn.Linear:
+    """The head that rows of the output embeddings make: [true], or [false, true] for the difference of their logits.
+
+    sigmoid(true - false) is the softmax over the two, at true.
+    """
+    # float32 before the subtraction: rows of 16-bit numbers cancel
+    rows = rows.float()
+    weight = rows[1:] - rows[:1] if method == "from_2_way_softmax" else rows
+    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight = nn.Parameter(weight)
+    return head
 
 
 class Dense(nn.Module):
@@ -64,13 +124,14 @@ class Dense(nn.Module):
 
     def __init__(self, spec: DenseSpec, weights: Mapping[str, Tensor], name: str) -> None:
         super().__init__()
-        self.linear = nn.Linear(spec.in_features, spec.out_features, bias=spec.bias)
-        try:
-            self.linear.load_state_dict({key.removeprefix("linear."): tensor for key, tensor in weights.items()})
-        except RuntimeError as error:
+        tensors = {f"linear.{key.rpartition('.')[2]}": tensor for key, tensor in weights.items()}
+        shape = tuple(tensors.get("linear.weight", torch.empty(0)).shape)
+        if shape != (spec.out_features, spec.in_features) or not tensors.keys() <= {"linear.weight", "linear.bias"}:
             raise CheckpointError(
-                f"{name}: weights of module {spec.folder!r} do not fit its config.json: {error}"
-            ) from error
+                f"{name}: weights of module {spec.source!r} do not fit its config.json, "
+                f"which says {spec.in_features} to {spec.out_features}: {', '.join(weights)} of shape {shape}"
+            )
+        self.linear = _layer("linear", tensors, 0.0)
         self.activation = make_activation(spec.activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,11 +142,7 @@ class Dense(nn.Module):
 
 def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec]) -> nn.Sequential:
     """The checkpoint's Dense chain in order; without one, the identity."""
-    return (
-        nn.Sequential(*(Dense(spec, checkpoint.read_weights(spec.folder), checkpoint.name) for spec in specs))
-        .float()
-        .eval()
-    )
+    return nn.Sequential(*(Dense(spec, checkpoint.read_weights(spec.source), checkpoint.name) for spec in specs))
 
 
 @torch.inference_mode()

@@ -1,81 +1,220 @@
-"""Weights into modules, or a clear refusal: a missing or unread weight is an error, never a random number."""
+"""Weights into modules, or a clear refusal: a missing or unread weight is an error, never a random number.
+
+A checkpoint's tensors are read by name, brought into the layout transformers knows, and divided: the head's become
+float32 layers of ours, the others go into the body.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
 from transformers.utils import logging
 
-from batchscore.errors import CheckpointError
+from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.arch.row import Rename, Row
 from batchscore.models.checkpoint import Checkpoint, first_line
-from batchscore.models.heads import ScoreHead, load_dense
+from batchscore.models.heads import Head, answer_head, load_dense, take_head
+from batchscore.models.lora import merge_adapter
+from batchscore.models.options import nearest
+from batchscore.models.resolve import find_row
 from batchscore.models.spec import ModelSpec
+from batchscore.models.tokenizer import TextTokenizer
 
 # buffers old files carry, and heads for other tasks that a body does not read
-_UNREAD = re.compile(r"(^|\.)(position_ids$|pooler\.|lm_head\.|cls\.|classifier\.)")
+_UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|vocab_)")
 _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
+_OURS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
+_OURS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
+_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to run: float32 head, body in the chosen dtype."""
 
-    body: nn.Module
-    head: nn.Module  # ScoreHead for a cross-encoder, else the Dense chain
+    bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
+    head: nn.Module  # states or pooled vectors to logits or vectors
     flat: bool  # the body runs without padding
     vocabulary: int  # rows of the embedding table
+    report: Mapping[str, Sequence[str]]  # tensors "used" and "unused"
 
 
 def load_model(
-    checkpoint: Checkpoint, spec: ModelSpec, *, dtype: str, device: str, attention: str, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    tokenizer: TextTokenizer,
+    *,
+    dtype: str,
+    device: str,
+    attention: str,
+    trust_remote_code: bool = False,
+    dry: bool = False,
 ) -> Loaded:
     """Load body and head.
 
     Args:
         checkpoint: the model's folder.
         spec: what `resolve` made of it.
+        tokenizer: finds the rows of answer tokens.
         dtype: of the body: "float32", "bfloat16" or "float16".
         device: torch device.
         attention: name of the registered attention that needs no padding, used where the model can; "sdpa" asks for
             padding.
         trust_remote_code: run Python files of the checkpoint.
+        dry: put zeros that take no memory in the place of the weights, to see what would fit where.
 
     Raises:
-        CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config.
+        CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
-    auto = AutoModelForSequenceClassification if spec.head else AutoModel
-    try:
-        with _quiet():
-            model, report = auto.from_pretrained(
-                checkpoint.folder,
-                # a 16-bit body must not round the head: load what the file has, and cast the body alone
-                dtype=torch.float32 if "float32" in (dtype, checkpoint.stored_dtype()) else "auto",
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
+    row = find_row(checkpoint)
+    tensors = checkpoint.empty_tensors() if dry else checkpoint.read_tensors()
+    tensors = {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)): t for name, t in tensors.items()}
+    tensors, names = _renamed(tensors, row.renames), sorted(tensors)
+    head = _take_head(checkpoint, spec, tokenizer, tensors)
+    config = _native_config(checkpoint, row)
+    with _named(checkpoint.name), _quiet():
+        bodies = [
+            _load_body(checkpoint, spec, row, config, _adapted(checkpoint, tensors, adapter), dtype, trust_remote_code)
+            for adapter in dict.fromkeys(spec.adapters)
+        ]
+    unread = sorted({name for _, unread in bodies for name in unread})
+    models = [body for body, _ in bodies]
+    flat = attention != "sdpa" and row.flat and all(getattr(m, "_supports_attention_backend", False) for m in models)
+    for model in models:
+        if flat:
+            model.set_attn_implementation(attention)
+        model.pooler = None  # the head has its layer; on a flat batch it would read one sequence only
+        model.eval()
+    dense = load_dense(checkpoint, spec.dense)
+    _check_width(checkpoint, spec, head, dense, config)
+    vocabulary = models[0].get_input_embeddings().num_embeddings
+    report = {"used": [name for name in names if name not in unread], "unused": unread}
+    whole = nn.Sequential(head, dense).eval().requires_grad_(False)
+    return Loaded(tuple(model.to(device) for model in models), whole.to(device), flat, vocabulary, report)
+
+
+# ---- tensors
+
+
+def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[str, Tensor]:
+    """The tensors under the names transformers knows; one that stands for several is divided."""
+    renamed = dict(tensors)
+    for pattern, names in renames:
+        for name in [name for name in renamed if re.search(pattern, name)]:
+            tensor = renamed.pop(name)
+            parts = tensor.chunk(len(names))
+            renamed |= {re.sub(pattern, new, name): part for new, part in zip(names, parts, strict=True)}
+    return renamed
+
+
+def _adapted(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
+    return merge_adapter(checkpoint, tensors, adapter) if adapter else dict(tensors)
+
+
+def _take_head(
+    checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer, tensors: dict[str, Tensor]
+) -> nn.Module:
+    config = checkpoint.config
+    with _named(checkpoint.name):
+        if spec.answer_tokens:
+            return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
+        epsilon = next((config[key] for key in ("layer_norm_eps", "norm_eps") if key in config), 1e-12)
+        found = take_head(spec.head, tensors, _EMBEDDINGS)
+        return Head(spec.head, found, epsilon) if spec.head else nn.Identity()
+
+
+def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Rows of the output embeddings; of the input's where both are one table."""
+    table = tensors.get("lm_head.weight")
+    if table is None:
+        table = next(tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDINGS))
+    ids = [token if isinstance(token, int) else tokenizer.token_id(token) for token in spec.answer_tokens]
+    for token, number in zip(spec.answer_tokens, ids, strict=True):
+        if number is None or number >= len(table):
+            raise CheckpointError(
+                f"the answer token {token!r} is not in the vocabulary",
+                hint="classifier_from_token names tokens exactly as the tokenizer writes them",
             )
-    except Exception as error:  # transformers, safetensors and pickle each have their own for a damaged file
-        raise CheckpointError(f"{checkpoint.name} cannot be loaded: {first_line(error)}") from error
-    _check_report(checkpoint.name, report["missing_keys"], report["unexpected_keys"], spec)
-    # a model that looks attention up by name takes ours; others (remote code, own attention) run padded
-    flat = attention != "sdpa" and bool(getattr(model, "_supports_attention_backend", False))
-    if flat:
-        model.set_attn_implementation(attention)
-    model.eval()
-    head = (
-        ScoreHead([model.get_submodule(name) for name in spec.head])
-        if spec.head
-        else load_dense(checkpoint, spec.dense)
+    return table[[number for number in ids if number is not None]]
+
+
+# ---- body
+
+
+def _native_config(checkpoint: Checkpoint, row: Row) -> PreTrainedConfig | None:
+    """The config object of transformers' own class; None for a kind it does not have.
+
+    Raises:
+        UsageError: an override of config.json that nothing reads.
+    """
+    content = row.translate(checkpoint.config)
+    if row.body:
+        return PreTrainedConfig.from_dict(content)
+    if content.get("model_type") not in CONFIG_MAPPING:
+        return None
+    kind = CONFIG_MAPPING[content["model_type"]]
+    original = checkpoint.read_json("config.json")
+    for key in checkpoint.overrides:
+        if key not in original and key not in _OURS and not hasattr(kind(), key):
+            known = {**original, **kind().to_dict(), **dict.fromkeys(_OURS)}
+            raise UsageError(f"--hf-overrides: nothing reads {key!r}", hint=nearest(key, known))
+    config: PreTrainedConfig = kind.from_dict(content)
+    return config
+
+
+def _load_body(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    row: Row,
+    config: PreTrainedConfig | None,
+    tensors: Mapping[str, Tensor],
+    dtype: str,
+    trust_remote_code: bool,
+) -> tuple[Any, list[str]]:
+    """(model, tensors it does not read)."""
+    chosen = getattr(torch, dtype)
+    if config is None:
+        if not trust_remote_code:
+            raise CheckpointError(
+                f"transformers has no model of type {checkpoint.config.get('model_type')!r}",
+                hint="--trust-remote-code runs the checkpoint's own Python files",
+            )
+        model = AutoModel.from_pretrained(checkpoint.folder, dtype=chosen, trust_remote_code=True)
+        return model, []
+    if row.body:
+        module, _, name = row.body.partition(":")
+        kind = getattr(importlib.import_module(module), name)
+    elif type(config) in MODEL_MAPPING:
+        kind = MODEL_MAPPING[type(config)]
+    else:
+        raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
+    # without a name of its own transformers would look for the config's `_name_or_path` on the hub
+    model, report = kind.from_pretrained(
+        None, config=config, state_dict=dict(tensors), dtype=chosen, output_loading_info=True
     )
-    body = model.base_model
-    body.pooler = None  # the head has its copy; on a flat batch it would read one sequence only
-    vocabulary = body.get_input_embeddings().num_embeddings
-    return Loaded(body.to(device, getattr(torch, dtype)), head.to(device), flat, vocabulary)
+    _check_report(report["missing_keys"], report["unexpected_keys"], spec, row)
+    return model, sorted(report["unexpected_keys"])
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the checkpoint's name before what goes wrong."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error.message}", hint=error.hint) from error
+    except UsageError:
+        raise
+    except Exception as error:  # transformers, safetensors and pickle each have their own for a damaged file
+        raise CheckpointError(f"{name} cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager
@@ -92,13 +231,29 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_report(name: str, missing: Iterable[str], unexpected: Iterable[str], spec: ModelSpec) -> None:
-    needed = missing if spec.head else [key for key in missing if not _NOT_NEEDED.search(key)]
-    unread = [key for key in unexpected if not _UNREAD.search(key)]
+def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: ModelSpec, row: Row) -> None:
+    needed = [key for key in missing if not _NOT_NEEDED.search(key)]
+    allowed = re.compile(row.unread) if row.unread else None
+    unread = [key for key in unexpected if not (_UNREAD.search(key) or (allowed and allowed.search(key)))]
     for what, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             raise CheckpointError(
-                f"{name} {what} {shown}",
+                f"{what} {shown}",
                 hint="these weights are not those of the architecture in config.json; scores would be random",
             )
+
+
+def _check_width(
+    checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, dense: nn.Module, config: PreTrainedConfig | None
+) -> None:
+    """One logit for a pair; and no more dimensions asked for than a vector has."""
+    widths = [layer.out_features for layer in [*head.modules(), *dense.modules()] if isinstance(layer, nn.Linear)]
+    if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
+        raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score is one")
+    if spec.dimensions:
+        width = widths[-1] if widths else getattr(config, "hidden_size", spec.dimensions)
+        listed = checkpoint.config.get("matryoshka_dimensions")
+        if spec.dimensions > width or (listed and spec.dimensions not in listed):
+            choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"
+            raise UsageError(f"--dimensions {spec.dimensions}: this model's vectors can be cut to {choices}")

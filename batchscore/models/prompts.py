@@ -1,6 +1,6 @@
 """Build the token sequences of a window: what the model reads for each distinct pair, or for each distinct text.
 
-Truncation happens here and only here, on the ids of the texts, so that special tokens and the order of segments
+Truncation happens here and in `rendered`, on the ids of the texts, so that special tokens and the order of segments
 survive every length.
 """
 
@@ -11,38 +11,48 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import InputError, RowError, UsageError
-from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import Pattern, Slot, TextTokenizer, assemble, num_specials
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of
+from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.models.cuts import Lengths, cutter
+from batchscore.models.spec import Marks, ModelSpec
+from batchscore.models.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
 
-Lengths = NDArray[np.integer]
+_ALL = 2**31 - 1  # tokens, where nothing is cut at tokenising
+Bits = NDArray[np.uint8]
 
 
-def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
+def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
-    budget = _text_budget(spec, tokenizer.pair)
+    budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
+    limit = _ALL if _slices_ids(spec) else budget
     (queries, query_lengths), (documents, document_lengths) = (
-        tokenizer.tokenize(_prepared(texts, "", spec), budget) for texts in (pairs.queries, pairs.documents)
+        tokenizer.tokenize(prepared(texts, prompt, spec), limit, keep_end=keep_end)
+        for texts, prompt in ((pairs.queries, spec.query_prompt), (pairs.documents, ""))
     )
-    keys = pairs.queries.codes.astype(np.int64) * len(pairs.documents.values) + pairs.documents.codes
-    _, first, item = np.unique(keys, return_index=True, return_inverse=True)
+    first, codes = distinct_pairs(pairs)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     full = query_lengths[left], document_lengths[right]
-    _refuse_long(truncation, first[full[0] + full[1] > budget], spec)
-    kept = (cut_longest_first if truncation == "longest-first" else cut_document_first)(*full, budget)
-    items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])])
-    cut = (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
-    codes = item.astype(np.int32).reshape(-1)
+    refuse_long(spec, first[full[0] + full[1] > budget])
+    rule: Truncation = "longest-first" if spec.truncation == "prompt-end" else spec.truncation
+    kept = cutter(rule)(*full, limit)
+    items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
+    if not spec.pair_of_empty and (empty := kept[1] == 0).any():
+        alone = assemble(tokenizer.single, [(queries, left, kept[0])], keep_end=keep_end)
+        items = _chosen(items, alone, empty)
+    cut = cut_bits(full, kept)
+    if _slices_ids(spec):
+        items, cut = _sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
     return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
 
 
-def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncation: Truncation) -> Work:
+def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
-    sides = ((pairs.queries, spec.query_prompt, CUT_QUERY), (pairs.documents, spec.document_prompt, CUT_DOCUMENT))
-    (queries, query_cut), (documents, document_cut) = (_encode_side(tokenizer, spec, *side) for side in sides)
+    (queries, query_cut), (documents, document_cut) = (
+        _encode_side(tokenizer, spec, texts, is_query=is_query)
+        for texts, is_query in ((pairs.queries, True), (pairs.documents, False))
+    )
     cut = query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes]
-    _refuse_long(truncation, np.flatnonzero(cut), spec)
+    refuse_long(spec, np.flatnonzero(cut))
     return Work(
         items=_join(queries, documents),
         held=len(queries),
@@ -52,37 +62,80 @@ def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs, truncatio
     )
 
 
-def cut_document_first(queries: Lengths, documents: Lengths, budget: int) -> tuple[Lengths, Lengths]:
-    """Tokens to keep of each side: the document gives way, then the query."""
-    kept = np.minimum(queries, budget)
-    return kept, np.minimum(documents, budget - kept)
+def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
+    """(the pairs with their texts cut to max_tokens_per_query and max_tokens_per_doc, cut bits of each row)."""
+    cut = np.zeros(len(pairs), np.uint8)
+    sides = []
+    for texts, limit, bit in (
+        (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
+        (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
+    ):
+        values = [tokenizer.shorten(text, limit) for text in texts.values] if limit else texts.values
+        was_cut = np.array([len(new) < len(old) for new, old in zip(values, texts.values, strict=True)], bool)
+        cut |= (bit * was_cut[texts.codes]).astype(np.uint8)
+        sides.append(Texts(values, texts.codes))
+    return replace(pairs, queries=sides[0], documents=sides[1]), cut
 
 
-def cut_longest_first(queries: Lengths, documents: Lengths, budget: int) -> tuple[Lengths, Lengths]:
-    """Tokens to keep of each side, as Hugging Face tokenizers do it.
-
-    The longer side gives way until both have half; an odd token goes to the longer.
-    """
-    short, long = np.minimum(queries, documents), np.maximum(queries, documents)
-    kept_short = np.where(short + long <= budget, short, np.minimum(short, budget // 2))
-    kept_long = np.minimum(long, budget - kept_short)
-    query_is_short = queries <= documents
-    return np.where(query_is_short, kept_short, kept_long), np.where(query_is_short, kept_long, kept_short)
+def distinct_pairs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(the first row of each distinct pair, int32 [rows]: which distinct pair a row is)."""
+    keys = pairs.queries.codes.astype(np.int64) * len(pairs.documents.values) + pairs.documents.codes
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first, inverse.astype(np.int32).reshape(-1)
 
 
-def _encode_side(
-    tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, prompt: str, bit: int
-) -> tuple[Items, NDArray[np.uint8]]:
+def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bits:
+    """Bits of the sides that lost tokens."""
+    return (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
+
+
+def prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
+    """The strings to tokenise."""
+    strings = [prompt + text for text in texts.values] if prompt else list(texts.values)
+    return [text.lower() for text in strings] if spec.lower_case else strings
+
+
+def refuse_long(spec: ModelSpec, rows: Lengths) -> None:
+    """Under truncation "error", refuse the first of these rows."""
+    if spec.truncation == "error" and len(rows):
+        raise RowError(
+            int(rows.min()),
+            f"longer than max_length {spec.max_length} tokens",
+            cause=InputError,
+            hint="pass --truncation document-first, or raise --max-length",
+        )
+
+
+# ---- one side
+
+
+def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_query: bool) -> tuple[Items, Bits]:
     """(sequences, cut bits) of one side's distinct texts."""
-    budget = _text_budget(spec, tokenizer.single)
-    prompt_length = int(tokenizer.tokenize(_prepared(Texts.of([""]), prompt, spec), budget)[1][0])
+    prompt = spec.query_prompt if is_query else spec.document_prompt
+    length = spec.query_length if is_query else spec.document_length
+    bit = CUT_QUERY if is_query else CUT_DOCUMENT
+    pattern = tokenizer.single
+    if spec.marks is not None:
+        pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
+    budget = _text_budget(replace(spec, max_length=length), pattern)
+    prompt_length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
     if prompt_length >= budget:
-        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {spec.max_length}")
-    tokens, lengths = tokenizer.tokenize(_prepared(texts, prompt, spec), budget)
-    items = assemble(tokenizer.single, [(tokens, np.arange(len(tokens)), tokens.lengths)])
-    keep = None if spec.include_prompt else _after_prompt(tokenizer, prompt_length, items)
+        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {length}")
+    strings, limit = prepared(texts, prompt, spec), _ALL if _slices_ids(spec) else budget
+    tokens, lengths = (
+        _kept_ends(tokenizer, strings, prompt_length, limit)
+        if spec.truncation_side == "left" and limit < _ALL
+        else tokenizer.tokenize(strings, limit)
+    )
+    items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
+    cut = (bit * (lengths > budget)).astype(np.uint8)
+    if _slices_ids(spec):
+        items, cut = _sliced(items, spec, bit)
     # a single segment's types are all 0, which is what a model assumes without them
-    return replace(items, types=None, keep=keep), (bit * (lengths > budget)).astype(np.uint8)
+    items = replace(items, types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
+    if spec.marks is not None and spec.marks.expand and is_query:
+        items = _expanded(tokenizer, items, length, attend=spec.marks.attend)
+    return items, cut
 
 
 def _text_budget(spec: ModelSpec, pattern: Pattern) -> int:
@@ -96,31 +149,104 @@ def _text_budget(spec: ModelSpec, pattern: Pattern) -> int:
     return spec.max_length - specials
 
 
-def _prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
-    strings = [prompt + text for text in texts.values] if prompt else list(texts.values)
-    return [text.lower() for text in strings] if spec.lower_case else strings
+def _kept_ends(
+    tokenizer: TextTokenizer, strings: list[str], prompt_length: int, budget: int
+) -> tuple[Items, NDArray[np.int64]]:
+    """As `tokenize`, but a text that is too long keeps its prompt and its end."""
+    whole, lengths = tokenizer.tokenize(strings, _ALL)
+    kept = np.minimum(lengths, budget)
+    offsets = offsets_of(kept)
+    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
+    skipped = np.where(places >= prompt_length, np.repeat(lengths - kept, kept), 0)
+    return Items(whole.ids[np.repeat(whole.offsets[:-1], kept) + places + skipped], offsets), lengths
 
 
-def _after_prompt(tokenizer: TextTokenizer, prompt_length: int, items: Items) -> NDArray[np.bool_]:
-    """bool [tokens]: False for a prompt and the special tokens before it (sentence-transformers' rule)."""
-    if not prompt_length:
-        return np.ones(len(items.ids), bool)
-    leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
+def _kept(
+    tokenizer: TextTokenizer, spec: ModelSpec, items: Items, prompt_length: int, *, is_query: bool
+) -> NDArray[np.bool_] | None:
+    """bool [tokens]: the tokens that count in the readout; None if all of them do."""
     places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
-    return places >= leading + prompt_length
+    if spec.drop_first:
+        return places > 0
+    if spec.marks is not None:
+        skipped = [tokenizer.token_id(token) for token in spec.marks.skip]
+        known = [token for token in skipped if token is not None]
+        return np.ones(len(items.ids), bool) if is_query else ~np.isin(items.ids, known)
+    if spec.include_prompt:
+        return None
+    # sentence-transformers' rule: a prompt, and the special tokens before it
+    leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
+    return places >= (leading + prompt_length if prompt_length else 0)
 
 
-def _refuse_long(truncation: Truncation, rows: Lengths, spec: ModelSpec) -> None:
-    if truncation == "error" and len(rows):
-        raise RowError(
-            int(rows.min()),
-            f"longer than max_length {spec.max_length} tokens",
-            cause=InputError,
-            hint="pass --truncation document-first, or raise --max-length",
+# ---- ColBERT
+
+
+def _marked(tokenizer: TextTokenizer, pattern: Pattern, marker: str) -> Pattern:
+    """The pattern with a marker behind its first token."""
+    if not marker:
+        return pattern
+    token = tokenizer.token_id(marker)
+    if token is None:
+        raise CheckpointError(
+            f"the marker {marker!r} is not in the vocabulary",
+            hint="the tokenizer is not the one this model was trained with",
         )
+    if not isinstance(pattern[0], Special):
+        raise CheckpointError("its tokenizer puts no token before a text, and the marker's place is behind that token")
+    return (pattern[0], Special(token, 0), *pattern[1:])
+
+
+def _expanded(tokenizer: TextTokenizer, items: Items, length: int, *, attend: bool) -> Items:
+    """Sequences filled up to `length` with a token whose state counts, whether or not others attend to it."""
+    filler = tokenizer.named("mask_token", "eos_token", "pad_token")
+    if filler is None:
+        raise CheckpointError("its tokenizer has no mask, EOS or padding token to expand queries with")
+    lengths, count = items.lengths, len(items)
+    where = ranges(np.arange(count) * length, lengths)
+    ids = np.full(count * length, filler, np.int32)
+    ids[where] = items.ids
+    seen = np.full(count * length, attend)
+    seen[where] = True
+    return Items(ids, offsets_of(np.full(count, length)), None, np.ones(len(ids), bool), None if attend else seen)
+
+
+# ---- vLLM's ways
+
+
+def _slices_ids(spec: ModelSpec) -> bool:
+    """A truncation side makes vLLM cut the finished ids, special tokens and all."""
+    return spec.truncation == "prompt-end" and spec.truncation_side is not None
+
+
+def _sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
+    """(sequences cut at one end to max_length, bits of those that were)."""
+    kept = np.minimum(items.lengths, spec.max_length)
+    starts = items.offsets[1:] - kept if spec.truncation_side == "left" else items.offsets[:-1]
+    where = ranges(starts, kept)
+    types = None if items.types is None else items.types[where]
+    return Items(items.ids[where], offsets_of(kept), types), (bits * (kept < items.lengths)).astype(np.uint8)
+
+
+def _chosen(first: Items, second: Items, take_second: NDArray[np.bool_]) -> Items:
+    """Sequence by sequence one of two."""
+    both = _join(first, second)
+    return both.take(np.arange(len(first)) + len(first) * take_second)
 
 
 def _join(first: Items, second: Items) -> Items:
-    keeps = [items.keep for items in (first, second) if items.keep is not None]
+    """Sequences of both, end to end; where one of them lacks a column, its tokens have the column's default."""
     offsets = offsets_of(np.concatenate([first.lengths, second.lengths]))
-    return Items(np.concatenate([first.ids, second.ids]), offsets, None, np.concatenate(keeps) if keeps else None)
+
+    def column(name: str, default: int | bool) -> NDArray[np.generic] | None:
+        parts = [getattr(items, name) for items in (first, second)]
+        if parts[0] is None and parts[1] is None:
+            return None
+        filled = [
+            np.full(len(items.ids), default) if part is None else part
+            for items, part in zip((first, second), parts, strict=True)
+        ]
+        return np.concatenate(filled)
+
+    columns = {"types": column("types", 0), "keep": column("keep", True), "seen": column("seen", True)}
+    return Items(np.concatenate([first.ids, second.ids]), offsets, **columns)  # type: ignore[arg-type]

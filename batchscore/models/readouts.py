@@ -5,7 +5,7 @@ Formulas are those of sentence-transformers' Pooling module, over the kept token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,13 @@ class States:
         """int64 [n]: first token of each sequence."""
         return self.lengths.cumsum(0) - self.lengths
 
+    def __iter__(self) -> Iterator[States]:
+        """Each sequence by itself."""
+        lengths = self.lengths.tolist()
+        keeps = [None] * len(lengths) if self.keep is None else self.keep.split(lengths)
+        for hidden, length, keep in zip(self.hidden.split(lengths), self.lengths, keeps, strict=True):
+            yield States(hidden, length[None], keep)
+
     def weights(self) -> Tensor:
         """float32 [tokens, 1]: 1 for tokens that count."""
         keep = torch.ones(len(self.hidden), device=self.hidden.device) if self.keep is None else self.keep.float()
@@ -44,6 +51,11 @@ def first_token(states: States) -> Tensor:
 
 def _last_token(states: States) -> Tensor:
     return states.hidden[states.starts + states.lengths - 1]
+
+
+def _splade(states: States) -> Tensor:
+    """SPLADE's max over tokens of log(1 + relu(logit)); log and relu keep order, so they come after the maximum."""
+    return _max(states).relu().log1p()
 
 
 def _max(states: States) -> Tensor:
@@ -79,6 +91,7 @@ _POOL: dict[PoolingMode, Callable[[States], Tensor]] = {
     "mean_sqrt_len": _mean_sqrt_len,
     "weightedmean": _position_weighted_mean,
     "lasttoken": _last_token,
+    "splade": _splade,
 }
 
 

@@ -8,8 +8,10 @@ which changes ids from one version to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -51,27 +53,94 @@ def num_specials(pattern: Pattern) -> int:
 
 
 class TextTokenizer:
-    """A checkpoint's tokenizer, reduced to what scoring needs."""
+    """A checkpoint's tokenizer, reduced to what scoring needs.
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+    Args:
+        tokenizer: as loaded.
+        name: of the checkpoint, for errors.
+        config: tokenizer_config.json.
+        restore_specials: add the BOS and EOS that `config` asks for to the pattern of one text, where it lacks them.
+            transformers 5 lets tokenizer.json alone decide, and the models were trained with them.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, name: str, config: Mapping[str, Any] | None = None, *, restore_specials: bool = False
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._name = name
+        self._config = config or {}
         self.single = self._pattern("a")
-        self.pair = self._pattern("a", "b")
-        self._check_patterns(name)
+        self._check_pattern(self.single, 1)
+        if restore_specials:
+            self.single = self._restored(self.single)
 
-    def tokenize(self, texts: Sequence[str], max_tokens: int) -> tuple[Items, NDArray[np.int64]]:
-        """(token ids of each text without special tokens, at most `max_tokens`; int64 [n], how many there were)."""
+    @cached_property
+    def pair(self) -> Pattern:
+        """The pattern of two texts.
+
+        Raises:
+            CheckpointError: the tokenizer has none.
+        """
+        pattern = self._pattern("a", "b")
+        self._check_pattern(pattern, 2)
+        return pattern
+
+    def tokenize(
+        self, texts: Sequence[str], max_tokens: int, *, keep_end: bool = False
+    ) -> tuple[Items, NDArray[np.int64]]:
+        """(ids of each text without special tokens, `max_tokens` from its start or end; int64 [n], how many it has)."""
         ids: list[NDArray[np.int32]] = []
         lengths: list[int] = []
         for part in _slices(texts, _SLICE_CHARS):
             encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)]
             lengths.extend(map(len, encoded))
-            ids.extend(np.array(text[:max_tokens], np.int32) for text in encoded)
+            kept = slice(-max_tokens, None) if keep_end else slice(max_tokens)
+            ids.extend(np.array(text[kept], np.int32) for text in encoded)
         full = np.array(lengths, np.int64)
-        kept = np.concatenate(ids) if ids else np.empty(0, np.int32)
-        return Items(kept, offsets_of(np.minimum(full, max_tokens))), full
+        joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
+        return Items(joined, offsets_of(np.minimum(full, max_tokens))), full
+
+    def spans(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """(ids [n] of a text without special tokens, int64 [n, 2]: the characters each stands for)."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """The longest start of a text that has at most `max_tokens` tokens."""
+        while True:
+            ids, spans = self.spans(text)
+            if len(ids) <= max_tokens:
+                return text
+            # a shorter text may fall into more tokens than it had as part of the longer one
+            text = text[: min(int(spans[max_tokens - 1, 1]) if max_tokens else 0, len(text) - 1)]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its exact name."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def named(self, *names: str) -> int | None:
+        """The id of the first special token of these names in tokenizer_config.json, such as "mask_token"."""
+        tokens = (_content(self._config.get(name)) for name in names)
+        return next((found for token in tokens if token and (found := self.token_id(token)) is not None), None)
+
+    def describe(self, ids: Sequence[int]) -> list[str]:
+        """Each id as the vocabulary writes it."""
+        return [self._tokenizer.id_to_token(int(token)) or f"<{token}?>" for token in ids]
+
+    def specials(self) -> dict[str, str]:
+        """bos_token, eos_token and the like, for templates."""
+        return {key: _content(value) for key, value in self._config.items() if key.endswith("_token") and value}
+
+    def _restored(self, pattern: Pattern) -> Pattern:
+        bos, eos = self.named("bos_token"), self.named("eos_token")
+        if self._config.get("add_bos_token") and bos is not None and not _is_special(pattern[0], bos):
+            pattern = (Special(bos, 0), *pattern)
+        if self._config.get("add_eos_token") and eos is not None and not _is_special(pattern[-1], eos):
+            pattern = (*pattern, Special(eos, 0))
+        return pattern
 
     def _pattern(self, *texts: str) -> Pattern:
         """Read the pattern off an encoded probe: special tokens where they stand, one slot for each text."""
@@ -86,18 +155,28 @@ class TextTokenizer:
     def _encode(self, first: str, second: str | None = None) -> Encoding:
         return self._tokenizer.encode(first, second, add_special_tokens=True)
 
-    def _check_patterns(self, name: str) -> None:
+    def _check_pattern(self, pattern: Pattern, texts_count: int) -> None:
         """Assembled ids must equal the tokenizer's own; a tokenizer that mixes the sides otherwise is unknown."""
         for probe in _PROBES:
-            for pattern, texts in ((self.single, probe[:1]), (self.pair, probe)):
-                sides = [self.tokenize([text], 1_000)[0] for text in texts]
-                only = np.zeros(1, np.int64)
-                built = assemble(pattern, [(side, only, side.lengths) for side in sides])
-                slots = {part.side for part in pattern if isinstance(part, Slot)}
-                if len(slots) < len(texts) or built.ids.tolist() != self._encode(*texts).ids:
-                    raise CheckpointError(
-                        f"{name}: its tokenizer does not put fixed tokens around its texts ({texts!r})"
-                    )
+            texts = probe[:texts_count]
+            sides = [self.tokenize([text], 1_000)[0] for text in texts]
+            only = np.zeros(1, np.int64)
+            built = assemble(pattern, [(side, only, side.lengths) for side in sides])
+            slots = {part.side for part in pattern if isinstance(part, Slot)}
+            if len(slots) < texts_count or built.ids.tolist() != self._encode(*texts).ids:
+                raise CheckpointError(
+                    f"{self._name}: its tokenizer does not put fixed tokens around its texts ({texts!r})",
+                    hint="pass --chat-template with a prompt for a pair" if texts_count > 1 else None,
+                )
+
+
+def _is_special(part: Special | Slot, token: int) -> bool:
+    return isinstance(part, Special) and part.id == token
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json, which may be an object with flags."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
 def _slices(texts: Sequence[str], max_chars: int) -> Iterator[Sequence[str]]:
@@ -111,13 +190,19 @@ def _slices(texts: Sequence[str], max_chars: int) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def assemble(pattern: Pattern, sides: Sequence[tuple[Items, NDArray[np.integer], NDArray[np.integer]]]) -> Items:
+def assemble(
+    pattern: Pattern,
+    sides: Sequence[tuple[Items, NDArray[np.integer], NDArray[np.integer]]],
+    *,
+    keep_end: bool = False,
+) -> Items:
     """Lay out sequences by a pattern.
 
     Args:
         pattern: special tokens and slots.
         sides: for each slot's side (tokenised texts, which text of them each sequence takes [n], how many of its
             tokens [n]).
+        keep_end: take the last tokens of a text instead of the first.
 
     Returns:
         n sequences with their token types.
@@ -134,35 +219,39 @@ def assemble(pattern: Pattern, sides: Sequence[tuple[Items, NDArray[np.integer],
             continue
         texts, index, taken = sides[part.side]
         where = ranges(cursor, taken)
-        ids[where], types[where] = texts.ids[ranges(texts.offsets[:-1][index], taken)], part.type
+        starts = texts.offsets[1:][index] - taken if keep_end else texts.offsets[:-1][index]
+        ids[where], types[where] = texts.ids[ranges(starts, taken)], part.type
         cursor += taken
     return Items(ids, offsets, types)
 
 
-def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> TextTokenizer:
+def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_specials: bool) -> TextTokenizer:
     """The checkpoint's tokenizer.json, or what transformers converts older files to.
 
     Raises:
         CheckpointError: there is no tokenizer, or not one that converts.
     """
-    path = checkpoint.folder / "tokenizer.json"
-    if not path.is_file() and not any((checkpoint.folder / file).is_file() for file in _VOCABULARIES):
+    folder = checkpoint.tokenizer_folder
+    path = folder / "tokenizer.json"
+    if not path.is_file() and not any((folder / file).is_file() for file in _VOCABULARIES):
         # transformers would make up a vocabulary of special tokens, in which every text is unknown
         raise CheckpointError(
             f"{checkpoint.name} has no tokenizer", hint="expected tokenizer.json, or the vocabulary it is made from"
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert(checkpoint, trust_remote_code)
+        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert(folder, trust_remote_code)
     except Exception as error:  # the Rust library raises bare Exception, transformers OSError, ValueError, ImportError
         raise CheckpointError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
-    _apply_config(tokenizer, checkpoint.read_json("tokenizer_config.json"))
-    return TextTokenizer(tokenizer, checkpoint.name)
+    _apply_config(tokenizer, checkpoint.tokenizer_config)
+    return TextTokenizer(
+        tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials
+    )
 
 
-def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
+def _convert(folder: Path, trust_remote_code: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer: Tokenizer = loaded.backend_tokenizer
     return tokenizer
 

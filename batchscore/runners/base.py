@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Barrier
 from typing import Any, Protocol
 
@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.errors import CheckpointError, RuntimeFailureError
+from batchscore.errors import CheckpointError, InputError, RowError, RuntimeFailureError
 from batchscore.models.load import Loaded
+from batchscore.models.prompts import shortened
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
+from batchscore.models.templates import Template
 from batchscore.models.tokenizer import TextTokenizer
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
-from batchscore.types import Batch, Items, Pairs, Truncation, Work
+from batchscore.types import Batch, Items, Pairs, Work
 
 Index = NDArray[np.integer]
 
@@ -31,7 +33,7 @@ class Runner(Protocol):
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """Threads to call `forward` in."""
 
-    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+    def tokenize(self, pairs: Pairs) -> Work:
         """The window's token sequences."""
 
     def forward(self, batch: Batch) -> Any:
@@ -58,6 +60,7 @@ class Engine:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
     spec: ModelSpec
+    template: Template | None  # of a pair; None: the tokenizer's own pair of segments
     tokenizer: TextTokenizer
     model: Loaded
     device: str
@@ -72,7 +75,31 @@ class Engine:
         """Put a pack's output into the cache."""
         self.cache.add(items, index, output)
 
-    def checked(self, work: Work) -> Work:
+    def tokenize(self, pairs: Pairs) -> Work:
+        """The window's token sequences, texts first cut to max_tokens_per_query and max_tokens_per_doc.
+
+        Raises:
+            RowError: a row gives the model no token to read, or is too long under truncation "error".
+            CheckpointError: the model has no vector for one of the tokens.
+        """
+        shorter, cut = shortened(self.tokenizer, self.spec, pairs)
+        work = self.sequences(shorter)
+        work = replace(work, cut=work.cut | cut)
+        rows = np.flatnonzero((work.items.lengths[work.right] == 0) | (work.items.lengths[work.left if work.held else work.right] == 0))
+        if len(rows):
+            raise RowError(
+                int(rows[0]),
+                "its text gives this model no token to read",
+                cause=InputError,
+                hint="this tokenizer adds no token of its own; leave out rows with an empty query or document",
+            )
+        return self._checked(work)
+
+    def sequences(self, pairs: Pairs) -> Work:
+        """The window's token sequences, as this score type lays them out."""
+        raise NotImplementedError
+
+    def _checked(self, work: Work) -> Work:
         """The window, if the model has a vector for each of its tokens."""
         highest = int(work.items.ids.max(initial=0))
         if highest >= self.model.vocabulary:
@@ -114,35 +141,49 @@ class Engine:
         keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
         return States(hidden.float(), lengths, keep)
 
+    def _body(self, batch: Batch) -> Any:
+        """The body that reads this side."""
+        return self.model.bodies[0 if batch.is_query else -1]
+
     def _flat(self, batch: Batch) -> Tensor:
         """[tokens, dim] from one (1, tokens) forward, or [n, dim] of the first tokens."""
         offsets, longest = self._tensor(batch.offsets), int(batch.lengths.max())
-        inputs = {name: self._tensor(column)[None] for name, column in _columns(batch).items()}
-        lengths = {"cu_seq_lens_q": offsets, "max_length_q": longest, "sequence_runs": batch.runs()}
-        states: Tensor = self.model.body(**inputs, **lengths).last_hidden_state[0]
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids
+        tensors = {name: self._tensor(column)[None] for name, column in inputs.items()}
+        lengths: dict[str, Any] = {
+            "cu_seq_lens_q": offsets,
+            "max_length_q": longest,
+            "sequence_runs": batch.runs(),
+            "sequence_seen": None if batch.seen is None else self._tensor(batch.seen),
+        }
+        states: Tensor = self._body(batch)(**tensors, **lengths).last_hidden_state[0]
         if self.last_layer is not None:
             return last_layer_at_first_tokens(self.last_layer, states, offsets[:-1].long(), lengths)
         return states
 
     def _padded(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from a right-padded (n, longest) forward, for models with an attention of their own."""
-        mask = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
-        inputs = {}
-        for name, column in _columns(batch).items():
-            padded = torch.full(mask.shape, self.spec.pad_token_id if name == "input_ids" else 0)
-            padded[mask] = torch.from_numpy(column)
-            inputs[name] = padded.to(self.device)
-        mask = mask.to(self.device)
-        states: Tensor = self.model.body(**inputs, attention_mask=mask.long()).last_hidden_state
-        return states[mask]
+        """[tokens, dim] from a right-padded (n, longest) forward, for models with an attention of their own.
+
+        The model counts positions itself.
+        """
+        real = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
+
+        def padded(column: NDArray[Any], filler: int) -> Tensor:
+            filled = torch.full(real.shape, filler)
+            filled[real] = torch.from_numpy(column.astype(np.int64))
+            return filled.to(self.device)
+
+        inputs = {"input_ids": padded(batch.input_ids, self.spec.pad_token_id)}
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = padded(batch.token_type_ids, 0)
+        seen = np.ones(len(batch.input_ids)) if batch.seen is None else batch.seen
+        states: Tensor = self._body(batch)(**inputs, attention_mask=padded(seen, 0)).last_hidden_state
+        return states[real.to(self.device)]
 
     def _tensor(self, column: NDArray[Any]) -> Tensor:
         return torch.from_numpy(column).to(self.device)
-
-
-def _columns(batch: Batch) -> dict[str, NDArray[np.int64]]:
-    columns = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-    return columns if batch.token_type_ids is None else {**columns, "token_type_ids": batch.token_type_ids}
 
 
 def positions_of(packs: Sequence[Index]) -> NDArray[np.int64]:

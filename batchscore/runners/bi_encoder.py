@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,21 +15,27 @@ from batchscore.models.prompts import text_work
 from batchscore.models.readouts import pool
 from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.runners.base import Engine, Index, positions_of
-from batchscore.types import Batch, Pairs, Truncation, Work
+from batchscore.types import Batch, Pairs, Work
 
 
 class BiEncoder(Engine):
     """Distinct queries and distinct documents are the items; query vectors are held while documents stream by."""
 
-    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+    def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct text."""
-        return self.checked(text_work(self.tokenizer, self.spec, pairs, truncation))
+        return text_work(self.tokenizer, self.spec, pairs)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """float32 [n, dim]: sentence vectors."""
-        vectors: Tensor = self.model.head(pool(self.states(batch), self.spec.pooling))
-        return normalize(vectors, dim=1) if self.spec.normalize else vectors
+        states, spec = self.states(batch), self.spec
+        if spec.pooling == ("splade",):
+            # a number for each word of the vocabulary and each token: sequence by sequence, or it would fill the memory
+            vectors = torch.cat([pool(replace(part, hidden=self.model.head(part.hidden)), spec.pooling) for part in states])
+        else:
+            vectors = self.model.head(pool(states, spec.pooling))
+        vectors = vectors[:, : spec.dimensions or None]
+        return normalize(vectors, dim=1) if spec.normalize else vectors
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> Tensor:
         """float32 [items, dim]: vectors in item order."""

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from torch import nn
+import numpy as np
+import torch
 
+from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.load import Loaded, load_model
+from batchscore.models.load import load_model
 from batchscore.models.spec import ModelSpec
+from batchscore.models.templates import Template
 from batchscore.models.tokenizer import TextTokenizer, load_tokenizer
 from batchscore.runners.attention import PACKED
-from batchscore.runners.base import Runner
+from batchscore.runners.base import Engine, Runner
 from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
-from batchscore.types import ScoreType
+from batchscore.runners.listwise import Listwise
+from batchscore.scheduler import collate
+from batchscore.types import Items, ScoreType
 
-RUNNERS: dict[ScoreType, Callable[[ModelSpec, TextTokenizer, Loaded, str, OutputCache, nn.Module | None], Runner]] = {
+RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
     "bi-encoder": BiEncoder,
     "late-interaction": LateInteraction,
 }
+
+
+def read_texts_of(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool) -> tuple[TextTokenizer, Template | None]:
+    """The tokenizer, and the template if pairs go through one."""
+    tokenizer = load_tokenizer(
+        checkpoint, trust_remote_code=trust_remote_code, restore_specials=spec.restore_specials
+    )
+    if not spec.chat_template:
+        return tokenizer, None
+    constants = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
+    return tokenizer, Template(spec.chat_template, tokenizer.specials(), **constants)
 
 
 def build_runner(
@@ -37,15 +53,39 @@ def build_runner(
     trust_remote_code: bool,
 ) -> Runner:
     """Load tokenizer and weights; options are those of Scorer."""
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+    tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
     model = load_model(
         checkpoint,
         spec,
+        tokenizer,
         dtype=placement.dtype,
         device=placement.device,
         attention="sdpa" if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
-    cache = OutputCache(cache_mb * 2**20, placement.device)
-    last_layer = take_last_layer(model.body, spec.layers) if model.flat and spec.layers else None
-    return RUNNERS[spec.score_type](spec, tokenizer, model, placement.device, cache, last_layer)
+    # two bodies give one text two outputs, which the cache could not tell apart
+    cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
+    kind = Listwise if spec.listwise else RUNNERS[spec.score_type]
+    if model.flat and checkpoint.architecture not in ARCHITECTURES:
+        probe = Engine(spec, template, tokenizer, model, placement.device, cache, None)
+        if not _runs_flat(probe):
+            for body in model.bodies:
+                body.set_attn_implementation("sdpa")  # type: ignore[operator]
+            model = replace(model, flat=False)
+    last_layer = take_last_layer(model.bodies[0], spec.layers) if model.flat and spec.layers else None
+    return kind(spec, template, tokenizer, model, placement.device, cache, last_layer)
+
+
+def _runs_flat(engine: Engine) -> bool:
+    """Whether a body of unknown build gives two sequences in one row the states each has alone."""
+    ids = np.arange(11, dtype=np.int32) % engine.model.vocabulary
+    pair = Items(ids, np.array([0, 7, 11], np.int64))
+    try:
+        with torch.inference_mode():
+            together, *alone = (
+                engine.states(collate(pair, np.array(index), engine.spec.first_position)).hidden
+                for index in ([0, 1], [0], [1])
+            )
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        return False  # it does not take the lengths
+    return bool(torch.allclose(together, torch.cat(alone), rtol=1e-2, atol=1e-3))

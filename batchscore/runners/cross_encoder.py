@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,29 +12,31 @@ from torch import Tensor, nn
 
 from batchscore.models.heads import activate, make_activation
 from batchscore.models.prompts import pair_work
-from batchscore.models.readouts import first_token
+from batchscore.models.readouts import pool
+from batchscore.models.rendered import template_work
 from batchscore.runners.base import Engine, Index
-from batchscore.types import Batch, Pairs, Truncation, Work
+from batchscore.types import Batch, Pairs, Work
 
 
-@dataclass(frozen=True)
 class CrossEncoder(Engine):
     """Distinct pairs are the items; the raw score is the logit."""
 
-    activation: nn.Module = field(init=False)
+    @cached_property
+    def activation(self) -> nn.Module:
+        """From logit to score."""
+        return make_activation(self.spec.activation)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "activation", make_activation(self.spec.activation))
-
-    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+    def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct pair."""
-        return self.checked(pair_work(self.tokenizer, self.spec, pairs, truncation))
+        if self.template is None:
+            return pair_work(self.tokenizer, self.spec, pairs)
+        return template_work(self.tokenizer, self.spec, self.template, pairs)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """float32 [n]: logits."""
-        logits: Tensor = self.model.head(first_token(self.states(batch)))
-        return logits
+        logits: Tensor = self.model.head(pool(self.states(batch), self.spec.pooling))[:, 0]
+        return (logits - self.spec.logit_mean) / self.spec.logit_sigma
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> None:
         """Nothing: a pair has no other side."""

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from batchscore.models.prompts import text_work
 from batchscore.models.similarity import maxsim
 from batchscore.runners.base import Engine, Index, positions_of
-from batchscore.types import Batch, Items, Pairs, Truncation, Work
+from batchscore.types import Batch, Items, Pairs, Work
 
 Matrices = list[Tensor]  # float32 [tokens, dim] of each item
 
@@ -21,15 +21,19 @@ Matrices = list[Tensor]  # float32 [tokens, dim] of each item
 class LateInteraction(Engine):
     """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
 
-    def tokenize(self, pairs: Pairs, truncation: Truncation) -> Work:
+    def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct text."""
-        return self.checked(text_work(self.tokenizer, self.spec, pairs, truncation))
+        return text_work(self.tokenizer, self.spec, pairs)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
-        """Unit vectors of every token, special ones included, through the Dense chain if there is one."""
-        states = self.states(batch)
-        return list(normalize(self.model.head(states.hidden), dim=1).split(batch.lengths.tolist()))
+        """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
+        states, lengths = self.states(batch), batch.lengths
+        hidden = states.hidden if states.keep is None else states.hidden[states.keep]
+        if batch.keep is not None:
+            lengths = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1])
+        vectors: Tensor = self.model.head(hidden)[:, : self.spec.dimensions or None]
+        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(lengths.tolist()))
 
     def remember(self, items: Items, index: Index, output: Matrices) -> None:
         """Nothing: a vector a token would fill the memory at once."""
@@ -48,6 +52,8 @@ class LateInteraction(Engine):
             documents = [output[position] for position in right[rows]]
             found = maxsim(held[left[rows[0]]], torch.cat(documents), [len(document) for document in documents])
             scores[rows] = found.cpu().numpy()
+            if self.spec.similarity == "meanmaxsim":
+                scores[rows] /= len(held[left[rows[0]]])
         return scores
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:

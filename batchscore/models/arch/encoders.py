@@ -1,26 +1,223 @@
-"""Bidirectional encoders that transformers has natively.
-
-A row says how the head is cut off the body and how positions count.
-"""
+"""Bidirectional encoders: where the head is cut off the body, how positions count, and what old files call things."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from batchscore.models.spec import Row
+from batchscore.errors import CheckpointError
+from batchscore.models.arch.row import Architecture, Json, Rename, Row
+from batchscore.models.spec import Layer
 
-# BERT keeps the dense + tanh of its head in the body, as the "pooler"; RoBERTa's classifier holds both layers
-_BERT = Row(head=("bert.pooler", "classifier"), layers="encoder.layer")
-_ROBERTA = Row(head=("classifier",), layers="encoder.layer", positions_after_pad=True)
+# BERT's class keeps the first layer of its head in the body, as the "pooler"; RoBERTa's has a classifier of two layers
+_POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))
+_BERT = Row(layers="encoder.layer")
+_ROBERTA = Row(layers="encoder.layer", positions_after_pad=True)
+_ROBERTA_HEAD = (Layer("classifier.dense", "tanh"), Layer("classifier.out_proj"))
 
-ENCODERS: dict[str, Row] = {
-    "BertForSequenceClassification": _BERT,
-    "RobertaForSequenceClassification": _ROBERTA,
-    "XLMRobertaForSequenceClassification": _ROBERTA,
-    "BertModel": replace(_BERT, head=()),
-    "BertForMaskedLM": replace(_BERT, head=()),
-    "RobertaModel": replace(_ROBERTA, head=()),
-    "RobertaForMaskedLM": replace(_ROBERTA, head=()),
-    "XLMRobertaModel": replace(_ROBERTA, head=()),
-    "XLMRobertaForMaskedLM": replace(_ROBERTA, head=()),
+_BERT_MLM = (
+    Layer("cls.predictions.transform.dense", "gelu"),
+    Layer("cls.predictions.transform.LayerNorm"),
+    Layer("cls.predictions.decoder"),
+)
+_ROBERTA_MLM = (Layer("lm_head.dense", "gelu"), Layer("lm_head.layer_norm"), Layer("lm_head.decoder"))
+_DISTIL_MLM = (Layer("vocab_transform", "gelu"), Layer("vocab_layer_norm"), Layer("vocab_projector"))
+
+# the layout of Jina's own XLM-R, with its fused projections
+_FLASH = (
+    Rename(r"\bemb_ln\b", ("embeddings.LayerNorm",)),
+    Rename(r"\blayers\.(\d+)\.norm1\b", (r"layer.\1.attention.output.LayerNorm",)),
+    Rename(r"\blayers\.(\d+)\.norm2\b", (r"layer.\1.output.LayerNorm",)),
+    Rename(r"\blayers\.(\d+)\.mlp\.fc1\b", (r"layer.\1.intermediate.dense",)),
+    Rename(r"\blayers\.(\d+)\.mlp\.fc2\b", (r"layer.\1.output.dense",)),
+    Rename(r"\blayers\.(\d+)\.mixer\.out_proj\b", (r"layer.\1.attention.output.dense",)),
+    Rename(
+        r"\blayers\.(\d+)\.mixer\.Wqkv\b",
+        tuple(rf"layer.\1.attention.self.{part}" for part in ("query", "key", "value")),
+    ),
+)
+
+
+def _rotary_xlmr(config: Json) -> Json:
+    """Jina's XLM-R with rotary positions is what transformers calls jina_embeddings_v3."""
+    theta = config.get("rotary_emb_base", 10_000.0)
+    return {**config, "model_type": "jina_embeddings_v3", "rope_parameters": _rope(theta)}
+
+
+def _rope(theta: float) -> Json:
+    return {"rope_type": "default", "rope_theta": float(theta)}
+
+
+def _is_rotary(config: Json) -> bool:
+    return config.get("position_embedding_type") == "rotary"
+
+
+def _jina_v3(config: Json) -> Row:
+    adapters = tuple(config.get("lora_adaptations") or ())
+    return Row(hub="jinaai/jina-embeddings-v3", translate=_rotary_xlmr, pooling="mean", adapters=adapters)
+
+
+def _xlmr(config: Json) -> Row:
+    if _is_rotary(config):
+        return _jina_v3(config)
+    return replace(_ROBERTA, hub="BAAI/bge-m3", renames=_FLASH, mlm_head=_ROBERTA_MLM)
+
+
+def _xlmr_pairs(config: Json) -> Row:
+    return replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", score_type="cross-encoder", head=_ROBERTA_HEAD)
+
+
+def _gte(config: Json) -> Json:
+    """The configs of Alibaba's and Snowflake's mGTE code, whose tensors transformers' gte reads as they are.
+
+    NTK scaling is the linear kind with other numbers: (theta * factor) ** (-2i / d) / factor ** (2 / d).
+    """
+    scaling, theta = config.get("rope_scaling") or {}, config.get("rope_theta", 10_000.0)
+    rope, kind = _rope(theta), scaling.get("type") or scaling.get("rope_type")
+    if config.get("logn_attention_scale") or "mixed_b" in scaling or kind not in (None, "ntk"):
+        raise CheckpointError(
+            f"mGTE with rope_scaling {scaling} and logn_attention_scale {config.get('logn_attention_scale')} "
+            "is not supported"
+        )
+    if kind == "ntk" and config.get("hidden_size"):
+        factor, dim = scaling["factor"], config["hidden_size"] // config["num_attention_heads"]
+        rope = {"rope_type": "linear", "rope_theta": float(theta * factor), "factor": factor ** (2 / dim)}
+    known = {key: value for key, value in config.items() if key not in {"rope_scaling", "rope_theta"}}
+    return {**known, "model_type": "gte", "rope_parameters": rope}
+
+
+_GTE = Row(hub="Alibaba-NLP/gte-multilingual-base", translate=_gte)
+_GTE_PAIRS = replace(
+    _GTE, hub="Alibaba-NLP/gte-multilingual-reranker-base", score_type="cross-encoder", head=_POOLER_HEAD
+)
+
+_NOMIC_DEFAULTS = {
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "prenorm": False,
+    "use_rms_norm": False,
+    "parallel_block": False,
+    "moe_normalize_expert_weights": False,
+    "num_shared_experts": 0,
+    "expert_choice_router": False,
+}
+
+
+def _nomic(config: Json) -> Json:
+    """nomic-bert-2048 names its sizes like GPT-2; transformers reads the tensors but not these names."""
+    for key, value in _NOMIC_DEFAULTS.items():
+        if config.get(key, value) not in (value, None):
+            raise CheckpointError(f"NomicBert with {key}={config[key]!r} is not supported")
+    if "n_embd" not in config:
+        return config
+    return {
+        **config,
+        "hidden_size": config["n_embd"],
+        "num_attention_heads": config["n_head"],
+        "num_hidden_layers": config["n_layer"],
+        "intermediate_size": config["n_inner"],
+        "max_position_embeddings": config["n_positions"],
+        "layer_norm_eps": config["layer_norm_epsilon"],
+        "hidden_act": {"swiglu": "silu"}.get(config["activation_function"], config["activation_function"]),
+        "rope_parameters": _rope(config.get("rotary_emb_base", 10_000)),
+    }
+
+
+def _nomic_row(config: Json) -> Row:
+    row = Row(hub="nomic-ai/nomic-embed-text-v1.5", translate=_nomic, pooling="mean")
+    gated = config.get("activation_function", "swiglu") == "swiglu"
+    return row if gated else replace(row, body="batchscore.models.arch.nomic_moe:NomicMoeModel")
+
+
+def _modernbert_pairs(config: Json) -> Row:
+    dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
+    return Row(
+        hub="Alibaba-NLP/gte-reranker-modernbert-base",
+        score_type="cross-encoder",
+        pooling=config.get("classifier_pooling", "cls"),
+        head=(dense, Layer("head.norm"), Layer("classifier")),
+    )
+
+
+def _deberta_pairs(config: Json) -> Row:
+    dense = Layer("pooler.dense", config.get("pooler_hidden_act", "gelu"))
+    return Row(
+        hub="mixedbread-ai/mxbai-rerank-base-v1",
+        score_type="cross-encoder",
+        head=(dense, Layer("classifier")),
+        flat=False,
+    )
+
+
+def _cross_encoder(row: Row, head: tuple[Layer, ...], hub: str) -> Row:
+    return replace(row, score_type="cross-encoder", head=head, hub=hub)
+
+
+_MODERNBERT = Row(
+    hub="Alibaba-NLP/gte-modernbert-base", mlm_head=(Layer("head.dense", "gelu"), Layer("head.norm"), Layer("decoder"))
+)
+_DISTIL = Row(hub="sentence-transformers/msmarco-distilbert-base-v4", mlm_head=_DISTIL_MLM)
+
+ENCODERS: dict[str, Architecture] = {
+    "BertForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "cross-encoder/ms-marco-MiniLM-L6-v2"),
+    "RobertaForSequenceClassification": _cross_encoder(_ROBERTA, _ROBERTA_HEAD, "cross-encoder/quora-roberta-base"),
+    "XLMRobertaForSequenceClassification": _xlmr_pairs,
+    "CamembertForSequenceClassification": _cross_encoder(
+        _ROBERTA, _ROBERTA_HEAD, "antoinelouis/crossencoder-camembert-base-mmarcoFR"
+    ),
+    "NewForSequenceClassification": _GTE_PAIRS,
+    "GteNewForSequenceClassification": _GTE_PAIRS,
+    "GteForSequenceClassification": _GTE_PAIRS,
+    "ModernBertForSequenceClassification": _modernbert_pairs,
+    "DebertaV2ForSequenceClassification": _deberta_pairs,
+    "ElectraForSequenceClassification": _cross_encoder(
+        _BERT,
+        (Layer("classifier.dense", "gelu"), Layer("classifier.out_proj")),
+        "cross-encoder/ms-marco-electra-base",
+    ),
+    "ErnieForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "nghuyong/ernie-3.0-base-zh (fine-tuned)"),
+    "DistilBertForSequenceClassification": _cross_encoder(
+        _DISTIL,
+        (Layer("pre_classifier", "relu"), Layer("classifier")),
+        "ml6team/cross-encoder-mmarco-german-distilbert-base",
+    ),
+    "BertModel": replace(_BERT, hub="BAAI/bge-base-en-v1.5"),
+    "BertForMaskedLM": replace(_BERT, hub="google-bert/bert-base-uncased", mlm_head=_BERT_MLM),
+    "BertSpladeSparseEmbeddingModel": replace(
+        _BERT, hub="naver/splade-v3", pooling="splade", head=_BERT_MLM, mlm_head=_BERT_MLM
+    ),
+    "RobertaModel": replace(_ROBERTA, hub="sentence-transformers/nli-roberta-base-v2"),
+    "RobertaForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-roberta-large-v1", mlm_head=_ROBERTA_MLM),
+    "XLMRobertaModel": _xlmr,
+    "XLMRobertaForMaskedLM": _xlmr,
+    "CamembertModel": replace(_ROBERTA, hub="dangvantuan/sentence-camembert-base"),
+    "MPNetModel": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
+    "MPNetForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
+    "BgeM3EmbeddingModel": _xlmr,
+    "ErnieModel": replace(_BERT, hub="shibing624/text2vec-base-chinese-sentence"),
+    "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator"),
+    "DistilBertModel": _DISTIL,
+    "DistilBertForMaskedLM": replace(_DISTIL, hub="distilbert/distilbert-base-uncased"),
+    "ModernBertModel": _MODERNBERT,
+    "ModernBertForMaskedLM": replace(_MODERNBERT, hub="answerdotai/ModernBERT-base"),
+    "NewModel": _GTE,
+    "GteNewModel": _GTE,
+    "GteModel": replace(_GTE, hub="Snowflake/snowflake-arctic-embed-m-v2.0"),
+    "NomicBertModel": _nomic_row,
+}
+
+
+def _colbert(config: Json) -> Row:
+    """Stanford's files: a BERT, or Jina's XLM-R, and one projection."""
+    if _is_rotary(config):
+        return Row("late-interaction", "jinaai/jina-colbert-v2", translate=_rotary_xlmr, head=(Layer("linear"),))
+    return Row("late-interaction", "colbert-ir/colbertv2.0", head=(Layer("linear"),))
+
+
+COLBERTS: dict[str, Architecture] = {
+    "HF_ColBERT": _colbert,
+    "ColBERTJinaRobertaModel": lambda config: _colbert({**config, "position_embedding_type": "rotary"}),
+    "ColBERTModernBertModel": Row("late-interaction", "lightonai/GTE-ModernColBERT-v1"),
+    "ColBERTLfm2Model": Row("late-interaction", "LiquidAI/LFM2-ColBERT-350M", flat=False, pooling="lasttoken"),
 }

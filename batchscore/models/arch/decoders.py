@@ -1,0 +1,157 @@
+"""Language models: causal ones read at the last token, and those that were retrained to look both ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from batchscore.errors import CheckpointError
+from batchscore.models.arch.row import Architecture, Json, Row
+from batchscore.models.spec import Layer, PoolingMode
+
+LAST = Row(pooling="lasttoken")
+SCORE = replace(LAST, score_type="cross-encoder", head=(Layer("score"),))
+
+# what each family is published for: (embeddings, rerankers)
+_FAMILIES = {
+    "Llama": ("samaya-ai/promptriever-llama3.1-8b-v1", "castorini/rankllama-v1-7b-lora-passage"),
+    "Mistral": ("intfloat/e5-mistral-7b-instruct", ""),
+    "Qwen2": ("Alibaba-NLP/gte-Qwen2-7B-instruct", "mixedbread-ai/mxbai-rerank-base-v2"),
+    "Qwen3": ("Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"),
+    "Gemma": ("", "BAAI/bge-reranker-v2-gemma"),
+    "Gemma2": ("BAAI/bge-multilingual-gemma2", ""),
+    "Granite": ("", ""),
+    "Phi3": ("", ""),
+}
+
+
+def _both_ways(config: Json) -> Json:
+    """`is_causal` belongs on the config object; transformers' masks and our attention read it there."""
+    return {**config, "is_causal": False}
+
+
+def _llama_both_ways(config: Json) -> Json:
+    return {**_both_ways(config), "model_type": "llama"}
+
+
+def _unwindowed(config: Json) -> Json:
+    return {**_both_ways(config), "sliding_window": None}
+
+
+_POOLINGS: dict[str, PoolingMode] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
+
+
+def _llama_pooling(config: Json) -> PoolingMode:
+    name = config.get("pooling", "avg")
+    if name not in _POOLINGS:
+        raise CheckpointError(f"config.json asks for pooling {name!r}; known: {', '.join(_POOLINGS)}")
+    return _POOLINGS[name]
+
+
+def _nemotron(config: Json) -> Row:
+    return Row(
+        hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config)
+    )
+
+
+def _nemotron_pairs(config: Json) -> Row:
+    return Row(
+        score_type="cross-encoder",
+        hub="nvidia/llama-nemotron-rerank-1b-v2",
+        translate=_llama_both_ways,
+        pooling=_llama_pooling(config),
+        head=(Layer("score"),),
+        logit_sigma=config.get("temperature", 1.0),
+    )
+
+
+# ---- rerankers with a head for each of their last layers
+
+
+def _cutoff(config: Json) -> int:
+    """Layers to run: `cutoff_layers` of --hf-overrides, else all."""
+    layers, start, step = (config.get(key, default) for key, default in _LAYERWISE)
+    cutoff = config.get("cutoff_layers", layers)
+    if not isinstance(cutoff, int) or not start <= cutoff <= layers or (cutoff - start) % step:
+        raise CheckpointError(
+            f"cutoff_layers {cutoff!r}: this model has a head after layers {start} to {layers}, every {step}"
+        )
+    return cutoff
+
+
+_LAYERWISE = (("num_hidden_layers", 0), ("start_layer", 0), ("layer_sep", 1))
+
+
+def _minicpm(config: Json) -> Json:
+    """MiniCPM is Granite with its multipliers under other names."""
+    if config.get("head_type", "simple") != "simple":
+        raise CheckpointError(f"head_type {config['head_type']!r} of a layerwise MiniCPM is not supported")
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    return {
+        **config,
+        "model_type": "granite",
+        "embedding_multiplier": config["scale_emb"],
+        "residual_multiplier": config["scale_depth"] / config["num_hidden_layers"] ** 0.5,
+        "attention_multiplier": head_dim**-0.5,
+        "num_hidden_layers": _cutoff(config),
+    }
+
+
+def _gemma2_layers(config: Json) -> Json:
+    if config.get("compress_ratio", 1) != 1:
+        raise CheckpointError("compressing passage tokens is not supported; set compress_ratio to 1")
+    layers = _cutoff(config)
+    shortened = {key: value for key, value in config.items() if key != "layer_types"}  # one entry a layer
+    return {**shortened, "model_type": "gemma2", "num_hidden_layers": layers}
+
+
+def _layerwise(config: Json) -> Row:
+    _, start, step = (config.get(key, default) for key, default in _LAYERWISE)
+    head = Layer(f"lm_head.{(_cutoff(config) - start) // step}.linear_head")
+    is_gemma = config.get("model_type") == "cost_wise_gemma"
+    hub = "BAAI/bge-reranker-v2.5-gemma2-lightweight" if is_gemma else "BAAI/bge-reranker-v2-minicpm-layerwise"
+    return replace(
+        SCORE,
+        hub=hub,
+        translate=_gemma2_layers if is_gemma else _minicpm,
+        head=(head,),
+        unread=r"\blayers\.\d+\.|^lm_head\.",  # layers behind the last one read, and the other heads
+    )
+
+
+DECODERS: dict[str, Architecture] = {
+    **{
+        f"{family}{kind}": replace(row, hub=hubs[row.score_type == "cross-encoder"])
+        for family, hubs in _FAMILIES.items()
+        for kind, row in (("Model", LAST), ("ForCausalLM", LAST), ("ForSequenceClassification", SCORE))
+    },
+    "GPT2Model": LAST,
+    "GPT2LMHeadModel": LAST,
+    "GPT2ForSequenceClassification": SCORE,
+    "Gemma3TextModel": replace(LAST, hub="google/embeddinggemma-300m"),
+    "Gemma3ForCausalLM": LAST,
+    "Lfm2Model": replace(LAST, flat=False),  # a convolution runs across the joints
+    "Lfm2ForCausalLM": replace(LAST, flat=False),
+    "GritLM": Row(
+        hub="parasail-ai/GritLM-7B-vllm",
+        translate=_unwindowed,
+        pooling="mean",
+        include_prompt=False,
+        query_prompt="<|embed|>\n",
+        document_prompt="<|embed|>\n",
+        instruct="<|user|>\n{instruction}\n<|embed|>\n",
+    ),
+    "LlamaBidirectionalModel": _nemotron,
+    "LlamaBidirectionalForSequenceClassification": _nemotron_pairs,
+    "VoyageQwen3BidirectionalEmbedModel": Row(
+        hub="voyageai/voyage-4-nano", translate=_both_ways, pooling="mean", head=(Layer("linear"),)
+    ),
+    "LayerWiseMiniCPMForCausalLM": _layerwise,
+    "CostWiseGemmaForCausalLM": lambda config: _layerwise({**config, "model_type": "cost_wise_gemma"}),
+    "JinaForRanking": Row(
+        score_type="cross-encoder",
+        hub="jinaai/jina-reranker-v3",
+        listwise=True,
+        template="jina-reranker-v3",
+        head=(Layer("projector.0", "relu"), Layer("projector.2")),
+    ),
+}

@@ -1,0 +1,157 @@
+"""nomic-embed-text-v2-moe: a BERT with rotary positions whose every other layer is a mixture of experts.
+
+transformers has the dense NomicBERT alone. Tensor names are those of the checkpoint, so loading renames nothing.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class _Experts(nn.Module):
+    """Tokens go to their `top_k` experts; the router's probabilities weigh them and are not renormalised."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.top_k, self.experts_count = config.moe_top_k, config.num_experts
+        self.router = nn.Module()
+        self.router.layer = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = nn.Module()
+        self.experts.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.experts.mlp = nn.Module()
+        rows = config.num_experts * config.intermediate_size
+        self.experts.mlp.w1 = nn.Parameter(torch.empty(rows, config.hidden_size))
+        self.experts.mlp.w2 = nn.Parameter(torch.empty(rows, config.hidden_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., dim]."""
+        tokens = states.flatten(0, -2)
+        weights, chosen = self.router.layer(tokens).float().softmax(-1).topk(self.top_k, -1)
+        up, down = (
+            matrix.unflatten(0, (self.experts_count, -1)) for matrix in (self.experts.mlp.w1, self.experts.mlp.w2)
+        )
+        mixed = torch.zeros_like(tokens)
+        for expert in range(self.experts_count):
+            token, place = torch.where(chosen == expert)
+            if len(token):
+                output = gelu(tokens[token] @ up[expert].T) @ down[expert]
+                mixed.index_add_(0, token, output * weights[token, place, None].to(output.dtype))
+        return (mixed + self.experts.bias).view_as(states)
+
+
+class _Mlp(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_fc1_bias)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_fc2_bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., dim]."""
+        result: Tensor = self.fc2(gelu(self.fc1(states)))
+        return result
+
+
+class _Attention(nn.Module):
+    is_causal = False
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config, self.heads = config, config.num_attention_heads
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_proj_bias)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_proj_bias)
+
+    def forward(self, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, **lengths: Any) -> Tensor:
+        """[batch, tokens, dim]."""
+        query, key, value = self.Wqkv(states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = _rotate(query, *rotary), _rotate(key, *rotary)
+        if self.config._attn_implementation in {"sdpa", "eager"}:
+            attended = scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+        else:
+            attended, _ = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation](
+                self, query, key, value, None, **lengths
+            )
+        result: Tensor = self.out_proj(attended.flatten(2))
+        return result
+
+
+def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = states.chunk(2, -1)
+    return states * cosine + torch.cat((-second, first), -1) * sine
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: PreTrainedConfig, is_mixture: bool) -> None:
+        super().__init__()
+        self.attn = _Attention(config)
+        self.mlp = _Experts(config) if is_mixture else _Mlp(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, states: Tensor, *given: Any, **lengths: Any) -> Tensor:
+        """[batch, tokens, dim], normalised after each residual."""
+        states = self.norm1(states + self.attn(states, *given, **lengths))
+        result: Tensor = self.norm2(states + self.mlp(states))
+        return result
+
+
+class NomicMoeModel(PreTrainedModel):
+    """[batch, tokens] ids to [batch, tokens, dim] states."""
+
+    config_class = PreTrainedConfig
+    _supports_attention_backend = True
+    _supports_sdpa = True
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        every = getattr(config, "moe_every_n_layers", 0)
+        self.embeddings = nn.Module()
+        self.embeddings.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.emb_ln = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            _Layer(config, bool(every) and layer % every == 1) for layer in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers would look for its own phrases in this file
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token vectors."""
+        table: nn.Module = self.embeddings.word_embeddings
+        return table
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **lengths: Any,
+    ) -> SimpleNamespace:
+        """`last_hidden_state` [batch, tokens, dim]."""
+        states = self.embeddings.word_embeddings(input_ids) + self.embeddings.token_type_embeddings.weight[0]
+        states = self.emb_ln(states)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        rotary = self._rotary(position_ids, states.dtype)
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None]
+        for layer in self.encoder.layers:
+            states = layer(states, rotary, mask, **lengths)
+        return SimpleNamespace(last_hidden_state=states)
+
+    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, 1, tokens, head_dim]; the frequencies are computed here, no buffer to load."""
+        dim = self.config.hidden_size // self.config.num_attention_heads
+        exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
+        angles = positions[:, None, :, None].float() * self.config.rope_parameters["rope_theta"] ** -exponents
+        angles = torch.cat((angles, angles), -1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)

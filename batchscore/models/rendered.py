@@ -1,0 +1,290 @@
+"""Token sequences of prompts that a template makes of a pair, or of a query and all its documents.
+
+A prompt is tokenised whole, or in the pieces its template marks; a text inside it is found by its characters. What is
+too long loses tokens of its document, then of its query, never of the template: the token a score is read at survives
+every length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
+from batchscore.models.prompts import cut_bits, distinct_pairs, prepared, refuse_long
+from batchscore.models.spec import ModelSpec
+from batchscore.models.templates import PIECE, Template
+from batchscore.models.tokenizer import Special, TextTokenizer, num_specials
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
+
+_QUERY, _DOCUMENT = "\ue000", "\ue001"  # stand for the texts where the template's own characters are looked for
+Ids = NDArray[np.int32]
+
+
+class _Prompt(NamedTuple):
+    query: str
+    document: str
+    pieces: list[str]
+
+
+def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
+    """One sequence for each distinct pair."""
+    first, codes = distinct_pairs(pairs)
+    queries, documents = prepared(pairs.queries, spec.query_prompt, spec), prepared(pairs.documents, "", spec)
+    left, right = pairs.queries.codes[first], pairs.documents.codes[first]
+    prompts = [
+        _rendered(template, queries[q], documents[d], int(row)) for row, q, d in zip(first, left, right, strict=True)
+    ]
+    fitter = _Fitter(tokenizer, spec, template)
+    bodies, cut = fitter.fit(prompts, first)
+    return Work(fitter.framed(bodies), 0, codes, codes, cut[codes])
+
+
+def _rendered(template: Template, query: str, document: str, row: int) -> _Prompt:
+    # the mark of a cut between pieces must not come from a text
+    query, document = (text.replace(PIECE, "") if PIECE in text else text for text in (query, document))
+    try:
+        return _Prompt(query, document, template.render(query, document))
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise RowError(row, f"the chat template refuses it: {error}", cause=InputError) from error
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    """Tokenises prompts and makes them fit."""
+
+    tokenizer: TextTokenizer
+    spec: ModelSpec
+    template: Template
+
+    def fit(self, prompts: Sequence[_Prompt], rows: NDArray[np.int64]) -> tuple[list[Ids], NDArray[np.uint8]]:
+        """(ids of each prompt without the tokenizer's special tokens, cut bits)."""
+        pieces = list(dict.fromkeys(piece for prompt in prompts for piece in prompt.pieces))
+        tokens, _ = self.tokenizer.tokenize(pieces, 2**31 - 1)
+        ids_of = {
+            piece: tokens.ids[tokens.offsets[place] : tokens.offsets[place + 1]] for place, piece in enumerate(pieces)
+        }
+        bodies = [np.concatenate([ids_of[piece] for piece in prompt.pieces]) for prompt in prompts]
+        lengths = np.array([len(body) for body in bodies])
+        cut = np.zeros(len(prompts), np.uint8)
+        specials = num_specials(self.tokenizer.single)
+        if self.spec.truncation == "prompt-end":
+            return self._ends_cut(bodies, specials), (CUT_DOCUMENT * (lengths + specials > self.spec.max_length)).astype(np.uint8)
+        long = lengths + specials > self._limits.whole
+        if self.spec.truncation in LIBRARY_LIMITS:  # a side's share may be less than what fits
+            least = min(self._limits)
+            long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
+        refuse_long(self.spec, rows[long])
+        for place in np.flatnonzero(long):
+            try:
+                bodies[place], cut[place] = self._cut(prompts[place], self._limits.whole - specials)
+            except InputError as error:
+                raise RowError(int(rows[place]), error.message, cause=InputError, hint=error.hint) from error
+        return bodies, cut
+
+    def framed(self, bodies: Sequence[Ids]) -> Items:
+        """Sequences with the special tokens the tokenizer puts around any text."""
+        pattern = self.tokenizer.single
+        before, after = ([], [])
+        side = before
+        for part in pattern:
+            if isinstance(part, Special):
+                side.append(part.id)
+            else:
+                side = after
+        framed = [np.concatenate([before, body, after]).astype(np.int32) for body in bodies]
+        sliced = self.spec.truncation == "prompt-end" and self.spec.truncation_side is not None
+        if sliced:
+            length = self.spec.max_length
+            framed = [ids[-length:] if self.spec.truncation_side == "left" else ids[:length] for ids in framed]
+        joined = np.concatenate(framed) if framed else np.empty(0, np.int32)
+        return Items(joined, offsets_of(np.array([len(ids) for ids in framed], np.int64)))
+
+    def _ends_cut(self, bodies: list[Ids], specials: int) -> list[Ids]:
+        """vLLM's way: the rendered prompt loses its end, whatever stands there."""
+        if self.spec.truncation_side is not None:
+            return bodies  # `framed` cuts
+        return [body[: self.spec.max_length - specials] for body in bodies]
+
+    @cached_property
+    def _layout(self) -> list[str]:
+        """The pieces with a stand-in for each text."""
+        return self.template.render(_QUERY, _DOCUMENT)
+
+    @cached_property
+    def _limits(self) -> Limits:
+        length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
+        if rule is None:
+            return Limits(length, length, length)
+        fixed = [piece for piece in self._layout if _QUERY not in piece and _DOCUMENT not in piece]
+        if len(self._layout) - len(fixed) != 2 or len(fixed) < 2:
+            raise UsageError(
+                f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
+                "the document",
+                hint="pass --truncation document-first",
+            )
+        limits = rule(length, [len(self.tokenizer.spans(piece)[0]) for piece in fixed])
+        specials = num_specials(self.tokenizer.single)
+        return limits._replace(whole=min(limits.whole + specials, self.spec.position_limit))
+
+    def _cut(self, prompt: _Prompt, budget: int) -> tuple[Ids, int]:
+        """(ids, cut bits) of a prompt that is too long.
+
+        Raises:
+            InputError: the template changes its texts, so that they cannot be found in the prompt.
+            UsageError: there is no room beside the template.
+        """
+        encoded = [self.tokenizer.spans(piece) for piece in prompt.pieces]
+        sides = [self._text_tokens(prompt, encoded, stand_in) for stand_in in (_QUERY, _DOCUMENT)]
+        fixed = sum(len(ids) for ids, _ in encoded) - len(sides[0]) - len(sides[1])
+        if fixed >= budget:
+            raise UsageError(
+                f"max_length {self.spec.max_length} leaves no room for text beside the {fixed} tokens of the prompt",
+                hint="raise --max-length",
+            )
+        full = np.array([len(sides[0])]), np.array([len(sides[1])])
+        allowed = full
+        if self.spec.truncation in LIBRARY_LIMITS:
+            query, document = (
+                np.minimum(count, max(0, limit - self._beside(encoded, stand_in, len(side))))
+                for count, limit, stand_in, side in zip(full, self._limits[1:], (_QUERY, _DOCUMENT), sides, strict=True)
+            )
+            allowed = query, document
+        kept = cutter(self.spec.truncation)(*allowed, budget - fixed)
+        dropped = [
+            side[: len(side) - int(count[0])] if self.spec.truncation_side == "left" else side[int(count[0]) :]
+            for side, count in zip(sides, kept, strict=True)
+        ]
+        ids = np.concatenate([ids for ids, _ in encoded])
+        return np.delete(ids, np.concatenate(dropped)), int(cut_bits(full, kept)[0])
+
+    def _beside(self, encoded: Sequence[tuple[Ids, NDArray[np.int64]]], stand_in: str, text_tokens: int) -> int:
+        """Tokens of the piece with a text that are not the text's."""
+        pieces = zip(self._layout, encoded, strict=True)
+        return sum(len(ids) for layout, (ids, _) in pieces if stand_in in layout) - text_tokens
+
+    def _text_tokens(
+        self, prompt: _Prompt, encoded: Sequence[tuple[Ids, NDArray[np.int64]]], stand_in: str
+    ) -> NDArray[np.int64]:
+        """int64: places, in the whole prompt, of the tokens that end inside a text."""
+        found, before = [], 0
+        for piece, layout, (ids, spans) in zip(prompt.pieces, self._layout, encoded, strict=True):
+            for start, stop in _spans_of(stand_in, layout, piece, prompt):
+                inside = (spans[:, 1] > start) & (spans[:, 1] <= stop) & (spans[:, 0] < stop)
+                found.append(before + np.flatnonzero(inside))
+            before += len(ids)
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _spans_of(stand_in: str, layout: str, piece: str, prompt: _Prompt) -> list[tuple[int, int]]:
+    """(first character, end) of each place where a text stands in a piece."""
+    texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
+    spans, built = [], ""
+    for character in layout:
+        text = texts.get(character, character)
+        if character == stand_in:
+            spans.append((len(built), len(built) + len(text)))
+        built += text
+    if built != piece:
+        raise InputError(
+            f"too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
+            hint="shorten the text, or use a template that writes query and document as they are",
+        )
+    return spans
+
+
+# ---- listwise
+
+
+def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
+    """One sequence for each list of documents, split where it would pass max_length; a row without a list is its own.
+
+    `left` holds a document's place in its prompt.
+    """
+    marks = _ListMarks.of(tokenizer, spec)
+    queries = [marks.without(text) for text in prepared(pairs.queries, spec.query_prompt, spec)]
+    documents = [marks.without(text) for text in prepared(pairs.documents, "", spec)]
+    lengths = [tokenizer.tokenize(texts, 2**31 - 1)[1] for texts in (queries, documents)]
+    lists = np.arange(len(pairs)) if pairs.lists is None else pairs.lists
+    bodies: list[Ids] = []
+    left, right, cut = (np.zeros(len(pairs), kind) for kind in (np.int32, np.int32, np.uint8))
+    for rows in _groups(lists):
+        query = int(pairs.queries.codes[rows[0]])
+        room = spec.max_length - marks.overhead(template, queries[query]) - 2 * int(lengths[0][query])
+        for block in _blocks(lengths[1][pairs.documents.codes[rows]] + marks.per_document(template), room):
+            members = rows[block]
+            texts = [documents[code] for code in pairs.documents.codes[members]]
+            if len(texts) == 1 and int(lengths[1][pairs.documents.codes[members[0]]]) + marks.per_document(template) > room:
+                if room <= marks.per_document(template):
+                    raise RowError(
+                        int(members[0]), f"its query leaves no room in max_length {spec.max_length}", cause=InputError
+                    )
+                refuse_long(spec, members)
+                texts, cut[members] = [tokenizer.shorten(texts[0], room - marks.per_document(template))], CUT_DOCUMENT
+            left[members], right[members] = np.arange(len(members)), len(bodies)
+            pieces = template.render_list(queries[query], texts)
+            bodies.append(np.concatenate([tokenizer.spans(piece)[0] for piece in pieces]))
+    items = _Fitter(tokenizer, spec, template).framed(bodies)
+    keep = np.isin(items.ids, (marks.query, marks.document))
+    return Work(Items(items.ids, items.offsets, keep=keep), 0, left, right, cut)
+
+
+@dataclass(frozen=True)
+class _ListMarks:
+    """The tokens whose states stand for the query and for each document."""
+
+    tokenizer: TextTokenizer
+    query: int
+    document: int
+    instruction: str
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, spec: ModelSpec) -> _ListMarks:
+        found = [tokenizer.token_id(token) for token in LIST_MARKS]
+        if None in found:
+            raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
+        return cls(tokenizer, int(found[0] or 0), int(found[1] or 0), spec.instruction)
+
+    def without(self, text: str) -> str:
+        """The text without these tokens: a document must not pass for two."""
+        for token in LIST_MARKS:
+            text = text.replace(token, "")
+        return text
+
+    def overhead(self, template: Template, query: str) -> int:
+        """Tokens of a prompt without documents and without its query, and some that their neighbours may cost."""
+        empty = "".join(template.render_list("", []))
+        return len(self.tokenizer.spans(empty)[0]) + _SLACK
+
+    def per_document(self, template: Template) -> int:
+        """Tokens a document adds beside its own."""
+        one, two = (len(self.tokenizer.spans("".join(template.render_list("", [""] * n)))[0]) for n in (1, 2))
+        return two - one + _SLACK
+
+
+LIST_MARKS = ("<|rerank_token|>", "<|embed_token|>")  # of the query, of a document
+_SLACK = 8  # tokens; texts fall into a few more or less beside others than alone
+
+
+def _groups(lists: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """The rows of each list, in order."""
+    order = np.argsort(lists, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(lists[order])) + 1) if len(order) else []
+
+
+def _blocks(lengths: NDArray[np.int64], room: int) -> list[slice]:
+    """Consecutive documents that fit together; one that does not fit alone has a block of its own."""
+    blocks, start, total = [], 0, 0
+    for place, length in enumerate(lengths):
+        if place > start and total + length > room:
+            blocks.append(slice(start, place))
+            start, total = place, 0
+        total += int(length)
+    return [*blocks, slice(start, len(lengths))]

@@ -1,0 +1,49 @@
+"""A query and all its documents read together, each document's vector compared with the query's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from batchscore.models.rendered import list_work
+from batchscore.runners.base import Engine, Index
+from batchscore.types import Batch, Items, Pairs, Work
+
+
+class Listwise(Engine):
+    """The prompts are the items. A score depends on the other documents of its prompt, by design of the model."""
+
+    def sequences(self, pairs: Pairs) -> Work:
+        """One sequence for each list; `left` is a document's place in it."""
+        assert self.template is not None
+        return list_work(self.tokenizer, self.spec, self.template, pairs)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
+        states = self.states(batch)
+        assert batch.keep is not None
+        kept: Tensor = self.model.head(states.hidden[states.keep])
+        counts = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1]).tolist()
+        return [cosine_similarity(part[-1:], part[:-1], dim=1).cpu().numpy() for part in kept.split(counts)]
+
+    def remember(self, items: Items, index: Index, output: Sequence[NDArray[np.float32]]) -> None:
+        """Nothing: a list rarely comes back."""
+
+    def hold(self, packs: Sequence[Index], outputs: Sequence[object]) -> None:
+        """Nothing: a prompt has no other side."""
+
+    def compare(
+        self, held: None, left: Index, output: Sequence[NDArray[np.float32]], right: Index
+    ) -> NDArray[np.float32]:
+        """float32 [rows]: the cosine at each row's place in its prompt."""
+        return np.array([output[prompt][place] for prompt, place in zip(right, left, strict=True)], np.float32)
+
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A cosine is the score."""
+        return raw
