@@ -16,7 +16,6 @@ from typing_extensions import Unpack
 
 from batchscore.errors import RowError, RuntimeFailureError, UsageError
 from batchscore.models.door import ModelOptions, open_model
-from batchscore.models.spec import ModelSpec
 from batchscore.ranking import rank_rows
 from batchscore.runners.build import build_runner
 from batchscore.runners.device import Dtype, place

@@ -41,7 +41,6 @@ class Plan:
             "weights": [{"name": path.name, "bytes": path.stat().st_size} for path in scorer.checkpoint.weight_files()],
             "spec": scorer.spec.describe(),
             "score_range": self._score_range(),
-            "truncation": scorer.truncation,
             "placement": asdict(scorer.placement),
             "budget": asdict(scorer.budget),
             "options": dict(self.options),
@@ -53,16 +52,17 @@ class Plan:
     def lines(self) -> list[str]:
         """For a person, before the run."""
         spec, sources, placement = self.scorer.spec, self.scorer.spec.sources, self.scorer.placement
-        prompts = [
-            f"{side} {text!r}"
-            for side, text in (("query", spec.query_prompt), ("document", spec.document_prompt))
-            if text
-        ]
+        texts = ("query", spec.query_prompt), ("document", spec.document_prompt), ("instruction", spec.instruction)
+        prompts = [f"{side} {text!r}" for side, text in texts if text]
+        if spec.chat_template:
+            prompts.append(f"a template ({sources['chat_template']})")
+        if spec.marks:
+            prompts.append(f"ColBERT marks {spec.marks.query!r}, {spec.marks.document!r} ({sources['marks']})")
         size = "rows unknown" if self.num_rows is None else f"{self.num_rows:,} rows"
         return [
             f"model    {self.scorer.checkpoint.name}: {spec.score_type}, {spec.architecture}",
             f"score    {self._score_meaning()}, {self._score_range()}",
-            f"length   {spec.max_length} tokens ({sources['max_length']}), truncation {self.scorer.truncation}",
+            f"length   {spec.max_length} tokens ({sources['max_length']}), truncation {spec.truncation}",
             *([f"prompts  {', '.join(prompts)}"] if prompts else []),
             f"device   {placement.device} ({placement.device_name}), {placement.dtype} ({placement.dtype_reason})",
             f"input    {len(self.inputs)} file{'s' * (len(self.inputs) != 1)}, {size}",

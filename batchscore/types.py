@@ -81,9 +81,9 @@ class Items:
         lengths = self.lengths[index]
         offsets = offsets_of(lengths)
         where = ranges(self.offsets[:-1][index], lengths)
-        types, keep, seen = (
-            None if column is None else column[where] for column in (self.types, self.keep, self.seen)
-        )
+        types = None if self.types is None else self.types[where]
+        keep = None if self.keep is None else self.keep[where]
+        seen = None if self.seen is None else self.seen[where]
         return Items(self.ids[where], offsets, types, keep, seen)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from batchscore import __version__
+from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 
@@ -41,3 +42,5 @@ def main(
 
 app.command()(score)
 app.command()(rerank)
+app.command()(inspect)
+app.command()(models)

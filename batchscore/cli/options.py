@@ -78,15 +78,62 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.", show_default=False)]
+SampleQuery = Annotated[str, typer.Option("--query", help="Query of the sample pair.", rich_help_panel=_INPUT)]
+SampleDocument = Annotated[str, typer.Option("--document", help="Document of the sample pair.", rich_help_panel=_INPUT)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)]
+TableFormat = Annotated[
+    Literal["text", "markdown", "json"],
+    typer.Option("--format", help="How the table is printed.", rich_help_panel=_OUTPUT),
+]
 ScoreTypeOption = Annotated[
     Literal["auto", "cross-encoder", "bi-encoder", "late-interaction"],
     typer.Option(
         "--score-type", help="How a pair is scored; auto reads it off the checkpoint.", rich_help_panel=_MODEL
     ),
 ]
+Compat = Annotated[
+    Optional[Literal["vllm"]],  # noqa: UP045
+    typer.Option(
+        help="Reproduce another engine's numbers instead of the model's own reference library.", rich_help_panel=_MODEL
+    ),
+]
+Convert = Annotated[
+    Optional[Literal["auto", "none", "embed", "classify"]],  # noqa: UP045
+    typer.Option(help="Use a language model as a reranker (classify) or embedder.", rich_help_panel=_MODEL),
+]
+HfOverrides = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="JSON", help="Keys of config.json to replace.", rich_help_panel=_MODEL),
+]
+PoolerConfig = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="JSON",
+        help="pooling_type, use_activation, dimensions, logit_mean, logit_sigma, task.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Task = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="LoRA adapter of a checkpoint that has several, such as retrieval.", rich_help_panel=_MODEL),
+]
 Similarity = Annotated[
     Optional[Literal["cosine", "dot"]],  # noqa: UP045
     typer.Option(help="Of a bi-encoder's vectors. [default: cosine]", rich_help_panel=_MODEL),
+]
+Dimensions = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Keep the first N components of vectors (Matryoshka).", rich_help_panel=_MODEL),
+]
+UseActivation = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--use-activation/--no-use-activation",
+        help="Whether a logit goes through its activation, a token's vector to unit length. [default: yes]",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
 ]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -105,19 +152,74 @@ Config = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="YAML file with a model's settings, or the name of a shipped one.", rich_help_panel=_MODEL),
 ]
+Tokenizer = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Folder or hub id with another tokenizer. [default: the model's]", rich_help_panel=_MODEL),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.", rich_help_panel=_MODEL)
 ]
 
+_LENGTH = "N[k|K]"
+
 MaxLength = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--max-length",
+        "--max-model-len",
+        metavar=_LENGTH,
+        help="Tokens the model reads at once; 8k is 8000, 8K is 8192. [default: the model's limit]",
+        rich_help_panel=_TEXT,
+    ),
+]
+TruncatePromptTokens = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Tokens the model reads at once. [default: the model's limit]", rich_help_panel=_TEXT),
+    typer.Option(min=-1, help="As --max-length, for one sequence; -1 is the model's limit.", rich_help_panel=_TEXT),
 ]
 TruncationOption = Annotated[
-    Literal["document-first", "longest-first", "error"],
+    Optional[Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"]],  # noqa: UP045
     typer.Option(
-        "--truncation", help="What gives way when a pair or text is longer; error stops the run.", rich_help_panel=_TEXT
+        "--truncation",
+        help="What gives way when a pair or text is longer; error stops the run. [default: document-first, or the "
+        "rule of the model's library]",
+        rich_help_panel=_TEXT,
     ),
+]
+TruncationSide = Annotated[
+    Optional[Literal["left", "right"]],  # noqa: UP045
+    typer.Option(help="The end of a text that gives way. [default: right]", rich_help_panel=_TEXT),
+]
+MaxTokensPerQuery = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Cut queries to N tokens before anything else; 0 for no limit.", rich_help_panel=_TEXT),
+]
+MaxTokensPerDoc = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Cut documents to N tokens before anything else; 0 for no limit.", rich_help_panel=_TEXT),
+]
+QueryLength = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar=_LENGTH, help="Tokens of a query read by itself. [default: the checkpoint's]", rich_help_panel=_TEXT
+    ),
+]
+DocumentLength = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar=_LENGTH, help="Tokens of a document read by itself. [default: the checkpoint's]", rich_help_panel=_TEXT
+    ),
+]
+ChatTemplate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="FILE|NAME|TEXT|none",
+        help="Jinja template that makes a prompt of a pair; none puts the document right behind the query.",
+        rich_help_panel=_TEXT,
+    ),
+]
+Instruction = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="The task, for prompts that have a place for it.", rich_help_panel=_TEXT),
 ]
 QueryPrompt = Annotated[
     Optional[str],  # noqa: UP045
@@ -126,6 +228,17 @@ QueryPrompt = Annotated[
 DocumentPrompt = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Text before each document, '' for none. [default: the checkpoint's]", rich_help_panel=_TEXT),
+]
+QueryPromptName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Name of one of the checkpoint's prompts, for queries.", rich_help_panel=_TEXT),
+]
+DocumentPromptName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Name of one of the checkpoint's prompts, for documents.", rich_help_panel=_TEXT),
+]
+NoPrompts = Annotated[
+    bool, typer.Option("--no-prompts", help="No text before queries and documents.", rich_help_panel=_TEXT)
 ]
 
 ScoreColumn = Annotated[str, typer.Option(help="Name of the column with the score.", rich_help_panel=_OUTPUT)]
@@ -189,25 +302,49 @@ def files(in_: In, out: Out, split: Split = None, quiet: Quiet = False, log_form
     return Files(in_, out, split, quiet, log_format)
 
 
-def scorer(
-    model: Model,
+def settings(
     score_type: ScoreTypeOption = "auto",
-    similarity: Similarity = None,
-    dtype: DtypeOption = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
+    compat: Compat = None,
     config: Config = None,
+    hf_overrides: HfOverrides = None,
+    pooler_config: PoolerConfig = None,
+    convert: Convert = None,
+    task: Task = None,
+    similarity: Similarity = None,
+    dimensions: Dimensions = None,
+    use_activation: UseActivation = None,
+    revision: Revision = None,
+    tokenizer: Tokenizer = None,
     trust_remote_code: TrustRemoteCode = False,
     max_length: MaxLength = None,
-    truncation: TruncationOption = "document-first",
+    truncate_prompt_tokens: TruncatePromptTokens = None,
+    truncation: TruncationOption = None,
+    truncation_side: TruncationSide = None,
+    max_tokens_per_query: MaxTokensPerQuery = None,
+    max_tokens_per_doc: MaxTokensPerDoc = None,
+    query_length: QueryLength = None,
+    document_length: DocumentLength = None,
+    chat_template: ChatTemplate = None,
+    instruction: Instruction = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    query_prompt_name: QueryPromptName = None,
+    document_prompt_name: DocumentPromptName = None,
+    no_prompts: NoPrompts = False,
+) -> dict[str, Any]:
+    """What decides a score beside the model: keywords of Scorer, by name."""
+    return dict(locals())
+
+
+def device(
+    dtype: DtypeOption = "auto",
+    device: Device = "auto",
     batch_tokens: BatchTokens = None,
     window_rows: WindowRows = 16_384,
     cache_mb: CacheMb = 256,
     padded: Padded = False,
 ) -> dict[str, Any]:
-    """The keywords of Scorer, by name."""
+    """The keywords of Scorer about where and how it runs, by name."""
     return dict(locals())
 
 

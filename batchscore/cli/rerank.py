@@ -7,9 +7,11 @@ from typing import Any
 from batchscore.cli import options as o
 
 
-@o.takes(o.scorer, o.files)
+@o.takes(o.settings, o.device, o.files)
 def rerank(
-    scorer: dict[str, Any],
+    model: o.Model,
+    settings: dict[str, Any],
+    device: dict[str, Any],
     files: o.Files,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentsColumn = None,
@@ -32,4 +34,4 @@ def rerank(
     job = RerankJob(
         query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit
     )
-    run("rerank", run_rerank, job, scorer, files)
+    run("rerank", run_rerank, job, {"model": model, **settings, **device}, files)

@@ -7,9 +7,11 @@ from typing import Any
 from batchscore.cli import options as o
 
 
-@o.takes(o.scorer, o.files)
+@o.takes(o.settings, o.device, o.files)
 def score(
-    scorer: dict[str, Any],
+    model: o.Model,
+    settings: dict[str, Any],
+    device: dict[str, Any],
     files: o.Files,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentColumn = "document",
@@ -27,4 +29,5 @@ def score(
 
     names = tuple(name.strip() for name in keep_columns.split(","))
     kept = {"all": None, "none": ()}.get(keep_columns, names)
-    run("score", run_score, ScoreJob(query_column, document_column, score_column, kept, details, limit), scorer, files)
+    job = ScoreJob(query_column, document_column, score_column, kept, details, limit)
+    run("score", run_score, job, {"model": model, **settings, **device}, files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,8 @@ class Checkpoint:
     name: str  # as the user gave it
     folder: Path
     tokenizer_folder: Path
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of config.json, from the user
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of config.json
+    config_source: str = "config.json"  # and what else `config` is made of
 
     def read_json(self, file: str) -> Json:
         """The file's content, {} if there is no such file.
@@ -223,7 +224,7 @@ def open_checkpoint(
     revision: str | None = None,
     *,
     tokenizer: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: tuple[Mapping[str, Any], str] | None = None,
 ) -> Checkpoint:
     """The checkpoint a user means: an existing folder, else a hub id.
 
@@ -231,13 +232,15 @@ def open_checkpoint(
         model: folder or hub id.
         revision: of a hub id.
         tokenizer: folder or hub id with another tokenizer; None takes the model's.
-        overrides: of config.json.
+        overrides: of config.json, and where they are from.
 
     Raises:
         NotFoundError: it is neither, or the hub cannot be reached and the files are not in its cache.
     """
     folder = _folder_of(model, revision)
-    return Checkpoint(model, folder, _folder_of(tokenizer, None) if tokenizer else folder, overrides or {})
+    return Checkpoint(
+        model, folder, _folder_of(tokenizer, None) if tokenizer else folder, *(overrides or ({}, "config.json"))
+    )
 
 
 def _folder_of(model: str, revision: str | None) -> Path:

@@ -70,6 +70,5 @@ def open_model(
         if value is not None and (value is not False or name == "use_activation")
     }
     options = merged(load_config(str(model), config), read_values(flags))
-    overrides = options.get("hf_overrides", ({}, ""))[0]
-    checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=overrides)
+    checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=options.get("hf_overrides"))
     return checkpoint, resolve(checkpoint, options)

@@ -58,13 +58,13 @@ class Head(nn.Module):
         return states
 
 
-def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor], embeddings: str) -> dict[str, Tensor]:
+def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor], embeddings: tuple[str, ...]) -> dict[str, Tensor]:
     """Remove the tensors of a head from a checkpoint's, and return them by the names the layers use.
 
     Args:
         layers: of the head.
         tensors: of the checkpoint; may put the name of its backbone before a layer's.
-        embeddings: the end of the name of the token table, whose rows a vocabulary layer shares where it has none.
+        embeddings: how the name of the token table may end, whose rows a vocabulary layer shares where it has none.
 
     Raises:
         CheckpointError: a layer has no weight, or several could be meant.

@@ -82,7 +82,15 @@ def load_model(
     config = _native_config(checkpoint, row)
     with _named(checkpoint.name), _quiet():
         bodies = [
-            _load_body(checkpoint, spec, row, config, _adapted(checkpoint, tensors, adapter), dtype, trust_remote_code)
+            _load_body(
+                checkpoint,
+                spec,
+                row,
+                config,
+                merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors,
+                dtype,
+                trust_remote_code,
+            )
             for adapter in dict.fromkeys(spec.adapters)
         ]
     unread = sorted({name for _, unread in bodies for name in unread})
@@ -113,10 +121,6 @@ def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[s
             parts = tensor.chunk(len(names))
             renamed |= {re.sub(pattern, new, name): part for new, part in zip(names, parts, strict=True)}
     return renamed
-
-
-def _adapted(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
-    return merge_adapter(checkpoint, tensors, adapter) if adapter else dict(tensors)
 
 
 def _take_head(

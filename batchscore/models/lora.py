@@ -12,7 +12,9 @@ from batchscore.models.checkpoint import Checkpoint
 _ORIGINAL = ".parametrizations.weight.original"
 
 
-def merge_adapter(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
+def merge_adapter(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter: str, *, dry: bool = False
+) -> dict[str, Tensor]:
     """Every weight W with adapters A, B as W + scale * B[i] @ A[i], embedding tables as W + scale * A[i] @ B[i].
 
     The order follows from the shapes: both are [rows, rank] times [rank, columns]. scale is lora_alpha / lora_rank.
@@ -21,6 +23,7 @@ def merge_adapter(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter
         checkpoint: its config names the adapters and their scale.
         tensors: name -> tensor.
         adapter: one of `lora_adaptations`.
+        dry: leave the weights as they are; only the names matter.
 
     Raises:
         CheckpointError: there are no adapters in the file.
@@ -35,7 +38,7 @@ def merge_adapter(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], adapter
         first, second = (tensors[f"{stem}.parametrizations.weight.0.lora_{part}"][index] for part in "BA")
         if "embeddings" in stem:
             first, second = second, first
-        merged[f"{stem}.weight"] = original + scale * (first @ second).to(original.dtype)
+        merged[f"{stem}.weight"] = original if dry else original + scale * (first @ second).to(original.dtype)
     if len(merged) == len(tensors):
         raise CheckpointError(f"config.json names the adapter {adapter!r}, and the weights have none")
     return merged

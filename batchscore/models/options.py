@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     "max_tokens_per_doc": _COUNT,
 }
 
+_FEW = 40  # names in an error
 _LENGTHS = ("max_length", "max_model_len", "query_length", "document_length")
 _JSON = ("hf_overrides", "pooler_config")
 _UNITS = {"": 1, "k": 1_000, "K": 1_024, "m": 1_000_000, "M": 1_048_576}
@@ -163,4 +164,6 @@ def spelled(name: str, source: str) -> str:
 def nearest(key: str, known: Mapping[str, Any]) -> str:
     """A hint for a key that is not known."""
     close = difflib.get_close_matches(key, known, 1)
-    return f"did you mean {close[0]}?" if close else f"keys: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known)}" if len(known) <= _FEW else f"{len(known)} are known, none that is similar"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.cuts import Lengths, cutter
-from batchscore.models.spec import Marks, ModelSpec
+from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
 
@@ -24,7 +24,7 @@ Bits = NDArray[np.uint8]
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
     budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
-    limit = _ALL if _slices_ids(spec) else budget
+    limit = _ALL if slices_ids(spec) else budget
     (queries, query_lengths), (documents, document_lengths) = (
         tokenizer.tokenize(prepared(texts, prompt, spec), limit, keep_end=keep_end)
         for texts, prompt in ((pairs.queries, spec.query_prompt), (pairs.documents, ""))
@@ -40,7 +40,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
         alone = assemble(tokenizer.single, [(queries, left, kept[0])], keep_end=keep_end)
         items = _chosen(items, alone, empty)
     cut = cut_bits(full, kept)
-    if _slices_ids(spec):
+    if slices_ids(spec):
         items, cut = _sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
     return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
 
@@ -121,7 +121,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     prompt_length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
     if prompt_length >= budget:
         raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {length}")
-    strings, limit = prepared(texts, prompt, spec), _ALL if _slices_ids(spec) else budget
+    strings, limit = prepared(texts, prompt, spec), _ALL if slices_ids(spec) else budget
     tokens, lengths = (
         _kept_ends(tokenizer, strings, prompt_length, limit)
         if spec.truncation_side == "left" and limit < _ALL
@@ -129,7 +129,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     )
     items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
     cut = (bit * (lengths > budget)).astype(np.uint8)
-    if _slices_ids(spec):
+    if slices_ids(spec):
         items, cut = _sliced(items, spec, bit)
     # a single segment's types are all 0, which is what a model assumes without them
     items = replace(items, types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
@@ -214,8 +214,8 @@ def _expanded(tokenizer: TextTokenizer, items: Items, length: int, *, attend: bo
 # ---- vLLM's ways
 
 
-def _slices_ids(spec: ModelSpec) -> bool:
-    """A truncation side makes vLLM cut the finished ids, special tokens and all."""
+def slices_ids(spec: ModelSpec) -> bool:
+    """Whether finished ids are cut, special tokens and all: what a truncation side makes vLLM do."""
     return spec.truncation == "prompt-end" and spec.truncation_side is not None
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
-from batchscore.models.prompts import cut_bits, distinct_pairs, prepared, refuse_long
+from batchscore.models.prompts import cut_bits, distinct_pairs, prepared, refuse_long, slices_ids
 from batchscore.models.spec import ModelSpec
 from batchscore.models.templates import PIECE, Template
-from batchscore.models.tokenizer import Special, TextTokenizer, num_specials
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
+from batchscore.models.tokenizer import Slot, Special, TextTokenizer, num_specials
+from batchscore.types import CUT_DOCUMENT, Items, Pairs, Work, offsets_of
 
 _QUERY, _DOCUMENT = "\ue000", "\ue001"  # stand for the texts where the template's own characters are looked for
 Ids = NDArray[np.int32]
@@ -75,14 +75,16 @@ class _Fitter:
         lengths = np.array([len(body) for body in bodies])
         cut = np.zeros(len(prompts), np.uint8)
         specials = num_specials(self.tokenizer.single)
-        if self.spec.truncation == "prompt-end":
-            return self._ends_cut(bodies, specials), (CUT_DOCUMENT * (lengths + specials > self.spec.max_length)).astype(np.uint8)
+        if self.spec.truncation == "prompt-end":  # vLLM's way: the prompt loses its end, whatever stands there
+            room = lengths.max(initial=0) if slices_ids(self.spec) else self.spec.max_length - specials
+            cut[lengths + specials > self.spec.max_length] = CUT_DOCUMENT
+            return [body[:room] for body in bodies], cut
         long = lengths + specials > self._limits.whole
         if self.spec.truncation in LIBRARY_LIMITS:  # a side's share may be less than what fits
             least = min(self._limits)
             long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
         refuse_long(self.spec, rows[long])
-        for place in np.flatnonzero(long):
+        for place in np.flatnonzero(long).tolist():
             try:
                 bodies[place], cut[place] = self._cut(prompts[place], self._limits.whole - specials)
             except InputError as error:
@@ -91,27 +93,17 @@ class _Fitter:
 
     def framed(self, bodies: Sequence[Ids]) -> Items:
         """Sequences with the special tokens the tokenizer puts around any text."""
-        pattern = self.tokenizer.single
-        before, after = ([], [])
-        side = before
-        for part in pattern:
-            if isinstance(part, Special):
-                side.append(part.id)
-            else:
-                side = after
+        slot = next(place for place, part in enumerate(self.tokenizer.single) if isinstance(part, Slot))
+        before, after = (
+            [part.id for part in parts if isinstance(part, Special)]
+            for parts in (self.tokenizer.single[:slot], self.tokenizer.single[slot:])
+        )
         framed = [np.concatenate([before, body, after]).astype(np.int32) for body in bodies]
-        sliced = self.spec.truncation == "prompt-end" and self.spec.truncation_side is not None
-        if sliced:
-            length = self.spec.max_length
-            framed = [ids[-length:] if self.spec.truncation_side == "left" else ids[:length] for ids in framed]
+        if slices_ids(self.spec):
+            length, side = self.spec.max_length, self.spec.truncation_side
+            framed = [ids[-length:] if side == "left" else ids[:length] for ids in framed]
         joined = np.concatenate(framed) if framed else np.empty(0, np.int32)
         return Items(joined, offsets_of(np.array([len(ids) for ids in framed], np.int64)))
-
-    def _ends_cut(self, bodies: list[Ids], specials: int) -> list[Ids]:
-        """vLLM's way: the rendered prompt loses its end, whatever stands there."""
-        if self.spec.truncation_side is not None:
-            return bodies  # `framed` cuts
-        return [body[: self.spec.max_length - specials] for body in bodies]
 
     @cached_property
     def _layout(self) -> list[str]:
@@ -194,7 +186,7 @@ def _spans_of(stand_in: str, layout: str, piece: str, prompt: _Prompt) -> list[t
         built += text
     if built != piece:
         raise InputError(
-            f"too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
+            "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
             hint="shorten the text, or use a template that writes query and document as they are",
         )
     return spans
@@ -214,14 +206,17 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     lengths = [tokenizer.tokenize(texts, 2**31 - 1)[1] for texts in (queries, documents)]
     lists = np.arange(len(pairs)) if pairs.lists is None else pairs.lists
     bodies: list[Ids] = []
-    left, right, cut = (np.zeros(len(pairs), kind) for kind in (np.int32, np.int32, np.uint8))
+    left, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
     for rows in _groups(lists):
         query = int(pairs.queries.codes[rows[0]])
         room = spec.max_length - marks.overhead(template, queries[query]) - 2 * int(lengths[0][query])
         for block in _blocks(lengths[1][pairs.documents.codes[rows]] + marks.per_document(template), room):
             members = rows[block]
             texts = [documents[code] for code in pairs.documents.codes[members]]
-            if len(texts) == 1 and int(lengths[1][pairs.documents.codes[members[0]]]) + marks.per_document(template) > room:
+            if (
+                len(texts) == 1
+                and int(lengths[1][pairs.documents.codes[members[0]]]) + marks.per_document(template) > room
+            ):
                 if room <= marks.per_document(template):
                     raise RowError(
                         int(members[0]), f"its query leaves no room in max_length {spec.max_length}", cause=InputError

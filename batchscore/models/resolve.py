@@ -17,7 +17,7 @@ from batchscore.models import sentence_files as files
 from batchscore.models.arch import ARCHITECTURES, row_of
 from batchscore.models.arch.row import Json, Row
 from batchscore.models.checkpoint import SAVED, Checkpoint
-from batchscore.models.options import Options, Sourced, read_values, spelled, taken_apart
+from batchscore.models.options import Options, Sourced, nearest, read_values, spelled, taken_apart
 from batchscore.models.spec import DenseSpec, Layer, ModelSpec
 from batchscore.models.templates import compiled_text, find_template, uses
 from batchscore.types import ScoreType
@@ -87,7 +87,7 @@ def find_row(checkpoint: Checkpoint) -> Row:
     if row is None:
         raise CheckpointError(
             f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported",
-            hint=f"supported: {', '.join(ARCHITECTURES)}",
+            hint=f"batchscore models lists those that are; {nearest(checkpoint.architecture, ARCHITECTURES)}",
         )
     if "SpladePooling" in files.module_kinds(checkpoint):
         files.check_splade(checkpoint)
@@ -101,8 +101,9 @@ def _score_type(checkpoint: Checkpoint, row: Row) -> Sourced:
     kinds = files.module_kinds(checkpoint)
     if "LogitScore" in kinds:
         return "cross-encoder", "modules.json"
-    if _answer_tokens(checkpoint)[0]:
-        return "cross-encoder", "config.json classifier_from_token"
+    tokens, _, source = _answer_tokens(checkpoint)
+    if tokens:
+        return "cross-encoder", f"{source} classifier_from_token"
     if "Dense" in kinds and "Pooling" not in kinds:
         return "late-interaction", "modules.json"  # a projection of every token, and nothing that pools them
     return row.score_type, f"row {checkpoint.architecture}"
@@ -190,7 +191,9 @@ def _instruction(door: _Door, template: str) -> Sourced:
     if given is None:
         return "", "default"
     if door.is_pair and not (template and uses(template, "instruction")):
-        raise UsageError(f"{given[1]}: this model's prompt has no place for an instruction", hint="see batchscore inspect")
+        raise UsageError(
+            f"{given[1]}: this model's prompt has no place for an instruction", hint="see batchscore inspect"
+        )
     return given
 
 
@@ -304,10 +307,11 @@ def _pair_readout(door: _Door) -> dict[str, Sourced]:
     tokens, method, source = _answer_tokens(checkpoint)
     if tokens and checkpoint.has_tensor("score.weight"):
         tokens = ()  # a conversion that carries the head these tokens would make
-    ids = files.answer_ids(checkpoint)
+    ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
-        tokens, method, source = ids, "from_2_way_softmax" if ids[1:] else "no_post_processing", "modules.json"
-    head: Sourced = ((), source) if tokens else (_score_head(door), door.source)
+        method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", "modules.json"
+    answers = ids or tokens
+    head: Sourced = ((), source) if answers else (_score_head(door), door.source)
     pooling = door.option("pooling", (row.pooling, door.source))
     of_row = 1.0 if door.vllm else row.logit_sigma
     activation = files.activation(checkpoint)
@@ -315,7 +319,7 @@ def _pair_readout(door: _Door) -> dict[str, Sourced]:
         activation = files.IDENTITY, door.options["use_activation"][1]
     return {
         "head": head,
-        "answer_tokens": (tokens, source),
+        "answer_tokens": (answers, source),
         "method": (method, source),
         "pooling": ((pooling[0],), pooling[1]),
         "layers": (row.layers if pooling[0] == "cls" else "", door.source),
@@ -333,7 +337,7 @@ def _constant(source: str, **values: Any) -> dict[str, Sourced]:
 
 def _answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, str]:
     """(tokens, method, source) of `classifier_from_token` in config.json or its overrides."""
-    config, source = checkpoint.config, "hf_overrides" if checkpoint.overrides else "config.json"
+    config, source = checkpoint.config, checkpoint.config_source
     tokens = tuple(config.get("classifier_from_token") or ())
     original = bool(config.get("is_original_qwen3_reranker"))
     method = config.get("method") or ("from_2_way_softmax" if original else "no_post_processing")
@@ -342,7 +346,7 @@ def _answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, str]:
             f"{source}: method {method!r} is unknown", hint="known: from_2_way_softmax, no_post_processing"
         )
     if original and not tokens:
-        raise UsageError(f"{source}: is_original_qwen3_reranker needs classifier_from_token, such as [\"no\", \"yes\"]")
+        raise UsageError(f'{source}: is_original_qwen3_reranker needs classifier_from_token, such as ["no", "yes"]')
     wanted = 2 if method == "from_2_way_softmax" else 1
     if tokens and len(tokens) != wanted:
         raise UsageError(
@@ -366,8 +370,8 @@ def _score_head(door: _Door) -> tuple[Layer, ...]:
     if labels != 1 and (converted or checkpoint.architecture.endswith("ForSequenceClassification")):
         hint = "this checkpoint classifies; use a reranker trained with one label"
         if converted:
-            hint = "name the tokens of the answer: --hf-overrides '{\"classifier_from_token\": [\"no\", \"yes\"], "
-            hint += "\"method\": \"from_2_way_softmax\"}'"
+            hint = 'name the tokens of the answer: --hf-overrides \'{"classifier_from_token": ["no", "yes"], '
+            hint += '"method": "from_2_way_softmax"}\''
         raise CheckpointError(
             f"{checkpoint.name}: its classifier has {labels} labels; a relevance score needs num_labels == 1", hint=hint
         )

@@ -16,7 +16,7 @@ TokenMethod = Literal["from_2_way_softmax", "no_post_processing"]
 
 
 class Layer(NamedTuple):
-    """One step of a head: the linear layer (or the layer norm, if its weight is a vector) of a name, then a function."""
+    """One step of a head: the linear layer of a name (the layer norm, if its weight is a vector), then a function."""
 
     name: str  # of the tensors, without ".weight"
     activation: str = ""  # of transformers' activation functions, none if empty

@@ -64,7 +64,12 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, name: str, config: Mapping[str, Any] | None = None, *, restore_specials: bool = False
+        self,
+        tokenizer: Tokenizer,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        *,
+        restore_specials: bool = False,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -243,9 +248,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_s
     except Exception as error:  # the Rust library raises bare Exception, transformers OSError, ValueError, ImportError
         raise CheckpointError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
     _apply_config(tokenizer, checkpoint.tokenizer_config)
-    return TextTokenizer(
-        tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials
-    )
+    return TextTokenizer(tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials)
 
 
 def _convert(folder: Path, trust_remote_code: bool) -> Tokenizer:

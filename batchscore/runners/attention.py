@@ -107,9 +107,7 @@ def attend_from_first(
         scaling, sequence_runs, cu_seq_lens_q, max_length_q, sequence_seen: as in `packed_attention`.
     """
     rule = _Rule(scaling=scaling)
-    return _attend(
-        query, key, value, rule, sequence_runs, cu_seq_lens_q, max_length_q, sequence_seen, from_first=True
-    )
+    return _attend(query, key, value, rule, sequence_runs, cu_seq_lens_q, max_length_q, sequence_seen, from_first=True)
 
 
 def _attend(

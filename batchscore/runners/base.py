@@ -85,7 +85,9 @@ class Engine:
         shorter, cut = shortened(self.tokenizer, self.spec, pairs)
         work = self.sequences(shorter)
         work = replace(work, cut=work.cut | cut)
-        rows = np.flatnonzero((work.items.lengths[work.right] == 0) | (work.items.lengths[work.left if work.held else work.right] == 0))
+        rows = np.flatnonzero(
+            (work.items.lengths[work.right] == 0) | (work.items.lengths[work.left if work.held else work.right] == 0)
+        )
         if len(rows):
             raise RowError(
                 int(rows[0]),

@@ -31,7 +31,9 @@ class BiEncoder(Engine):
         states, spec = self.states(batch), self.spec
         if spec.pooling == ("splade",):
             # a number for each word of the vocabulary and each token: sequence by sequence, or it would fill the memory
-            vectors = torch.cat([pool(replace(part, hidden=self.model.head(part.hidden)), spec.pooling) for part in states])
+            vectors = torch.cat(
+                [pool(replace(part, hidden=self.model.head(part.hidden)), spec.pooling) for part in states]
+            )
         else:
             vectors = self.model.head(pool(states, spec.pooling))
         vectors = vectors[:, : spec.dimensions or None]

@@ -25,18 +25,23 @@ from batchscore.runners.listwise import Listwise
 from batchscore.scheduler import collate
 from batchscore.types import Items, ScoreType
 
-RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
+_RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
     "bi-encoder": BiEncoder,
     "late-interaction": LateInteraction,
 }
 
 
-def read_texts_of(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool) -> tuple[TextTokenizer, Template | None]:
+def runner_kind(spec: ModelSpec) -> type[CrossEncoder | BiEncoder | LateInteraction | Listwise]:
+    """The class that scores by this spec."""
+    return Listwise if spec.listwise else _RUNNERS[spec.score_type]
+
+
+def read_texts_of(
+    checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool
+) -> tuple[TextTokenizer, Template | None]:
     """The tokenizer, and the template if pairs go through one."""
-    tokenizer = load_tokenizer(
-        checkpoint, trust_remote_code=trust_remote_code, restore_specials=spec.restore_specials
-    )
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code, restore_specials=spec.restore_specials)
     if not spec.chat_template:
         return tokenizer, None
     constants = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
@@ -65,7 +70,6 @@ def build_runner(
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    kind = Listwise if spec.listwise else RUNNERS[spec.score_type]
     if model.flat and checkpoint.architecture not in ARCHITECTURES:
         probe = Engine(spec, template, tokenizer, model, placement.device, cache, None)
         if not _runs_flat(probe):
@@ -73,7 +77,7 @@ def build_runner(
                 body.set_attn_implementation("sdpa")  # type: ignore[operator]
             model = replace(model, flat=False)
     last_layer = take_last_layer(model.bodies[0], spec.layers) if model.flat and spec.layers else None
-    return kind(spec, template, tokenizer, model, placement.device, cache, last_layer)
+    return runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
 
 
 def _runs_flat(engine: Engine) -> bool:

@@ -48,9 +48,7 @@ def _llama_pooling(config: Json) -> PoolingMode:
 
 
 def _nemotron(config: Json) -> Row:
-    return Row(
-        hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config)
-    )
+    return Row(hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config))
 
 
 def _nemotron_pairs(config: Json) -> Row:

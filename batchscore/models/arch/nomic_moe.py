@@ -1,6 +1,7 @@
 """nomic-embed-text-v2-moe: a BERT with rotary positions whose every other layer is a mixture of experts.
 
-transformers has the dense NomicBERT alone. Tensor names are those of the checkpoint, so loading renames nothing.
+transformers has the dense NomicBERT alone. Modules are named after the checkpoint's tensors, so that loading renames
+nothing.
 """
 
 from __future__ import annotations
@@ -15,30 +16,46 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
+class _Router(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.layer = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+
+
+class _ExpertWeights(nn.Module):
+    """The experts' two matrices, one below the other: [experts * intermediate, dim]."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        rows = config.num_experts * config.intermediate_size
+        self.w1 = nn.Parameter(torch.empty(rows, config.hidden_size))
+        self.w2 = nn.Parameter(torch.empty(rows, config.hidden_size))
+
+
 class _Experts(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.mlp = _ExpertWeights(config)
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+
+
+class _Mixture(nn.Module):
     """Tokens go to their `top_k` experts; the router's probabilities weigh them and are not renormalised."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.top_k, self.experts_count = config.moe_top_k, config.num_experts
-        self.router = nn.Module()
-        self.router.layer = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.experts = nn.Module()
-        self.experts.bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.experts.mlp = nn.Module()
-        rows = config.num_experts * config.intermediate_size
-        self.experts.mlp.w1 = nn.Parameter(torch.empty(rows, config.hidden_size))
-        self.experts.mlp.w2 = nn.Parameter(torch.empty(rows, config.hidden_size))
+        self.top_k: int = config.moe_top_k
+        self.count: int = config.num_experts
+        self.router = _Router(config)
+        self.experts = _Experts(config)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., dim]."""
         tokens = states.flatten(0, -2)
         weights, chosen = self.router.layer(tokens).float().softmax(-1).topk(self.top_k, -1)
-        up, down = (
-            matrix.unflatten(0, (self.experts_count, -1)) for matrix in (self.experts.mlp.w1, self.experts.mlp.w2)
-        )
+        up, down = (matrix.unflatten(0, (self.count, -1)) for matrix in (self.experts.mlp.w1, self.experts.mlp.w2))
         mixed = torch.zeros_like(tokens)
-        for expert in range(self.experts_count):
+        for expert in range(self.count):
             token, place = torch.where(chosen == expert)
             if len(token):
                 output = gelu(tokens[token] @ up[expert].T) @ down[expert]
@@ -71,12 +88,11 @@ class _Attention(nn.Module):
         """[batch, tokens, dim]."""
         query, key, value = self.Wqkv(states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = _rotate(query, *rotary), _rotate(key, *rotary)
-        if self.config._attn_implementation in {"sdpa", "eager"}:
+        implementation = self.config._attn_implementation
+        if implementation in {"sdpa", "eager"}:
             attended = scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
         else:
-            attended, _ = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation](
-                self, query, key, value, None, **lengths
-            )
+            attended, _ = ALL_ATTENTION_FUNCTIONS[implementation](self, query, key, value, None, **lengths)
         result: Tensor = self.out_proj(attended.flatten(2))
         return result
 
@@ -87,10 +103,10 @@ def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: PreTrainedConfig, is_mixture: bool) -> None:
+    def __init__(self, config: PreTrainedConfig, *, is_mixture: bool) -> None:
         super().__init__()
         self.attn = _Attention(config)
-        self.mlp = _Experts(config) if is_mixture else _Mlp(config)
+        self.mlp = _Mixture(config) if is_mixture else _Mlp(config)
         self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -99,6 +115,22 @@ class _Layer(nn.Module):
         states = self.norm1(states + self.attn(states, *given, **lengths))
         result: Tensor = self.norm2(states + self.mlp(states))
         return result
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        every = getattr(config, "moe_every_n_layers", 0)
+        self.layers = nn.ModuleList(
+            _Layer(config, is_mixture=bool(every) and layer % every == 1) for layer in range(config.num_hidden_layers)
+        )
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
 
 
 class NomicMoeModel(PreTrainedModel):
@@ -110,25 +142,18 @@ class NomicMoeModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        every = getattr(config, "moe_every_n_layers", 0)
-        self.embeddings = nn.Module()
-        self.embeddings.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embeddings.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.embeddings = _Embeddings(config)
         self.emb_ln = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            _Layer(config, bool(every) and layer % every == 1) for layer in range(config.num_hidden_layers)
-        )
+        self.encoder = _Encoder(config)
         self.post_init()
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers would look for its own phrases in this file
+        return True  # transformers would look for phrases of its own in this file
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token vectors."""
-        table: nn.Module = self.embeddings.word_embeddings
-        return table
+        return self.embeddings.word_embeddings
 
     def forward(
         self,
@@ -138,8 +163,8 @@ class NomicMoeModel(PreTrainedModel):
         **lengths: Any,
     ) -> SimpleNamespace:
         """`last_hidden_state` [batch, tokens, dim]."""
-        states = self.embeddings.word_embeddings(input_ids) + self.embeddings.token_type_embeddings.weight[0]
-        states = self.emb_ln(states)
+        embedded = self.embeddings.word_embeddings(input_ids) + self.embeddings.token_type_embeddings.weight[0]
+        states = self.emb_ln(embedded)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         rotary = self._rotary(position_ids, states.dtype)

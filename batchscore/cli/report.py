@@ -1,0 +1,62 @@
+"""Inspections and tables as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from batchscore.inspection import Inspection
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Spec, prompt, tokens and tensors on stdout; what would fail last."""
+    typer.echo("\n".join(_lines(inspection)))
+
+
+def _lines(inspection: Inspection) -> list[str]:
+    facts = inspection.facts
+    lines = [f"model {inspection.model}"]
+    if "spec" in facts:
+        lines += ["", "spec", *_spec_lines(facts["spec"]), f"  score_range = {facts['score_range']}"]
+        if not facts["listed"]:
+            lines.append("  this architecture has no row of its own and is treated as its kind")
+    for side, text in facts.get("prompt", {}).items():
+        lines += ["", f"prompt ({side})", *(f"  {line!r}" for line in text.splitlines(keepends=True))]
+    for sequence in facts.get("sample", []):
+        lines += ["", f"tokens ({sequence['side']}, {len(sequence['ids'])})", *_token_lines(sequence)]
+    if "tensors" in facts:
+        used, unused = facts["tensors"]["used"], facts["tensors"]["unused"]
+        lines += ["", f"tensors: {len(used)} used, {len(unused)} unused", *(f"  unused {name}" for name in unused)]
+    lines += ["", "nothing would fail" if not inspection.problems else "would fail"]
+    for problem in inspection.problems:
+        lines += [f"  {problem.message}", *([f"  hint: {problem.hint}"] if problem.hint else [])]
+    return lines
+
+
+def _spec_lines(spec: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Fields that say something, each with its source."""
+    width = max(map(len, spec))
+    telling = {name: entry for name, entry in spec.items() if entry["value"] not in ("", [], None, 0, False)}
+    return [f"  {name:<{width}} = {entry['value']!r}  ({entry['source']})" for name, entry in telling.items()]
+
+
+def _token_lines(sequence: Mapping[str, Any]) -> list[str]:
+    counted = sequence.get("counted") or [True] * len(sequence["ids"])
+    tokens = zip(sequence["ids"], sequence["tokens"], counted, strict=True)
+    cells = [f"{token}:{number}" if counts else f"({token}:{number})" for number, token, counts in tokens]
+    note = [] if all(counted) else ["  (in brackets: read, but not counted)"]
+    return [f"  {' '.join(cells)}", *note]
+
+
+def table_lines(rows: Sequence[Mapping[str, str]], form: str) -> list[str]:
+    """Rows as aligned text, or as a Markdown table."""
+    heads, cells = list(rows[0]), [list(row.values()) for row in rows]
+    if form == "markdown":
+        named = [
+            [f"`{cell}`" if "/" in cell or cell == row[heads[0]] else cell for cell in row.values()] for row in rows
+        ]
+        return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *named)]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]

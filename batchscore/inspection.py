@@ -1,0 +1,122 @@
+"""What a model would do, told without its weights.
+
+The spec and where each field is from, the tokens of a sample pair, the tensors that would be read, what would fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from batchscore.errors import BatchscoreError, RowError
+from batchscore.models.arch import ARCHITECTURES, supported
+from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.door import open_model
+from batchscore.models.heads import value_range
+from batchscore.models.load import Loaded, load_model
+from batchscore.models.spec import ModelSpec
+from batchscore.models.templates import Template
+from batchscore.models.tokenizer import TextTokenizer
+from batchscore.runners.build import read_texts_of, runner_kind
+from batchscore.runners.cache import OutputCache
+from batchscore.types import Pairs, Texts
+
+
+@dataclass
+class Inspection:
+    """JSON-able facts about a model, and the errors a run would meet."""
+
+    model: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[BatchscoreError] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything, for --json."""
+        problems = [{"message": problem.message, "hint": problem.hint} for problem in self.problems]
+        return {"model": self.model, **self.facts, "problems": problems}
+
+
+def inspect_model(
+    model: str, options: Mapping[str, Any], *, query: str, document: str, trust_remote_code: bool = False
+) -> Inspection:
+    """Go through a model's door as a run would.
+
+    Args:
+        model: folder or hub id.
+        options: as Scorer takes them, config, revision and tokenizer among them.
+        query, document: the sample pair.
+        trust_remote_code: as Scorer takes it.
+    """
+    inspection = Inspection(model)
+    doors = {name: options.get(name) for name in ("config", "revision", "tokenizer")}
+    given = {name: value for name, value in options.items() if name not in doors}
+    try:
+        checkpoint, spec = open_model(
+            model, doors["config"], given, revision=doors["revision"], tokenizer=doors["tokenizer"]
+        )
+        inspection.facts |= {
+            "spec": spec.describe(),
+            "score_range": value_range(spec.activation, spec.similarity),
+            "listed": checkpoint.architecture in ARCHITECTURES,
+        }
+        tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
+    except BatchscoreError as error:
+        inspection.problems.append(error)
+        return inspection
+    sample = partial(_sample, spec, tokenizer, template, Pairs(Texts.of([query]), Texts.of([document])))
+    for look in (sample, partial(_tensors, checkpoint, spec, tokenizer)):
+        try:
+            inspection.facts |= look()
+        except RowError as error:
+            inspection.problems.append(error.cause(f"the sample pair: {error.message}", hint=error.hint))
+        except BatchscoreError as error:
+            inspection.problems.append(error)
+    return inspection
+
+
+def _sample(spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, pairs: Pairs) -> dict[str, Any]:
+    """The prompt and the token ids the model would read for a pair."""
+    # laying out sequences needs no weights
+    engine = runner_kind(spec)(spec, template, tokenizer, cast("Loaded", None), "cpu", OutputCache(0, "cpu"), None)
+    items = engine.sequences(pairs).items
+    sides = ["query", "document"] if len(items) == 2 else ["pair"]
+    sequences = []
+    for place, side in enumerate(sides):
+        item = items.take(np.array([place]))
+        sequence: dict[str, Any] = {
+            "side": side,
+            "ids": item.ids.tolist(),
+            "tokens": tokenizer.describe(item.ids.tolist()),
+        }
+        if item.keep is not None:
+            sequence["counted"] = item.keep.tolist()
+        sequences.append(sequence)
+    query, document = spec.query_prompt + pairs.queries.values[0], spec.document_prompt + pairs.documents.values[0]
+    prompt = {"query": query, "document": document}
+    if template is not None:
+        pieces = template.render_list(query, [document]) if spec.listwise else template.render(query, document)
+        prompt = {"pair": "".join(pieces)}
+    return {"prompt": prompt, "sample": sequences}
+
+
+def _tensors(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Which tensors of the checkpoint would be read; zeros that take no memory go through the same loading."""
+    loaded = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=True)
+    return {"tensors": {kind: list(names) for kind, names in loaded.report.items()}}
+
+
+def architecture_table() -> list[dict[str, str]]:
+    """A line for each architecture that has a row."""
+    return [
+        {
+            "architecture": name,
+            "score type": row.score_type,
+            "read at": "every token" if row.score_type == "late-interaction" else row.pooling,
+            "published as": row.hub,
+        }
+        for name, row in supported().items()
+    ]
