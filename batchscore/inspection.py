@@ -14,6 +14,7 @@ import numpy as np
 
 from batchscore.errors import BatchscoreError, RowError
 from batchscore.models.arch import ARCHITECTURES, supported
+from batchscore.models.arch.row import Row
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.door import open_model
 from batchscore.models.heads import value_range
@@ -115,8 +116,14 @@ def architecture_table() -> list[dict[str, str]]:
         {
             "architecture": name,
             "score type": row.score_type,
-            "read at": "every token" if row.score_type == "late-interaction" else row.pooling,
+            "read at": _readout(row),
             "published as": row.hub,
         }
         for name, row in supported().items()
     ]
+
+
+def _readout(row: Row) -> str:
+    if row.listwise:
+        return "marked tokens"
+    return "every token" if row.score_type == "late-interaction" else row.pooling

@@ -6,15 +6,16 @@ This is the one place where input, scorer and ranking meet. Columns are checked 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.api import Scorer
-from batchscore.errors import UsageError
+from batchscore.errors import InputError, UsageError
 from batchscore.io.documents import explode, is_nested
 from batchscore.io.results import QueryIds, RankedRows, append_columns, text_array
 from batchscore.io.sink import Sink
@@ -101,7 +102,7 @@ def run_rerank(load: Callable[[], Scorer], source: Source, sink: Sink, job: Rera
     queries = QueryIds(columns.query_id)
     ranked = RankedRows(queries, partial(rank_rows, top_n=job.top_n), prune=bool(job.top_n))
     scorer = load()
-    windows = _rerank_windows(source, job, columns, queries, scorer.budget.window_rows)
+    windows = _rerank_windows(source, job, columns, queries, scorer.budget.window_rows, listwise=scorer.spec.listwise)
     for window, scores in scored(scorer, windows, meter):
         ranked.add({**window.extra, "rank_by": scores.rank_by, "relevance_score": scores.score})
     with meter.timed("write"):
@@ -138,24 +139,53 @@ def _rerank_columns(source: Source, job: RerankJob) -> _RerankColumns:
 
 
 def _rerank_windows(
-    source: Source, job: RerankJob, columns: _RerankColumns, queries: QueryIds, window_rows: int
+    source: Source, job: RerankJob, columns: _RerankColumns, queries: QueryIds, window_rows: int, *, listwise: bool
 ) -> Iterator[Window]:
     """Windows of pairs, one pair a document, with the columns the ranking needs."""
     counts = np.zeros(0, np.int64)
     rows_at_once = min(_NESTED_ROWS, window_rows) if columns.nested else window_rows
-    for chunk in source.chunks(list(columns.flags), rows_at_once, job.limit, flags=columns.flags):
+    chunks = source.chunks(list(columns.flags), rows_at_once, job.limit, flags=columns.flags)
+    for chunk in _whole_queries(chunks, columns.query_id) if listwise else chunks:
+        seen = len(queries)
         groups, pairs, ids, locate = _documents_of(chunk, job, columns, queries)
+        if listwise:
+            _refuse_return(groups, seen, locate)
         counts = np.pad(counts, (0, len(queries) - len(counts)))
         index = positions_in_groups(groups, counts)
-        for start in range(0, max(1, len(pairs)), window_rows):
-            rows = slice(start, start + window_rows)
-            part = pairs.rows(rows)
+        step = max(1, len(pairs)) if listwise else window_rows
+        for start in range(0, max(1, len(pairs)), step):
+            rows = slice(start, start + step)
+            part = replace(pairs, lists=groups).rows(rows)
             extra = {"group": groups[rows], "index": index[rows]}
             if ids is not None:
                 extra["document_id"] = ids[rows]
             if job.return_documents:
                 extra["document"] = text_array(part.documents)
             yield Window(part, chunk.fraction, partial(_shifted, locate, start), extra)
+
+
+def _whole_queries(chunks: Iterator[Chunk], column: str) -> Iterator[Chunk]:
+    """Chunks cut where a query ends, for a model that reads all documents of a query together."""
+    held: Chunk | None = None
+    for chunk in chunks:
+        whole = chunk if held is None else held.joined(chunk)
+        ids = whole.table[column].combine_chunks()
+        changes = np.flatnonzero(pc.not_equal(ids[1:], ids[:-1]).fill_null(True)) if len(ids) else np.empty(0, int)
+        done, held = whole.split(int(changes[-1]) + 1 if len(changes) else 0)
+        if done.table.num_rows:
+            yield done
+    if held is not None:
+        yield held
+
+
+def _refuse_return(groups: NDArray[np.int64], seen: int, locate: Callable[[int], str]) -> None:
+    """A listwise model must have all documents of a query at once."""
+    back = np.flatnonzero(groups < seen)
+    if len(back):
+        raise InputError(
+            f"{locate(int(back[0]))}: its query came before, among other queries",
+            hint="this model reads all documents of a query together: sort the input by query",
+        )
 
 
 def _shifted(locate: Callable[[int], str], start: int, row: int) -> str:

@@ -58,6 +58,8 @@ class Plan:
             prompts.append(f"a template ({sources['chat_template']})")
         if spec.marks:
             prompts.append(f"ColBERT marks {spec.marks.query!r}, {spec.marks.document!r} ({sources['marks']})")
+        if "compat vllm" in sources.values():
+            prompts.append("as vLLM reads it (--compat vllm)")
         size = "rows unknown" if self.num_rows is None else f"{self.num_rows:,} rows"
         return [
             f"model    {self.scorer.checkpoint.name}: {spec.score_type}, {spec.architecture}",

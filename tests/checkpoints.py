@@ -1,7 +1,8 @@
 """Write tiny random checkpoints in the hub's on-disk layout, one for each name in `ROWS`, the same bytes every time.
 
-Nothing here imports transformers or the package under test, so neither gets to agree with itself. The values of a
-tensor follow from its name alone: `bert_mean`, `bert_bin`, `bert_legacy` and `bert_sharded` hold one encoder.
+These are the variants of three families; more_checkpoints.py has one for every architecture. Nothing here imports
+transformers or the package under test, so neither gets to agree with itself. The values of a tensor follow from its
+name alone: `bert_mean`, `bert_bin`, `bert_legacy` and `bert_sharded` hold one encoder.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _ids(*tokens: str) -> dict[str, int]:
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
-def _special(*tokens: str) -> list[AddedToken]:
+def special_tokens(*tokens: str) -> list[AddedToken]:
     """Special tokens with the flags that transformers gives them."""
     return [AddedToken(token, special=True, normalized=False, lstrip=token == "<mask>") for token in tokens]
 
@@ -81,20 +82,26 @@ def _wordpiece() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.add_special_tokens(_special(*special))
+    tokenizer.add_special_tokens(special_tokens(*special))
     return tokenizer
 
 
 def _byte_bpe() -> Tokenizer:
     """RoBERTa: every byte is a token, so no text is unknown."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    merges = [(left, right) for left, right in map(str.split, MERGES.split(","))]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # its own order changes from run to run
-    vocab = _ids(*special, *alphabet, *map("".join, merges), "<mask>")
-    tokenizer = Tokenizer(models.BPE(vocab, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = byte_level(special, MERGES, "<mask>")
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    tokenizer.add_special_tokens(_special(*special, "<mask>"))
+    tokenizer.add_special_tokens(special_tokens(*special, "<mask>"))
+    return tokenizer
+
+
+def byte_level(first: Sequence[str], merges: str, *last: str) -> Tokenizer:
+    """BPE over bytes, without special tokens: `first` and `last` stand around the alphabet and the merges."""
+    rules = [(left, right) for left, right in map(str.split, merges.split(","))]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # its own order changes from run to run
+    vocab = _ids(*first, *alphabet, *map("".join, rules), *last)
+    tokenizer = Tokenizer(models.BPE(vocab, rules))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
 
@@ -110,7 +117,7 @@ def _unigram() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)]
     )
-    tokenizer.add_special_tokens(_special(*special, "<mask>"))
+    tokenizer.add_special_tokens(special_tokens(*special, "<mask>"))
     return tokenizer
 
 
@@ -181,12 +188,12 @@ def _draw(shapes: Shapes) -> Tensors:
 # ---- files
 
 
-def _write(path: Path, content: Json | Sequence[Json]) -> None:
+def write_json(path: Path, content: Json | Sequence[Json]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _save(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> None:
+def save_tensors(folder: Path, tensors: Tensors, name: str = "model.safetensors") -> None:
     save_file(tensors, folder / name, metadata={"format": "pt"})
 
 
@@ -200,16 +207,16 @@ def _save_legacy(folder: Path, tensors: Tensors) -> None:
     """The tensor names that came from TensorFlow, and the buffer that old versions saved."""
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     renamed = {"bert." + re.sub(r"LayerNorm\.\w+", lambda m: old[m[0]], name): t for name, t in tensors.items()}
-    _save(folder, renamed | {"bert.embeddings.position_ids": np.arange(TOKENS)[None]})
+    save_tensors(folder, renamed | {"bert.embeddings.position_ids": np.arange(TOKENS)[None]})
 
 
 def _save_sharded(folder: Path, tensors: Tensors) -> None:
     shards = {f"model-0000{n + 1}-of-00002.safetensors": sorted(tensors)[n::2] for n in range(2)}
     for shard, names in shards.items():
-        _save(folder, {name: tensors[name] for name in names}, shard)
+        save_tensors(folder, {name: tensors[name] for name in names}, shard)
     weight_map = {name: shard for shard, names in shards.items() for name in names}
     size = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-    _write(folder / "model.safetensors.index.json", {"metadata": size, "weight_map": weight_map})
+    write_json(folder / "model.safetensors.index.json", {"metadata": size, "weight_map": weight_map})
 
 
 # ---- rows
@@ -229,7 +236,7 @@ class Row:
     similarity: str = "cosine"
     lower: bool = False
     missing: str | None = None  # the start of the names of the tensors to leave out
-    save: Callable[[Path, Tensors], None] = _save
+    save: Callable[[Path, Tensors], None] = save_tensors
 
 
 def _modes(*active: str, include_prompt: bool = True) -> Json:
@@ -289,14 +296,18 @@ ROWS = CROSS_ENCODERS | BI_ENCODERS
 
 def build(name: str, folder: Path) -> Path:
     """Write a row's checkpoint into `folder`, which is made if need be and should hold no other row. Returns it."""
+    if name not in ROWS:
+        import more_checkpoints  # imports transformers and this module
+
+        return more_checkpoints.build(name, folder)
     row = ROWS[name]
     stem = re.split("Model|For", row.architecture)[0]
     family = FAMILIES[stem]
     tokenizer = family.tokenizer()
     config = _config(row, family, tokenizer.get_vocab_size())
-    _write(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     tokenizer_config = {"tokenizer_class": f"{stem}Tokenizer", "model_max_length": TOKENS, **family.tokenizer_config}
-    _write(folder / "tokenizer_config.json", tokenizer_config)
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
     tokenizer.save(str(folder / "tokenizer.json"))
     row.save(folder, _tensors(row, family.prefix, config))
     if row.pooling is not None:
@@ -339,13 +350,13 @@ def _write_modules(row: Row, pooling: Json, folder: Path) -> None:
         for n, (step, path) in enumerate(zip(steps, paths, strict=True))
     ]
     extras = {"prompts": row.prompts, "default_prompt_name": None, "similarity_fn_name": row.similarity}
-    _write(folder / "modules.json", modules)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": TOKENS, "do_lower_case": row.lower})
-    _write(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.0.0"}, **extras})
-    _write(folder / "1_Pooling/config.json", pooling)
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": TOKENS, "do_lower_case": row.lower})
+    write_json(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.0.0"}, **extras})
+    write_json(folder / "1_Pooling/config.json", pooling)
     if row.dense is not None:
         sizes = {"in_features": HIDDEN, "out_features": DENSE_OUT, "bias": True}
         activation = {"activation_function": "torch.nn.modules.activation.Tanh"}
-        _write(folder / "2_Dense/config.json", {**sizes, **activation})
+        write_json(folder / "2_Dense/config.json", {**sizes, **activation})
     if row.dense:
-        _save(folder / "2_Dense", _draw(_blocks({"linear": (DENSE_OUT, HIDDEN)})))
+        save_tensors(folder / "2_Dense", _draw(_blocks({"linear": (DENSE_OUT, HIDDEN)})))

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from batchscore.errors import UsageError
-from batchscore.models.configs import FIELDS, load_config
+from batchscore.models.configs import load_config
+from batchscore.models.options import RULES
 from batchscore.resources import find_resource, shipped_files
 
 SHIPPED = shipped_files("configs")
@@ -35,16 +36,36 @@ def test_a_shipped_config_says_something_about_some_models(name: str) -> None:
 
     assert any(shipped == name for _, shipped in MODELS)
     assert settings
-    assert set(settings) <= set(FIELDS)
+    assert set(settings) <= set(RULES)
     assert {source for _, source in settings.values()} == {f"{name}.yaml"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_prompt_ends_where_the_text_can_follow(name: str) -> None:
-    """Models were trained on "query: " with its space; only a Chinese colon needs none."""
+    """Models were trained on "query: " with its space; only a Chinese colon and a tag of Gemma's need none."""
     prompts = [value for key, (value, _) in load_config("none", name).items() if key.endswith("_prompt")]
 
-    assert [prompt for prompt in prompts if not prompt.endswith((" ", "："))] == []
+    assert [prompt for prompt in prompts if not prompt.endswith((" ", "：", "<query>"))] == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_template_that_a_shipped_config_names_ships_too(name: str) -> None:
+    templates = [value for key, (value, _) in load_config("none", name).items() if key == "chat_template"]
+
+    assert set(templates) <= set(shipped_files("templates"))
+
+
+def test_a_template_is_named_by_the_configs_of_the_models_that_need_one() -> None:
+    named = {name: content["chat_template"] for name, content in CONTENTS.items() if "chat_template" in content}
+
+    assert named.items() >= {
+        ("qwen3-reranker", "qwen3-reranker"),
+        ("mxbai-rerank-v2", "mxbai-rerank-v2"),
+        ("bge-reranker-v2-gemma", "bge-reranker-v2-gemma"),
+        ("bge-reranker-v2-minicpm-layerwise", "bge-reranker-v2-gemma"),
+        ("llama-nemotron-rerank", "llama-nemotron-rerank"),
+        ("zerank-2", "zerank-2"),
+    }
 
 
 def test_no_model_is_in_two_files() -> None:
@@ -77,14 +98,38 @@ def test_e5_reads_both_its_prompts() -> None:
 def test_every_field_is_taken_from_a_file_with_the_files_name(tmp_path: Path) -> None:
     values = {
         "score_type": "bi-encoder",
-        "max_length": 32,
+        "convert": "embed",
+        "compat": "vllm",
+        "task": "retrieval",
+        "hf_overrides": {"architectures": ["GteNewModel"], "rope_parameters": {"rope_theta": 5}},
+        "pooler_config": {"pooling_type": "MEAN"},
+        "pooling": "mean_sqrt_len",
+        "use_activation": False,
+        "logit_mean": -2.65,
+        "logit_sigma": 2,
+        "dimensions": 8,
+        "similarity": "dot",
+        "chat_template": "basic",
+        "instruction": "Find it.",
+        "instruct": "Instruct: {instruction}\n",
         "query_prompt": "q: ",
         "document_prompt": "",
-        "similarity": "dot",
+        "query_prompt_name": "query",
+        "document_prompt_name": "passage",
+        "no_prompts": True,
+        "max_length": 32,
+        "max_model_len": 32,
+        "truncate_prompt_tokens": -1,
+        "truncation": "longest-first",
+        "truncation_side": "left",
+        "query_length": 8,
+        "document_length": 16,
+        "max_tokens_per_query": 0,
+        "max_tokens_per_doc": 5,
     }
     path = write(tmp_path / "mine.yaml", yaml.safe_dump(values | {"models": ["a/b"]}))
 
-    assert set(values) == set(FIELDS)
+    assert set(values) == set(RULES)
     assert load_config("c/d", path) == {key: (value, "mine.yaml") for key, value in values.items()}
 
 
@@ -108,7 +153,7 @@ def test_a_file_of_that_name_wins_over_a_shipped_one(tmp_path: Path, monkeypatch
         ("query_promt", "did you mean query_prompt?"),
         ("max_lenght", "did you mean max_length?"),
         ("Similarity", "did you mean similarity?"),
-        ("zzz", "keys: score_type, max_length, query_prompt, document_prompt, similarity"),
+        ("zzz", f"known: {', '.join(RULES)}"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, key: str, hint: str) -> None:

@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModelForSequenceClassification
 
@@ -20,11 +21,12 @@ import checkpoints
 from batchscore.api import Scorer
 from batchscore.errors import BatchscoreError, CheckpointError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.heads import ScoreHead, activate, load_dense, make_activation, value_range
+from batchscore.models.heads import Head, activate, answer_head, load_dense, make_activation, take_head, value_range
 from batchscore.models.load import Loaded, load_model
 from batchscore.models.resolve import resolve
 from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
-from batchscore.models.spec import DenseSpec
+from batchscore.models.spec import DenseSpec, Layer
+from batchscore.models.tokenizer import load_tokenizer
 
 Tiny = Callable[[str], str]
 
@@ -98,7 +100,11 @@ def test_the_range_of_a_score(activation: str, similarity: str, values: str) -> 
 
 def loaded(folder: str, dtype: str = "float32") -> Loaded:
     checkpoint = open_checkpoint(folder)
-    return load_model(checkpoint, resolve(checkpoint, {}), dtype=dtype, device="cpu", attention="sdpa")
+    spec, tokenizer = (
+        resolve(checkpoint, {}),
+        load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False),
+    )
+    return load_model(checkpoint, spec, tokenizer, dtype=dtype, device="cpu", attention="sdpa")
 
 
 def padded(folder: str) -> dict[str, Tensor]:
@@ -114,26 +120,93 @@ def padded(folder: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["bert_ce", "roberta_ce", "xlmr_ce"])
 @torch.inference_mode()
 def test_body_and_score_head_give_the_logits_of_the_whole_model(tiny: Tiny, name: str) -> None:
-    """BERT's pooler is taken off the body and into the head; RoBERTa's head picks the first token itself."""
+    """Their first layer is the pooler of BERT's body, and the first of the two of RoBERTa's classifier."""
     inputs = padded(tiny(name))
     whole = AutoModelForSequenceClassification.from_pretrained(tiny(name)).eval()
     parts = loaded(tiny(name))
 
-    logits = parts.head(parts.body(**inputs).last_hidden_state[:, 0])
+    logits = parts.head(parts.bodies[0](**inputs).last_hidden_state[:, 0])[:, 0]
 
     expected = whole(**inputs).logits[:, 0]
     assert expected.std() > 0.01  # texts do differ
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
 
 
-def test_a_score_head_is_a_float32_copy() -> None:
-    """The body goes on in 16 bits after the head was taken off."""
-    layer = nn.Linear(4, 1)
-    head = ScoreHead([layer])
-    layer.half()
+def test_a_head_is_float32_whatever_its_tensors_are_in() -> None:
+    """A logit rounded to 16 bits has three digits, and near documents would tie."""
+    tensors = {
+        "dense.weight": torch.eye(4).half(),
+        "out.weight": torch.ones(1, 4).half(),
+        "out.bias": torch.ones(1).half(),
+    }
+    head = Head((Layer("dense", "tanh"), Layer("out")), tensors, 1e-5)
 
     assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
-    assert head(torch.zeros(3, 4)).tolist() == pytest.approx([layer.bias.item()] * 3, abs=1e-3)
+    assert head(torch.tensor([[0.1, 0.2, 0.3, 0.4]])).tolist() == [
+        [pytest.approx(1 + np.tanh([0.1, 0.2, 0.3, 0.4]).sum())]
+    ]
+
+
+@torch.inference_mode()
+def test_a_layer_whose_weight_is_a_vector_is_a_layer_norm_with_the_checkpoints_epsilon() -> None:
+    states = torch.tensor([[1.0, 3.0]])
+    tensors = {"norm.weight": torch.tensor([1.0, 2.0])}
+
+    found = Head((Layer("norm"),), tensors, 3.0)(states)
+
+    assert found.tolist() == [pytest.approx([-0.5, 1.0])]  # the deviation is sqrt(1 + 3)
+
+
+def test_a_head_is_taken_from_a_checkpoints_tensors_whatever_its_backbone_is_called() -> None:
+    tensors = {
+        name: torch.zeros(1)
+        for name in ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "x")
+    }
+
+    head = take_head((Layer("pooler.dense", "tanh"), Layer("classifier")), tensors, ("word_embeddings.weight",))
+
+    assert sorted(head) == ["classifier.weight", "pooler.dense.bias", "pooler.dense.weight"]
+    assert list(tensors) == ["x"]
+
+
+def test_a_layer_that_two_tensors_could_be_is_refused() -> None:
+    tensors = {"a.classifier.weight": torch.zeros(1), "b.classifier.weight": torch.zeros(1)}
+
+    with pytest.raises(
+        CheckpointError, match=r"^the head's classifier\.weight could be any of a\.classifier\.weight, b\."
+    ):
+        take_head((Layer("classifier"),), tensors, ("word_embeddings.weight",))
+
+
+def test_a_vocabulary_layer_shares_the_rows_of_the_token_table_and_has_its_bias_beside_it() -> None:
+    """As transformers saves a masked language model: the decoder's weight is tied, its bias one level up."""
+    table, bias = torch.eye(3), torch.ones(3)
+    tensors = {"bert.embeddings.word_embeddings.weight": table, "cls.predictions.bias": bias}
+
+    head = take_head((Layer("cls.predictions.decoder"),), tensors, ("word_embeddings.weight",))
+
+    assert (head["cls.predictions.decoder.weight"] is table, head["cls.predictions.decoder.bias"] is bias) == (
+        True,
+        True,
+    )
+    assert list(tensors) == ["bert.embeddings.word_embeddings.weight"]  # which the body needs too
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "logit"),
+    [("no_post_processing", [[3.0, 4.0]], 11.0), ("from_2_way_softmax", [[1.0, 1.0], [3.0, 4.0]], 8.0)],
+)
+def test_answer_tokens_make_a_head_of_their_rows(method: Any, rows: list[list[float]], logit: float) -> None:
+    """[true], or [false, true]: the sigmoid of a difference of logits is the softmax over the two."""
+    assert answer_head(torch.tensor(rows), method)(torch.tensor([[1.0, 2.0]])).tolist() == [[logit]]
+
+
+def test_answer_rows_are_subtracted_in_float32() -> None:
+    """In bfloat16 1.0 and 1.00390625 are neighbours, and a row of near numbers would cancel to steps of that."""
+    rows = torch.tensor([[1.0], [1.0078125]]).bfloat16()
+
+    assert answer_head(rows, "from_2_way_softmax").weight.tolist() == [[0.0078125]]
+    assert answer_head(rows, "from_2_way_softmax").weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["bert_ce", "roberta_ce"])
@@ -146,7 +219,7 @@ def test_the_head_of_a_16_bit_body_has_the_files_weights(tiny: Tiny, name: str) 
 
 
 def test_a_classifier_without_its_weights_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks classifier\.bias, classifier\.weight"):
+    with pytest.raises(CheckpointError, match=r"has no score head: classifier\.weight is not among its weights"):
         loaded(tiny("bert_ce_headless"))
 
 
@@ -159,7 +232,7 @@ def dense(folder: Path, name: str, activation: str, weights: dict[str, np.ndarra
     save_file(weights, folder / name / "model.safetensors")
     rows, columns = weights["linear.weight"].shape
     sizes = {"in_features": columns, "out_features": rows, **sizes}
-    return DenseSpec(name, **sizes, bias="linear.bias" in weights, activation=activation)
+    return DenseSpec(name, **sizes, activation=activation)
 
 
 def matrix(*rows: list[float]) -> np.ndarray:
@@ -171,7 +244,7 @@ def test_dense_modules_are_applied_one_after_the_other(tmp_path: Path) -> None:
     second = {"linear.weight": matrix([1, 1, 1])}
     specs = [dense(tmp_path, "2_Dense", "torch.nn.ReLU", first), dense(tmp_path, "3_Dense", IDENTITY, second)]
 
-    chain = load_dense(Checkpoint("tiny", tmp_path), specs)
+    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), specs)
 
     # [1, 2] -> [1, 4, 0] -> 5; [-1, 5] -> [-1, 10, 1] -> relu -> 11
     assert chain(torch.tensor([[1.0, 2.0], [-1.0, 5.0]])).tolist() == [[5], [11]]
@@ -193,7 +266,7 @@ def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> N
     (tmp_path / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.tensor([[0.5, 2]]).half()}, tmp_path / "2_Dense" / "pytorch_model.bin")
 
-    chain = load_dense(Checkpoint("tiny", tmp_path), [DenseSpec("2_Dense", 2, 1, False, TANH)])
+    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), [DenseSpec("2_Dense", 2, 1, TANH)])
 
     assert chain(torch.tensor([[2.0, -0.25]])).tolist() == [[pytest.approx(np.tanh(0.5))]]
 
@@ -201,7 +274,7 @@ def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> N
 def test_no_dense_modules_change_nothing(tmp_path: Path) -> None:
     vectors = torch.tensor([[1.0, -2.0]])
 
-    assert load_dense(Checkpoint("tiny", tmp_path), [])(vectors).tolist() == [[1, -2]]
+    assert load_dense(Checkpoint("tiny", tmp_path, tmp_path), [])(vectors).tolist() == [[1, -2]]
 
 
 @pytest.mark.parametrize("wrong", [{"in_features": 3}, {"out_features": 5}], ids=str)
@@ -209,22 +282,38 @@ def test_dense_weights_of_other_sizes_are_refused(tmp_path: Path, wrong: dict[st
     spec = dense(tmp_path, "2_Dense", TANH, {"linear.weight": matrix([1, 0], [0, 1])}, **wrong)
 
     with pytest.raises(CheckpointError, match=r"^tiny: weights of module '2_Dense' do not fit its config\.json: "):
-        load_dense(Checkpoint("tiny", tmp_path), [spec])
+        load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_bias_that_is_missing_or_unread_is_refused(tmp_path: Path, bias: bool) -> None:
-    weights = {"linear.weight": matrix([1, 0])} | ({} if bias else {"linear.bias": np.zeros(1, np.float32)})
-    dense(tmp_path, "2_Dense", TANH, weights)
+def test_a_dense_bias_that_the_config_promises_and_the_file_lacks_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """sentence-transformers loads a Dense module strictly; a missing weight is an error, never a zero."""
+    folder = Path(shutil.copytree(tiny("bert_dense"), tmp_path / "copy"))
+    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    save_file({"linear.weight": weights["linear.weight"]}, folder / "2_Dense" / "model.safetensors")
+    assert json.loads((folder / "2_Dense" / "config.json").read_text("utf-8"))["bias"]
+
+    with pytest.raises(CheckpointError, match="2_Dense"):
+        Scorer(str(folder), device="cpu", dtype="float32")
+
+
+def test_a_dense_bias_is_used_where_the_file_has_one(tmp_path: Path) -> None:
+    weights = {"linear.weight": matrix([1, 0]), "linear.bias": np.array([5], np.float32)}
+    spec = dense(tmp_path, "2_Dense", IDENTITY, weights)
+
+    assert load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])(torch.tensor([[2.0, 3.0]])).tolist() == [[7]]
+
+
+def test_a_dense_tensor_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    spec = dense(tmp_path, "2_Dense", TANH, {"linear.weight": matrix([1, 0]), "linear.scale": np.zeros(1, np.float32)})
 
     with pytest.raises(CheckpointError, match="'2_Dense' do not fit"):
-        load_dense(Checkpoint("tiny", tmp_path), [DenseSpec("2_Dense", 2, 1, bias, TANH)])
+        load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])
 
 
 def test_a_dense_module_without_weights_is_refused(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("bert_missing_dense"))
 
-    with pytest.raises(CheckpointError, match=r"module '2_Dense' of modules\.json has no weights") as caught:
+    with pytest.raises(CheckpointError, match=r"module '2_Dense' has no weights") as caught:
         load_dense(checkpoint, resolve(checkpoint, {}).dense)
 
     assert caught.value.hint == "expected model.safetensors or pytorch_model.bin in 2_Dense/"

@@ -25,7 +25,8 @@ ALLOWED = {
     "pipeline": BASE | {"api"},
     "jobs": BASE | {"api", "io", "pipeline", "ranking"},
     "plan": BASE | {"api", "models"},
-    "cli": BASE | {"api", "io", "jobs", "pipeline", "plan", ""},
+    "inspection": BASE | {"models", "runners"},
+    "cli": BASE | {"api", "inspection", "io", "jobs", "pipeline", "plan", ""},
     "": {"api"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
@@ -73,7 +74,21 @@ def test_every_layer_is_in_the_table() -> None:
     assert {layer_of(path) for path in FILES} == ALLOWED.keys()
 
 
-@pytest.mark.parametrize("command", [["--help"], ["score", "--help"], ["rerank", "--help"], ["--version"]])
+def test_what_a_model_means_is_decided_without_torch() -> None:
+    """A wrong option or a template with a syntax error is refused before the seconds that torch takes to load."""
+    code = (
+        "import sys, batchscore.models.door, batchscore.models.rendered, batchscore.models.templates\n"
+        "print(sorted({'torch', 'transformers', 'pyarrow', 'datasets'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout == "[]\n"
+
+
+COMMANDS = ["score", "rerank", "inspect", "models"]
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom batchscore.cli.main import app\n"

@@ -74,7 +74,7 @@ OWN_CASES = {"qwen3_orig": ["instruction"]}
 # the reference cuts the end of the prompt, where the answer is read; batchscore never does
 CUT_PROMPT = ("zerank2", "trunc")
 NOT_IN_VLLM = {"deberta_v2", "distilbert", "gemma2_lightweight", "minicpm_layerwise"}
-# vLLM's own result is wrong: NaN for electra, and for ernie it leaves out the embedding of the task type
+# what vLLM itself gives is no target: NaN for electra, logits 3 to 6 away from Hugging Face's for ernie
 WRONG_IN_VLLM = {"electra", "ernie"}
 LAYERS = {"gemma2_lightweight": [2, 3, 4], "minicpm_layerwise": [2, 4, 6]}
 
@@ -84,9 +84,7 @@ VLLM = {"compat": "vllm"}
 
 def cases_of(rows: Sequence[str]) -> list[Any]:
     """A parameter (row, case) for each case of each row."""
-    return [
-        pytest.param(row, case, id=f"{row}-{case}") for row in rows for case in [*CASES, *OWN_CASES.get(row, [])]
-    ]
+    return [pytest.param(row, case, id=f"{row}-{case}") for row in rows for case in [*CASES, *OWN_CASES.get(row, [])]]
 
 
 FAITHFUL_CASES = [case for case in cases_of(CROSS_ENCODERS) if case.values != CUT_PROMPT]
@@ -409,7 +407,8 @@ def test_the_command_scores_as_the_official_library_of_a_cross_encoder(row: str)
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("family", "row"),
-    [pytest.param(family, row, id=f"{family}-{row}") for family in ("li", "bi") for row in TEXT[family][:29]],
+    [pytest.param("li", row, id=f"li-{row}") for row in LATE_INTERACTION]
+    + [pytest.param("bi", row, id=f"bi-{row}") for row in BI_ENCODERS],
 )
 def test_the_command_scores_as_the_reference_of_vectors(family: str, row: str) -> None:
     queries, documents = texts_of(family, row)
@@ -418,10 +417,15 @@ def test_the_command_scores_as_the_reference_of_vectors(family: str, row: str) -
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("nested", [True, False], ids=["nested", "long"])
 @pytest.mark.parametrize("row", LISTWISE)
-def test_the_command_ranks_lists_as_the_official_library_of_a_listwise_reranker(row: str) -> None:
+def test_the_command_ranks_lists_as_the_official_library_of_a_listwise_reranker(row: str, nested: bool) -> None:
     lists = [each for each in read(f"ce/expected/{row}.json")["lists"] if not own_options(each)]
     rows = [{"id": each["id"], "query": each["query"], "documents": each["documents"]} for each in lists]
+    if not nested:
+        rows = [
+            {"id": each["id"], "query": each["query"], "document": text} for each in rows for text in each["documents"]
+        ]
     out = run("rerank", "ce", row, rows, "--query-id-column", "id")
     found = {(each["id"], each["index"]): each["relevance_score"] for each in out}
     expected = {(each["id"], place): score for each in lists for place, score in enumerate(each["scores"])}

@@ -15,7 +15,8 @@ import checkpoints
 from batchscore.api import Scorer
 from batchscore.errors import BatchscoreError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.prompts import cut_document_first, cut_longest_first, pair_work, text_work
+from batchscore.models.cuts import cut_document_first, cut_longest_first
+from batchscore.models.prompts import pair_work, text_work
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import TextTokenizer, load_tokenizer, num_specials
@@ -31,7 +32,10 @@ LENGTHS = np.arange(10)
 
 def opened(tiny: Tiny, name: str, **changes: Any) -> tuple[TextTokenizer, ModelSpec]:
     checkpoint: Checkpoint = open_checkpoint(tiny(name))
-    return load_tokenizer(checkpoint, False), replace(resolve(checkpoint, {}), **changes)
+    spec = replace(resolve(checkpoint, {}), **changes)
+    if "max_length" in changes:  # what --max-length does
+        spec = replace(spec, query_length=spec.max_length, document_length=spec.max_length)
+    return load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=spec.restore_specials), spec
 
 
 def own(tiny: Tiny, name: str) -> Tokenizer:
@@ -114,14 +118,14 @@ def test_a_pair_is_truncated_as_the_tokenizers_library_does(
 ) -> None:
     """With an even number of tokens to share: see the next test for the odd one."""
     tokenizer, spec = opened(tiny, name)
-    spec = replace(spec, max_length=40 + num_specials(tokenizer.pair))
+    spec = replace(spec, max_length=40 + num_specials(tokenizer.pair), truncation=truncation)
     short = [query for query in QUERIES if len(tokenizer.tokenize([query], 999)[0].ids) < 40]
     queries = short if strategy else QUERIES  # only_second fails where the query alone is too long
     rows = [(query, document) for query in queries for document in DOCUMENTS[:9]]
     reference = own(tiny, name)
     reference.enable_truncation(spec.max_length, strategy=strategy or "longest_first")
 
-    work = pair_work(tokenizer, spec, pairs([q for q, _ in rows], [d for _, d in rows]), truncation)
+    work = pair_work(tokenizer, spec, pairs([q for q, _ in rows], [d for _, d in rows]))
 
     sequences = lists(work.items)
     assert [sequences[item] for item in work.right] == [e.ids for e in reference.encode_batch(rows)]
@@ -135,19 +139,16 @@ def test_a_pair_is_truncated_as_the_tokenizers_library_does(
         (100, 20),
         (70, 100),
         (80, 80),
-        pytest.param(
-            100,
-            70,
-        ),
+        (100, 70),
     ],
 )
 def test_the_odd_token_goes_to_the_longer_side(tiny: Tiny, query: int, document: int) -> None:
     """61 tokens to share; the tokenizers library gives the 61st to the side that was longer before the cut."""
-    tokenizer, spec = opened(tiny, "bert_ce")
+    tokenizer, spec = opened(tiny, "bert_ce", truncation="longest-first")
     reference = own(tiny, "bert_ce")
     reference.enable_truncation(spec.max_length)
 
-    work = pair_work(tokenizer, spec, pairs([cats(query)], [cats(document)]), "longest-first")
+    work = pair_work(tokenizer, spec, pairs([cats(query)], [cats(document)]))
 
     encoding = reference.encode(cats(query), cats(document))
     assert work.items.types is not None
@@ -167,7 +168,7 @@ def test_the_odd_token_goes_to_the_longer_side(tiny: Tiny, query: int, document:
 def test_specials_survive_at_every_length(tiny: Tiny, max_length: int, ids: str, cut: str) -> None:
     tokenizer, spec = opened(tiny, "bert_ce", max_length=max_length)
 
-    work = pair_work(tokenizer, spec, pairs(["cat dog"], ["red green blue"]), "document-first")
+    work = pair_work(tokenizer, spec, pairs(["cat dog"], ["red green blue"]))
 
     vocab = own(tiny, "bert_ce").get_vocab()
     assert lists(work.items) == [[vocab[token] for token in ids.split()]]
@@ -186,10 +187,10 @@ def test_a_max_length_without_room_for_text_is_refused_with_a_message(tiny: Tiny
 
 
 def test_longest_first_says_which_sides_were_cut(tiny: Tiny) -> None:
-    tokenizer, spec = opened(tiny, "bert_ce", max_length=13)  # 10 tokens of text
+    tokenizer, spec = opened(tiny, "bert_ce", max_length=13, truncation="longest-first")  # 10 tokens of text
     rows = [(5, 5), (9, 2), (2, 9), (9, 9), (5, 6)]
 
-    work = pair_work(tokenizer, spec, pairs([cats(q) for q, _ in rows], [cats(d) for _, d in rows]), "longest-first")
+    work = pair_work(tokenizer, spec, pairs([cats(q) for q, _ in rows], [cats(d) for _, d in rows]))
 
     assert cuts(work) == ["none", "query", "document", "both", "document"]
 
@@ -198,7 +199,7 @@ def test_equal_pairs_are_one_sequence(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_ce")
     rows = [("cat", "dog"), ("cat", "bird"), ("dog", "cat"), ("cat", "dog"), ("dog", "cat")]
 
-    work = pair_work(tokenizer, spec, pairs([q for q, _ in rows], [d for _, d in rows]), "document-first")
+    work = pair_work(tokenizer, spec, pairs([q for q, _ in rows], [d for _, d in rows]))
 
     assert len(work.items) == 3
     assert (work.held, work.left.tolist()) == (0, work.right.tolist())
@@ -208,7 +209,7 @@ def test_equal_pairs_are_one_sequence(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("name", "typed"), [("bert_ce", True), ("roberta_ce", False), ("xlmr_ce", False)])
 def test_only_a_model_with_two_segments_reads_token_types(tiny: Tiny, name: str, typed: bool) -> None:
-    work = pair_work(*opened(tiny, name), pairs(["cat"], ["dog"]), "document-first")
+    work = pair_work(*opened(tiny, name), pairs(["cat"], ["dog"]))
 
     assert (work.items.types is not None) == typed
 
@@ -216,7 +217,7 @@ def test_only_a_model_with_two_segments_reads_token_types(tiny: Tiny, name: str,
 def test_a_cross_encoder_lowers_the_case_where_the_checkpoint_says_so(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "xlmr_ce", lower_case=True)
 
-    work = pair_work(tokenizer, spec, pairs(["CAT"], ["The Dog"]), "document-first")
+    work = pair_work(tokenizer, spec, pairs(["CAT"], ["The Dog"]))
 
     assert lists(work.items) == [own(tiny, "xlmr_ce").encode("cat", "the dog").ids]
 
@@ -230,7 +231,7 @@ def test_a_text_is_its_prompt_and_itself_truncated_as_the_tokenizers_library_doe
     reference = own(tiny, name)
     reference.enable_truncation(20)
 
-    work = text_work(tokenizer, spec, pairs(QUERIES, DOCUMENTS), "document-first")
+    work = text_work(tokenizer, spec, pairs(QUERIES, DOCUMENTS))
 
     sequences = lists(work.items)
     assert [sequences[i] for i in work.left] == [e.ids for e in reference.encode_batch([f"find: {q}" for q in QUERIES])]
@@ -242,7 +243,7 @@ def test_a_text_is_its_prompt_and_itself_truncated_as_the_tokenizers_library_doe
 def test_distinct_queries_come_first_and_are_held(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_mean", query_prompt="")
 
-    work = text_work(tokenizer, spec, pairs(["cat", "cat", "dog", "cat"], ["a", "b", "a", "cat"]), "document-first")
+    work = text_work(tokenizer, spec, pairs(["cat", "cat", "dog", "cat"], ["a", "b", "a", "cat"]))
 
     assert (len(work.items), work.held) == (2 + 3, 2)
     assert (work.left.tolist(), work.right.tolist()) == ([0, 0, 1, 0], [2, 3, 2, 4])
@@ -254,14 +255,14 @@ def test_a_row_is_cut_where_its_own_texts_are(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_mean", max_length=6, query_prompt="")
     long, fits = cats(5), cats(4)
 
-    work = text_work(tokenizer, spec, pairs([fits, long, fits, long], [fits, fits, long, long]), "document-first")
+    work = text_work(tokenizer, spec, pairs([fits, long, fits, long], [fits, fits, long, long]))
 
     assert cuts(work) == ["none", "query", "document", "both"]
     assert work.items.lengths.max() == 6
 
 
 def test_a_single_sequence_keeps_its_specials_when_little_else_fits(tiny: Tiny) -> None:
-    work = text_work(*opened(tiny, "bert_plain", max_length=3), pairs(["cat dog"], [""]), "document-first")
+    work = text_work(*opened(tiny, "bert_plain", max_length=3), pairs(["cat dog"], [""]))
 
     cls, sep, cat = 2, 3, own(tiny, "bert_plain").get_vocab()["cat"]
     assert lists(work.items) == [[cls, cat, sep], [cls, sep]]
@@ -270,7 +271,7 @@ def test_a_single_sequence_keeps_its_specials_when_little_else_fits(tiny: Tiny) 
 def test_case_is_lowered_prompt_and_all(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "xlmr_lower", query_prompt="QUERY: ")
 
-    work = text_work(tokenizer, spec, pairs(["The Cat"], ["DOG"]), "document-first")
+    work = text_work(tokenizer, spec, pairs(["The Cat"], ["DOG"]))
 
     reference = own(tiny, "xlmr_lower")
     assert lists(work.items) == [reference.encode("query: the cat").ids, reference.encode("dog").ids]
@@ -281,14 +282,14 @@ def test_case_is_lowered_prompt_and_all(tiny: Tiny) -> None:
 
 
 def test_every_token_counts_where_the_checkpoint_includes_prompts(tiny: Tiny) -> None:
-    assert text_work(*opened(tiny, "bert_mean"), pairs(["cat"], ["dog"]), "document-first").items.keep is None
+    assert text_work(*opened(tiny, "bert_mean"), pairs(["cat"], ["dog"])).items.keep is None
 
 
 def test_a_prompt_left_out_takes_the_first_special_with_it(tiny: Tiny) -> None:
     """As sentence-transformers counts it: the length of the encoded prompt without its last special token."""
     tokenizer, spec = opened(tiny, "bert_no_prompt_pooling", document_prompt="")
 
-    work = text_work(tokenizer, spec, pairs(["cat dog", ""], ["bird", "bird"]), "document-first")
+    work = text_work(tokenizer, spec, pairs(["cat dog", ""], ["bird", "bird"]))
 
     assert spec.query_prompt == "search: "  # 2 tokens
     assert work.items.keep is not None
@@ -299,7 +300,7 @@ def test_a_prompt_left_out_takes_the_first_special_with_it(tiny: Tiny) -> None:
 def test_each_side_leaves_out_its_own_prompt(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_no_prompt_pooling")
 
-    work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]), "document-first")
+    work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]))
 
     prompts = [len(tokenizer.tokenize([prompt], 99)[0].ids) for prompt in (spec.query_prompt, spec.document_prompt)]
     assert prompts[0] != prompts[1]
@@ -312,7 +313,7 @@ def test_a_prompt_is_measured_in_the_case_it_is_read_in(tiny: Tiny) -> None:
     """xlmr_lower has words in lower case only: in capitals the same prompt would be more tokens."""
     tokenizer, spec = opened(tiny, "xlmr_lower", include_prompt=False, query_prompt="THE QUERY ")
 
-    work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]), "document-first")
+    work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]))
 
     assert work.items.keep is not None
     assert work.items.keep[: work.items.lengths[0]].tolist() == [False, False, False, True, True]
@@ -322,7 +323,7 @@ def test_a_prompt_that_fills_max_length_is_refused(tiny: Tiny) -> None:
     tokenizer, spec = opened(tiny, "bert_no_prompt_pooling", max_length=3, document_prompt="")
 
     with pytest.raises(UsageError, match="leaves no room for text in max_length 3"):
-        text_work(tokenizer, spec, pairs(["cat"], ["dog"]), "document-first")
+        text_work(tokenizer, spec, pairs(["cat"], ["dog"]))
 
 
 # ---- truncation "error"
@@ -335,7 +336,7 @@ def test_a_prompt_that_fills_max_length_is_refused(tiny: Tiny) -> None:
 def test_what_fits_exactly_is_not_refused(tiny: Tiny, name: str, query: int, document: int) -> None:
     make = pair_work if name == "bert_ce" else text_work
 
-    work = make(*opened(tiny, name), pairs([cats(query)], [cats(document)]), "error")
+    work = make(*opened(tiny, name, truncation="error"), pairs([cats(query)], [cats(document)]))
 
     assert (set(work.items.lengths.tolist()), cuts(work)) == ({64}, ["none"])
 
@@ -349,19 +350,17 @@ LONG = cats(100)
         ("bert_ce", ["a", "b", "a", "b"], ["c", "c", LONG, LONG], 2),
         ("bert_ce", ["b", "a", "b"], ["c", LONG, LONG], 1),  # rows, not distinct pairs, which go by query
         ("bert_ce", [cats(40), cats(40)], [cats(21), cats(22)], 1),  # neither side alone is too long
-        pytest.param(
-            *("bert_mean", ["a", "b", "a", LONG], ["c", LONG, "c", "d"], 1),
-        ),
+        ("bert_mean", ["a", "b", "a", LONG], ["c", LONG, "c", "d"], 1),
         ("bert_mean", ["a", LONG, "a", LONG], ["c", "c", "c", "d"], 1),
     ],
 )
 def test_error_names_the_first_row_that_is_too_long(
     tiny: Tiny, name: str, queries: list[str], documents: list[str], row: int
 ) -> None:
-    tokenizer, spec = opened(tiny, name)
+    tokenizer, spec = opened(tiny, name, truncation="error")
     make = pair_work if name == "bert_ce" else text_work
 
     with pytest.raises(RowError, match="^longer than max_length 64 tokens\nhint: pass --truncation") as caught:
-        make(tokenizer, spec, pairs(queries, documents), "error")
+        make(tokenizer, spec, pairs(queries, documents))
 
     assert (caught.value.row, caught.value.cause) == (row, InputError)

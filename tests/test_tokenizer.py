@@ -17,7 +17,8 @@ import checkpoints
 from batchscore.errors import CheckpointError
 from batchscore.models import tokenizer as tokenizer_module
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.tokenizer import Pattern, TextTokenizer, assemble, load_tokenizer, num_specials
+from batchscore.models.resolve import resolve
+from batchscore.models.tokenizer import Pattern, Special, TextTokenizer, assemble, load_tokenizer, num_specials
 from batchscore.types import Items
 
 Tiny = Callable[[str], str]
@@ -29,8 +30,10 @@ QUERIES, DOCUMENTS = checkpoints.pairs(12)
 TEXTS = [*SPECIAL_TEXTS, *ODD_TEXTS, *QUERIES, *DOCUMENTS]
 
 
-def load(folder: str | Path) -> TextTokenizer:
-    return load_tokenizer(Checkpoint("tiny", Path(folder)), trust_remote_code=False)
+def load(folder: str | Path, *, restore_specials: bool = False) -> TextTokenizer:
+    folder = Path(folder)
+    checkpoint = Checkpoint("tiny", folder, folder)
+    return load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=restore_specials)
 
 
 def reference(folder: str | Path) -> Tokenizer:
@@ -129,6 +132,72 @@ def test_a_text_is_its_first_max_tokens(tiny: Tiny, max_tokens: int) -> None:
     assert short.ids.tolist() == sum((ids_of(tokenizer, text)[:max_tokens] for text in TEXTS), [])
 
 
+@pytest.mark.parametrize("max_tokens", [1, 5])
+def test_or_its_last_where_the_start_gives_way(tiny: Tiny, max_tokens: int) -> None:
+    tokenizer = load(tiny("roberta_mean"))
+
+    short, full = tokenizer.tokenize(TEXTS, max_tokens, keep_end=True)
+
+    whole = [ids_of(tokenizer, text) for text in TEXTS]
+    assert short.ids.tolist() == sum((ids[-max_tokens:] for ids in whole), [])
+    assert full.tolist() == [len(ids) for ids in whole]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("max_tokens", [1, 2, 7])
+def test_a_shortened_text_is_a_start_of_it_that_has_so_many_tokens(tiny: Tiny, name: str, max_tokens: int) -> None:
+    tokenizer = load(tiny(name))
+    for text in TEXTS:
+        short = tokenizer.shorten(text, max_tokens)
+
+        assert text.startswith(short)
+        assert len(ids_of(tokenizer, short)) <= max_tokens
+        if len(ids_of(tokenizer, text)) <= max_tokens:
+            assert short == text
+
+
+def test_shortening_keeps_every_whole_token_that_fits(tiny: Tiny) -> None:
+    tokenizer = load(tiny("bert_mean"))
+
+    assert [tokenizer.shorten("the cat, dog bird", n) for n in range(6)] == [
+        "",
+        "the",
+        "the cat",
+        "the cat,",
+        "the cat, dog",
+        "the cat, dog bird",
+    ]
+
+
+def test_shortening_never_halves_a_character_of_several_tokens(tiny: Tiny) -> None:
+    """RoBERTa has a token for each byte, and all four of an emoji's end where it ends."""
+    tokenizer = load(tiny("roberta_mean"))
+
+    assert [tokenizer.shorten("a🙂b", n) for n in range(7)] == ["", "a", "a", "a", "a", "a🙂", "a🙂b"]
+
+
+def test_spans_say_which_characters_a_token_stands_for(tiny: Tiny) -> None:
+    tokenizer, text = load(tiny("bert_mean")), "The Zürich cats, 東京"
+
+    ids, spans = tokenizer.spans(text)
+
+    assert ids.tolist() == ids_of(tokenizer, text)
+    words_of = [text[start:stop] for start, stop in spans]
+    assert words_of[:1] + words_of[-4:] == ["The", "s", ",", "東", "京"]
+
+
+def test_ids_are_described_as_the_vocabulary_writes_them(tiny: Tiny) -> None:
+    tokenizer = load(tiny("bert_mean"))
+
+    assert tokenizer.describe([2, *ids_of(tokenizer, "cats"), 3, 99_999]) == [
+        "[CLS]",
+        "cat",
+        "##s",
+        "[SEP]",
+        "<99999?>",
+    ]
+
+
 def test_no_texts_are_no_sequences(tiny: Tiny) -> None:
     items = load(tiny("bert_mean")).tokenize([], 5)[0]
 
@@ -214,12 +283,19 @@ def words(single: str, pair: str) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize(
-    ("single", "pair"), [("$A [SEP] $A", "$A [SEP] $B"), ("$A [SEP]", "$A [SEP] $B $A")], ids=["single", "pair"]
-)
-def test_a_tokenizer_that_repeats_a_text_is_refused(single: str, pair: str) -> None:
+def test_a_tokenizer_that_repeats_a_text_is_refused() -> None:
     with pytest.raises(CheckpointError, match="^repeater: its tokenizer does not put fixed tokens around its texts"):
-        TextTokenizer(words(single, pair), "repeater")
+        TextTokenizer(words("$A [SEP] $A", "$A [SEP] $B"), "repeater")
+
+
+def test_a_tokenizer_that_repeats_a_text_of_a_pair_is_refused_where_pairs_are_read() -> None:
+    """A bi-encoder, or a prompt made by a template, never asks for the pattern of two texts."""
+    tokenizer = TextTokenizer(words("$A [SEP]", "$A [SEP] $B $A"), "repeater")
+
+    assert sequences(tokenizer, tokenizer.single, ["a b"]) == [([2, 3, 1], [0, 0, 0])]
+    with pytest.raises(CheckpointError, match="^repeater: its tokenizer does not put fixed tokens around") as caught:
+        _ = tokenizer.pair
+    assert caught.value.hint == "pass --chat-template with a prompt for a pair"
 
 
 def test_a_tokenizer_that_puts_the_document_first_is_read_as_it_is() -> None:
@@ -233,3 +309,68 @@ def test_a_tokenizer_without_specials_joins_the_texts() -> None:
 
     assert num_specials(tokenizer.pair) == 0
     assert sequences(tokenizer, tokenizer.pair, ["a b"], ["b"]) == [([2, 3, 3], [0, 0, 1])]
+
+
+# ---- special tokens that tokenizer.json forgot
+
+BARE = {"bos_token": "[BOS]", "eos_token": {"content": "[EOS]", "special": True}}
+BOS, EOS, A = 1, 2, 3
+
+
+def bare(template: str = "$A") -> Tokenizer:
+    """A word tokenizer with a BOS and an EOS in its vocabulary."""
+    vocab = {"[UNK]": 0, "[BOS]": BOS, "[EOS]": EOS, "a": A}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(template, "$A $B", [("[BOS]", BOS), ("[EOS]", EOS)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "ids"),
+    [
+        ("$A", {}, [A]),
+        ("$A", {"add_bos_token": True}, [BOS, A]),
+        ("$A", {"add_eos_token": True}, [A, EOS]),
+        ("$A", {"add_bos_token": True, "add_eos_token": True}, [BOS, A, EOS]),
+        ("$A", {"add_bos_token": False, "add_eos_token": False}, [A]),
+        ("[BOS] $A", {"add_bos_token": True, "add_eos_token": True}, [BOS, A, EOS]),  # what is there is not doubled
+        ("[BOS] $A [EOS]", {"add_bos_token": True, "add_eos_token": True}, [BOS, A, EOS]),
+        ("$A", {"add_bos_token": True, "bos_token": None}, [A]),
+        ("$A", {"add_eos_token": True, "eos_token": "[GONE]"}, [A]),  # named, and not in the vocabulary
+    ],
+)
+def test_lost_bos_and_eos_are_restored_as_tokenizer_config_asks(
+    template: str, asked: dict[str, Any], ids: list[int]
+) -> None:
+    tokenizer = TextTokenizer(bare(template), "bare", BARE | asked, restore_specials=True)
+
+    assert sequences(tokenizer, tokenizer.single, ["a"])[0][0] == ids
+
+
+def test_lost_specials_stay_lost_unless_they_are_asked_for() -> None:
+    """vLLM reads tokenizer.json alone, and a reranker's template has its own."""
+    tokenizer = TextTokenizer(bare(), "bare", BARE | {"add_bos_token": True, "add_eos_token": True})
+
+    assert sequences(tokenizer, tokenizer.single, ["a"])[0][0] == [A]
+
+
+def test_an_embedding_model_has_its_lost_eos_restored_and_a_reranker_does_not(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("bert_mean"), tmp_path, add_eos_token=True, eos_token="[MASK]")
+
+    last = [load(folder, restore_specials=asked).single[-1] for asked in (True, False)]
+
+    assert last == [Special(4, 0), Special(3, 0)]  # behind [SEP], or that
+    assert resolve(Checkpoint("tiny", folder, folder), {}).restore_specials
+    assert not resolve(Checkpoint("tiny", folder, folder), {"compat": ("vllm", "--compat")}).restore_specials
+    reranker = Path(tiny("bert_ce"))
+    assert not resolve(Checkpoint("tiny", reranker, reranker), {}).restore_specials
+
+
+def test_special_tokens_are_named_as_tokenizer_config_names_them() -> None:
+    tokenizer = TextTokenizer(bare(), "bare", BARE | {"pad_token": None, "model_max_length": 5, "mask_token": "[GONE]"})
+
+    assert tokenizer.specials() == {"bos_token": "[BOS]", "eos_token": "[EOS]", "mask_token": "[GONE]"}
+    assert tokenizer.named("mask_token", "pad_token", "eos_token", "bos_token") == EOS  # the first that is there
+    assert tokenizer.named("mask_token", "cls_token") is None
+    assert (tokenizer.token_id("a"), tokenizer.token_id("b")) == (A, None)

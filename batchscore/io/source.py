@@ -43,6 +43,24 @@ class Chunk:
             row -= len(block)
         return self.blocks[-1].file
 
+    def joined(self, following: Chunk) -> Chunk:
+        """Both windows as one."""
+        table = pa.concat_tables([self.table, following.table], promote_options="permissive")
+        return Chunk(table, (*self.blocks, *following.blocks), following.fraction)
+
+    def split(self, row: int) -> tuple[Chunk, Chunk]:
+        """(the rows before `row`, the others)."""
+        before, after, start = [], [], 0
+        for block in self.blocks:
+            cut = min(max(row - start, 0), len(block))
+            before.append(block.slice(0, cut))
+            after.append(block.slice(cut, len(block) - cut))
+            start += len(block)
+        return (
+            Chunk(self.table.slice(0, row), tuple(before), self.fraction),
+            Chunk(self.table.slice(row), tuple(after), self.fraction),
+        )
+
 
 @dataclass(frozen=True)
 class Source:

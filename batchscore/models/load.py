@@ -29,7 +29,7 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import TextTokenizer
 
 # buffers old files carry, and heads for other tasks that a body does not read
-_UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|vocab_)")
+_UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)")
 _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
 _OURS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
 _OURS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
@@ -237,8 +237,9 @@ def _quiet() -> Iterator[None]:
 
 def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: ModelSpec, row: Row) -> None:
     needed = [key for key in missing if not _NOT_NEEDED.search(key)]
-    allowed = re.compile(row.unread) if row.unread else None
-    unread = [key for key in unexpected if not (_UNREAD.search(key) or (allowed and allowed.search(key)))]
+    others = [] if spec.head else [re.escape(layer.name) for layer in (*row.head, *row.mlm_head)]
+    allowed = re.compile("|".join([_UNREAD.pattern, *others, *([row.unread] if row.unread else [])]))
+    unread = [key for key in unexpected if not allowed.search(key)]
     for what, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

@@ -81,6 +81,9 @@ def read_values(options: Options) -> dict[str, Sourced]:
     Raises:
         UsageError: a value that its option cannot take.
     """
+    for name in options:
+        if name not in RULES:
+            raise UsageError(f"unknown option {name!r}", hint=nearest(name, RULES))
     read = {name: (_read(name, value), source) for name, (value, source) in options.items()}
     for name, (value, source) in read.items():
         is_valid, demand = RULES[name]

@@ -65,14 +65,18 @@ def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
 def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
     """(the pairs with their texts cut to max_tokens_per_query and max_tokens_per_doc, cut bits of each row)."""
     cut = np.zeros(len(pairs), np.uint8)
+    if not (spec.max_tokens_per_query or spec.max_tokens_per_doc):
+        return pairs, cut
     sides = []
     for texts, limit, bit in (
         (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
         (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
     ):
-        values = [tokenizer.shorten(text, limit) for text in texts.values] if limit else texts.values
-        was_cut = np.array([len(new) < len(old) for new, old in zip(values, texts.values, strict=True)], bool)
-        cut |= (bit * was_cut[texts.codes]).astype(np.uint8)
+        values = list(texts.values)
+        long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
+        for place in np.flatnonzero(long).tolist():
+            values[place] = tokenizer.shorten(values[place], limit)
+        cut |= (bit * long[texts.codes]).astype(np.uint8)
         sides.append(Texts(values, texts.codes))
     return replace(pairs, queries=sides[0], documents=sides[1]), cut
 

@@ -7,7 +7,6 @@ from. The model's name is never looked at.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from batchscore.models import sentence_files as files
 from batchscore.models.arch import ARCHITECTURES, row_of
 from batchscore.models.arch.row import Json, Row
 from batchscore.models.checkpoint import SAVED, Checkpoint
+from batchscore.models.cuts import LIBRARY_LIMITS
 from batchscore.models.options import Options, Sourced, nearest, read_values, spelled, taken_apart
 from batchscore.models.spec import DenseSpec, Layer, ModelSpec
 from batchscore.models.templates import compiled_text, find_template, uses
@@ -117,7 +117,8 @@ def _prompt(door: _Door) -> dict[str, Sourced]:
     template = _chat_template(door) if door.is_pair else ("", "score type")
     query, document = (_side_prompt(door, side) for side in ("query", "document"))
     system: Sourced = ("", "default")
-    if template[1] == "chat_template.jinja":  # sentence-transformers hands its templates the prompt as a message
+    saved = template[1] == _SAVED_TEMPLATE
+    if saved:  # sentence-transformers hands its templates the prompt as a message
         query, system = system, query
     reference = not door.vllm
     why = "compat vllm" if door.vllm else "score type"
@@ -132,6 +133,7 @@ def _prompt(door: _Door) -> dict[str, Sourced]:
         "chat_template": template,
         "instruction": _instruction(door, template[0]),
         "system_prompt": system,
+        "template_variables": (files.chat_template(door.checkpoint)[1] if saved else {}, template[1]),
         "query_prompt": query,
         "document_prompt": document,
         "marks": marks,
@@ -141,6 +143,9 @@ def _prompt(door: _Door) -> dict[str, Sourced]:
     }
 
 
+_SAVED_TEMPLATE = "chat_template of the checkpoint"
+
+
 def _chat_template(door: _Door) -> Sourced:
     checkpoint = door.checkpoint
     if "chat_template" in door.options:
@@ -148,9 +153,9 @@ def _chat_template(door: _Door) -> Sourced:
         return find_template(name, exact=not door.vllm), source
     if door.row.template:
         return find_template(door.row.template, exact=True), door.source
-    saved = checkpoint.read_text("chat_template.jinja")
-    if not door.vllm and all(re.search(f"[\"']{role}[\"']", saved) for role in ("query", "document")):
-        return compiled_text(saved.removesuffix("\n"), f"{checkpoint.name}/chat_template.jinja"), "chat_template.jinja"
+    saved, _ = ("", {}) if door.vllm else files.chat_template(checkpoint)
+    if saved:
+        return compiled_text(saved, f"{checkpoint.name}: {_SAVED_TEMPLATE}"), _SAVED_TEMPLATE
     by_token = bool(_answer_tokens(checkpoint)[0] or files.answer_ids(checkpoint))
     config = checkpoint.config
     as_pair = config.get("use_sep_token", config.get("use_pad_token", not by_token))
@@ -214,16 +219,22 @@ def _lengths(door: _Door) -> dict[str, Sourced]:
         "document_length": door.option("document_length", (document, file)),
     }
     sides = {name: (min(value, length[0]), source) for name, (value, source) in sides.items()}
-    default = ("prompt-end", "compat vllm") if door.vllm else ("document-first", "default")
+    if door.is_pair:
+        sides = _constant("score type", query_length=0, document_length=0)
     return {
         "position_limit": limit,
         "max_length": length,
         **sides,
         "max_tokens_per_query": door.option("max_tokens_per_query", (0, "default")),
         "max_tokens_per_doc": door.option("max_tokens_per_doc", (0, "default")),
-        "truncation": default if door.vllm else door.option("truncation", default),
+        "truncation": _truncation(door),
         "truncation_side": door.option("truncation_side", (None, "default")),
     }
+
+
+def _truncation(door: _Door) -> Sourced:
+    given = door.option("truncation", ("document-first", "default"))
+    return ("prompt-end", "compat vllm") if door.vllm and given[0] != "error" else given
 
 
 def _position_limit(door: _Door) -> Sourced:
@@ -388,10 +399,11 @@ def _vector_readout(door: _Door) -> dict[str, Sourced]:
     if is_bi:
         pooling, include_prompt = _pooling(door)
     dense = _bge_m3_head(door) if multi_vector else files.dense(checkpoint)
-    splade = pooling[0] == ("splade",)
-    if is_bi and not row.head:
+    # a classifier's head, or SPLADE's where another pooling is asked for, makes no vectors
+    made_for_it = row.score_type != "cross-encoder" and (row.pooling != "splade" or pooling[0] == ("splade",))
+    head = row.head if made_for_it else ()
+    if is_bi and not head:
         _check_widths(door, dense[0], len(pooling[0]))
-    head = row.head if splade or row.pooling != "splade" else ()
     return {
         "pooling": pooling,
         "include_prompt": include_prompt,
@@ -487,8 +499,10 @@ def _check_effect(door: _Door) -> None:
             problem = "this model's query prompt has no place for an instruction; pass --query-prompt"
         elif name == "truncation_side" and value == "left" and door.row.listwise:
             problem = "a listwise prompt is cut at the end of its documents"
-        elif name == "truncation" and value in ("flag-embedding", "mxbai-rerank") and not is_pair:
+        elif name == "truncation" and value in LIBRARY_LIMITS and not is_pair:
             problem = "that is a rule for prompts of cross-encoders"
+        elif name == "truncation" and door.vllm and value != "error" and source.startswith("--"):
+            problem = "compat vllm has a rule of its own"
         if problem:
             raise UsageError(f"{spelled(name, source)} {value!r}: {problem}")
     if "document_prompt_name" in options and "prompts" not in door.checkpoint.saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -136,6 +137,20 @@ def prompt(checkpoint: Checkpoint, side: str) -> Sourced:
     # the first that is not empty: sentence-transformers writes "document": "" beside a real "passage"
     text = next((prompts[name] for name in names if prompts.get(name)), default)
     return text, SAVED if text else "default"
+
+
+_ROLES = re.compile(r"[\"'](query|document)[\"']")
+
+
+def chat_template(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """(template text, its variables) saved for the roles query and document; ("", {}) if there is none for these."""
+    in_config = checkpoint.tokenizer_config.get("chat_template")
+    text = checkpoint.read_text("chat_template.jinja") or (in_config if isinstance(in_config, str) else "")
+    if {match[1] for match in _ROLES.finditer(text)} != {"query", "document"}:
+        return "", {}
+    saved = checkpoint.sentence_config[1].get("processing_kwargs", {}).get("chat_template", {})
+    # restore_suffix: the end of a prompt survives here anyway
+    return text.removesuffix("\n"), {name: value for name, value in saved.items() if name != "restore_suffix"}
 
 
 def default_prompt(checkpoint: Checkpoint) -> Sourced:

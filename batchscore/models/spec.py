@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from batchscore.types import ScoreType, Truncation
 
@@ -55,6 +55,7 @@ class ModelSpec:
     chat_template: str  # Jinja text that makes one sequence of a pair; "" for the tokenizer's own pair of segments
     instruction: str  # what the template calls `instruction`; "" for the template's own
     system_prompt: str  # first message of the template
+    template_variables: Mapping[str, Any]  # what else the template is given
     query_prompt: str  # text before each query
     document_prompt: str
     marks: Marks | None  # ColBERT's
@@ -110,4 +111,6 @@ def _plain(value: object) -> object:
         return value._asdict()
     if is_dataclass(value) and not isinstance(value, type):
         return {name: _plain(part) for name, part in asdict(value).items()}
+    if isinstance(value, Mapping):
+        return dict(value)
     return [_plain(part) for part in value] if isinstance(value, tuple) else value

@@ -20,6 +20,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from batchscore.errors import UsageError
 from batchscore.resources import find_resource, shipped_files
 
+# sentence-transformers' signs of a template whose messages come in parts
+_PARTS = ("content[0]", ".type", "'type'", '"type"')
 PIECE = "\ue0ff"  # a private code point: no text of a corpus should hold it, and one that does loses it
 
 
@@ -61,11 +63,12 @@ class Template:
     """A compiled template with its constant variables."""
 
     def __init__(
-        self, text: str, specials: Mapping[str, str] | None = None, *, instruction: str = "", system_prompt: str = ""
+        self, text: str, variables: Mapping[str, Any] | None = None, *, instruction: str = "", system_prompt: str = ""
     ) -> None:
         self._template = _ENVIRONMENT.from_string(text)
-        self._constants = {**(specials or {}), **({"instruction": instruction} if instruction else {})}
-        self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self._constants = {**(variables or {}), **({"instruction": instruction} if instruction else {})}
+        self._in_parts = any(phrase in text for phrase in _PARTS)
+        self._system = [self._message("system", system_prompt)] if system_prompt else []
 
     def render(self, query: str, document: str) -> list[str]:
         """The pieces of a pair's prompt.
@@ -73,21 +76,18 @@ class Template:
         Raises:
             jinja2.TemplateError: raised by the template.
         """
-        return self._pieces(query, document=document, messages=[*self._system, *_messages(query, document)])
+        messages = [*self._system, self._message("query", query), self._message("document", document)]
+        return self._pieces(query, document=document, messages=messages)
 
     def render_list(self, query: str, documents: Sequence[str]) -> list[str]:
         """The pieces of a prompt with all documents of a query."""
         return self._pieces(query, documents=documents)
 
     def _pieces(self, query: str, **variables: Any) -> list[str]:
-        prompt = self._template.render(
-            **self._constants, query=query, piece=PIECE, add_generation_prompt=True, **variables
-        )
-        return prompt.split(PIECE)
+        return self._template.render(**self._constants, query=query, piece=PIECE, **variables).split(PIECE)
 
-
-def _messages(query: str, document: str) -> list[Mapping[str, str]]:
-    return [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    def _message(self, role: str, text: str) -> Mapping[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}
 
 
 def uses(text: str, variable: str) -> bool:

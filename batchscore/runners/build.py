@@ -44,8 +44,9 @@ def read_texts_of(
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code, restore_specials=spec.restore_specials)
     if not spec.chat_template:
         return tokenizer, None
-    constants = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
-    return tokenizer, Template(spec.chat_template, tokenizer.specials(), **constants)
+    variables = {**tokenizer.specials(), **spec.template_variables}
+    prompts = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
+    return tokenizer, Template(spec.chat_template, variables, **prompts)
 
 
 def build_runner(

@@ -196,7 +196,7 @@ ENCODERS: dict[str, Architecture] = {
     "MPNetForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
     "BgeM3EmbeddingModel": _xlmr,
     "ErnieModel": replace(_BERT, hub="shibing624/text2vec-base-chinese-sentence"),
-    "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator"),
+    "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator", unread=r"^(discriminator|generator)_"),
     "DistilBertModel": _DISTIL,
     "DistilBertForMaskedLM": replace(_DISTIL, hub="distilbert/distilbert-base-uncased"),
     "ModernBertModel": _MODERNBERT,

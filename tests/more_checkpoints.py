@@ -1,0 +1,719 @@
+"""Write a tiny random checkpoint in the hub's on-disk layout for every architecture, one for each name in `ROWS`.
+
+Names and shapes of tensors come from the class that transformers has for an architecture, and their values follow from
+these names. What a published checkpoint does differently is written here: its config.json, how it names, stacks and
+leaves out tensors, and the files beside. `native` gives the class itself with the same tensors, as a reference.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, processors
+
+from checkpoints import (
+    BERT,
+    FAMILIES,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    MERGES,
+    ROBERTA,
+    Json,
+    Shapes,
+    Tensors,
+    byte_level,
+    save_tensors,
+    special_tokens,
+    write_json,
+)
+
+Renames = tuple[tuple[str, str], ...]
+
+POSITIONS = 128  # of encoders
+PROMPT_POSITIONS = 2048  # of language models: the prompts of some are long
+
+# ---- tokenizers
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|embed_token|>", "<|rerank_token|>"]
+SPECIAL += ["[CLS]", "[SEP]", "[MASK]"]
+MARKERS = ["[Q] ", "[D] "]  # PyLate adds them with their space, and not as special tokens
+ANSWERS = "y e,ye s,n o,Y e,Ye s,N o,Ċ Ċ"  # yes, no, Yes, No, and an empty line, which ends some prompts
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer, and what its tokenizer_config.json says."""
+
+    make: Callable[[], Tokenizer]
+    config: Json
+
+
+def _family(stem: str, *more: str) -> Words:
+    """The tokenizer of a family of checkpoints.py with more tokens."""
+
+    def make() -> Tokenizer:
+        tokenizer = FAMILIES[stem].tokenizer()
+        tokenizer.add_special_tokens(special_tokens(*more))
+        return tokenizer
+
+    return Words(make, {"tokenizer_class": f"{stem}Tokenizer", **FAMILIES[stem].tokenizer_config})
+
+
+def _bytes(single: str, pair: str, **config: Any) -> Words:
+    """Byte-level BPE with the special tokens of every language model; `single` and `pair` say where they stand."""
+
+    def make() -> Tokenizer:
+        tokenizer = byte_level(SPECIAL, f"{MERGES},{ANSWERS}")
+        tokenizer.add_special_tokens(special_tokens(*SPECIAL))
+        tokenizer.add_tokens([AddedToken(marker, normalized=False) for marker in MARKERS])
+        used = [(token, tokenizer.token_to_id(token)) for token in SPECIAL if token in pair]
+        tokenizer.post_processor = processors.TemplateProcessing(single, pair, used)
+        return tokenizer
+
+    return Words(make, {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", **config})
+
+
+BARE = _bytes("$A", "$A $B", eos_token="<|im_end|>")
+BEGUN = _bytes("<s> $A", "<s> $A <s> $B", bos_token="<s>", eos_token="</s>")
+ENDED = _bytes("$A <|endoftext|>", "$A $B <|endoftext|>", eos_token="<|im_end|>")
+BOTH = _bytes("<s> $A </s>", "<s> $A </s> $B </s>", bos_token="<s>", eos_token="</s>")
+CLS_SEP = _bytes("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+# tokenizer_config.json asks for a token that tokenizer.json does not add
+LOST_END = replace(BEGUN, config={**BEGUN.config, "add_bos_token": True, "add_eos_token": True})
+LOST_BOTH = replace(BARE, config={**BARE.config, "add_eos_token": True, "eos_token": "<|endoftext|>"})
+
+# ---- rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published layout."""
+
+    architecture: str
+    model: str  # class of transformers with the same tensors; "" where there is none, and all of them are `extra`
+    config: Json  # config.json
+    words: Words
+    native: Json = field(default_factory=dict)  # what the config of that class says otherwise
+    renames: Renames = ()  # from the class to the file, in order; tensors that get one name are stacked
+    extra: Shapes = field(default_factory=dict)  # tensors that the class does not have
+    adapters: Sequence[str] = ()  # of LoRA, stacked beside the weights
+    files: Mapping[str, Json | list[Json]] = field(default_factory=dict)
+    weights: Mapping[str, Shapes] = field(default_factory=dict)  # of modules: a folder, or a pickle
+
+
+def _stack(new: str, *parts: str) -> Renames:
+    """Parts of one tensor of the file, in order."""
+    return tuple((rf"\b{part}\b", new) for part in parts)
+
+
+def _under(prefix: str) -> Renames:
+    return ((r"^", prefix),)
+
+
+def _labels(count: int = 1) -> Json:
+    names = [f"LABEL_{n}" for n in range(count)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+
+
+def _sentence_files(
+    pooling: str, *, prompts: Json | None = None, dense: Sequence[tuple[int, int]] = (), include_prompt: bool = True
+) -> Mapping[str, Json | list[Json]]:
+    """What sentence-transformers saves for a bi-encoder: prompts, a pooling, Dense layers, unit vectors."""
+    steps = ["Transformer", "Pooling", *["Dense"] * len(dense), "Normalize"]
+    paths = ["", *(f"{n}_{step}" for n, step in enumerate(steps[1:], 1))]
+    kinds = zip(steps, paths, strict=True)
+    identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    return {
+        "modules.json": [{"path": path, "type": f"sentence_transformers.models.{step}"} for step, path in kinds],
+        "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": None},
+        "1_Pooling/config.json": {f"pooling_mode_{pooling}": True, "include_prompt": include_prompt},
+        **{
+            f"{n}_Dense/config.json": {"in_features": wide, "out_features": out, **identity}
+            for n, (wide, out) in enumerate(dense, 2)
+        },
+    }
+
+
+# ---- encoders
+
+SIZES: Json = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+SIZES = {**SIZES, "intermediate_size": INTERMEDIATE, "hidden_act": "gelu"}
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # shows a model left in training mode
+BERT_LIKE = {**SIZES, **DROPOUT, **BERT, "max_position_embeddings": POSITIONS}
+ROBERTA_LIKE = {**SIZES, **DROPOUT, **ROBERTA, "max_position_embeddings": POSITIONS + 2}
+MODERNBERT = {k: v for k, v in SIZES.items() if k != "hidden_act"}
+MODERNBERT = {
+    **MODERNBERT,
+    "model_type": "modernbert",
+    "num_hidden_layers": 4,
+    "hidden_activation": "gelu",
+    "max_position_embeddings": POSITIONS,
+    "norm_eps": 1e-5,
+    "global_attn_every_n_layers": 3,
+    "local_attention": 8,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "pad_token_id": 0,
+    "cls_token_id": SPECIAL.index("[CLS]"),
+    "sep_token_id": SPECIAL.index("[SEP]"),
+    "bos_token_id": SPECIAL.index("[CLS]"),
+    "eos_token_id": SPECIAL.index("[SEP]"),
+}
+ELECTRA = {**BERT_LIKE, "model_type": "electra", "embedding_size": 16}
+ERNIE = {**BERT_LIKE, "model_type": "ernie", "type_vocab_size": 4, "task_type_vocab_size": 3, "use_task_id": True}
+DISTILBERT = {"model_type": "distilbert", "dim": HIDDEN, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": INTERMEDIATE}
+DISTILBERT |= {"activation": "gelu", "dropout": 0.1, "max_position_embeddings": POSITIONS, "pad_token_id": 0}
+DEBERTA = {
+    **BERT_LIKE,
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pooler_hidden_act": "gelu",
+    "layer_norm_eps": 1e-7,
+}
+
+# the code that some repositories carry must not be needed, nor asked for
+_REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
+
+FLASH: Renames = (  # Jina's own XLM-R
+    (r"\bembeddings\.LayerNorm\b", "emb_ln"),
+    (r"\bencoder\.layer\.(\d+)\.", r"encoder.layers.\1."),
+    *_stack("mixer.Wqkv", "attention.self.query", "attention.self.key", "attention.self.value"),
+    (r"\battention\.output\.dense\b", "mixer.out_proj"),
+    (r"\battention\.output\.LayerNorm\b", "norm1"),
+    (r"\bintermediate\.dense\b", "mlp.fc1"),
+    (r"\boutput\.dense\b", "mlp.fc2"),
+    (r"\boutput\.LayerNorm\b", "norm2"),
+)
+ROTARY: Renames = (  # the same with rotary positions
+    (r"\bembeddings\.LayerNorm\b", "emb_ln"),
+    *_stack("mixer.Wqkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    (r"\bself_attn\.o_proj\b", "mixer.out_proj"),
+    (r"\bpost_attention_layernorm\b", "norm1"),
+    (r"\bpost_mlp_layernorm\b", "norm2"),
+    (r"^layers\.", "encoder.layers."),
+    *_under("roberta."),
+)
+NEW: Renames = (  # Alibaba's mGTE; of the two halves of up_gate_proj the second goes through the activation
+    *_stack("attention.qkv_proj", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    (r"\bself_attn\.o_proj\b", "attention.o_proj"),
+    *_stack("mlp.up_gate_proj", "mlp.up_proj", "mlp.gate_proj"),
+    (r"\bpost_attention_layernorm\b", "attn_ln"),
+    (r"\bpost_mlp_layernorm\b", "mlp_ln"),
+    (r"\blayers\.", "encoder.layer."),
+)
+NOMIC: Renames = (  # here the activation is on the other one, fc12
+    (r"\bembeddings\.LayerNorm\b", "emb_ln"),
+    *_stack("attn.Wqkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    (r"\bself_attn\.o_proj\b", "attn.out_proj"),
+    (r"\bmlp\.up_proj\b", "mlp.fc11"),
+    (r"\bmlp\.gate_proj\b", "mlp.fc12"),
+    (r"\bmlp\.down_proj\b", "mlp.fc2"),
+    (r"\bpost_attention_layernorm\b", "norm1"),
+    (r"\bpost_mlp_layernorm\b", "norm2"),
+    (r"^layers\.", "encoder.layers."),
+)
+
+
+def _rope(theta: float, **more: Any) -> Json:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+
+
+ROTARY_XLMR = {**ROBERTA_LIKE, **_REMOTE, "model_type": "xlm-roberta", "position_embedding_type": "rotary"}
+ROTARY_XLMR |= {"rotary_emb_base": 20_000.0}
+ROTARY_NATIVE = {"model_type": "jina_embeddings_v3", **_rope(20_000.0)}
+MGTE = {**SIZES, **_REMOTE, "model_type": "new", "max_position_embeddings": POSITIONS, "type_vocab_size": 1}
+MGTE |= {"layer_norm_eps": 1e-12, "pad_token_id": 1, "rope_theta": 20_000, "position_embedding_type": "rope"}
+MGTE |= {"rope_scaling": {"type": "ntk", "factor": 8.0}, "logn_attention_scale": False, "pack_qkv": True}
+_DIM = HIDDEN // 2  # of a head
+# NTK scaling, (theta * factor) ** (-2i / d) / factor ** (2 / d), in the words of the linear kind
+NTK = _rope(160_000.0, rope_type="linear", factor=8.0 ** (2 / _DIM))
+ARCTIC = {**MGTE, "model_type": "gte", "rope_scaling": None, "rope_theta": 50_000}
+NOMIC_CONFIG = {
+    **_REMOTE,
+    "model_type": "nomic_bert",
+    "n_embd": HIDDEN,
+    "n_head": 2,
+    "n_inner": INTERMEDIATE,
+    "n_layer": LAYERS,
+    "n_positions": POSITIONS,
+    "activation_function": "swiglu",
+    "layer_norm_epsilon": 1e-6,
+    "rotary_emb_base": 500,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
+NOMIC_NATIVE = {**SIZES, "hidden_act": "silu", "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-6}
+NOMIC_NATIVE |= _rope(500.0)
+MOE: Json = {"moe_every_n_layers": 2, "num_experts": 4, "moe_top_k": 2, "activation_function": "gelu", "n_layer": 2}
+MOE |= {"rotary_emb_base": 700, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_epsilon": 1e-5}
+MOE |= dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), True)
+
+
+def _moe_shapes(vocab: int) -> Shapes:
+    """nomic-embed-text-v2-moe: the second of two layers has experts."""
+    vector, rows = (HIDDEN,), MOE["num_experts"] * INTERMEDIATE
+    shapes: Shapes = {"embeddings.word_embeddings.weight": (vocab, HIDDEN)}
+    shapes |= {"embeddings.token_type_embeddings.weight": (1, HIDDEN)}
+    linear = {"attn.Wqkv": 3 * HIDDEN, "attn.out_proj": HIDDEN}
+    for layer in ("encoder.layers.0", "encoder.layers.1"):
+        shapes |= {f"{layer}.{name}.weight": (out, HIDDEN) for name, out in linear.items()}
+        shapes |= {f"{layer}.{name}.bias": (out,) for name, out in linear.items()}
+        shapes |= {f"{layer}.{norm}.{part}": vector for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+    shapes |= {"emb_ln.weight": vector, "emb_ln.bias": vector}
+    dense, mixture = "encoder.layers.0.mlp", "encoder.layers.1.mlp"
+    shapes |= {f"{dense}.fc1.weight": (INTERMEDIATE, HIDDEN), f"{dense}.fc1.bias": (INTERMEDIATE,)}
+    shapes |= {f"{dense}.fc2.weight": (HIDDEN, INTERMEDIATE), f"{dense}.fc2.bias": vector}
+    shapes |= {f"{mixture}.router.layer.weight": (MOE["num_experts"], HIDDEN), f"{mixture}.experts.bias": vector}
+    return shapes | {f"{mixture}.experts.mlp.{name}": (rows, HIDDEN) for name in ("w1", "w2")}
+
+
+def _encoder(architecture: str, config: Json, words: Words, **more: Any) -> Row:
+    """A row whose class and tensor names are those of transformers."""
+    labels = _labels() if architecture.endswith("ForSequenceClassification") else {}
+    return Row(architecture, more.pop("model", architecture), {**config, **labels}, words, **more)
+
+
+BERT_WORDS, ROBERTA_WORDS, XLMR_WORDS = _family("Bert"), _family("Roberta"), _family("XLMRoberta")
+_XLMR = {**ROBERTA_LIKE, "model_type": "xlm-roberta"}
+_GTE_NATIVE = {"model_type": "gte", "rope_scaling": None}
+
+ENCODER_PAIRS = {
+    "bert_pairs": _encoder("BertForSequenceClassification", {**BERT_LIKE, "model_type": "bert"}, BERT_WORDS),
+    "roberta_pairs": _encoder(
+        "RobertaForSequenceClassification", {**ROBERTA_LIKE, "model_type": "roberta"}, ROBERTA_WORDS
+    ),
+    "xlmr_pairs": _encoder("XLMRobertaForSequenceClassification", _XLMR, XLMR_WORDS),
+    "xlmr_flash_pairs": _encoder(
+        "XLMRobertaForSequenceClassification", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH
+    ),
+    "camembert_pairs": _encoder(
+        "CamembertForSequenceClassification", {**ROBERTA_LIKE, "model_type": "camembert"}, XLMR_WORDS
+    ),
+    "new_pairs": _encoder(
+        "NewForSequenceClassification",
+        MGTE,
+        XLMR_WORDS,
+        model="GteForSequenceClassification",
+        native={**_GTE_NATIVE, **NTK},
+        renames=(*NEW, (r"^gte\.", "new.")),
+    ),
+    "gte_pairs": _encoder(
+        "GteForSequenceClassification",
+        ARCTIC,
+        XLMR_WORDS,
+        native=_rope(50_000.0),
+        renames=(*NEW, (r"^gte\.", "new.")),
+    ),
+    "modernbert_pairs_cls": _encoder(
+        "ModernBertForSequenceClassification", {**MODERNBERT, "classifier_pooling": "cls"}, CLS_SEP
+    ),
+    "modernbert_pairs_mean": _encoder(
+        "ModernBertForSequenceClassification", {**MODERNBERT, "classifier_pooling": "mean"}, CLS_SEP
+    ),
+    "deberta_pairs": _encoder("DebertaV2ForSequenceClassification", DEBERTA, BERT_WORDS),
+    "electra_pairs": _encoder("ElectraForSequenceClassification", ELECTRA, BERT_WORDS),
+    "ernie_pairs": _encoder("ErnieForSequenceClassification", ERNIE, BERT_WORDS),
+    "distilbert_pairs": _encoder("DistilBertForSequenceClassification", DISTILBERT, BERT_WORDS),
+}
+
+_MEAN, _CLS = _sentence_files("mean_tokens"), _sentence_files("cls_token")
+SPLADE: Mapping[str, Json | list[Json]] = {
+    "modules.json": [
+        {"path": path, "type": f"sentence_transformers.sparse_encoder.models.{kind}"}
+        for path, kind in (("", "MLMTransformer"), ("1_SpladePooling", "SpladePooling"))
+    ],
+    "1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "relu"},
+    "config_sentence_transformers.json": {"model_type": "SparseEncoder", "similarity_fn_name": "dot"},
+}
+JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+JINA_PROMPTS = {"retrieval.query": "Represent the query: ", "retrieval.passage": "Represent the document: "}
+LORA = {"lora_adaptations": JINA_TASKS, "lora_rank": 4, "lora_alpha": 2}
+LORA |= {"task_instructions": {**dict.fromkeys(JINA_TASKS, ""), **JINA_PROMPTS}}
+_BERT, _ROBERTA = {**BERT_LIKE, "model_type": "bert"}, {**ROBERTA_LIKE, "model_type": "roberta"}
+_MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 8}
+E5 = {"query": "query: ", "passage": "passage: "}
+
+ENCODER_VECTORS = {
+    "bert": _encoder("BertModel", _BERT, BERT_WORDS, files=_CLS),
+    "bert_mlm": _encoder("BertForMaskedLM", _BERT, BERT_WORDS),
+    "bert_splade": _encoder("BertForMaskedLM", _BERT, BERT_WORDS, files=SPLADE),
+    "bert_splade_by_name": _encoder("BertSpladeSparseEmbeddingModel", _BERT, BERT_WORDS, model="BertForMaskedLM"),
+    "roberta": _encoder("RobertaModel", _ROBERTA, ROBERTA_WORDS, files=_MEAN),
+    "roberta_mlm": _encoder("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS),
+    "roberta_splade": _encoder("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS, files=SPLADE),
+    "xlmr": _encoder("XLMRobertaModel", _XLMR, XLMR_WORDS, files=_sentence_files("mean_tokens", prompts=E5)),
+    "xlmr_flash": _encoder("XLMRobertaModel", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
+    "xlmr_mlm": _encoder("XLMRobertaForMaskedLM", _XLMR, XLMR_WORDS),
+    "camembert": _encoder("CamembertModel", {**_ROBERTA, "model_type": "camembert"}, XLMR_WORDS, files=_MEAN),
+    "mpnet": _encoder("MPNetModel", _MPNET, ROBERTA_WORDS, files=_MEAN),
+    "mpnet_mlm": _encoder("MPNetForMaskedLM", _MPNET, ROBERTA_WORDS),
+    "ernie": _encoder("ErnieModel", ERNIE, BERT_WORDS, files=_MEAN),
+    "electra": _encoder("ElectraModel", ELECTRA, BERT_WORDS),
+    "distilbert": _encoder("DistilBertModel", DISTILBERT, BERT_WORDS, files=_MEAN),
+    "distilbert_mlm": _encoder("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS),
+    "distilbert_splade": _encoder("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS, files=SPLADE),
+    "jina_v3": Row(
+        "XLMRobertaModel",
+        "JinaEmbeddingsV3Model",
+        {**ROTARY_XLMR, **LORA},
+        XLMR_WORDS,
+        native=ROTARY_NATIVE,
+        renames=ROTARY,
+        adapters=JINA_TASKS,
+    ),
+    "modernbert": _encoder("ModernBertModel", MODERNBERT, CLS_SEP, files=_CLS),
+    "modernbert_mlm": _encoder("ModernBertForMaskedLM", MODERNBERT, CLS_SEP),
+    "modernbert_splade": _encoder("ModernBertForMaskedLM", MODERNBERT, CLS_SEP, files=SPLADE),
+    "new": _encoder(
+        "NewModel",
+        MGTE,
+        XLMR_WORDS,
+        model="GteModel",
+        native={**_GTE_NATIVE, **NTK},
+        renames=(*NEW, *_under("new.")),
+        files=_CLS,
+    ),
+    "gte": _encoder(
+        "GteModel",
+        ARCTIC,
+        XLMR_WORDS,
+        native=_rope(50_000.0),
+        renames=NEW,
+        files=_sentence_files("cls_token", prompts={"query": "query: "}),
+    ),
+    "nomic": _encoder("NomicBertModel", NOMIC_CONFIG, BERT_WORDS, native=NOMIC_NATIVE, renames=NOMIC, files=_MEAN),
+    "nomic_moe": Row(
+        "NomicBertModel", "", {**NOMIC_CONFIG, **MOE}, XLMR_WORDS, extra=_moe_shapes(XLMR_WORDS.make().get_vocab_size())
+    ),
+}
+
+# ---- language models
+
+_VOCAB = BARE.make().get_vocab_size()
+DECODER = {
+    **SIZES,
+    "hidden_act": "silu",
+    "num_key_value_heads": 1,
+    "max_position_embeddings": PROMPT_POSITIONS,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "attention_dropout": 0.1,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA = {"head_dim": 24, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA |= {"tie_word_embeddings": True}
+# what sets a family apart; heads wider than hidden_size / heads, and windows shorter than the texts, where they exist
+FAMILY: dict[str, Json] = {
+    "Llama": {},
+    "Mistral": {"sliding_window": 8},
+    "Qwen2": {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 2},
+    "Qwen3": {"head_dim": 24, "use_sliding_window": False, "tie_word_embeddings": True},
+    "Gemma": _GEMMA,
+    "Gemma2": {**_GEMMA, "query_pre_attn_scalar": 20, "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "Granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1},
+    "Phi3": {"sliding_window": 8, "original_max_position_embeddings": PROMPT_POSITIONS},
+}
+FAMILY = {family: {**DECODER, "model_type": family.lower(), **config} for family, config in FAMILY.items()}
+GPT2 = {"model_type": "gpt2", "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 2, "n_positions": 512}
+GPT2 |= {"activation_function": "gelu_new", "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
+LFM2 = {
+    **{key: value for key, value in DECODER.items() if key not in {"intermediate_size", "num_hidden_layers"}},
+    "model_type": "lfm2",
+    "num_hidden_layers": 3,
+    "full_attn_idxs": [1],
+    "block_auto_adjust_ff_dim": False,
+    "block_ff_dim": INTERMEDIATE,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "eos_token_id": SPECIAL.index("<|im_end|>"),
+}
+GEMMA3 = {
+    **DECODER,
+    **_GEMMA,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 12,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "query_pre_attn_scalar": 20,
+}
+NEMOTRON = {**FAMILY["Llama"], **_REMOTE, "model_type": "llama_bidirec", "pooling": "avg", "temperature": 0.2}
+NEMOTRON |= {"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0}}
+NEMOTRON["rope_scaling"] |= {
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": POSITIONS,
+}
+LAYERWISE = {"start_layer": 2, "head_multi": True, "head_type": "simple"}
+MINICPM = {**DECODER, **_REMOTE, **LAYERWISE, "model_type": "minicpm", "num_hidden_layers": 4, "scale_emb": 3}
+MINICPM |= {"scale_depth": 1.4, "dim_model_base": 256}
+MINICPM_NATIVE = {"model_type": "granite", "embedding_multiplier": 3, "residual_multiplier": 0.7}
+MINICPM_NATIVE |= {"attention_multiplier": _DIM**-0.5}
+COST_WISE = {**FAMILY["Gemma2"], **_REMOTE, **LAYERWISE, "model_type": "cost_wise_gemma", "layer_sep": 2}
+COST_WISE |= {"num_hidden_layers": 4, "layer_wise": True}
+
+
+def _heads(*numbers: int) -> Shapes:
+    return {f"lm_head.{number}.linear_head.weight": (1, HIDDEN) for number in numbers}
+
+
+def _decoder(architecture: str, config: Json, words: Words, **more: Any) -> Row:
+    return _encoder(architecture, config, words, **more)
+
+
+_QWEN3 = FAMILY["Qwen3"]
+_SCORE: Shapes = {"score.weight": (1, HIDDEN)}
+DECODER_PAIRS = {
+    **{
+        f"{family.lower()}_pairs": _decoder(f"{family}ForSequenceClassification", FAMILY[family], BEGUN)
+        for family in ("Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi3")
+    },
+    "mistral_pairs": _decoder(
+        "MistralForSequenceClassification", {**FAMILY["Mistral"], "use_sep_token": False}, BARE
+    ),
+    "granite_pairs": _decoder(  # transformers has no class of this name
+        "GraniteForSequenceClassification",
+        FAMILY["Granite"],
+        BEGUN,
+        model="GraniteModel",
+        renames=_under("model."),
+        extra=_SCORE,
+    ),
+    "gpt2_pairs": _decoder("GPT2ForSequenceClassification", GPT2, BARE),
+    "qwen3_reranker": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
+    "qwen3_reranker_untied": _decoder("Qwen3ForCausalLM", {**_QWEN3, "tie_word_embeddings": False}, BARE),
+    "qwen3_reranker_seq_cls": _decoder("Qwen3ForSequenceClassification", {**_QWEN3, "use_sep_token": False}, BARE),
+    "mxbai_reranker": _decoder("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "tie_word_embeddings": True}, BARE),
+    "bge_gemma": _decoder("GemmaForCausalLM", FAMILY["Gemma"], BEGUN),
+    "zerank": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
+    "llama_converted": _decoder("LlamaForCausalLM", FAMILY["Llama"], BEGUN),
+    "qwen2_model_with_score": _decoder("Qwen2Model", {**FAMILY["Qwen2"], **_labels()}, BARE, extra=_SCORE),
+    "nemotron_reranker": _decoder(
+        "LlamaBidirectionalForSequenceClassification",
+        NEMOTRON,
+        BEGUN,
+        model="LlamaForSequenceClassification",
+        native={"model_type": "llama"},
+    ),
+    "minicpm_layerwise": _decoder(
+        "LayerWiseMiniCPMForCausalLM",
+        MINICPM,
+        BEGUN,
+        model="GraniteModel",
+        native=MINICPM_NATIVE,
+        renames=_under("model."),
+        extra=_heads(0, 1, 2),
+    ),
+    "gemma2_lightweight": _decoder(
+        "CostWiseGemmaForCausalLM",
+        COST_WISE,
+        BEGUN,
+        model="Gemma2Model",
+        native={"model_type": "gemma2"},
+        renames=_under("model."),
+        extra=_heads(0, 1),
+    ),
+    "jina_listwise": _decoder(
+        "JinaForRanking",
+        {**_QWEN3, **_REMOTE},
+        BARE,
+        model="Qwen3Model",
+        renames=_under("model."),
+        extra={"projector.0.weight": (HIDDEN // 2, HIDDEN), "projector.2.weight": (24, HIDDEN // 2)},
+    ),
+}
+# the last two of the tokenizers lose nothing
+_MODEL_WORDS = {"Mistral": LOST_END, "Qwen2": LOST_BOTH, "Qwen3": ENDED, "Gemma": BOTH, "Gemma2": BOTH}
+_LAST = _sentence_files("lasttoken")
+DECODER_VECTORS = {
+    **{
+        f"{family.lower()}_model": _decoder(f"{family}Model", FAMILY[family], _MODEL_WORDS.get(family, BEGUN))
+        for family in FAMILY
+    },
+    **{
+        f"{family.lower()}_lm": _decoder(
+            f"{family}ForCausalLM", FAMILY[family], _MODEL_WORDS.get(family, BARE), files=_LAST
+        )
+        for family in FAMILY
+    },
+    "qwen2_both_ways": _decoder("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "is_causal": False}, LOST_BOTH),
+    "qwen3_embedding": _decoder(  # a language model by name, saved without its head and without a prefix
+        "Qwen3ForCausalLM",
+        _QWEN3,
+        ENDED,
+        model="Qwen3Model",
+        files=_sentence_files("lasttoken", prompts={"query": "Instruct: find\nQuery:", "document": ""}),
+    ),
+    "gpt2_model": _decoder("GPT2Model", GPT2, BARE),
+    "gpt2_lm": _decoder("GPT2LMHeadModel", GPT2, BARE),
+    "lfm2_model": _decoder("Lfm2Model", LFM2, BEGUN),
+    "lfm2_lm": _decoder("Lfm2ForCausalLM", LFM2, BEGUN),
+    "gemma3_model": _decoder(
+        "Gemma3TextModel",
+        {**GEMMA3, "use_bidirectional_attention": True},
+        BOTH,
+        files=_sentence_files(
+            "mean_tokens",
+            prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
+            dense=((HIDDEN, 48), (48, HIDDEN)),
+        ),
+        weights={"2_Dense": {"linear.weight": (48, HIDDEN)}, "3_Dense": {"linear.weight": (HIDDEN, 48)}},
+    ),
+    "gemma3_lm": _decoder("Gemma3ForCausalLM", GEMMA3, BOTH),
+    "gritlm": _decoder(
+        "GritLM", FAMILY["Mistral"], BEGUN, model="MistralForCausalLM", native={"sliding_window": None}
+    ),
+    "nemotron": _decoder(
+        "LlamaBidirectionalModel", NEMOTRON, BEGUN, model="LlamaModel", native={"model_type": "llama"}
+    ),
+    "voyage": _decoder(
+        "VoyageQwen3BidirectionalEmbedModel",
+        {**_QWEN3, "use_bidirectional_attention": True, "num_labels": 48},
+        BARE,
+        model="Qwen3Model",
+        renames=_under("model."),
+        extra={"linear.weight": (48, HIDDEN)},
+        files=_sentence_files("mean_tokens", prompts={"query": "the query: ", "document": "the document: "}),
+    ),
+}
+
+# ---- what the registry does not list
+
+_SMALL = {**DECODER, "max_position_embeddings": 512}
+UNLISTED = {
+    "olmo": _decoder("OlmoModel", {**_SMALL, "model_type": "olmo"}, BEGUN),
+    "stablelm": _decoder("StableLmForCausalLM", {**_SMALL, "model_type": "stablelm"}, BARE),
+}
+
+# ---- late interaction
+
+PYLATE = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 16, "document_length": 48}
+PYLATE |= {"do_query_expansion": True, "attend_to_expansion_tokens": False, "skiplist_words": [*string.punctuation]}
+STANFORD = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 16, "doc_maxlen": 48}
+STANFORD |= {"mask_punctuation": True, "attend_to_mask_tokens": False, "similarity": "cosine", "dim": 16}
+JINA_COLBERT = {**STANFORD, "query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
+JINA_COLBERT |= {"attend_to_mask_tokens": True}
+_PYLATE_FILES: Mapping[str, Json | list[Json]] = {
+    "modules.json": [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+    ],
+    "config_sentence_transformers.json": {**PYLATE, "similarity_fn_name": "MaxSim", "prompts": {}},
+    "sentence_bert_config.json": {"max_seq_length": 47, "do_lower_case": False},
+    "1_Dense/config.json": {
+        "in_features": HIDDEN,
+        "out_features": 16,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    },
+}
+_PYLATE_WEIGHTS: Mapping[str, Shapes] = {"1_Dense": {"linear.weight": (16, HIDDEN)}}
+_PROJECTION: Shapes = {"linear.weight": (16, HIDDEN)}
+
+LATE_INTERACTION = {
+    "colbert": Row(
+        "HF_ColBERT",
+        "BertModel",
+        _BERT,
+        _family("Bert", "[unused0]", "[unused1]"),
+        renames=_under("bert."),
+        extra=_PROJECTION,
+        files={"artifact.metadata": STANFORD},
+    ),
+    "jina_colbert": Row(
+        "HF_ColBERT",
+        "JinaEmbeddingsV3Model",
+        ROTARY_XLMR,
+        _family("XLMRoberta", "[QueryMarker]", "[DocumentMarker]"),
+        native=ROTARY_NATIVE,
+        renames=ROTARY,
+        extra=_PROJECTION,
+        files={"artifact.metadata": JINA_COLBERT},
+    ),
+    "modern_colbert": _encoder(
+        "ModernBertModel", MODERNBERT, CLS_SEP, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS
+    ),
+    "lfm2_colbert": _decoder("Lfm2Model", LFM2, BEGUN, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
+    "bge_m3": _encoder(
+        "XLMRobertaModel",
+        _XLMR,
+        XLMR_WORDS,
+        files=_CLS,
+        weights={"colbert_linear.pt": {"weight": (HIDDEN, HIDDEN), "bias": (HIDDEN,)}},
+    ),
+    "qwen3_tokens": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
+    "bert_tokens": _encoder("BertModel", _BERT, BERT_WORDS),
+}
+
+ROWS = {**ENCODER_PAIRS, **ENCODER_VECTORS, **DECODER_PAIRS, **DECODER_VECTORS, **UNLISTED, **LATE_INTERACTION}
+
+# ---- one checkpoint
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write a row's checkpoint into `folder`, which is made if need be. Returns it."""
+    row = ROWS[name]
+    tokenizer = row.words.make()
+    config = {"architectures": [row.architecture], "torch_dtype": "float32", **row.config}
+    write_json(folder / "config.json", {**config, "vocab_size": tokenizer.get_vocab_size()})
+    write_json(folder / "tokenizer_config.json", row.words.config)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for file, content in row.files.items():
+        write_json(folder / file, content)
+    tensors, parts = _in_the_file(_drawn(row), row.renames)
+    save_tensors(folder, {**_with_adapters(row, tensors, parts), **_draw(row.extra)})
+    for module, shapes in row.weights.items():
+        drawn = _draw(shapes, f"{module}.")
+        if module.endswith(".pt"):
+            torch.save({key: torch.from_numpy(tensor) for key, tensor in drawn.items()}, folder / module)
+        else:
+            save_tensors(folder / module, drawn)
+    return folder
+
+
+def native(name: str, adapter: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
+    """(the class of transformers with the row's tensors, or None; the tensors it does not have)."""
+    row = ROWS[name]
+    extra = _draw(row.extra)
+    for module, shapes in row.weights.items():
+        extra |= {f"{module}.{key}": tensor for key, tensor in _draw(shapes, f"{module}.").items()}
+    net: Any = None
+    if row.model:
+        net = _instance(row)
+        tied = _tied(net)
+        tensors = _drawn(row)
+        if adapter:
+            _, parts = _in_the_file(tensors, row.renames)
+            tensors = {key: tensor + _delta(row, parts[key], key, tensor.shape, adapter) for key, tensor in tensors.items()}
+        tensors |= {target: tensors[source] for target, source in tied.items()}
+        net.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, assign=True)
+        net.to_empty  # noqa: B018
+    return net, {key: torch.from_numpy(tensor) for key, tensor in extra.items()}
