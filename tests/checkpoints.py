@@ -352,7 +352,9 @@ def _write_modules(row: Row, pooling: Json, folder: Path) -> None:
     extras = {"prompts": row.prompts, "default_prompt_name": None, "similarity_fn_name": row.similarity}
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": TOKENS, "do_lower_case": row.lower})
-    write_json(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.0.0"}, **extras})
+    write_json(
+        folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.0.0"}, **extras}
+    )
     write_json(folder / "1_Pooling/config.json", pooling)
     if row.dense is not None:
         sizes = {"in_features": HIDDEN, "out_features": DENSE_OUT, "bias": True}

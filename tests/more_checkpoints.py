@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import string
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ class Words:
 
     make: Callable[[], Tokenizer]
     config: Json
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self.make()
+
+    @property
+    def count(self) -> int:
+        count: int = self.tokenizer.get_vocab_size()
+        return count
 
 
 def _family(stem: str, *more: str) -> Words:
@@ -109,6 +119,10 @@ class Row:
     adapters: Sequence[str] = ()  # of LoRA, stacked beside the weights
     files: Mapping[str, Json | list[Json]] = field(default_factory=dict)
     weights: Mapping[str, Shapes] = field(default_factory=dict)  # of modules: a folder, or a pickle
+
+    @property
+    def sized(self) -> Json:
+        return {**self.config, "vocab_size": self.words.count}
 
 
 def _stack(new: str, *parts: str) -> Renames:
@@ -289,7 +303,7 @@ def _moe_shapes(vocab: int) -> Shapes:
     return shapes | {f"{mixture}.experts.mlp.{name}": (rows, HIDDEN) for name in ("w1", "w2")}
 
 
-def _encoder(architecture: str, config: Json, words: Words, **more: Any) -> Row:
+def _row(architecture: str, config: Json, words: Words, **more: Any) -> Row:
     """A row whose class and tensor names are those of transformers."""
     labels = _labels() if architecture.endswith("ForSequenceClassification") else {}
     return Row(architecture, more.pop("model", architecture), {**config, **labels}, words, **more)
@@ -300,18 +314,14 @@ _XLMR = {**ROBERTA_LIKE, "model_type": "xlm-roberta"}
 _GTE_NATIVE = {"model_type": "gte", "rope_scaling": None}
 
 ENCODER_PAIRS = {
-    "bert_pairs": _encoder("BertForSequenceClassification", {**BERT_LIKE, "model_type": "bert"}, BERT_WORDS),
-    "roberta_pairs": _encoder(
-        "RobertaForSequenceClassification", {**ROBERTA_LIKE, "model_type": "roberta"}, ROBERTA_WORDS
-    ),
-    "xlmr_pairs": _encoder("XLMRobertaForSequenceClassification", _XLMR, XLMR_WORDS),
-    "xlmr_flash_pairs": _encoder(
-        "XLMRobertaForSequenceClassification", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH
-    ),
-    "camembert_pairs": _encoder(
+    "bert_pairs": _row("BertForSequenceClassification", {**BERT_LIKE, "model_type": "bert"}, BERT_WORDS),
+    "roberta_pairs": _row("RobertaForSequenceClassification", {**ROBERTA_LIKE, "model_type": "roberta"}, ROBERTA_WORDS),
+    "xlmr_pairs": _row("XLMRobertaForSequenceClassification", _XLMR, XLMR_WORDS),
+    "xlmr_flash_pairs": _row("XLMRobertaForSequenceClassification", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
+    "camembert_pairs": _row(
         "CamembertForSequenceClassification", {**ROBERTA_LIKE, "model_type": "camembert"}, XLMR_WORDS
     ),
-    "new_pairs": _encoder(
+    "new_pairs": _row(
         "NewForSequenceClassification",
         MGTE,
         XLMR_WORDS,
@@ -319,23 +329,23 @@ ENCODER_PAIRS = {
         native={**_GTE_NATIVE, **NTK},
         renames=(*NEW, (r"^gte\.", "new.")),
     ),
-    "gte_pairs": _encoder(
+    "gte_pairs": _row(
         "GteForSequenceClassification",
         ARCTIC,
         XLMR_WORDS,
         native=_rope(50_000.0),
         renames=(*NEW, (r"^gte\.", "new.")),
     ),
-    "modernbert_pairs_cls": _encoder(
+    "modernbert_pairs_cls": _row(
         "ModernBertForSequenceClassification", {**MODERNBERT, "classifier_pooling": "cls"}, CLS_SEP
     ),
-    "modernbert_pairs_mean": _encoder(
+    "modernbert_pairs_mean": _row(
         "ModernBertForSequenceClassification", {**MODERNBERT, "classifier_pooling": "mean"}, CLS_SEP
     ),
-    "deberta_pairs": _encoder("DebertaV2ForSequenceClassification", DEBERTA, BERT_WORDS),
-    "electra_pairs": _encoder("ElectraForSequenceClassification", ELECTRA, BERT_WORDS),
-    "ernie_pairs": _encoder("ErnieForSequenceClassification", ERNIE, BERT_WORDS),
-    "distilbert_pairs": _encoder("DistilBertForSequenceClassification", DISTILBERT, BERT_WORDS),
+    "deberta_pairs": _row("DebertaV2ForSequenceClassification", DEBERTA, BERT_WORDS),
+    "electra_pairs": _row("ElectraForSequenceClassification", ELECTRA, BERT_WORDS),
+    "ernie_pairs": _row("ErnieForSequenceClassification", ERNIE, BERT_WORDS),
+    "distilbert_pairs": _row("DistilBertForSequenceClassification", DISTILBERT, BERT_WORDS),
 }
 
 _MEAN, _CLS = _sentence_files("mean_tokens"), _sentence_files("cls_token")
@@ -352,28 +362,28 @@ JINA_PROMPTS = {"retrieval.query": "Represent the query: ", "retrieval.passage":
 LORA = {"lora_adaptations": JINA_TASKS, "lora_rank": 4, "lora_alpha": 2}
 LORA |= {"task_instructions": {**dict.fromkeys(JINA_TASKS, ""), **JINA_PROMPTS}}
 _BERT, _ROBERTA = {**BERT_LIKE, "model_type": "bert"}, {**ROBERTA_LIKE, "model_type": "roberta"}
-_MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 8}
+_MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 32}
 E5 = {"query": "query: ", "passage": "passage: "}
 
 ENCODER_VECTORS = {
-    "bert": _encoder("BertModel", _BERT, BERT_WORDS, files=_CLS),
-    "bert_mlm": _encoder("BertForMaskedLM", _BERT, BERT_WORDS),
-    "bert_splade": _encoder("BertForMaskedLM", _BERT, BERT_WORDS, files=SPLADE),
-    "bert_splade_by_name": _encoder("BertSpladeSparseEmbeddingModel", _BERT, BERT_WORDS, model="BertForMaskedLM"),
-    "roberta": _encoder("RobertaModel", _ROBERTA, ROBERTA_WORDS, files=_MEAN),
-    "roberta_mlm": _encoder("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS),
-    "roberta_splade": _encoder("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS, files=SPLADE),
-    "xlmr": _encoder("XLMRobertaModel", _XLMR, XLMR_WORDS, files=_sentence_files("mean_tokens", prompts=E5)),
-    "xlmr_flash": _encoder("XLMRobertaModel", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
-    "xlmr_mlm": _encoder("XLMRobertaForMaskedLM", _XLMR, XLMR_WORDS),
-    "camembert": _encoder("CamembertModel", {**_ROBERTA, "model_type": "camembert"}, XLMR_WORDS, files=_MEAN),
-    "mpnet": _encoder("MPNetModel", _MPNET, ROBERTA_WORDS, files=_MEAN),
-    "mpnet_mlm": _encoder("MPNetForMaskedLM", _MPNET, ROBERTA_WORDS),
-    "ernie": _encoder("ErnieModel", ERNIE, BERT_WORDS, files=_MEAN),
-    "electra": _encoder("ElectraModel", ELECTRA, BERT_WORDS),
-    "distilbert": _encoder("DistilBertModel", DISTILBERT, BERT_WORDS, files=_MEAN),
-    "distilbert_mlm": _encoder("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS),
-    "distilbert_splade": _encoder("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS, files=SPLADE),
+    "bert": _row("BertModel", _BERT, BERT_WORDS, files=_CLS),
+    "bert_mlm": _row("BertForMaskedLM", _BERT, BERT_WORDS),
+    "bert_splade": _row("BertForMaskedLM", _BERT, BERT_WORDS, files=SPLADE),
+    "bert_splade_by_name": _row("BertSpladeSparseEmbeddingModel", _BERT, BERT_WORDS, model="BertForMaskedLM"),
+    "roberta": _row("RobertaModel", _ROBERTA, ROBERTA_WORDS, files=_MEAN),
+    "roberta_mlm": _row("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS),
+    "roberta_splade": _row("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS, files=SPLADE),
+    "xlmr": _row("XLMRobertaModel", _XLMR, XLMR_WORDS, files=_sentence_files("mean_tokens", prompts=E5)),
+    "xlmr_flash": _row("XLMRobertaModel", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
+    "xlmr_mlm": _row("XLMRobertaForMaskedLM", _XLMR, XLMR_WORDS),
+    "camembert": _row("CamembertModel", {**_ROBERTA, "model_type": "camembert"}, XLMR_WORDS, files=_MEAN),
+    "mpnet": _row("MPNetModel", _MPNET, ROBERTA_WORDS, files=_MEAN),
+    "mpnet_mlm": _row("MPNetForMaskedLM", _MPNET, ROBERTA_WORDS),
+    "ernie": _row("ErnieModel", ERNIE, BERT_WORDS, files=_MEAN),
+    "electra": _row("ElectraModel", ELECTRA, BERT_WORDS),
+    "distilbert": _row("DistilBertModel", DISTILBERT, BERT_WORDS, files=_MEAN),
+    "distilbert_mlm": _row("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS),
+    "distilbert_splade": _row("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS, files=SPLADE),
     "jina_v3": Row(
         "XLMRobertaModel",
         "JinaEmbeddingsV3Model",
@@ -383,10 +393,10 @@ ENCODER_VECTORS = {
         renames=ROTARY,
         adapters=JINA_TASKS,
     ),
-    "modernbert": _encoder("ModernBertModel", MODERNBERT, CLS_SEP, files=_CLS),
-    "modernbert_mlm": _encoder("ModernBertForMaskedLM", MODERNBERT, CLS_SEP),
-    "modernbert_splade": _encoder("ModernBertForMaskedLM", MODERNBERT, CLS_SEP, files=SPLADE),
-    "new": _encoder(
+    "modernbert": _row("ModernBertModel", MODERNBERT, CLS_SEP, files=_CLS),
+    "modernbert_mlm": _row("ModernBertForMaskedLM", MODERNBERT, CLS_SEP),
+    "modernbert_splade": _row("ModernBertForMaskedLM", MODERNBERT, CLS_SEP, files=SPLADE),
+    "new": _row(
         "NewModel",
         MGTE,
         XLMR_WORDS,
@@ -395,7 +405,7 @@ ENCODER_VECTORS = {
         renames=(*NEW, *_under("new.")),
         files=_CLS,
     ),
-    "gte": _encoder(
+    "gte": _row(
         "GteModel",
         ARCTIC,
         XLMR_WORDS,
@@ -403,15 +413,12 @@ ENCODER_VECTORS = {
         renames=NEW,
         files=_sentence_files("cls_token", prompts={"query": "query: "}),
     ),
-    "nomic": _encoder("NomicBertModel", NOMIC_CONFIG, BERT_WORDS, native=NOMIC_NATIVE, renames=NOMIC, files=_MEAN),
-    "nomic_moe": Row(
-        "NomicBertModel", "", {**NOMIC_CONFIG, **MOE}, XLMR_WORDS, extra=_moe_shapes(XLMR_WORDS.make().get_vocab_size())
-    ),
+    "nomic": _row("NomicBertModel", NOMIC_CONFIG, BERT_WORDS, native=NOMIC_NATIVE, renames=NOMIC, files=_MEAN),
+    "nomic_moe": Row("NomicBertModel", "", {**NOMIC_CONFIG, **MOE}, XLMR_WORDS, extra=_moe_shapes(XLMR_WORDS.count)),
 }
 
 # ---- language models
 
-_VOCAB = BARE.make().get_vocab_size()
 DECODER = {
     **SIZES,
     "hidden_act": "silu",
@@ -485,21 +492,15 @@ def _heads(*numbers: int) -> Shapes:
     return {f"lm_head.{number}.linear_head.weight": (1, HIDDEN) for number in numbers}
 
 
-def _decoder(architecture: str, config: Json, words: Words, **more: Any) -> Row:
-    return _encoder(architecture, config, words, **more)
-
-
 _QWEN3 = FAMILY["Qwen3"]
 _SCORE: Shapes = {"score.weight": (1, HIDDEN)}
 DECODER_PAIRS = {
     **{
-        f"{family.lower()}_pairs": _decoder(f"{family}ForSequenceClassification", FAMILY[family], BEGUN)
+        f"{family.lower()}_pairs": _row(f"{family}ForSequenceClassification", FAMILY[family], BEGUN)
         for family in ("Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi3")
     },
-    "mistral_pairs": _decoder(
-        "MistralForSequenceClassification", {**FAMILY["Mistral"], "use_sep_token": False}, BARE
-    ),
-    "granite_pairs": _decoder(  # transformers has no class of this name
+    "mistral_pairs": _row("MistralForSequenceClassification", {**FAMILY["Mistral"], "use_sep_token": False}, BARE),
+    "granite_pairs": _row(  # transformers has no class of this name
         "GraniteForSequenceClassification",
         FAMILY["Granite"],
         BEGUN,
@@ -507,23 +508,23 @@ DECODER_PAIRS = {
         renames=_under("model."),
         extra=_SCORE,
     ),
-    "gpt2_pairs": _decoder("GPT2ForSequenceClassification", GPT2, BARE),
-    "qwen3_reranker": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
-    "qwen3_reranker_untied": _decoder("Qwen3ForCausalLM", {**_QWEN3, "tie_word_embeddings": False}, BARE),
-    "qwen3_reranker_seq_cls": _decoder("Qwen3ForSequenceClassification", {**_QWEN3, "use_sep_token": False}, BARE),
-    "mxbai_reranker": _decoder("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "tie_word_embeddings": True}, BARE),
-    "bge_gemma": _decoder("GemmaForCausalLM", FAMILY["Gemma"], BEGUN),
-    "zerank": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
-    "llama_converted": _decoder("LlamaForCausalLM", FAMILY["Llama"], BEGUN),
-    "qwen2_model_with_score": _decoder("Qwen2Model", {**FAMILY["Qwen2"], **_labels()}, BARE, extra=_SCORE),
-    "nemotron_reranker": _decoder(
+    "gpt2_pairs": _row("GPT2ForSequenceClassification", GPT2, BARE),
+    "qwen3_reranker": _row("Qwen3ForCausalLM", _QWEN3, BARE),
+    "qwen3_reranker_untied": _row("Qwen3ForCausalLM", {**_QWEN3, "tie_word_embeddings": False}, BARE),
+    "qwen3_reranker_seq_cls": _row("Qwen3ForSequenceClassification", {**_QWEN3, "use_sep_token": False}, BARE),
+    "mxbai_reranker": _row("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "tie_word_embeddings": True}, BARE),
+    "bge_gemma": _row("GemmaForCausalLM", FAMILY["Gemma"], BEGUN),
+    "zerank": _row("Qwen3ForCausalLM", _QWEN3, BARE),
+    "llama_converted": _row("LlamaForCausalLM", FAMILY["Llama"], BEGUN),
+    "qwen2_model_with_score": _row("Qwen2Model", {**FAMILY["Qwen2"], **_labels()}, BARE, extra=_SCORE),
+    "nemotron_reranker": _row(
         "LlamaBidirectionalForSequenceClassification",
         NEMOTRON,
         BEGUN,
         model="LlamaForSequenceClassification",
         native={"model_type": "llama"},
     ),
-    "minicpm_layerwise": _decoder(
+    "minicpm_layerwise": _row(
         "LayerWiseMiniCPMForCausalLM",
         MINICPM,
         BEGUN,
@@ -532,7 +533,7 @@ DECODER_PAIRS = {
         renames=_under("model."),
         extra=_heads(0, 1, 2),
     ),
-    "gemma2_lightweight": _decoder(
+    "gemma2_lightweight": _row(
         "CostWiseGemmaForCausalLM",
         COST_WISE,
         BEGUN,
@@ -541,7 +542,7 @@ DECODER_PAIRS = {
         renames=_under("model."),
         extra=_heads(0, 1),
     ),
-    "jina_listwise": _decoder(
+    "jina_listwise": _row(
         "JinaForRanking",
         {**_QWEN3, **_REMOTE},
         BARE,
@@ -555,28 +556,28 @@ _MODEL_WORDS = {"Mistral": LOST_END, "Qwen2": LOST_BOTH, "Qwen3": ENDED, "Gemma"
 _LAST = _sentence_files("lasttoken")
 DECODER_VECTORS = {
     **{
-        f"{family.lower()}_model": _decoder(f"{family}Model", FAMILY[family], _MODEL_WORDS.get(family, BEGUN))
+        f"{family.lower()}_model": _row(f"{family}Model", FAMILY[family], _MODEL_WORDS.get(family, BEGUN))
         for family in FAMILY
     },
     **{
-        f"{family.lower()}_lm": _decoder(
+        f"{family.lower()}_lm": _row(
             f"{family}ForCausalLM", FAMILY[family], _MODEL_WORDS.get(family, BARE), files=_LAST
         )
         for family in FAMILY
     },
-    "qwen2_both_ways": _decoder("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "is_causal": False}, LOST_BOTH),
-    "qwen3_embedding": _decoder(  # a language model by name, saved without its head and without a prefix
+    "qwen2_both_ways": _row("Qwen2ForCausalLM", {**FAMILY["Qwen2"], "is_causal": False}, LOST_BOTH),
+    "qwen3_embedding": _row(  # a language model by name, saved without its head and without a prefix
         "Qwen3ForCausalLM",
         _QWEN3,
         ENDED,
         model="Qwen3Model",
         files=_sentence_files("lasttoken", prompts={"query": "Instruct: find\nQuery:", "document": ""}),
     ),
-    "gpt2_model": _decoder("GPT2Model", GPT2, BARE),
-    "gpt2_lm": _decoder("GPT2LMHeadModel", GPT2, BARE),
-    "lfm2_model": _decoder("Lfm2Model", LFM2, BEGUN),
-    "lfm2_lm": _decoder("Lfm2ForCausalLM", LFM2, BEGUN),
-    "gemma3_model": _decoder(
+    "gpt2_model": _row("GPT2Model", GPT2, BARE),
+    "gpt2_lm": _row("GPT2LMHeadModel", GPT2, BARE),
+    "lfm2_model": _row("Lfm2Model", LFM2, BEGUN),
+    "lfm2_lm": _row("Lfm2ForCausalLM", LFM2, BEGUN),
+    "gemma3_model": _row(
         "Gemma3TextModel",
         {**GEMMA3, "use_bidirectional_attention": True},
         BOTH,
@@ -587,14 +588,10 @@ DECODER_VECTORS = {
         ),
         weights={"2_Dense": {"linear.weight": (48, HIDDEN)}, "3_Dense": {"linear.weight": (HIDDEN, 48)}},
     ),
-    "gemma3_lm": _decoder("Gemma3ForCausalLM", GEMMA3, BOTH),
-    "gritlm": _decoder(
-        "GritLM", FAMILY["Mistral"], BEGUN, model="MistralForCausalLM", native={"sliding_window": None}
-    ),
-    "nemotron": _decoder(
-        "LlamaBidirectionalModel", NEMOTRON, BEGUN, model="LlamaModel", native={"model_type": "llama"}
-    ),
-    "voyage": _decoder(
+    "gemma3_lm": _row("Gemma3ForCausalLM", GEMMA3, BOTH),
+    "gritlm": _row("GritLM", FAMILY["Mistral"], BEGUN, model="MistralForCausalLM", native={"sliding_window": None}),
+    "nemotron": _row("LlamaBidirectionalModel", NEMOTRON, BEGUN, model="LlamaModel", native={"model_type": "llama"}),
+    "voyage": _row(
         "VoyageQwen3BidirectionalEmbedModel",
         {**_QWEN3, "use_bidirectional_attention": True, "num_labels": 48},
         BARE,
@@ -609,8 +606,8 @@ DECODER_VECTORS = {
 
 _SMALL = {**DECODER, "max_position_embeddings": 512}
 UNLISTED = {
-    "olmo": _decoder("OlmoModel", {**_SMALL, "model_type": "olmo"}, BEGUN),
-    "stablelm": _decoder("StableLmForCausalLM", {**_SMALL, "model_type": "stablelm"}, BARE),
+    "olmo": _row("OlmoModel", {**_SMALL, "model_type": "olmo"}, BEGUN),
+    "stablelm": _row("StableLmForCausalLM", {**_SMALL, "model_type": "stablelm"}, BARE),
 }
 
 # ---- late interaction
@@ -658,19 +655,17 @@ LATE_INTERACTION = {
         extra=_PROJECTION,
         files={"artifact.metadata": JINA_COLBERT},
     ),
-    "modern_colbert": _encoder(
-        "ModernBertModel", MODERNBERT, CLS_SEP, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS
-    ),
-    "lfm2_colbert": _decoder("Lfm2Model", LFM2, BEGUN, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
-    "bge_m3": _encoder(
+    "modern_colbert": _row("ModernBertModel", MODERNBERT, CLS_SEP, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
+    "lfm2_colbert": _row("Lfm2Model", LFM2, BEGUN, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
+    "bge_m3": _row(
         "XLMRobertaModel",
         _XLMR,
         XLMR_WORDS,
         files=_CLS,
         weights={"colbert_linear.pt": {"weight": (HIDDEN, HIDDEN), "bias": (HIDDEN,)}},
     ),
-    "qwen3_tokens": _decoder("Qwen3ForCausalLM", _QWEN3, BARE),
-    "bert_tokens": _encoder("BertModel", _BERT, BERT_WORDS),
+    "qwen3_tokens": _row("Qwen3ForCausalLM", _QWEN3, BARE),
+    "bert_tokens": _row("BertModel", _BERT, BERT_WORDS),
 }
 
 ROWS = {**ENCODER_PAIRS, **ENCODER_VECTORS, **DECODER_PAIRS, **DECODER_VECTORS, **UNLISTED, **LATE_INTERACTION}
@@ -681,39 +676,117 @@ ROWS = {**ENCODER_PAIRS, **ENCODER_VECTORS, **DECODER_PAIRS, **DECODER_VECTORS, 
 def build(name: str, folder: Path) -> Path:
     """Write a row's checkpoint into `folder`, which is made if need be. Returns it."""
     row = ROWS[name]
-    tokenizer = row.words.make()
-    config = {"architectures": [row.architecture], "torch_dtype": "float32", **row.config}
-    write_json(folder / "config.json", {**config, "vocab_size": tokenizer.get_vocab_size()})
+    write_json(folder / "config.json", {"architectures": [row.architecture], "torch_dtype": "float32", **row.sized})
     write_json(folder / "tokenizer_config.json", row.words.config)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    row.words.tokenizer.save(str(folder / "tokenizer.json"))
     for file, content in row.files.items():
         write_json(folder / file, content)
-    tensors, parts = _in_the_file(_drawn(row), row.renames)
-    save_tensors(folder, {**_with_adapters(row, tensors, parts), **_draw(row.extra)})
+    save_tensors(folder, _of_the_file(row) | _draw(row.extra))
     for module, shapes in row.weights.items():
-        drawn = _draw(shapes, f"{module}.")
+        tensors = _draw(shapes, f"{module}.")
         if module.endswith(".pt"):
-            torch.save({key: torch.from_numpy(tensor) for key, tensor in drawn.items()}, folder / module)
+            torch.save({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, folder / module)
         else:
-            save_tensors(folder / module, drawn)
+            save_tensors(folder / module, tensors)
     return folder
 
 
 def native(name: str, adapter: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
-    """(the class of transformers with the row's tensors, or None; the tensors it does not have)."""
+    """(transformers' own class with the row's tensors, None if there is none; the tensors it does not have)."""
     row = ROWS[name]
     extra = _draw(row.extra)
     for module, shapes in row.weights.items():
         extra |= {f"{module}.{key}": tensor for key, tensor in _draw(shapes, f"{module}.").items()}
-    net: Any = None
-    if row.model:
-        net = _instance(row)
-        tied = _tied(net)
-        tensors = _drawn(row)
-        if adapter:
-            _, parts = _in_the_file(tensors, row.renames)
-            tensors = {key: tensor + _delta(row, parts[key], key, tensor.shape, adapter) for key, tensor in tensors.items()}
-        tensors |= {target: tensors[source] for target, source in tied.items()}
-        net.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, assign=True)
-        net.to_empty  # noqa: B018
+    net = _instance(row)
+    if net is not None:
+        tensors = _merged(row, adapter) if adapter else _of_the_class(row)
+        tensors |= {copy: tensors[source] for copy, source in _tied(net).items()}
+        net.load_state_dict({key: torch.from_numpy(tensor) for key, tensor in tensors.items()})
+        net.set_attn_implementation("eager")
     return net, {key: torch.from_numpy(tensor) for key, tensor in extra.items()}
+
+
+def _instance(row: Row) -> Any:
+    if not row.model:
+        return None
+    config = {**row.sized, **row.native}
+    kind = transformers.CONFIG_MAPPING[config["model_type"]]
+    return getattr(transformers, row.model)(kind.from_dict(config)).eval()
+
+
+def _tied(net: Any) -> Mapping[str, str]:
+    """{tensor: the one it shares}: a file holds the second alone."""
+    ties: Mapping[str, str] = net._tied_weights_keys or {} if net.config.tie_word_embeddings else {}
+    return ties
+
+
+def _draw(shapes: Mapping[str, tuple[int, ...]], of: str = "") -> Tensors:
+    """Random values by name, wide enough that scores differ visibly between texts."""
+    tensors: Tensors = {}
+    for name, shape in shapes.items():
+        noise = np.random.default_rng(zlib.crc32((of + name).encode())).standard_normal(shape, np.float32)
+        is_table = re.search(r"(word_embeddings|tok_embeddings|embed_tokens|wte|embeddings)\.weight$", name)
+        is_norm = name.endswith("weight") and len(shape) == 1  # no other vector is called so
+        tensors[name] = np.float32(1.0 if is_table else 0.2) * noise + np.float32(is_norm)
+    return tensors
+
+
+def _of_the_class(row: Row) -> Tensors:
+    net = _instance(row)
+    if net is None:
+        return {}
+    copies = _tied(net)
+    return _draw({name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if name not in copies})
+
+
+def _parts(names: Iterable[str], renames: Renames) -> dict[str, list[str]]:
+    """{name in the file: names in the class, stacked in this order}."""
+    parts = {name: [name] for name in names}
+    for pattern, new in renames:
+        for name in [name for name in parts if re.search(pattern, name)]:
+            moved = parts.pop(name)
+            parts.setdefault(re.sub(pattern, new, name), []).extend(moved)
+    return parts
+
+
+def _of_the_file(row: Row) -> Tensors:
+    tensors = _of_the_class(row)
+    stacked = {
+        name: np.concatenate([tensors[part] for part in parts]) for name, parts in _parts(tensors, row.renames).items()
+    }
+    if not row.adapters:
+        return stacked
+    adapted: Tensors = {}
+    for name, tensor in stacked.items():
+        if tensor.ndim < 2:
+            adapted[name] = tensor
+        else:
+            stem = name.removesuffix("weight") + "parametrizations.weight"
+            adapted |= {f"{stem}.original": tensor, **_adapters(row, name, tensor.shape)}
+    return adapted
+
+
+# ---- LoRA adapters, one behind the other
+
+
+def _adapters(row: Row, name: str, shape: tuple[int, ...]) -> Tensors:
+    """Of a weight W: B @ A is added to those of layers, A @ B to those of tables."""
+    rank, count = row.config["lora_rank"], len(row.adapters)
+    outer, inner = ("A", "B") if "embeddings" in name else ("B", "A")
+    stem = name.removesuffix("weight") + "parametrizations.weight.0.lora_"
+    return _draw({f"{stem}{outer}": (count, shape[0], rank), f"{stem}{inner}": (count, rank, shape[1])})
+
+
+def _merged(row: Row, adapter: str) -> Tensors:
+    """The tensors of the class with an adapter in them."""
+    tensors, number = _of_the_class(row), row.adapters.index(adapter)
+    scale = row.config["lora_alpha"] / row.config["lora_rank"]
+    for name, parts in _parts(tensors, row.renames).items():
+        rows = np.cumsum([len(tensors[part]) for part in parts])
+        if tensors[parts[0]].ndim == 2:
+            first, second = _adapters(row, name, (int(rows[-1]), tensors[parts[0]].shape[1])).values()
+            change = np.split(scale * (first[number] @ second[number]), rows[:-1])
+            tensors |= {
+                part: tensors[part] + added.astype(np.float32) for part, added in zip(parts, change, strict=True)
+            }
+    return tensors

@@ -202,11 +202,10 @@ def test_answer_tokens_make_a_head_of_their_rows(method: Any, rows: list[list[fl
 
 
 def test_answer_rows_are_subtracted_in_float32() -> None:
-    """In bfloat16 1.0 and 1.00390625 are neighbours, and a row of near numbers would cancel to steps of that."""
-    rows = torch.tensor([[1.0], [1.0078125]]).bfloat16()
+    """Both numbers are exact in bfloat16; their difference is not, and would be 255."""
+    head = answer_head(torch.tensor([[256.0], [1.0078125]]).bfloat16(), "from_2_way_softmax")
 
-    assert answer_head(rows, "from_2_way_softmax").weight.tolist() == [[0.0078125]]
-    assert answer_head(rows, "from_2_way_softmax").weight.dtype == torch.float32
+    assert (head.weight.tolist(), head.weight.dtype) == ([[-254.9921875]], torch.float32)
 
 
 @pytest.mark.parametrize("name", ["bert_ce", "roberta_ce"])
@@ -281,7 +280,9 @@ def test_no_dense_modules_change_nothing(tmp_path: Path) -> None:
 def test_dense_weights_of_other_sizes_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     spec = dense(tmp_path, "2_Dense", TANH, {"linear.weight": matrix([1, 0], [0, 1])}, **wrong)
 
-    with pytest.raises(CheckpointError, match=r"^tiny: weights of module '2_Dense' do not fit its config\.json: "):
+    with pytest.raises(
+        CheckpointError, match=r"^tiny: weights of module '2_Dense' do not fit its config\.json, which says "
+    ):
         load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])
 
 

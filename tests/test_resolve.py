@@ -17,7 +17,7 @@ from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.configs import load_config
 from batchscore.models.resolve import resolve
-from batchscore.models.spec import DenseSpec, ModelSpec
+from batchscore.models.spec import DenseSpec, Layer, ModelSpec
 
 Tiny = Callable[[str], str]
 Edit = Callable[..., Path]
@@ -33,7 +33,8 @@ ST, POOLING = "config_sentence_transformers.json", "1_Pooling/config.json"
 def resolved(folder: str | Path, **options: Any) -> ModelSpec:
     """The spec under these options, given as flags."""
     flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in options.items()}
-    return resolve(Checkpoint("tiny", Path(folder)), flags)
+    overrides = options.get("hf_overrides", {})
+    return resolve(Checkpoint("tiny", Path(folder), Path(folder), overrides), flags)
 
 
 def sourced(spec: ModelSpec, *names: str) -> list[tuple[Any, str]]:
@@ -74,16 +75,17 @@ def test_every_field_has_a_value_that_is_json_and_a_source(tiny: Tiny, name: str
 
 @pytest.mark.parametrize("name", [name for name in RESOLVED if name in checkpoints.CROSS_ENCODERS])
 def test_a_classifier_of_one_label_is_a_cross_encoder(tiny: Tiny, name: str) -> None:
-    spec = resolved(tiny(name))
+    spec, row = resolved(tiny(name)), f"row {checkpoints.ROWS[name].architecture}"
 
     assert sourced(spec, "score_type", "similarity", "pooling", "query_prompt", "document_prompt", "dense") == [
-        ("cross-encoder", "config.json"),
+        ("cross-encoder", row),
         ("identity", "score type"),
-        ((), "score type"),
-        ("", "score type"),
+        (("cls",), row),
+        ("", "default"),
         ("", "score type"),
         ((), "score type"),
     ]
+    assert (spec.chat_template, spec.sources["chat_template"]) == ("", "tokenizer")  # two segments
 
 
 @pytest.mark.parametrize("name", [name for name in RESOLVED if name in checkpoints.BI_ENCODERS])
@@ -92,7 +94,7 @@ def test_any_other_encoder_is_a_bi_encoder_scored_by_cosine(tiny: Tiny, name: st
     spec = resolved(tiny(name))
 
     assert sourced(spec, "score_type", "similarity", "activation") == [
-        ("bi-encoder", "config.json"),
+        ("bi-encoder", f"row {checkpoints.ROWS[name].architecture}"),
         ("cosine", "score type"),
         (IDENTITY, "score type"),
     ]
@@ -102,16 +104,16 @@ def test_any_other_encoder_is_a_bi_encoder_scored_by_cosine(tiny: Tiny, name: st
 @pytest.mark.parametrize(
     ("name", "head", "first_position", "token_types", "pad_token_id"),
     [
-        ("bert_ce", ("bert.pooler", "classifier"), 0, True, 0),
-        ("roberta_ce", ("classifier",), 2, False, 1),
-        ("xlmr_ce", ("classifier",), 2, False, 1),
+        ("bert_ce", (Layer("pooler.dense", "tanh"), Layer("classifier")), 0, True, 0),
+        ("roberta_ce", (Layer("classifier.dense", "tanh"), Layer("classifier.out_proj")), 2, False, 1),
+        ("xlmr_ce", (Layer("classifier.dense", "tanh"), Layer("classifier.out_proj")), 2, False, 1),
         ("bert_mean", (), 0, True, 0),
         ("roberta_mlm", (), 2, False, 1),
         ("xlmr_cls", (), 2, False, 1),
     ],
 )
 def test_the_architecture_says_where_the_head_is_and_how_positions_count(
-    tiny: Tiny, name: str, head: tuple[str, ...], first_position: int, token_types: bool, pad_token_id: int
+    tiny: Tiny, name: str, head: tuple[Layer, ...], first_position: int, token_types: bool, pad_token_id: int
 ) -> None:
     spec = resolved(tiny(name))
 
@@ -182,7 +184,7 @@ def test_the_dense_chain_is_read_in_the_order_of_modules_json(edit: Edit) -> Non
 
     spec = resolved(edit("bert_dense", {"modules.json": modules, "3_Dense/config.json": second}))
 
-    chain = (DenseSpec("2_Dense", 32, 16, True, TANH), DenseSpec("3_Dense", 16, 8, False, IDENTITY))
+    chain = (DenseSpec("2_Dense", 32, 16, TANH), DenseSpec("3_Dense", 16, 8, IDENTITY))
     assert sourced(spec, "dense") == [(chain, "modules.json")]
 
 
@@ -218,7 +220,7 @@ def test_dense_without_pooling_is_late_interaction(edit: Edit) -> None:
         ("maxsim", "score type"),
         ((), "score type"),
     ]
-    assert [dense.folder for dense in spec.dense] == ["2_Dense"]
+    assert [dense.source for dense in spec.dense] == ["2_Dense"]
     assert spec.query_prompt == "query: "
 
 
@@ -274,6 +276,12 @@ def test_older_names_of_the_sentence_config_are_read(edit: Edit, file: str) -> N
         ),
         ({"sentence_bert_config.json": None, "tokenizer_config.json": {"model_max_length": 1e30}}, 64, "config.json"),
         ({"config.json": {"max_position_embeddings": 40}}, 40, "sentence_bert_config.json"),
+        # rotary positions have no end; the tokenizer's length is all there is
+        (
+            {"sentence_bert_config.json": None, "config.json": {"max_position_embeddings": None}},
+            64,
+            "tokenizer_config.json",
+        ),
     ],
     ids=str,
 )
@@ -335,6 +343,8 @@ def test_flags_win_over_the_config_file_over_the_checkpoints_files_over_the_row(
     [
         ("bert_ce", {"max_length": 1}),
         ("bert_ce", {"max_length": 64}),
+        ("bert_ce", {"query_prompt": "q"}),
+        ("bert_ce", {"query_prompt": "", "document_prompt": ""}),
         ("roberta_mean", {"max_length": 64, "query_prompt": "", "document_prompt": "d"}),
         ("bert_mean", {"similarity": "dot"}),
         ("bert_mean", {"score_type": "late-interaction", "query_prompt": "q"}),
@@ -364,12 +374,11 @@ def test_a_classifier_read_as_a_bi_encoder_is_its_body_without_the_head(tiny: Ti
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bert_mean", {"max_length": 0}, "--max-length 0: must be between 1 and the model's 64 positions"),
+        ("bert_mean", {"max_length": 0}, "--max-length 0: must be a number of tokens, k for thousands and K for 1024s"),
         ("bert_mean", {"max_length": 65}, "--max-length 65: must be between 1 and the model's 64 positions"),
         ("roberta_ce", {"max_length": 66}, "--max-length 66: must be between 1 and the model's 64 positions"),
-        ("bert_ce", {"query_prompt": "q"}, "--query-prompt 'q': a cross-encoder reads no prompts"),
-        ("bert_ce", {"document_prompt": ""}, "--document-prompt '': a cross-encoder reads no prompts"),
-        ("bert_ce", {"similarity": "dot"}, "--similarity 'dot': a cross-encoder has a similarity of its own"),
+        ("bert_ce", {"document_prompt": "d"}, "--document-prompt 'd': a cross-encoder reads both sides at once"),
+        ("bert_ce", {"similarity": "dot"}, "--similarity 'dot': a cross-encoder reads both sides at once"),
         (
             "bert_mean",
             {"similarity": "dot", "score_type": "late-interaction"},
@@ -391,7 +400,11 @@ def test_an_option_that_cannot_take_effect_is_a_usage_error(
     [
         "score_type: cross_encoder",
         "similarity: euclid",
-        "max_length: '32'",
+        "max_length: '32 tokens'",
+        "max_length: '8.5k'",
+        "max_length: 0",
+        "max_length: true",
+        "max_length: 8 k",
         "max_length: 12.5",
         "max_length:",
         "query_prompt: 5",
@@ -401,8 +414,11 @@ def test_a_config_value_that_cannot_be_meant_is_a_usage_error(tiny: Tiny, tmp_pa
     config = tmp_path / "mine.yaml"
     config.write_text(line)
 
+    folder = Path(tiny("bert_mean"))
+    checkpoint = Checkpoint("tiny", folder, folder)
+
     with pytest.raises(UsageError, match=r"mine\.yaml"):
-        resolve(Checkpoint("tiny", Path(tiny("bert_mean"))), load_config("tiny", str(config)))
+        resolve(checkpoint, load_config("tiny", str(config)))
 
 
 # ---- checkpoints that cannot give a score
@@ -413,18 +429,12 @@ def test_a_config_value_that_cannot_be_meant_is_a_usage_error(tiny: Tiny, tmp_pa
     [
         (
             "bert_plain",
-            {"config.json": {"architectures": ["GPT9Model"]}},
+            {"config.json": {"architectures": ["GPT9Encoder"]}},
             {},
-            "tiny: architecture GPT9Model is not supported",
+            "tiny: architecture GPT9Encoder is not supported",
         ),
         ("bert_plain", {"config.json": {"architectures": None}}, {}, "tiny: config.json names no architectures"),
         ("bert_plain", {"config.json": None}, {}, "tiny has no config.json"),
-        (
-            "bert_plain",
-            {"config.json": {"max_position_embeddings": None}},
-            {},
-            "tiny: config.json has no max_position_embeddings",
-        ),
         (
             "bert_ce_two_labels",
             {},

@@ -23,6 +23,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.load import load_model
+from batchscore.models.tokenizer import load_tokenizer
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import TOKENS, WORDS, pairs
 
@@ -401,8 +402,9 @@ def test_the_head_stays_float32_and_as_saved_over_a_bfloat16_body(
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": str(saved).removeprefix("torch.")}))
 
     checkpoint = open_checkpoint(str(folder))
-    model = load_model(checkpoint, scorer(name).spec, dtype="bfloat16", device="cpu", attention="sdpa")
-    dtypes = [{parameter.dtype for parameter in module.parameters()} for module in (model.body, model.head)]
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)
+    model = load_model(checkpoint, scorer(name).spec, tokenizer, dtype="bfloat16", device="cpu", attention="sdpa")
+    dtypes = [{parameter.dtype for parameter in module.parameters()} for module in (*model.bodies, model.head)]
     assert dtypes == [{torch.bfloat16}, {torch.float32}]
     on_disk = [*tensors.values(), *(dense_of(str(folder)).values() if name == "bert_dense" else ())]
     for parameter in model.head.parameters():

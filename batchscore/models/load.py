@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
 from transformers.utils import logging
@@ -96,9 +97,11 @@ def load_model(
     unread = sorted({name for _, unread in bodies for name in unread})
     models = [body for body, _ in bodies]
     flat = attention != "sdpa" and row.flat and all(getattr(m, "_supports_attention_backend", False) for m in models)
+    # padded, the bound on products that Gemma 2 has is lost in some releases' sdpa
+    padded = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     for model in models:
-        if flat:
-            model.set_attn_implementation(attention)
+        if chosen := attention if flat else padded:
+            model.set_attn_implementation(chosen)
         model.pooler = None  # the head has its layer; on a flat batch it would read one sequence only
         model.eval()
     dense = load_dense(checkpoint, spec.dense)
@@ -154,17 +157,15 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
 
 
 def _native_config(checkpoint: Checkpoint, row: Row) -> PreTrainedConfig | None:
-    """The config object of transformers' own class; None for a kind it does not have.
+    """The config object of the body's class; None for a kind that neither transformers nor this program has.
 
     Raises:
         UsageError: an override of config.json that nothing reads.
     """
     content = row.translate(checkpoint.config)
-    if row.body:
-        return PreTrainedConfig.from_dict(content)
-    if content.get("model_type") not in CONFIG_MAPPING:
-        return None
-    kind = CONFIG_MAPPING[content["model_type"]]
+    kind = CONFIG_MAPPING[content["model_type"]] if content.get("model_type") in CONFIG_MAPPING else None
+    if kind is None:
+        return PreTrainedConfig.from_dict(content) if row.body else None
     original = checkpoint.read_json("config.json")
     for key in checkpoint.overrides:
         if key not in original and key not in _OURS and not hasattr(kind(), key):
@@ -188,19 +189,19 @@ def _load_body(
     if config is None:
         if not trust_remote_code:
             raise CheckpointError(
-                f"transformers has no model of type {checkpoint.config.get('model_type')!r}",
-                hint="--trust-remote-code runs the checkpoint's own Python files",
+                f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
+                hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
             )
         model = AutoModel.from_pretrained(checkpoint.folder, dtype=chosen, trust_remote_code=True)
         return model, []
-    if row.body:
+    if type(config) is PreTrainedConfig:
         module, _, name = row.body.partition(":")
-        kind = getattr(importlib.import_module(module), name)
+        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, row.body_renames)
     elif type(config) in MODEL_MAPPING:
         kind = MODEL_MAPPING[type(config)]
     else:
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
-    # without a name of its own transformers would look for the config's `_name_or_path` on the hub
+    # without a folder transformers neither looks for files nor asks the hub
     model, report = kind.from_pretrained(
         None, config=config, state_dict=dict(tensors), dtype=chosen, output_loading_info=True
     )

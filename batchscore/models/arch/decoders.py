@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.row import Architecture, Json, Row
+from batchscore.models.arch.row import Architecture, Json, Row, same
 from batchscore.models.spec import Layer, PoolingMode
 
 LAST = Row(pooling="lasttoken")
@@ -116,9 +116,20 @@ def _layerwise(config: Json) -> Row:
     )
 
 
+def _gemma(config: Json) -> Json:
+    """The first Gemma's files say "gelu" and mean its tanh form; releases of transformers differ in reading them."""
+    if config.get("hidden_activation"):
+        return config
+    return {**config, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+
+
+_TRANSLATIONS = {"Gemma": _gemma}
+
 DECODERS: dict[str, Architecture] = {
     **{
-        f"{family}{kind}": replace(row, hub=hubs[row.score_type == "cross-encoder"])
+        f"{family}{kind}": replace(
+            row, hub=hubs[row.score_type == "cross-encoder"], translate=_TRANSLATIONS.get(family, same)
+        )
         for family, hubs in _FAMILIES.items()
         for kind, row in (("Model", LAST), ("ForCausalLM", LAST), ("ForSequenceClassification", SCORE))
     },

@@ -82,10 +82,26 @@ def _gte(config: Json) -> Json:
         factor, dim = scaling["factor"], config["hidden_size"] // config["num_attention_heads"]
         rope = {"rope_type": "linear", "rope_theta": float(theta * factor), "factor": factor ** (2 / dim)}
     known = {key: value for key, value in config.items() if key not in {"rope_scaling", "rope_theta"}}
-    return {**known, "model_type": "gte", "rope_parameters": rope}
+    biases = {"qkv_proj_bias": True, "mlp_fc1_bias": False, "mlp_fc2_bias": True}
+    return {**known, **biases, "gated": True, "model_type": "gte", "rope_parameters": rope}
 
 
-_GTE = Row(hub="Alibaba-NLP/gte-multilingual-base", translate=_gte)
+_ROTARY_BERT = "batchscore.models.arch.rotary_bert:RotaryBertModel"
+_GTE = Row(
+    hub="Alibaba-NLP/gte-multilingual-base",
+    translate=_gte,
+    body=_ROTARY_BERT,
+    body_renames=(
+        Rename(r"^new\.", ("",)),
+        Rename(r"\bembeddings\.LayerNorm\b", ("emb_ln",)),
+        Rename(r"\blayer\.(\d+)\.attention\.qkv_proj\b", (r"layers.\1.attn.Wqkv",)),
+        Rename(r"\blayer\.(\d+)\.attention\.o_proj\b", (r"layers.\1.attn.out_proj",)),
+        Rename(r"\blayer\.(\d+)\.attn_ln\b", (r"layers.\1.norm1",)),
+        Rename(r"\blayer\.(\d+)\.mlp_ln\b", (r"layers.\1.norm2",)),
+        Rename(r"\blayer\.(\d+)\.mlp\.up_gate_proj\b", (r"layers.\1.mlp.fc1",)),
+        Rename(r"\blayer\.(\d+)\.mlp\.down_proj\b", (r"layers.\1.mlp.fc2",)),
+    ),
+)
 _GTE_PAIRS = replace(
     _GTE, hub="Alibaba-NLP/gte-multilingual-reranker-base", score_type="cross-encoder", head=_POOLER_HEAD
 )
@@ -111,23 +127,19 @@ def _nomic(config: Json) -> Json:
             raise CheckpointError(f"NomicBert with {key}={config[key]!r} is not supported")
     if "n_embd" not in config:
         return config
+    gated = config["activation_function"] == "swiglu"
     return {
         **config,
+        "model_type": "nomic_bert" if gated else "nomic_bert_moe",  # a type that is ours alone
         "hidden_size": config["n_embd"],
         "num_attention_heads": config["n_head"],
         "num_hidden_layers": config["n_layer"],
         "intermediate_size": config["n_inner"],
         "max_position_embeddings": config["n_positions"],
         "layer_norm_eps": config["layer_norm_epsilon"],
-        "hidden_act": {"swiglu": "silu"}.get(config["activation_function"], config["activation_function"]),
+        "hidden_act": "silu" if gated else config["activation_function"],
         "rope_parameters": _rope(config.get("rotary_emb_base", 10_000)),
     }
-
-
-def _nomic_row(config: Json) -> Row:
-    row = Row(hub="nomic-ai/nomic-embed-text-v1.5", translate=_nomic, pooling="mean")
-    gated = config.get("activation_function", "swiglu") == "swiglu"
-    return row if gated else replace(row, body="batchscore.models.arch.nomic_moe:NomicMoeModel")
 
 
 def _modernbert_pairs(config: Json) -> Row:
@@ -204,7 +216,7 @@ ENCODERS: dict[str, Architecture] = {
     "NewModel": _GTE,
     "GteNewModel": _GTE,
     "GteModel": replace(_GTE, hub="Snowflake/snowflake-arctic-embed-m-v2.0"),
-    "NomicBertModel": _nomic_row,
+    "NomicBertModel": Row(hub="nomic-ai/nomic-embed-text-v1.5", translate=_nomic, pooling="mean", body=_ROTARY_BERT),
 }
 
 

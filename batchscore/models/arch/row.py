@@ -34,7 +34,8 @@ class Row:
     # body
     translate: Callable[[Json], Json] = same  # config.json into that of the class transformers has for it
     renames: tuple[Rename, ...] = ()
-    body: str = ""  # "module:class" of a body that transformers lacks
+    body: str = ""  # "module:class" of the body for a model type that transformers lacks
+    body_renames: tuple[Rename, ...] = ()  # into the names of that body
     flat: bool = True  # False: tokens meet elsewhere than in attention, so sequences must not share a batch row
     layers: str = ""  # its list of BERT-like layers, the last of which may run for first tokens alone
     positions_after_pad: bool = False  # the first token's position is pad_token_id + 1 (fairseq's convention)

@@ -1,7 +1,6 @@
-"""nomic-embed-text-v2-moe: a BERT with rotary positions whose every other layer is a mixture of experts.
+"""A BERT with rotary positions: nomic-embed-text-v2-moe, whose every other layer is a mixture of experts, and mGTE.
 
-transformers has the dense NomicBERT alone. Modules are named after the checkpoint's tensors, so that loading renames
-nothing.
+transformers has the dense NomicBERT alone, and mGTE in its later releases. Modules are named after NomicBERT's tensors.
 """
 
 from __future__ import annotations
@@ -75,6 +74,21 @@ class _Mlp(nn.Module):
         return result
 
 
+class _GatedMlp(nn.Module):
+    """mGTE's: the upper half of the first matrix goes up, the lower half is the gate."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_fc1_bias)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_fc2_bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., dim]."""
+        up, gate = self.fc1(states).chunk(2, -1)
+        result: Tensor = self.fc2(gelu(gate) * up)
+        return result
+
+
 class _Attention(nn.Module):
     is_causal = False
 
@@ -103,10 +117,10 @@ def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: PreTrainedConfig, *, is_mixture: bool) -> None:
+    def __init__(self, config: PreTrainedConfig, mlp: nn.Module) -> None:
         super().__init__()
         self.attn = _Attention(config)
-        self.mlp = _Mixture(config) if is_mixture else _Mlp(config)
+        self.mlp = mlp
         self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
@@ -121,9 +135,9 @@ class _Encoder(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         every = getattr(config, "moe_every_n_layers", 0)
-        self.layers = nn.ModuleList(
-            _Layer(config, is_mixture=bool(every) and layer % every == 1) for layer in range(config.num_hidden_layers)
-        )
+        dense = _GatedMlp if getattr(config, "gated", False) else _Mlp
+        kinds = [_Mixture if every and layer % every == 1 else dense for layer in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(_Layer(config, kind(config)) for kind in kinds)
 
 
 class _Embeddings(nn.Module):
@@ -133,7 +147,7 @@ class _Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
 
 
-class NomicMoeModel(PreTrainedModel):
+class RotaryBertModel(PreTrainedModel):
     """[batch, tokens] ids to [batch, tokens, dim] states."""
 
     config_class = PreTrainedConfig
@@ -177,6 +191,8 @@ class NomicMoeModel(PreTrainedModel):
         """Cosines and sines [batch, 1, tokens, head_dim]; the frequencies are computed here, no buffer to load."""
         dim = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
-        angles = positions[:, None, :, None].float() * self.config.rope_parameters["rope_theta"] ** -exponents
+        rope = self.config.rope_parameters
+        frequencies = rope["rope_theta"] ** -exponents / rope.get("factor", 1.0)
+        angles = positions[:, None, :, None].float() * frequencies
         angles = torch.cat((angles, angles), -1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
