@@ -371,7 +371,7 @@ ENCODER_VECTORS = {
     "bert_splade": _row("BertForMaskedLM", _BERT, BERT_WORDS, files=SPLADE),
     "bert_splade_by_name": _row("BertSpladeSparseEmbeddingModel", _BERT, BERT_WORDS, model="BertForMaskedLM"),
     "roberta": _row("RobertaModel", _ROBERTA, ROBERTA_WORDS, files=_MEAN),
-    "roberta_mlm": _row("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS),
+    "roberta_for_mlm": _row("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS),
     "roberta_splade": _row("RobertaForMaskedLM", _ROBERTA, ROBERTA_WORDS, files=SPLADE),
     "xlmr": _row("XLMRobertaModel", _XLMR, XLMR_WORDS, files=_sentence_files("mean_tokens", prompts=E5)),
     "xlmr_flash": _row("XLMRobertaModel", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
@@ -655,7 +655,13 @@ LATE_INTERACTION = {
         extra=_PROJECTION,
         files={"artifact.metadata": JINA_COLBERT},
     ),
-    "modern_colbert": _row("ModernBertModel", MODERNBERT, CLS_SEP, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
+    "modern_colbert": _row(  # an unattended token must have an attended one in its window, as in published models
+        "ModernBertModel",
+        {**MODERNBERT, "local_attention": 28},
+        CLS_SEP,
+        files=_PYLATE_FILES,
+        weights=_PYLATE_WEIGHTS,
+    ),
     "lfm2_colbert": _row("Lfm2Model", LFM2, BEGUN, files=_PYLATE_FILES, weights=_PYLATE_WEIGHTS),
     "bge_m3": _row(
         "XLMRobertaModel",

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 import checkpoints
 from batchscore.api import Scorer
 from batchscore.errors import BatchscoreError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.cuts import cut_document_first, cut_longest_first
 from batchscore.models.prompts import pair_work, text_work
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
@@ -27,7 +26,6 @@ Tiny = Callable[[str], str]
 CROSS_ENCODERS = ["bert_ce", "roberta_ce", "xlmr_ce"]
 BI_ENCODERS = ["bert_mean", "roberta_mean", "xlmr_cls"]
 QUERIES, DOCUMENTS = checkpoints.pairs(20)
-LENGTHS = np.arange(10)
 
 
 def opened(tiny: Tiny, name: str, **changes: Any) -> tuple[TextTokenizer, ModelSpec]:
@@ -58,54 +56,6 @@ def cuts(work: Work) -> list[str]:
 def cats(words: int) -> str:
     """A text of so many tokens in the BERT rows."""
     return " ".join(["cat"] * words)
-
-
-# ---- how many tokens stay
-
-
-@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 8, 9, 17, 18, 30])
-def test_longest_first_cuts_as_the_tokenizers_library_does(budget: int) -> None:
-    tokenizer = Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.enable_truncation(budget, strategy="longest_first")
-    queries, documents = (side.ravel() for side in np.meshgrid(LENGTHS, LENGTHS))
-    encoded = tokenizer.encode_batch([("x " * q, "x " * d) for q, d in zip(queries, documents, strict=True)])
-
-    kept = cut_longest_first(queries, documents, budget)
-
-    assert kept[0].tolist() == [e.sequence_ids.count(0) for e in encoded]
-    assert kept[1].tolist() == [e.sequence_ids.count(1) for e in encoded]
-
-
-@pytest.mark.parametrize(
-    ("query", "document", "budget", "kept"),
-    [
-        (3, 9, 20, (3, 9)),  # both fit
-        (3, 9, 8, (3, 5)),  # the document gives way
-        (3, 9, 3, (3, 0)),  # to its last token
-        (3, 9, 2, (2, 0)),  # then the query
-        (3, 9, 0, (0, 0)),
-        (0, 9, 4, (0, 4)),
-        (9, 0, 4, (4, 0)),
-    ],
-)
-def test_document_first_cuts_the_document_then_the_query(
-    query: int, document: int, budget: int, kept: tuple[int, int]
-) -> None:
-    sides = cut_document_first(np.array([query]), np.array([document]), budget)
-
-    assert (sides[0].item(), sides[1].item()) == kept
-
-
-@pytest.mark.parametrize("cut", [cut_document_first, cut_longest_first])
-@pytest.mark.parametrize("budget", [0, 1, 7, 12, 100])
-def test_what_is_kept_fills_the_budget_or_is_everything(cut: Callable[..., Any], budget: int) -> None:
-    queries, documents = (side.ravel() for side in np.meshgrid(LENGTHS, LENGTHS))
-
-    kept = cut(queries, documents, budget)
-
-    assert min(kept[0].min(), kept[1].min()) == 0
-    assert (kept[0] + kept[1]).tolist() == np.minimum(queries + documents, budget).tolist()
 
 
 # ---- pairs

@@ -1,4 +1,4 @@
-"""Every architecture scores as plain transformers does with one sequence at a time, and no batch can be seen in a score.
+"""Every architecture scores as plain transformers does one sequence at a time, and no batch can be seen in a score.
 
 A row's tensors come from more_checkpoints.py, where transformers' own class holds them as well. What a published model
 does with these, its prompt, the token it is read at and its head, is written here a second time, without batchscore.
@@ -6,10 +6,12 @@ does with these, its prompt, the token it is read at and its head, is written he
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,11 @@ import more_checkpoints
 from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.models.arch import ARCHITECTURES
-from batchscore.types import Pairs, Texts
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
 from checkpoints import WORDS
 
 CLOSE = {"cross-encoder": 1e-5, "bi-encoder": 1e-5, "late-interaction": 1e-4}  # of a score to a reference's
+Floats = NDArray[np.float32]
 Tiny = Callable[[str], str]
 
 # repeats on both sides, several scripts, one word, and texts longer than any sliding window
@@ -36,7 +39,12 @@ DOCUMENTS = ["the bird is small", "A river runs from the mountain, and the old b
 DOCUMENTS += ["你好世界 🙂 (Paper)", "the bird is small", "what is a bird"]
 LONG = " ".join(WORDS * 8)  # more tokens than any row takes
 
-# ---- references
+
+# ---- references: no code of batchscore's
+
+
+class NoTokenError(Exception):
+    """A text that gives the model nothing to read."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +56,47 @@ class Reference:
     extra: dict[str, Tensor]  # tensors of the checkpoint that the class does not have
 
     def ids(self, text: str) -> list[int]:
-        """With the tokens that the tokenizer puts around any text."""
-        found: list[int] = self.tokenizer.encode(text).ids
-        return found
+        """Token ids, with those the tokenizer puts around any text."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
 
-    def pieces(self, *texts: str) -> list[int]:
-        """Texts tokenised each by itself and joined, with the tokens around any text."""
-        around = self.ids("")
-        parts = [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        return [*around, *(token for part in parts for token in part)]
+    def joined(self, pieces: Sequence[str]) -> list[int]:
+        """Token ids of pieces that are tokenised each by itself, behind what the tokenizer puts before any text."""
+        encoded = [self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces]
+        return [*self.ids(""), *(token for ids in encoded for token in ids)]
 
     def token(self, text: str) -> int:
+        """The id of a token by its name."""
         found = self.tokenizer.token_to_id(text)
         assert found is not None, f"{text!r} is not in the vocabulary"
         return int(found)
 
     def states(self, ids: Sequence[int], **inputs: Tensor) -> Tensor:
         """float32 [tokens, dim]: the last hidden states of one sequence."""
+        if not ids:
+            raise NoTokenError
         states: Tensor = self.net.base_model(input_ids=torch.tensor([ids]), **inputs).last_hidden_state
         return states[0]
 
     def logits(self, ids: Sequence[int], **inputs: Tensor) -> Tensor:
-        """float32 [tokens, vocabulary] or [labels]."""
+        """float32 [tokens, vocabulary], or [1] of a classifier."""
+        if not ids:
+            raise NoTokenError
         logits: Tensor = self.net(input_ids=torch.tensor([ids]), **inputs).logits
         return logits[0]
 
 
-States = Callable[[Reference, Sequence[int]], Tensor]
-Pool = Callable[[Tensor], Tensor]
-Score = Callable[[Reference, str, str], Tensor]
+Score = Callable[[Reference, str, str], Tensor]  # of a query and a document
+States = Callable[[Reference, Sequence[int]], Tensor]  # [tokens, dim] of one sequence
+Read = Callable[[Reference, Sequence[int]], Tensor]  # one logit of one sequence
 
 
-def causal_or_not(reference: Reference, ids: Sequence[int]) -> Tensor:
-    """As the class has it."""
+def as_built(reference: Reference, ids: Sequence[int]) -> Tensor:
     return reference.states(ids)
 
 
 def both_ways(reference: Reference, ids: Sequence[int]) -> Tensor:
-    """A causal class that is shown every token: a mask of four dimensions is taken as it is."""
+    """A causal class that sees every token: it takes a mask of four dimensions as it is."""
     return reference.states(ids, attention_mask=torch.zeros(1, 1, len(ids), len(ids)))
 
 
@@ -98,95 +109,127 @@ def last(states: Tensor) -> Tensor:
 
 
 def mean(states: Tensor) -> Tensor:
-    return states.mean(0)
+    return states.sum(0) / max(1, len(states))
 
 
 # ---- bi-encoders
 
 
-@dataclass(frozen=True)
-class Cosine:
-    """Two vectors and the angle between them."""
-
-    pool: Pool
-    prompts: tuple[str, str] = ("", "")
-    states: States = causal_or_not
-    end: str = ""  # a token that tokenizer_config.json asks for and tokenizer.json does not add
-    project: Callable[[Reference, Tensor], Tensor] = lambda reference, vector: vector
-    skip_prompt: bool = False
-
-    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
-        sides = zip((query, document), self.prompts, strict=True)
-        vectors = [self.vector(reference, prompt, text) for text, prompt in sides]
-        return cosine_similarity(*vectors, dim=0)
-
-    def vector(self, reference: Reference, prompt: str, text: str) -> Tensor:
-        ids = reference.ids(prompt + text) + [reference.token(token) for token in [self.end] if token]
-        states = self.states(reference, ids)
-        left_out = len(reference.ids(prompt)) if self.skip_prompt else 0
-        return self.project(reference, self.pool(states[left_out:])).double()
-
-
-def splade(reference: Reference, query: str, document: str) -> Tensor:
-    """log(1 + relu(logit)) of every word of the vocabulary, its maximum over all tokens."""
-    logits = [reference.logits(reference.ids(text)) for text in (query, document)]
-    return cosine_similarity(*(relu(each).log1p().amax(0).double() for each in logits), dim=0)
-
-
-def two_dense(reference: Reference, vector: Tensor) -> Tensor:
-    return linear(linear(vector, reference.extra["2_Dense.linear.weight"]), reference.extra["3_Dense.linear.weight"])
+def unchanged(reference: Reference, vector: Tensor) -> Tensor:
+    return vector
 
 
 def one_linear(reference: Reference, vector: Tensor) -> Tensor:
     return linear(vector, reference.extra["linear.weight"])
 
 
+def two_dense(reference: Reference, vector: Tensor) -> Tensor:
+    return linear(linear(vector, reference.extra["2_Dense.linear.weight"]), reference.extra["3_Dense.linear.weight"])
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A vector for each side."""
+
+    pool: Callable[[Tensor], Tensor]
+    prompts: tuple[str, str] = ("", "")
+    states: States = as_built
+    project: Callable[[Reference, Tensor], Tensor] = unchanged
+    end: str = ""  # a token that tokenizer_config.json asks for and tokenizer.json does not add
+    skip_prompt: bool = False
+
+    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
+        sides = zip(self.prompts, (query, document), strict=True)
+        queries, documents = (self.vector(reference, prompt, text) for prompt, text in sides)
+        return cosine_similarity(queries, documents, dim=0)
+
+    def vector(self, reference: Reference, prompt: str, text: str) -> Tensor:
+        ids = reference.ids(prompt + text) + ([reference.token(self.end)] if self.end else [])
+        skipped = len(reference.ids(prompt)) if self.skip_prompt else 0
+        return self.project(reference, self.pool(self.states(reference, ids)[skipped:])).double()
+
+
+def splade(reference: Reference, query: str, document: str) -> Tensor:
+    """log(1 + relu(logit)) of every word of the vocabulary, its maximum over all tokens."""
+    queries, documents = (reference.logits(reference.ids(text)) for text in (query, document))
+    return cosine_similarity(*(relu(logits).log1p().amax(0).double() for logits in (queries, documents)), dim=0)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """jina-embeddings-v3: the mean of each side's states under its own adapter."""
+
+    tasks: tuple[str, str]
+    prompts: tuple[str, str] = ("", "")
+
+    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
+        vectors = []
+        for task, prompt, text in zip(self.tasks, self.prompts, (query, document), strict=True):
+            adapted = replace(reference, net=_adapted_net(task))
+            vectors.append(adapted.states(reference.ids(prompt + text)).mean(0).double())
+        return cosine_similarity(*vectors, dim=0)
+
+
+@cache
+def _adapted_net(task: str) -> Any:
+    return more_checkpoints.native("jina_v3", task)[0]
+
+
 def nomic_moe(reference: Reference, ids: Sequence[int]) -> Tensor:
-    """nomic-embed-text-v2-moe, of which transformers has no class: every token goes to its two best experts."""
+    """nomic-embed-text-v2-moe, for which transformers has no class."""
     sizes, tensors = more_checkpoints.MOE, reference.extra
-    heads, epsilon = 2, sizes["layer_norm_epsilon"]
 
     def apply(name: str, states: Tensor) -> Tensor:
         return linear(states, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
 
     def norm(name: str, states: Tensor) -> Tensor:
-        return layer_norm(states, states.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], epsilon)
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        return layer_norm(states, weight.shape, weight, bias, sizes["layer_norm_epsilon"])
 
     def rotated(states: Tensor) -> Tensor:
-        half = states.shape[-1] // 2
-        speeds = sizes["rotary_emb_base"] ** -(torch.arange(half) / half)
+        left, right = states.chunk(2, -1)
+        speeds = sizes["rotary_emb_base"] ** -(torch.arange(left.shape[-1]) / left.shape[-1])
         angles = torch.arange(len(ids))[:, None] * speeds
-        left, right = states[..., :half], states[..., half:]
         return torch.cat((left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()), -1)
 
     def attended(name: str, states: Tensor) -> Tensor:
-        query, key, value = apply(f"{name}.Wqkv", states).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)
+        query, key, value = apply(f"{name}.Wqkv", states).view(len(ids), 3, 2, -1).permute(1, 2, 0, 3)
         weights = (rotated(query) @ rotated(key).mT * query.shape[-1] ** -0.5).softmax(-1)
         return apply(f"{name}.out_proj", (weights @ value).transpose(0, 1).flatten(1))
 
     def mixed(name: str, token: Tensor) -> Tensor:
-        chances, chosen = apply(f"{name}.router.layer", token).softmax(-1).topk(sizes["moe_top_k"])
-        total = tensors[f"{name}.experts.bias"].clone()
-        for chance, expert in zip(chances, chosen, strict=True):
-            up, down = (tensors[f"{name}.experts.mlp.{part}"].view(sizes["num_experts"], -1, len(token))[expert] for part in ("w1", "w2"))
-            total += chance * (gelu(up @ token) @ down)
-        return total
+        """The token's best experts, weighed by chances that need not sum to 1."""
+        chances, experts = apply(f"{name}.router.layer", token).softmax(-1).topk(sizes["moe_top_k"])
+        shape = sizes["num_experts"], -1, len(token)
+        up, down = (tensors[f"{name}.experts.mlp.{part}"].view(shape)[experts] for part in ("w1", "w2"))
+        return (chances[:, None] * (gelu(up @ token)[:, None] @ down)[:, 0]).sum(0) + tensors[f"{name}.experts.bias"]
 
-    states = tensors["embeddings.word_embeddings.weight"][list(ids)] + tensors["embeddings.token_type_embeddings.weight"][0]
-    states = norm("emb_ln", states)
+    def fed_forward(name: str, states: Tensor) -> Tensor:
+        if name.startswith("encoder.layers.1."):
+            return torch.stack([mixed(name, token) for token in states])
+        return apply(f"{name}.fc2", gelu(apply(f"{name}.fc1", states)))
+
+    words, types = (tensors[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "token_type"))
+    states = norm("emb_ln", words[list(ids)] + types[0])
     for layer in ("encoder.layers.0", "encoder.layers.1"):
         states = norm(f"{layer}.norm1", states + attended(f"{layer}.attn", states))
-        if layer.endswith("1"):
-            change = torch.stack([mixed(f"{layer}.mlp", token) for token in states])
-        else:
-            change = apply(f"{layer}.mlp.fc2", gelu(apply(f"{layer}.mlp.fc1", states)))
-        states = norm(f"{layer}.norm2", states + change)
+        states = norm(f"{layer}.norm2", states + fed_forward(f"{layer}.mlp", states))
     return states
 
 
 # ---- cross-encoders
 
-Read = Callable[[Reference, Sequence[int]], Tensor]
+
+@dataclass(frozen=True)
+class Segments:
+    """A query and a document as the tokenizer's own pair."""
+
+    typed: bool = False  # the model tells the two apart
+
+    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
+        encoding = reference.tokenizer.encode(query, document)
+        types = {"token_type_ids": torch.tensor([encoding.type_ids])} if self.typed else {}
+        return reference.logits(encoding.ids, **types)[0]
 
 
 def classified(reference: Reference, ids: Sequence[int]) -> Tensor:
@@ -194,22 +237,24 @@ def classified(reference: Reference, ids: Sequence[int]) -> Tensor:
     return reference.logits(ids)[0]
 
 
+def scored(reference: Reference, ids: Sequence[int]) -> Tensor:
+    """The same, where transformers has none."""
+    return reference.extra["score.weight"][0] @ reference.states(ids)[-1]
+
+
 def answer(*tokens: str, scale: float = 1.0) -> Read:
-    """What the language model says next: the logit of the last of `tokens`, less that of the one before it."""
+    """What a language model says next: the logit of the last of one or two tokens, less that of the other."""
 
     def read(reference: Reference, ids: Sequence[int]) -> Tensor:
-        *others, wanted = reference.logits(ids)[-1, [reference.token(token) for token in tokens]]
-        return (wanted - sum(others)) / scale
+        logits = reference.logits(ids)[-1]
+        *other, wanted = (logits[reference.token(token)] for token in tokens)
+        return (wanted - sum(other)) / scale
 
     return read
 
 
-def scored(reference: Reference, ids: Sequence[int]) -> Tensor:
-    return reference.extra["score.weight"][0] @ reference.states(ids)[-1]
-
-
-def layerwise(head: int, layers: int) -> Read:
-    """The head that was trained on the states after so many layers."""
+def layerwise(layers: int, head: int) -> Read:
+    """The state after some layers, and the head that was trained on it."""
 
     def read(reference: Reference, ids: Sequence[int]) -> Tensor:
         every = reference.net.layers
@@ -223,60 +268,65 @@ def layerwise(head: int, layers: int) -> Read:
 
 def nemotron(reference: Reference, ids: Sequence[int]) -> Tensor:
     """The mean of all tokens, and a temperature."""
-    logit: Tensor = reference.net.score(both_ways(reference, ids).mean(0))[0]
-    return logit / 0.2
+    logits: Tensor = reference.net.score(both_ways(reference, ids).mean(0))
+    return logits[0] / 0.2
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A query and a document as two segments of the tokenizer."""
-
-    types: bool = False  # the model tells the segments apart
-
-    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
-        encoding = reference.tokenizer.encode(query, document)
-        types = {"token_type_ids": torch.tensor([encoding.type_ids])} if self.types else {}
-        return reference.logits(encoding.ids, **types)[0]
+Pieces = Callable[[str, str], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text made of both. A template in pieces is tokenised piece by piece."""
+    """One prompt of a query and a document, tokenised in pieces."""
 
-    pieces: Callable[[str, str], Sequence[str]]
-    read: Read = classified
+    pieces: Pieces
+    read: Read
 
     def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
-        return self.read(reference, reference.pieces(*self.pieces(query, document)))
-
-    def suffix(self) -> Sequence[str]:
-        """The pieces behind the document's."""
-        pieces = list(self.pieces("", "\0"))
-        place = next(n for n, piece in enumerate(pieces) if "\0" in piece)
-        return [pieces[place].partition("\0")[2], *pieces[place + 1 :]]
+        return self.read(reference, reference.joined(self.pieces(query, document)))
 
 
-def one_text(form: str) -> Callable[[str, str], Sequence[str]]:
+def whole(form: str) -> Pieces:
     return lambda query, document: [form.format(q=query, d=document)]
 
 
-BASIC = "Query: {q}\nDocument: {d}"
-SYSTEM = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n"
-QWEN3 = 'Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".'
+CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n"
+ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+QWEN3 = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
 QWEN3_TASK = "Given a web search query, retrieve relevant passages that answer the query"
-MXBAI = "You are a search relevance expert who evaluates how well documents match search queries. For each query-document pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
-BGE = "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a prediction of either 'Yes' or 'No'."
+MXBAI = (
+    "You are a search relevance expert who evaluates how well documents match search queries. For each query-document "
+    "pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment "
+    "(0 for not relevant, 1 for relevant).\nRelevance:"
+)
+BGE = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'."
+)
+JINA = (
+    "You are a search relevance expert who can determine a ranking of the passages based on how relevant they are to "
+    "the query. If the query is a question, how relevant a passage is depends on how well it answers the question. If "
+    "not, try to analyze the intent of the query and assess how well each passage satisfies the intent. If an "
+    "instruction is provided, you should follow the instruction when determining the ranking."
+)
+JINA_TASK = (
+    "I will provide you with {} passages, each indicated by a numerical identifier. "
+    "Rank the passages based on their relevance to query: {}\n"
+)
 
 
 def qwen3_reranker(query: str, document: str) -> Sequence[str]:
     body = f"<Instruct>: {QWEN3_TASK}\n<Query>: {query}\n<Document>: {document}"
-    return [SYSTEM.format(QWEN3), body, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"]
+    return [CHAT.format(QWEN3), body, ASSISTANT + NO_THOUGHT]
 
 
 def mxbai(query: str, document: str) -> Sequence[str]:
-    system = SYSTEM.format("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
-    sides = f"query: {query}", "\n", f"document: {document}", "\n"
-    return [system, *sides, MXBAI, "<|im_end|>\n<|im_start|>assistant\n"]
+    system = CHAT.format("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+    return [system, f"query: {query}", "\n", f"document: {document}", "\n", MXBAI, ASSISTANT]
 
 
 def bge(query: str, document: str) -> Sequence[str]:
@@ -284,29 +334,23 @@ def bge(query: str, document: str) -> Sequence[str]:
 
 
 def zerank(query: str, document: str) -> Sequence[str]:
-    return [f"{SYSTEM.format(query)}{document}<|im_end|>\n<|im_start|>assistant\n"]
-
-
-JINA = "You are a search relevance expert who can determine a ranking of the passages based on how relevant they are to the query. If the query is a question, how relevant a passage is depends on how well it answers the question. If not, try to analyze the intent of the query and assess how well each passage satisfies the intent. If an instruction is provided, you should follow the instruction when determining the ranking."
-JINA_TASK = "I will provide you with {} passages, each indicated by a numerical identifier. Rank the passages based on their relevance to query: {}\n"
-JINA_END = "</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    return [CHAT.format(query) + document + ASSISTANT]
 
 
 def jina_list(reference: Reference, query: str, documents: Sequence[str]) -> list[float]:
-    """Cosines of the states at the mark behind each document with that behind the query."""
-    passages = "".join(
-        f'<passage id="{n}">\n{text}<|embed_token|>\n</passage>\n' for n, text in enumerate(documents)
-    )
+    """Cosines of the states at the mark behind each document with that at the mark behind the query."""
+    passages = "".join(f'<passage id="{n}">\n{text}<|embed_token|>\n</passage>\n' for n, text in enumerate(documents))
     task = JINA_TASK.format(len(documents), query)
-    ids = reference.ids(f"{SYSTEM.format(JINA)}{task}{passages}<query>\n{query}<|rerank_token|>\n{JINA_END}")
-    states = reference.states(ids)
+    end = f"<query>\n{query}<|rerank_token|>\n</query>{ASSISTANT}{NO_THOUGHT}"
+    ids = reference.ids(CHAT.format(JINA) + task + passages + end)
+    states, tokens = reference.states(ids), torch.tensor(ids)
     up, down = (reference.extra[f"projector.{n}.weight"] for n in (0, 2))
-    marks = [
-        linear(relu(linear(states[torch.tensor(ids) == reference.token(token)], up)), down)
-        for token in ("<|rerank_token|>", "<|embed_token|>")
-    ]
-    found: list[float] = cosine_similarity(*marks, dim=1).tolist()
-    return found
+    asked, found = (
+        linear(relu(linear(states[tokens == reference.token(mark)], up)), down)
+        for mark in ("<|rerank_token|>", "<|embed_token|>")
+    )
+    cosines: list[float] = cosine_similarity(asked, found, dim=1).tolist()
+    return cosines
 
 
 def jina_alone(reference: Reference, query: str, document: str) -> Tensor:
@@ -323,44 +367,43 @@ def maxsim(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def all_tokens(reference: Reference, query: str, document: str) -> Tensor:
-    return maxsim(*(reference.states(reference.ids(text)) for text in (query, document)))
+    queries, documents = (reference.states(reference.ids(text)) for text in (query, document))
+    return maxsim(queries, documents)
 
 
 def bge_m3(reference: Reference, query: str, document: str) -> Tensor:
-    """All but the first token, projected; the mean over query tokens."""
+    """Of all tokens but the first, and the mean instead of the sum."""
     weight, bias = (reference.extra[f"colbert_linear.pt.{part}"] for part in ("weight", "bias"))
-    sides = [linear(reference.states(reference.ids(text))[1:], weight, bias) for text in (query, document)]
-    return maxsim(*sides) / len(sides[0])
+    queries, documents = (linear(reference.states(reference.ids(text))[1:], weight, bias) for text in (query, document))
+    return maxsim(queries, documents) / len(queries)
 
 
 @dataclass(frozen=True)
 class ColBert:
-    """A marker behind the first token, queries filled up, punctuation of documents left out."""
+    """A marker behind the first token, queries filled up to 16 tokens, documents without their punctuation."""
 
     markers: tuple[str, str]
     filler: str
-    attends: bool
+    attends: bool  # to what queries are filled up with
     weight: str = "linear.weight"
-    lengths: tuple[int, int] = (16, 48)
 
     def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
-        queries, documents = (self.marked(reference, text, side) for side, text in enumerate((query, document)))
-        missing = self.lengths[0] - len(queries)
+        queries = self.marked(reference, query, self.markers[0], 16)
+        documents = self.marked(reference, document, self.markers[1], 48)
+        missing = 16 - len(queries)
         seen = torch.tensor([[1] * len(queries) + [int(self.attends)] * missing])
         queries += [reference.token(self.filler)] * missing
-        known = reference.tokenizer.get_vocab()
-        skipped = {known[mark] for mark in more_checkpoints.string.punctuation if mark in known}
-        kept = torch.tensor([token not in skipped for token in documents])
+        punctuation = {reference.tokenizer.token_to_id(mark) for mark in string.punctuation}
+        kept = torch.tensor([token not in punctuation for token in documents])
         states = reference.states(queries, attention_mask=seen), reference.states(documents)[kept]
-        return maxsim(*(linear(each, reference.extra[self.weight]) for each in states))
+        return maxsim(*(linear(side, reference.extra[self.weight]) for side in states))
 
-    def marked(self, reference: Reference, text: str, side: int) -> list[int]:
-        """Cut to its side's length, the last token kept, and marked."""
-        begin, *ids = reference.ids(text)
-        room = self.lengths[side] - 2
-        end = reference.tokenizer.num_special_tokens_to_add(False) - 1
-        ids = ids if len(ids) <= room else [*ids[: room - end], *ids[len(ids) - end :]]
-        return [begin, reference.token(self.markers[side]), *ids]
+    def marked(self, reference: Reference, text: str, marker: str, length: int) -> list[int]:
+        """Token ids, cut to make room for the marker as the tokenizer cuts."""
+        reference.tokenizer.enable_truncation(length - 1)
+        begin, *others = reference.ids(text)
+        reference.tokenizer.no_truncation()
+        return [begin, reference.token(marker), *others]
 
 
 # ---- rows
@@ -370,20 +413,275 @@ class ColBert:
 class Row:
     score: Score
     options: dict[str, Any] = field(default_factory=dict)  # of Scorer, as a user of the model passes them
-    checkpoint: str = ""  # if not of the row's name
-    adapter: str = ""  # in the reference's tensors
+    checkpoint: str = ""  # where it is not the row's name
 
 
-def _named(architecture: str) -> dict[str, Any]:
-    return {"hf_overrides": {"architectures": [architecture]}}
+def named(architecture: str, checkpoint: str, score: Score, **options: Any) -> Row:
+    """A checkpoint under another of its architecture's names."""
+    return Row(score, {"hf_overrides": {"architectures": [architecture]}, **options}, checkpoint)
 
 
-BASIC_TEMPLATE = {"chat_template": "basic"}
-PLAIN, MEAN, LAST = Row(Cosine(first)), Row(Cosine(mean)), Row(Cosine(last))
-SPLADE, PAIR, TYPED_PAIR = Row(splade), Row(Pair()), Row(Pair(types=True))
-BASIC_PAIR = Row(Prompt(one_text(BASIC)), BASIC_TEMPLATE)
-QWEN3_PAIR = Prompt(qwen3_reranker, answer("no", "yes")), {"config": "qwen3-reranker"}
-MARKED = ColBert(("[Q] ", "[D] "), "[MASK]", attends=False, weight="1_Dense.linear.weight")
-JINA_MARKED = ColBert(("[QueryMarker]", "[DocumentMarker]"), "<mask>", attends=True)
+SEGMENTS, TYPED, PLAIN, MEAN, LAST = (
+    Row(score) for score in (Segments(), Segments(typed=True), Cosine(first), Cosine(mean), Cosine(last))
+)
+BASIC = Row(Prompt(whole("Query: {q}\nDocument: {d}"), classified), {"chat_template": "basic"})
+QWEN3_RERANKER = Row(Prompt(qwen3_reranker, answer("no", "yes")), {"config": "qwen3-reranker"})
+# their own rules of cutting let a prompt be longer than max_length
+WITHIN = {"truncation": "document-first"}
+MINICPM = {"config": "bge-reranker-v2-minicpm-layerwise", **WITHIN}
+LIGHTWEIGHT = {"config": "bge-reranker-v2.5-gemma2-lightweight", **WITHIN}
+CONVERTED = {"classifier_from_token": ["No", "Yes"], "method": "from_2_way_softmax"}
+
+CROSS_ENCODERS = {
+    "bert_pairs": TYPED,
+    "roberta_pairs": SEGMENTS,
+    "xlmr_pairs": SEGMENTS,
+    "xlmr_flash_pairs": SEGMENTS,
+    "camembert_pairs": SEGMENTS,
+    "new_pairs": SEGMENTS,
+    "gte_new_pairs": named("GteNewForSequenceClassification", "new_pairs", Segments()),
+    "gte_pairs": SEGMENTS,
+    "modernbert_pairs_cls": SEGMENTS,
+    "modernbert_pairs_mean": SEGMENTS,
+    "deberta_pairs": SEGMENTS,
+    "electra_pairs": TYPED,
+    "ernie_pairs": TYPED,
+    "distilbert_pairs": SEGMENTS,
+    "llama_pairs": SEGMENTS,
+    "mistral_pairs": Row(Prompt(whole("{q}{d}"), classified)),
+    "qwen2_pairs": BASIC,
+    "qwen3_pairs": BASIC,
+    "gemma_pairs": SEGMENTS,
+    "gemma2_pairs": BASIC,
+    "phi3_pairs": BASIC,
+    "granite_pairs": Row(Prompt(whole("Query: {q}\nDocument: {d}"), scored), {"chat_template": "basic"}),
+    "gpt2_pairs": BASIC,
+    "qwen3_reranker": QWEN3_RERANKER,
+    "qwen3_reranker_untied": QWEN3_RERANKER,
+    "qwen3_reranker_seq_cls": Row(Prompt(qwen3_reranker, classified), {"config": "qwen3-reranker"}),
+    "mxbai_reranker": Row(Prompt(mxbai, answer("0", "1")), {"config": "mxbai-rerank-v2", **WITHIN}),
+    "bge_gemma": Row(Prompt(bge, answer("Yes")), {"config": "bge-reranker-v2-gemma", **WITHIN}),
+    "zerank": Row(Prompt(zerank, answer("Yes", scale=5.0)), {"config": "zerank-2"}),
+    "llama_converted": Row(
+        Prompt(whole("Query: {q}\nDocument: {d}"), answer("No", "Yes")),
+        {"convert": "classify", "chat_template": "basic", "hf_overrides": CONVERTED},
+    ),
+    "qwen2_model_with_score": Row(
+        Prompt(whole("{q} {d}"), scored), {"convert": "classify", "chat_template": "{{ query }} {{ document }}"}
+    ),
+    "nemotron_reranker": Row(
+        Prompt(whole("question:{q} \n \n passage:{d}"), nemotron), {"config": "llama-nemotron-rerank"}
+    ),
+    "minicpm_layerwise": Row(Prompt(bge, layerwise(4, head=2)), MINICPM),
+    "minicpm_layerwise_at_3": Row(
+        Prompt(bge, layerwise(3, head=1)), {**MINICPM, "hf_overrides": {"cutoff_layers": 3}}, "minicpm_layerwise"
+    ),
+    "gemma2_lightweight": Row(Prompt(bge, layerwise(4, head=1)), LIGHTWEIGHT),
+    "gemma2_lightweight_at_2": Row(
+        Prompt(bge, layerwise(2, head=0)), {**LIGHTWEIGHT, "hf_overrides": {"cutoff_layers": 2}}, "gemma2_lightweight"
+    ),
+    "jina_listwise": Row(jina_alone),
+}
+
+NOMIC = {"config": "nomic-embed-text"}
+GRITLM = "<|user|>\nGiven a web search query, retrieve relevant passages that answer the query\n<|embed|>\n"
+TEXT_MATCHING = Adapted(("text-matching", "text-matching"))
+RETRIEVAL = Adapted(("retrieval.query", "retrieval.passage"), ("Represent the query: ", "Represent the document: "))
+BI_ENCODERS = {
+    "bert": PLAIN,
+    "bert_mlm": PLAIN,
+    "bert_splade": Row(splade),
+    "bert_splade_by_name": Row(splade),
+    "roberta": MEAN,
+    "roberta_for_mlm": PLAIN,
+    "roberta_splade": Row(splade),
+    "xlmr": Row(Cosine(mean, ("query: ", "passage: "))),
+    "xlmr_flash": PLAIN,
+    "xlmr_mlm": PLAIN,
+    "camembert": MEAN,
+    "mpnet": MEAN,
+    "mpnet_mlm": PLAIN,
+    "ernie": MEAN,
+    "electra": PLAIN,
+    "distilbert": MEAN,
+    "distilbert_mlm": PLAIN,
+    "distilbert_splade": Row(splade),
+    "jina_v3": Row(TEXT_MATCHING),
+    "jina_v3_retrieval": Row(RETRIEVAL, {"task": "retrieval"}, "jina_v3"),
+    "modernbert": PLAIN,
+    "modernbert_mlm": PLAIN,
+    "modernbert_splade": Row(splade),
+    "new": PLAIN,
+    "gte_new": named("GteNewModel", "new", Cosine(first)),
+    "gte": Row(Cosine(first, ("query: ", ""))),
+    "nomic": Row(Cosine(mean, ("search_query: ", "search_document: ")), NOMIC),
+    "nomic_moe": Row(Cosine(mean, ("search_query: ", "search_document: "), nomic_moe), NOMIC),
+    "llama_model": LAST,
+    "llama_lm": LAST,
+    "mistral_model": Row(Cosine(last, end="</s>")),
+    "mistral_lm": Row(Cosine(last, end="</s>")),
+    "qwen2_model": Row(Cosine(last, end="<|endoftext|>")),
+    "qwen2_lm": Row(Cosine(last, end="<|endoftext|>")),
+    "qwen2_both_ways": Row(Cosine(last, states=both_ways, end="<|endoftext|>")),
+    "qwen3_model": LAST,
+    "qwen3_lm": LAST,
+    "qwen3_embedding": Row(Cosine(last, ("Instruct: find\nQuery:", ""))),
+    "gemma_model": LAST,
+    "gemma_lm": LAST,
+    "gemma2_model": LAST,
+    "gemma2_lm": LAST,
+    "gemma3_model": Row(
+        Cosine(mean, ("task: search result | query: ", "title: none | text: "), project=two_dense),
+    ),
+    "gemma3_lm": LAST,
+    "granite_model": LAST,
+    "granite_lm": LAST,
+    "phi3_model": LAST,
+    "phi3_lm": LAST,
+    "gpt2_model": LAST,
+    "gpt2_lm": LAST,
+    "lfm2_model": LAST,
+    "lfm2_lm": LAST,
+    "gritlm": Row(Cosine(mean, (GRITLM, "<|embed|>\n"), both_ways, skip_prompt=True), {"config": "gritlm"}),
+    "nemotron": Row(Cosine(mean, ("query: ", "passage: "), both_ways), {"config": "llama-nemotron-embed"}),
+    "voyage": Row(Cosine(mean, ("the query: ", "the document: "), both_ways, one_linear)),
+    "olmo": LAST,
+    "stablelm": LAST,
+}
+
 LATE = {"score_type": "late-interaction"}
-BGE_CUT = {"truncation": "document-first", "max_length": PROMPT_LENGTH} if (PROMPT_LENGTH := 600) else {}
+JINA_COLBERT = ColBert(("[QueryMarker]", "[DocumentMarker]"), "<mask>", attends=True)
+MODERN_COLBERT = ColBert(("[Q] ", "[D] "), "[MASK]", attends=False, weight="1_Dense.linear.weight")
+LFM2_COLBERT = replace(MODERN_COLBERT, filler="</s>")  # it has no mask token
+LATE_INTERACTION = {
+    "colbert": Row(ColBert(("[unused0]", "[unused1]"), "[MASK]", attends=False)),
+    "jina_colbert": Row(JINA_COLBERT),
+    "jina_colbert_by_name": named("ColBERTJinaRobertaModel", "jina_colbert", JINA_COLBERT),
+    "modern_colbert": Row(MODERN_COLBERT),
+    "modern_colbert_by_name": named("ColBERTModernBertModel", "modern_colbert", MODERN_COLBERT),
+    "lfm2_colbert": Row(LFM2_COLBERT),
+    "lfm2_colbert_by_name": named("ColBERTLfm2Model", "lfm2_colbert", LFM2_COLBERT),
+    "bge_m3": Row(bge_m3, LATE),
+    "bge_m3_by_name": named("BgeM3EmbeddingModel", "bge_m3", bge_m3, **LATE),
+    "bert_tokens": Row(all_tokens, LATE),
+    "qwen3_tokens": Row(all_tokens, LATE),
+}
+ROWS = {**CROSS_ENCODERS, **BI_ENCODERS, **LATE_INTERACTION}
+
+
+def architecture_of(name: str) -> str:
+    row = ROWS[name]
+    own = more_checkpoints.ROWS[row.checkpoint or name].architecture
+    given: list[str] = row.options.get("hf_overrides", {}).get("architectures", [own])
+    return given[0]
+
+
+def test_every_architecture_of_the_registry_is_tried() -> None:
+    assert ARCHITECTURES.keys() - {architecture_of(name) for name in ROWS} == set()
+
+
+def test_every_checkpoint_is_scored() -> None:
+    assert {row.checkpoint or name for name, row in ROWS.items()} == more_checkpoints.ROWS.keys()
+
+
+# ---- relations that hold for every row
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A row's checkpoint in a Scorer, and beside it."""
+
+    name: str
+    folder: str
+    scorer: Scorer
+    reference: Reference
+    scores: Floats  # of all pairs in one call, packed
+
+    @property
+    def tolerance(self) -> float:
+        return CLOSE[self.scorer.spec.score_type]
+
+    def scored(self, queries: Sequence[str], documents: Sequence[str]) -> Floats:
+        return rank_by(self.scorer, queries, documents)
+
+    def expected(self, query: str, document: str) -> float:
+        with torch.inference_mode():
+            return ROWS[self.name].score(self.reference, query, document).item()
+
+
+def opened(folder: str, name: str, **options: Any) -> Scorer:
+    """A float32 Scorer of a row, which forwards whatever it is asked."""
+    return Scorer(folder, dtype="float32", cache_mb=0, **{**ROWS[name].options, **options})
+
+
+def columns(queries: Sequence[str], documents: Sequence[str]) -> Pairs:
+    return Pairs(Texts.of(queries), Texts.of(documents))
+
+
+def rank_by(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> Floats:
+    """Scores, or the logits they are made of."""
+    return scorer.score_work(scorer.tokenize(columns(queries, documents))).rank_by
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A second thread in a model this small only waits for the first, and holds up whatever else runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[Opened]:
+    name: str = request.param
+    checkpoint = ROWS[name].checkpoint or name
+    folder = tiny(checkpoint)
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    with one_thread(), opened(folder, name) as scorer:
+        reference = Reference(tokenizer, *more_checkpoints.native(checkpoint))
+        yield Opened(name, folder, scorer, reference, rank_by(scorer, QUERIES, DOCUMENTS))
+
+
+def test_scores_are_those_of_plain_transformers(row: Opened) -> None:
+    expected = [row.expected(q, d) for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert np.ptp(expected) > 1000 * row.tolerance, "texts that all score alike would prove nothing"
+    np.testing.assert_allclose(row.scores, expected, rtol=0, atol=row.tolerance)
+
+
+def test_a_pair_scores_the_same_alone(row: Opened) -> None:
+    alone = np.concatenate([row.scored([q], [d]) for q, d in zip(QUERIES, DOCUMENTS, strict=True)])
+    np.testing.assert_allclose(alone, row.scores, rtol=0, atol=row.tolerance)
+
+
+def test_shuffled_pairs_score_as_permuted(row: Opened) -> None:
+    order = np.random.default_rng(0).permutation(len(QUERIES))
+    shuffled = row.scored([QUERIES[i] for i in order], [DOCUMENTS[i] for i in order])
+    np.testing.assert_allclose(shuffled, row.scores[order], rtol=0, atol=row.tolerance)
+
+
+def test_packed_equals_padded(row: Opened) -> None:
+    with opened(row.folder, row.name, padded=True) as padded:
+        np.testing.assert_allclose(rank_by(padded, QUERIES, DOCUMENTS), row.scores, rtol=0, atol=row.tolerance)
+
+
+def test_an_empty_document_is_scored_or_refused_by_the_number_of_its_pair(row: Opened) -> None:
+    """Refused by models whose tokenizer adds no token to a text, where there is nothing to read."""
+    try:
+        expected = row.expected("river", "")
+    except NoTokenError:
+        assert row.reference.ids("") == []
+        with pytest.raises(InputError, match="^pair 1: its text gives this model no token to read"):
+            row.scorer.score(["river", "river"], ["cat", ""])
+    else:
+        scores = row.scored(["river", "river"], ["cat", ""])
+        assert scores[1] == pytest.approx(expected, abs=row.tolerance)
+
+
+def test_a_text_too_long_is_cut_to_the_limit(row: Opened) -> None:
+    cases = [("river", LONG, CUT_DOCUMENT), (LONG, "river", CUT_QUERY)]
+    for query, document, side in cases[: 1 if row.scorer.spec.listwise else 2]:
+        work = row.scorer.tokenize(columns([query], [document]))
+        assert work.cut[0] & side
+        assert work.items.lengths.max() <= row.scorer.spec.max_length
+        assert np.isfinite(row.scorer.score_work(work).score).all()

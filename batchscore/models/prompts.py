@@ -17,14 +17,14 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
 
-_ALL = 2**31 - 1  # tokens, where nothing is cut at tokenising
+ALL = 2**31 - 1  # tokens, where nothing is cut at tokenising
 Bits = NDArray[np.uint8]
 
 
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
     budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
-    limit = _ALL if slices_ids(spec) else budget
+    limit = ALL if slices_ids(spec) else budget
     (queries, query_lengths), (documents, document_lengths) = (
         tokenizer.tokenize(prepared(texts, prompt, spec), limit, keep_end=keep_end)
         for texts, prompt in ((pairs.queries, spec.query_prompt), (pairs.documents, ""))
@@ -125,10 +125,10 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     prompt_length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
     if prompt_length >= budget:
         raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {length}")
-    strings, limit = prepared(texts, prompt, spec), _ALL if slices_ids(spec) else budget
+    strings, limit = prepared(texts, prompt, spec), ALL if slices_ids(spec) else budget
     tokens, lengths = (
         _kept_ends(tokenizer, strings, prompt_length, limit)
-        if spec.truncation_side == "left" and limit < _ALL
+        if spec.truncation_side == "left" and limit < ALL
         else tokenizer.tokenize(strings, limit)
     )
     items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
@@ -157,7 +157,7 @@ def _kept_ends(
     tokenizer: TextTokenizer, strings: list[str], prompt_length: int, budget: int
 ) -> tuple[Items, NDArray[np.int64]]:
     """As `tokenize`, but a text that is too long keeps its prompt and its end."""
-    whole, lengths = tokenizer.tokenize(strings, _ALL)
+    whole, lengths = tokenizer.tokenize(strings, ALL)
     kept = np.minimum(lengths, budget)
     offsets = offsets_of(kept)
     places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)

@@ -7,6 +7,7 @@ every length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
-from batchscore.models.prompts import cut_bits, distinct_pairs, prepared, refuse_long, slices_ids
+from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, slices_ids
 from batchscore.models.spec import ModelSpec
 from batchscore.models.templates import PIECE, Template
-from batchscore.models.tokenizer import Slot, Special, TextTokenizer, num_specials
+from batchscore.models.tokenizer import Slot, Spans, Special, TextTokenizer, num_specials
 from batchscore.types import CUT_DOCUMENT, Items, Pairs, Work, offsets_of
 
+_AT_ONCE = 512  # prompts whose characters are held by token
+_UNCUTTABLE = "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it"
+_CUTTABLE = "shorten the text, or use a template that writes query and document as they are"
 _QUERY, _DOCUMENT = "\ue000", "\ue001"  # stand for the texts where the template's own characters are looked for
 Ids = NDArray[np.int32]
 
@@ -67,7 +71,7 @@ class _Fitter:
     def fit(self, prompts: Sequence[_Prompt], rows: NDArray[np.int64]) -> tuple[list[Ids], NDArray[np.uint8]]:
         """(ids of each prompt without the tokenizer's special tokens, cut bits)."""
         pieces = list(dict.fromkeys(piece for prompt in prompts for piece in prompt.pieces))
-        tokens, _ = self.tokenizer.tokenize(pieces, 2**31 - 1)
+        tokens, _ = self.tokenizer.tokenize(pieces, ALL)
         ids_of = {
             piece: tokens.ids[tokens.offsets[place] : tokens.offsets[place + 1]] for place, piece in enumerate(pieces)
         }
@@ -84,11 +88,16 @@ class _Fitter:
             least = min(self._limits)
             long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
         refuse_long(self.spec, rows[long])
-        for place in np.flatnonzero(long).tolist():
-            try:
-                bodies[place], cut[place] = self._cut(prompts[place], self._limits.whole - specials)
-            except InputError as error:
-                raise RowError(int(rows[place]), error.message, cause=InputError, hint=error.hint) from error
+        places = np.flatnonzero(long).tolist()
+        for some in (places[start : start + _AT_ONCE] for start in range(0, len(places), _AT_ONCE)):
+            pieces = list(dict.fromkeys(piece for place in some for piece in prompts[place].pieces))
+            spans = dict(zip(pieces, self.tokenizer.spans(pieces), strict=True))
+            for place in some:
+                encoded = [spans[piece] for piece in prompts[place].pieces]
+                try:
+                    bodies[place], cut[place] = self._cut(prompts[place], encoded, self._limits.whole - specials)
+                except InputError as error:
+                    raise RowError(int(rows[place]), error.message, cause=InputError, hint=error.hint) from error
         return bodies, cut
 
     def framed(self, bodies: Sequence[Ids]) -> Items:
@@ -106,35 +115,38 @@ class _Fitter:
         return Items(joined, offsets_of(np.array([len(ids) for ids in framed], np.int64)))
 
     @cached_property
-    def _layout(self) -> list[str]:
-        """The pieces with a stand-in for each text."""
-        return self.template.render(_QUERY, _DOCUMENT)
+    def _layout(self) -> list[list[str]]:
+        """Each piece as the template's own characters and the stand-ins of the texts, in order."""
+        try:
+            pieces = self.template.render(_QUERY, _DOCUMENT)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise InputError(_UNCUTTABLE, hint=_CUTTABLE) from error
+        return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]
 
     @cached_property
     def _limits(self) -> Limits:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
         if rule is None:
             return Limits(length, length, length)
-        fixed = [piece for piece in self._layout if _QUERY not in piece and _DOCUMENT not in piece]
+        fixed = ["".join(parts) for parts in self._layout if len(parts) == 1]
         if len(self._layout) - len(fixed) != 2 or len(fixed) < 2:
             raise UsageError(
                 f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
                 "the document",
                 hint="pass --truncation document-first",
             )
-        limits = rule(length, [len(self.tokenizer.spans(piece)[0]) for piece in fixed])
+        limits = rule(length, [self.tokenizer.count(piece) for piece in fixed])
         specials = num_specials(self.tokenizer.single)
         return limits._replace(whole=min(limits.whole + specials, self.spec.position_limit))
 
-    def _cut(self, prompt: _Prompt, budget: int) -> tuple[Ids, int]:
+    def _cut(self, prompt: _Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int]:
         """(ids, cut bits) of a prompt that is too long.
 
         Raises:
             InputError: the template changes its texts, so that they cannot be found in the prompt.
             UsageError: there is no room beside the template.
         """
-        encoded = [self.tokenizer.spans(piece) for piece in prompt.pieces]
-        sides = [self._text_tokens(prompt, encoded, stand_in) for stand_in in (_QUERY, _DOCUMENT)]
+        sides = self._text_tokens(prompt, encoded)
         fixed = sum(len(ids) for ids, _ in encoded) - len(sides[0]) - len(sides[1])
         if fixed >= budget:
             raise UsageError(
@@ -157,115 +169,77 @@ class _Fitter:
         ids = np.concatenate([ids for ids, _ in encoded])
         return np.delete(ids, np.concatenate(dropped)), int(cut_bits(full, kept)[0])
 
-    def _beside(self, encoded: Sequence[tuple[Ids, NDArray[np.int64]]], stand_in: str, text_tokens: int) -> int:
+    def _beside(self, encoded: Sequence[Spans], stand_in: str, text_tokens: int) -> int:
         """Tokens of the piece with a text that are not the text's."""
         pieces = zip(self._layout, encoded, strict=True)
-        return sum(len(ids) for layout, (ids, _) in pieces if stand_in in layout) - text_tokens
+        return sum(len(ids) for parts, (ids, _) in pieces if stand_in in parts) - text_tokens
 
-    def _text_tokens(
-        self, prompt: _Prompt, encoded: Sequence[tuple[Ids, NDArray[np.int64]]], stand_in: str
-    ) -> NDArray[np.int64]:
-        """int64: places, in the whole prompt, of the tokens that end inside a text."""
-        found, before = [], 0
-        for piece, layout, (ids, spans) in zip(prompt.pieces, self._layout, encoded, strict=True):
-            for start, stop in _spans_of(stand_in, layout, piece, prompt):
-                inside = (spans[:, 1] > start) & (spans[:, 1] <= stop) & (spans[:, 0] < stop)
-                found.append(before + np.flatnonzero(inside))
+    def _text_tokens(self, prompt: _Prompt, encoded: Sequence[Spans]) -> list[NDArray[np.int64]]:
+        """For the query and for the document int64: places, in the whole prompt, of tokens that end inside the text."""
+        texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
+        found: dict[str, list[NDArray[np.int64]]] = {_QUERY: [], _DOCUMENT: []}
+        if ["".join(texts.get(part, part) for part in parts) for parts in self._layout] != prompt.pieces:
+            raise InputError(_UNCUTTABLE, hint=_CUTTABLE)
+        before = 0
+        for parts, (ids, spans) in zip(self._layout, encoded, strict=True):
+            start = 0
+            for part in parts:
+                stop = start + len(texts.get(part, part))
+                if part in found:
+                    inside = (spans[:, 1] > start) & (spans[:, 1] <= stop) & (spans[:, 0] < stop)
+                    found[part].append(before + np.flatnonzero(inside))
+                start = stop
             before += len(ids)
-        return np.concatenate(found) if found else np.empty(0, np.int64)
-
-
-def _spans_of(stand_in: str, layout: str, piece: str, prompt: _Prompt) -> list[tuple[int, int]]:
-    """(first character, end) of each place where a text stands in a piece."""
-    texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
-    spans, built = [], ""
-    for character in layout:
-        text = texts.get(character, character)
-        if character == stand_in:
-            spans.append((len(built), len(built) + len(text)))
-        built += text
-    if built != piece:
-        raise InputError(
-            "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
-            hint="shorten the text, or use a template that writes query and document as they are",
-        )
-    return spans
+        return [np.concatenate([np.empty(0, np.int64), *places]) for places in found.values()]
 
 
 # ---- listwise
+
+LIST_MARKS = ("<|rerank_token|>", "<|embed_token|>")  # whose states stand for the query, for a document
+_SLACK = 8  # tokens; texts fall into a few more or less beside others than alone
 
 
 def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
     """One sequence for each list of documents, split where it would pass max_length; a row without a list is its own.
 
     `left` holds a document's place in its prompt.
+
+    Raises:
+        CheckpointError: the vocabulary lacks the marks.
+        RowError: a query leaves no room for a document.
     """
-    marks = _ListMarks.of(tokenizer, spec)
-    queries = [marks.without(text) for text in prepared(pairs.queries, spec.query_prompt, spec)]
-    documents = [marks.without(text) for text in prepared(pairs.documents, "", spec)]
-    lengths = [tokenizer.tokenize(texts, 2**31 - 1)[1] for texts in (queries, documents)]
-    lists = np.arange(len(pairs)) if pairs.lists is None else pairs.lists
+    marks = [tokenizer.token_id(mark) for mark in LIST_MARKS]
+    if None in marks:
+        raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
+    queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
+    documents = _without_marks(prepared(pairs.documents, "", spec))
+    query_lengths, document_lengths = (tokenizer.tokenize(texts, ALL)[1] for texts in (queries, documents))
+    bare, first, second = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
+    beside = second - first + _SLACK  # what a document costs beside its own tokens
     bodies: list[Ids] = []
     left, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
-    for rows in _groups(lists):
+    for rows in _groups(np.arange(len(pairs)) if pairs.lists is None else pairs.lists):
         query = int(pairs.queries.codes[rows[0]])
-        room = spec.max_length - marks.overhead(template, queries[query]) - 2 * int(lengths[0][query])
-        for block in _blocks(lengths[1][pairs.documents.codes[rows]] + marks.per_document(template), room):
+        room = spec.max_length - bare - _SLACK - 2 * int(query_lengths[query])  # the prompt names the query twice
+        if room <= beside:
+            raise RowError(int(rows[0]), f"its query leaves no room in max_length {spec.max_length}", cause=InputError)
+        for block in _blocks(document_lengths[pairs.documents.codes[rows]] + beside, room):
             members = rows[block]
-            texts = [documents[code] for code in pairs.documents.codes[members]]
-            if (
-                len(texts) == 1
-                and int(lengths[1][pairs.documents.codes[members[0]]]) + marks.per_document(template) > room
-            ):
-                if room <= marks.per_document(template):
-                    raise RowError(
-                        int(members[0]), f"its query leaves no room in max_length {spec.max_length}", cause=InputError
-                    )
+            codes = pairs.documents.codes[members]
+            texts = [documents[code] for code in codes]
+            if document_lengths[codes[0]] + beside > room:  # such a document is alone in its block
                 refuse_long(spec, members)
-                texts, cut[members] = [tokenizer.shorten(texts[0], room - marks.per_document(template))], CUT_DOCUMENT
+                texts, cut[members] = [tokenizer.shorten(texts[0], room - beside)], CUT_DOCUMENT
             left[members], right[members] = np.arange(len(members)), len(bodies)
             pieces = template.render_list(queries[query], texts)
-            bodies.append(np.concatenate([tokenizer.spans(piece)[0] for piece in pieces]))
+            bodies.append(np.concatenate([ids for ids, _ in tokenizer.spans(pieces)]))
     items = _Fitter(tokenizer, spec, template).framed(bodies)
-    keep = np.isin(items.ids, (marks.query, marks.document))
-    return Work(Items(items.ids, items.offsets, keep=keep), 0, left, right, cut)
+    return Work(Items(items.ids, items.offsets, keep=np.isin(items.ids, marks)), 0, left, right, cut)
 
 
-@dataclass(frozen=True)
-class _ListMarks:
-    """The tokens whose states stand for the query and for each document."""
-
-    tokenizer: TextTokenizer
-    query: int
-    document: int
-    instruction: str
-
-    @classmethod
-    def of(cls, tokenizer: TextTokenizer, spec: ModelSpec) -> _ListMarks:
-        found = [tokenizer.token_id(token) for token in LIST_MARKS]
-        if None in found:
-            raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
-        return cls(tokenizer, int(found[0] or 0), int(found[1] or 0), spec.instruction)
-
-    def without(self, text: str) -> str:
-        """The text without these tokens: a document must not pass for two."""
-        for token in LIST_MARKS:
-            text = text.replace(token, "")
-        return text
-
-    def overhead(self, template: Template, query: str) -> int:
-        """Tokens of a prompt without documents and without its query, and some that their neighbours may cost."""
-        empty = "".join(template.render_list("", []))
-        return len(self.tokenizer.spans(empty)[0]) + _SLACK
-
-    def per_document(self, template: Template) -> int:
-        """Tokens a document adds beside its own."""
-        one, two = (len(self.tokenizer.spans("".join(template.render_list("", [""] * n)))[0]) for n in (1, 2))
-        return two - one + _SLACK
-
-
-LIST_MARKS = ("<|rerank_token|>", "<|embed_token|>")  # of the query, of a document
-_SLACK = 8  # tokens; texts fall into a few more or less beside others than alone
+def _without_marks(texts: Sequence[str]) -> list[str]:
+    """Texts that cannot pass for several, or for none."""
+    return [text.replace(LIST_MARKS[0], "").replace(LIST_MARKS[1], "") for text in texts]
 
 
 def _groups(lists: NDArray[Any]) -> list[NDArray[np.int64]]:

@@ -45,6 +45,7 @@ class Slot:
 
 
 Pattern = tuple[Special | Slot, ...]
+Spans = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 def num_specials(pattern: Pattern) -> int:
@@ -107,15 +108,21 @@ class TextTokenizer:
         joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
         return Items(joined, offsets_of(np.minimum(full, max_tokens))), full
 
-    def spans(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(ids [n] of a text without special tokens, int64 [n, 2]: the characters each stands for)."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    def spans(self, texts: Sequence[str]) -> list[Spans]:
+        """(ids int32 [n] without special tokens, characters each stands for int64 [n, 2]) of each text."""
+        return [
+            (np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """The longest start of a text that has at most `max_tokens` tokens."""
         while True:
-            ids, spans = self.spans(text)
+            ((ids, spans),) = self.spans([text])
             if len(ids) <= max_tokens:
                 return text
             # a shorter text may fall into more tokens than it had as part of the longer one
