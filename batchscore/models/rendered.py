@@ -208,8 +208,8 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
         CheckpointError: the vocabulary lacks the marks.
         RowError: a query leaves no room for a document.
     """
-    marks = [tokenizer.token_id(mark) for mark in LIST_MARKS]
-    if None in marks:
+    marks = [token for mark in LIST_MARKS if (token := tokenizer.token_id(mark)) is not None]
+    if len(marks) < len(LIST_MARKS):
         raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
     queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
     documents = _without_marks(prepared(pairs.documents, "", spec))
