@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.configs import load_config
-from batchscore.models.options import merged, read_values
+from batchscore.models.options import merged, read_values, taken_apart
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
 from batchscore.types import Truncation
@@ -69,6 +69,6 @@ def open_model(
         for name, value in given.items()
         if value is not None and (value is not False or name == "use_activation")
     }
-    options = merged(load_config(str(model), config), read_values(flags))
+    options = merged(taken_apart(load_config(str(model), config)), taken_apart(read_values(flags)))
     checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=options.get("hf_overrides"))
     return checkpoint, resolve(checkpoint, options)

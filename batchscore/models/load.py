@@ -258,7 +258,8 @@ def _check_width(
     if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
         raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score is one")
     if spec.dimensions:
-        width = widths[-1] if widths else getattr(config, "hidden_size", spec.dimensions)
+        hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
+        width = widths[-1] if widths else hidden
         listed = checkpoint.config.get("matryoshka_dimensions")
         if spec.dimensions > width or (listed and spec.dimensions not in listed):
             choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"

@@ -155,7 +155,6 @@ _EXPANSIONS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "convert": lambda value, source: _CONVERSIONS.get(value, {}),
     "no_prompts": lambda value, source: {"query_prompt": "", "document_prompt": ""} if value else {},
     "max_model_len": lambda value, source: {"max_length": value},
-    "hf_overrides": lambda value, source: {},  # they went into the checkpoint's config
 }
 
 
