@@ -6,7 +6,7 @@ Every round runs each peer once, in its own process and interpreter (benchmarks/
 machine falls on all of them; medians over rounds, and ratios to batchscore. The texts are drawn from a fixed word list:
 queries of 3 to 12 words, documents of log-normal length, 10 to 250 words with a median of 60, each query with ten
 documents of its own. The bi-encoder is all-MiniLM-L6-v2; the cross-encoder has its body under a random head, which
-costs what a trained one of that size costs.
+costs what a trained one of that size costs; the decoder is a random Qwen3 of about that size with a score head.
 """
 
 from __future__ import annotations
@@ -61,9 +61,28 @@ def build_cross_encoder(folder: Path) -> Path:
     return folder
 
 
+def build_decoder(folder: Path) -> Path:
+    """A Qwen3ForSequenceClassification that reads the tokenizer's pairs."""
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    torch.manual_seed(0)
+    shutil.copytree(BI_ENCODER, folder, ignore=shutil.ignore_patterns("1_*", "modules.json", "*sentence*", "*.md"))
+    sizes = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 6, "head_dim": 64}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    rest = {"vocab_size": 30522, "pad_token_id": 0, "num_labels": 1, "max_position_embeddings": 512}
+    model = Qwen3ForSequenceClassification(Qwen3Config(**sizes, **heads, **rest))
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+BUILD = {"cross-encoder": build_cross_encoder, "decoder": build_decoder}
+
+
 def measure(python: str, peer: str, model: Path, pairs: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One run of one peer."""
-    command = [python, str(PEERS), "--peer", peer, "--kind", args.kind, "--model", str(model), "--pairs", str(pairs)]
+    kind = "bi-encoder" if args.kind == "bi-encoder" else "cross-encoder"
+    command = [python, str(PEERS), "--peer", peer, "--kind", kind, "--model", str(model), "--pairs", str(pairs)]
     command += ["--repeat", "1", "--batch-size", str(args.batch_size), "--dtype", args.dtype]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -75,7 +94,7 @@ def measure(python: str, peer: str, model: Path, pairs: Path, args: argparse.Nam
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Pairs a second against peers.")
-    parser.add_argument("--kind", choices=["bi-encoder", "cross-encoder"], required=True)
+    parser.add_argument("--kind", choices=["bi-encoder", *BUILD], required=True)
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter that has vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=600)
@@ -90,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
         write_pairs(pairs, args.pairs)
-        model = BI_ENCODER if args.kind == "bi-encoder" else build_cross_encoder(Path(folder) / "model")
+        model = BUILD[args.kind](Path(folder) / "model") if args.kind in BUILD else BI_ENCODER
         for number in range(args.rounds):
             for peer, python in pythons.items():
                 found[peer] = measure(python, peer, model, pairs, args)

@@ -134,13 +134,11 @@ def _under(prefix: str) -> Renames:
     return ((r"^", prefix),)
 
 
-def _labels(count: int = 1) -> Json:
-    names = [f"LABEL_{n}" for n in range(count)]
-    return {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+_ONE_LABEL: Json = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def _sentence_files(
-    pooling: str, *, prompts: Json | None = None, dense: Sequence[tuple[int, int]] = (), include_prompt: bool = True
+    pooling: str, *, prompts: Json | None = None, dense: Sequence[tuple[int, int]] = ()
 ) -> Mapping[str, Json | list[Json]]:
     """What sentence-transformers saves for a bi-encoder: prompts, a pooling, Dense layers, unit vectors."""
     steps = ["Transformer", "Pooling", *["Dense"] * len(dense), "Normalize"]
@@ -150,7 +148,7 @@ def _sentence_files(
     return {
         "modules.json": [{"path": path, "type": f"sentence_transformers.models.{step}"} for step, path in kinds],
         "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": None},
-        "1_Pooling/config.json": {f"pooling_mode_{pooling}": True, "include_prompt": include_prompt},
+        "1_Pooling/config.json": {f"pooling_mode_{pooling}": True},
         **{
             f"{n}_Dense/config.json": {"in_features": wide, "out_features": out, **identity}
             for n, (wide, out) in enumerate(dense, 2)
@@ -165,9 +163,8 @@ SIZES = {**SIZES, "intermediate_size": INTERMEDIATE, "hidden_act": "gelu"}
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # shows a model left in training mode
 BERT_LIKE = {**SIZES, **DROPOUT, **BERT, "max_position_embeddings": POSITIONS}
 ROBERTA_LIKE = {**SIZES, **DROPOUT, **ROBERTA, "max_position_embeddings": POSITIONS + 2}
-MODERNBERT = {k: v for k, v in SIZES.items() if k != "hidden_act"}
 MODERNBERT = {
-    **MODERNBERT,
+    **SIZES,
     "model_type": "modernbert",
     "num_hidden_layers": 4,
     "hidden_activation": "gelu",
@@ -280,7 +277,7 @@ NOMIC_CONFIG = {
 }
 NOMIC_NATIVE = {**SIZES, "hidden_act": "silu", "max_position_embeddings": POSITIONS, "layer_norm_eps": 1e-6}
 NOMIC_NATIVE |= _rope(500.0)
-MOE: Json = {"moe_every_n_layers": 2, "num_experts": 4, "moe_top_k": 2, "activation_function": "gelu", "n_layer": 2}
+MOE: dict[str, Any] = {"moe_every_n_layers": 2, "num_experts": 4, "moe_top_k": 2, "activation_function": "gelu"}
 MOE |= {"rotary_emb_base": 700, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_epsilon": 1e-5}
 MOE |= dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), True)
 
@@ -305,7 +302,7 @@ def _moe_shapes(vocab: int) -> Shapes:
 
 def _row(architecture: str, config: Json, words: Words, **more: Any) -> Row:
     """A row whose class and tensor names are those of transformers."""
-    labels = _labels() if architecture.endswith("ForSequenceClassification") else {}
+    labels = _ONE_LABEL if architecture.endswith("ForSequenceClassification") else {}
     return Row(architecture, more.pop("model", architecture), {**config, **labels}, words, **more)
 
 
@@ -359,7 +356,11 @@ SPLADE: Mapping[str, Json | list[Json]] = {
 }
 JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 JINA_PROMPTS = {"retrieval.query": "Represent the query: ", "retrieval.passage": "Represent the document: "}
-LORA = {"lora_adaptations": JINA_TASKS, "lora_rank": 4, "lora_alpha": 2}
+JINA_MODULES: list[Json] = [
+    {"path": "", "type": "custom_st.Transformer", "kwargs": ["task"]},
+    {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+LORA: dict[str, Any] = {"lora_adaptations": JINA_TASKS, "lora_rank": 4, "lora_alpha": 2}
 LORA |= {"task_instructions": {**dict.fromkeys(JINA_TASKS, ""), **JINA_PROMPTS}}
 _BERT, _ROBERTA = {**BERT_LIKE, "model_type": "bert"}, {**ROBERTA_LIKE, "model_type": "roberta"}
 _MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 32}
@@ -392,6 +393,7 @@ ENCODER_VECTORS = {
         native=ROTARY_NATIVE,
         renames=ROTARY,
         adapters=JINA_TASKS,
+        files={**_MEAN, "modules.json": JINA_MODULES},
     ),
     "modernbert": _row("ModernBertModel", MODERNBERT, CLS_SEP, files=_CLS),
     "modernbert_mlm": _row("ModernBertForMaskedLM", MODERNBERT, CLS_SEP),
@@ -403,6 +405,7 @@ ENCODER_VECTORS = {
         model="GteModel",
         native={**_GTE_NATIVE, **NTK},
         renames=(*NEW, *_under("new.")),
+        extra={"classifier.weight": (1, HIDDEN), "classifier.bias": (1,)},  # weighs words; nothing here reads it
         files=_CLS,
     ),
     "gte": _row(
@@ -449,7 +452,7 @@ FAMILY = {family: {**DECODER, "model_type": family.lower(), **config} for family
 GPT2 = {"model_type": "gpt2", "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 2, "n_positions": 512}
 GPT2 |= {"activation_function": "gelu_new", "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
 LFM2 = {
-    **{key: value for key, value in DECODER.items() if key not in {"intermediate_size", "num_hidden_layers"}},
+    **DECODER,
     "model_type": "lfm2",
     "num_hidden_layers": 3,
     "full_attn_idxs": [1],
@@ -459,7 +462,6 @@ LFM2 = {
     "conv_bias": False,
     "norm_eps": 1e-5,
     "tie_word_embeddings": True,
-    "eos_token_id": SPECIAL.index("<|im_end|>"),
 }
 GEMMA3 = {
     **DECODER,
@@ -473,12 +475,8 @@ GEMMA3 = {
     "query_pre_attn_scalar": 20,
 }
 NEMOTRON = {**FAMILY["Llama"], **_REMOTE, "model_type": "llama_bidirec", "pooling": "avg", "temperature": 0.2}
-NEMOTRON |= {"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0}}
-NEMOTRON["rope_scaling"] |= {
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": POSITIONS,
-}
+_LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
+NEMOTRON |= {"rope_theta": 500_000.0, "rope_scaling": {**_LLAMA3, "original_max_position_embeddings": POSITIONS}}
 LAYERWISE = {"start_layer": 2, "head_multi": True, "head_type": "simple"}
 MINICPM = {**DECODER, **_REMOTE, **LAYERWISE, "model_type": "minicpm", "num_hidden_layers": 4, "scale_emb": 3}
 MINICPM |= {"scale_depth": 1.4, "dim_model_base": 256}
@@ -509,6 +507,7 @@ DECODER_PAIRS = {
         extra=_SCORE,
     ),
     "gpt2_pairs": _row("GPT2ForSequenceClassification", GPT2, BARE),
+    "qwen2_pairs_with_bias": _row("Qwen2ForSequenceClassification", FAMILY["Qwen2"], BEGUN, extra={"score.bias": (1,)}),
     "qwen3_reranker": _row("Qwen3ForCausalLM", _QWEN3, BARE),
     "qwen3_reranker_untied": _row("Qwen3ForCausalLM", {**_QWEN3, "tie_word_embeddings": False}, BARE),
     "qwen3_reranker_seq_cls": _row("Qwen3ForSequenceClassification", {**_QWEN3, "use_sep_token": False}, BARE),
@@ -516,7 +515,7 @@ DECODER_PAIRS = {
     "bge_gemma": _row("GemmaForCausalLM", FAMILY["Gemma"], BEGUN),
     "zerank": _row("Qwen3ForCausalLM", _QWEN3, BARE),
     "llama_converted": _row("LlamaForCausalLM", FAMILY["Llama"], BEGUN),
-    "qwen2_model_with_score": _row("Qwen2Model", {**FAMILY["Qwen2"], **_labels()}, BARE, extra=_SCORE),
+    "qwen2_model_with_score": _row("Qwen2Model", {**FAMILY["Qwen2"], **_ONE_LABEL}, BARE, extra=_SCORE),
     "nemotron_reranker": _row(
         "LlamaBidirectionalForSequenceClassification",
         NEMOTRON,
@@ -551,7 +550,7 @@ DECODER_PAIRS = {
         extra={"projector.0.weight": (HIDDEN // 2, HIDDEN), "projector.2.weight": (24, HIDDEN // 2)},
     ),
 }
-# the last two of the tokenizers lose nothing
+# where a family's tokenizer ends a text, or is asked to
 _MODEL_WORDS = {"Mistral": LOST_END, "Qwen2": LOST_BOTH, "Qwen3": ENDED, "Gemma": BOTH, "Gemma2": BOTH}
 _LAST = _sentence_files("lasttoken")
 DECODER_VECTORS = {
@@ -605,9 +604,24 @@ DECODER_VECTORS = {
 # ---- what the registry does not list
 
 _SMALL = {**DECODER, "max_position_embeddings": 512}
+_MAMBA = {"state_size": 4, "conv_kernel": 4, "expand": 2}
+_JAMBA = {"num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 1, "use_mamba_kernels": False}
+_JAMBA |= {"mamba_d_state": 4, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 4}
+_JAMBA |= {"expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2, "num_experts_per_tok": 1}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 24}
 UNLISTED = {
     "olmo": _row("OlmoModel", {**_SMALL, "model_type": "olmo"}, BEGUN),
     "stablelm": _row("StableLmForCausalLM", {**_SMALL, "model_type": "stablelm"}, BARE),
+    # learned positions that begin behind two rows
+    "opt": _row("OPTForCausalLM", {**_SMALL, "model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": HIDDEN}, BEGUN),
+    # positions in the attention itself
+    "bloom_pairs": _row("BloomForSequenceClassification", {**_SMALL, "model_type": "bloom", "n_head": 2}, BEGUN),
+    "qwen3_moe": _row("Qwen3MoeForCausalLM", {**_SMALL, **_EXPERTS, "model_type": "qwen3_moe"}, BARE),
+    # no attention, and some
+    "mamba": _row("MambaForCausalLM", {**_SMALL, **_MAMBA, "model_type": "mamba"}, BARE),
+    "jamba": _row("JambaForCausalLM", {**_SMALL, **_JAMBA, "model_type": "jamba"}, BEGUN),
+    # an encoder, whose sentence-transformers files say how it is read
+    "albert": _row("AlbertModel", {**BERT_LIKE, "model_type": "albert", "embedding_size": 16}, BERT_WORDS, files=_MEAN),
 }
 
 # ---- late interaction

@@ -188,6 +188,24 @@ def test_the_dense_chain_is_read_in_the_order_of_modules_json(edit: Edit) -> Non
     assert sourced(spec, "dense") == [(chain, "modules.json")]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "score_type", "head"),
+    [
+        ("BrandNewModel", "bi-encoder", ()),
+        ("BrandNewForCausalLM", "bi-encoder", ()),
+        ("BrandNewLMHeadModel", "bi-encoder", ()),
+        ("BrandNewForSequenceClassification", "cross-encoder", (Layer("score"),)),
+    ],
+)
+def test_a_language_model_without_a_row_is_read_at_its_last_token(
+    edit: Edit, architecture: str, score_type: str, head: tuple[Layer, ...]
+) -> None:
+    spec = resolved(edit("bert_plain", {"config.json": {"architectures": [architecture], "id2label": {"0": "x"}}}))
+
+    assert (spec.score_type, spec.pooling, spec.head) == (score_type, ("lasttoken",), head)
+    assert spec.sources["pooling"] == f"row {architecture}"
+
+
 # ---- variants of the files
 
 

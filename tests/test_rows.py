@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch.nn.functional import cosine_similarity, gelu, layer_norm, linear, nor
 
 import more_checkpoints
 from batchscore import Scorer
-from batchscore.errors import InputError, UsageError
+from batchscore.errors import InputError, RowError, UsageError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
 from checkpoints import WORDS
@@ -151,8 +152,9 @@ class Cosine:
 
 def splade(reference: Reference, query: str, document: str) -> Tensor:
     """log(1 + relu(logit)) of every word of the vocabulary, its maximum over all tokens."""
-    queries, documents = (reference.logits(reference.ids(text)) for text in (query, document))
-    return cosine_similarity(*(relu(logits).log1p().amax(0).double() for logits in (queries, documents)), dim=0)
+    logits = [reference.logits(reference.ids(text)) for text in (query, document)]
+    queries, documents = (relu(each).log1p().amax(0).double() for each in logits)
+    return cosine_similarity(queries, documents, dim=0)
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,11 @@ class Adapted:
     prompts: tuple[str, str] = ("", "")
 
     def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
-        vectors = []
-        for task, prompt, text in zip(self.tasks, self.prompts, (query, document), strict=True):
-            adapted = replace(reference, net=_adapted_net(task))
-            vectors.append(adapted.states(reference.ids(prompt + text)).mean(0).double())
-        return cosine_similarity(*vectors, dim=0)
+        queries, documents = (
+            replace(reference, net=_adapted_net(task)).states(reference.ids(prompt + text)).mean(0).double()
+            for task, prompt, text in zip(self.tasks, self.prompts, (query, document), strict=True)
+        )
+        return cosine_similarity(queries, documents, dim=0)
 
 
 @cache
@@ -240,6 +242,11 @@ def classified(reference: Reference, ids: Sequence[int]) -> Tensor:
 def scored(reference: Reference, ids: Sequence[int]) -> Tensor:
     """The same, where transformers has none."""
     return reference.extra["score.weight"][0] @ reference.states(ids)[-1]
+
+
+def classified_with_bias(reference: Reference, ids: Sequence[int]) -> Tensor:
+    """transformers' classifiers have none and leave it out."""
+    return classified(reference, ids) + reference.extra["score.bias"][0]
 
 
 def answer(*tokens: str, scale: float = 1.0) -> Read:
@@ -421,10 +428,14 @@ def named(architecture: str, checkpoint: str, score: Score, **options: Any) -> R
     return Row(score, {"hf_overrides": {"architectures": [architecture]}, **options}, checkpoint)
 
 
+def basic(read: Read, **options: Any) -> Row:
+    """A language model with the shipped template that any may take."""
+    return Row(Prompt(whole("Query: {q}\nDocument: {d}"), read), {"chat_template": "basic", **options})
+
+
 SEGMENTS, TYPED, PLAIN, MEAN, LAST = (
     Row(score) for score in (Segments(), Segments(typed=True), Cosine(first), Cosine(mean), Cosine(last))
 )
-BASIC = Row(Prompt(whole("Query: {q}\nDocument: {d}"), classified), {"chat_template": "basic"})
 QWEN3_RERANKER = Row(Prompt(qwen3_reranker, answer("no", "yes")), {"config": "qwen3-reranker"})
 # their own rules of cutting let a prompt be longer than max_length
 WITHIN = {"truncation": "document-first"}
@@ -449,26 +460,23 @@ CROSS_ENCODERS = {
     "distilbert_pairs": SEGMENTS,
     "llama_pairs": SEGMENTS,
     "mistral_pairs": Row(Prompt(whole("{q}{d}"), classified)),
-    "qwen2_pairs": BASIC,
-    "qwen3_pairs": BASIC,
+    "qwen2_pairs": basic(classified),
+    "qwen3_pairs": basic(classified),
     "gemma_pairs": SEGMENTS,
-    "gemma2_pairs": BASIC,
-    "phi3_pairs": BASIC,
-    "granite_pairs": Row(Prompt(whole("Query: {q}\nDocument: {d}"), scored), {"chat_template": "basic"}),
-    "gpt2_pairs": BASIC,
+    "gemma2_pairs": basic(classified),
+    "phi3_pairs": basic(classified),
+    "granite_pairs": basic(scored),
+    "qwen2_pairs_with_bias": basic(classified_with_bias),
+    "bloom_pairs": basic(classified),
+    "gpt2_pairs": basic(classified),
     "qwen3_reranker": QWEN3_RERANKER,
     "qwen3_reranker_untied": QWEN3_RERANKER,
     "qwen3_reranker_seq_cls": Row(Prompt(qwen3_reranker, classified), {"config": "qwen3-reranker"}),
     "mxbai_reranker": Row(Prompt(mxbai, answer("0", "1")), {"config": "mxbai-rerank-v2", **WITHIN}),
     "bge_gemma": Row(Prompt(bge, answer("Yes")), {"config": "bge-reranker-v2-gemma", **WITHIN}),
     "zerank": Row(Prompt(zerank, answer("Yes", scale=5.0)), {"config": "zerank-2"}),
-    "llama_converted": Row(
-        Prompt(whole("Query: {q}\nDocument: {d}"), answer("No", "Yes")),
-        {"convert": "classify", "chat_template": "basic", "hf_overrides": CONVERTED},
-    ),
-    "qwen2_model_with_score": Row(
-        Prompt(whole("{q} {d}"), scored), {"convert": "classify", "chat_template": "{{ query }} {{ document }}"}
-    ),
+    "llama_converted": basic(answer("No", "Yes"), convert="classify", hf_overrides=CONVERTED),
+    "qwen2_model_with_score": basic(scored, convert="classify"),
     "nemotron_reranker": Row(
         Prompt(whole("question:{q} \n \n passage:{d}"), nemotron), {"config": "llama-nemotron-rerank"}
     ),
@@ -547,6 +555,11 @@ BI_ENCODERS = {
     "voyage": Row(Cosine(mean, ("the query: ", "the document: "), both_ways, one_linear)),
     "olmo": LAST,
     "stablelm": LAST,
+    "opt": LAST,
+    "qwen3_moe": LAST,
+    "mamba": LAST,
+    "jamba": LAST,
+    "albert": MEAN,
 }
 
 LATE = {"score_type": "late-interaction"}
@@ -636,6 +649,9 @@ def one_thread() -> Iterator[None]:
 def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[Opened]:
     name: str = request.param
     checkpoint = ROWS[name].checkpoint or name
+    model = more_checkpoints.ROWS[checkpoint].model
+    if not hasattr(transformers, model or "AutoModel"):
+        pytest.skip(f"transformers {transformers.__version__} has no {model} to compare with")
     folder = tiny(checkpoint)
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     with one_thread(), opened(folder, name) as scorer:
@@ -680,8 +696,71 @@ def test_an_empty_document_is_scored_or_refused_by_the_number_of_its_pair(row: O
 
 def test_a_text_too_long_is_cut_to_the_limit(row: Opened) -> None:
     cases = [("river", LONG, CUT_DOCUMENT), (LONG, "river", CUT_QUERY)]
+    # a listwise prompt holds its query twice, and one that leaves no room is refused
     for query, document, side in cases[: 1 if row.scorer.spec.listwise else 2]:
         work = row.scorer.tokenize(columns([query], [document]))
         assert work.cut[0] & side
         assert work.items.lengths.max() <= row.scorer.spec.max_length
         assert np.isfinite(row.scorer.score_work(work).score).all()
+
+
+# ---- prompts
+
+
+def end_of(row: Row) -> Sequence[str]:
+    """The pieces of a prompt behind its texts."""
+    if row.score is jina_alone:
+        return ["<|rerank_token|>\n</query>" + ASSISTANT + NO_THOUGHT]
+    assert isinstance(row.score, Prompt)
+    pieces = list(row.score.pieces("", "\0"))
+    place = next(n for n, piece in enumerate(pieces) if "\0" in piece)
+    return [pieces[place].partition("\0")[2], *pieces[place + 1 :]]
+
+
+def read_at_the_end() -> list[str]:
+    """A row for each prompt that has an end."""
+    found: dict[Pieces, str] = {}
+    for name, row in CROSS_ENCODERS.items():
+        if isinstance(row.score, Prompt) and any(end_of(row)) and not row.checkpoint:
+            found[row.score.pieces] = name
+    return [*found.values(), "jina_listwise"]
+
+
+@pytest.mark.parametrize("name", read_at_the_end())
+def test_the_end_of_a_prompt_survives_every_max_length(tiny: Tiny, name: str) -> None:
+    """From the smallest that leaves room for a text: below it, none does."""
+    tokenizer = Tokenizer.from_file(str(Path(tiny(name)) / "tokenizer.json"))
+    end = [token for text in end_of(ROWS[name]) for token in tokenizer.encode(text, add_special_tokens=False).ids]
+    pair = columns(["what is a bird"], ["the old bridge is over the river"])
+
+    def tokens(max_length: int | None) -> list[int]:
+        """[] where there is no room for a text."""
+        with opened(tiny(name), name, max_length=max_length) as scorer:
+            try:
+                ids: list[int] = scorer.tokenize(pair).items.ids.tolist()
+            except (UsageError, RowError):
+                return []
+            return ids
+
+    found = [tokens(None)]
+    length = len(found[0])
+    while any(found[-3:]):
+        length -= 1
+        found.append(tokens(length))
+    working = found[:-3]
+    assert len(working) > 5
+    for cut, ids in enumerate(working):
+        assert len(ids) <= len(found[0]) - cut
+        assert ids[-len(end) :] == end
+
+
+def test_a_listwise_model_reads_all_documents_of_a_query_at_once(tiny: Tiny) -> None:
+    folder = tiny("jina_listwise")
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    reference = Reference(tokenizer, *more_checkpoints.native("jina_listwise"))
+    documents = [*DOCUMENTS, ""]
+    with one_thread(), torch.inference_mode(), opened(folder, "jina_listwise") as scorer:
+        expected = jina_list(reference, "river", documents)
+        alone = jina_alone(reference, "river", documents[0]).item()
+        np.testing.assert_allclose(scorer.score("river", documents), expected, rtol=0, atol=1e-5)
+    assert abs(expected[0] - alone) > 1e-3, "a document scores otherwise beside others"

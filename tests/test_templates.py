@@ -141,6 +141,26 @@ def test_a_pair_the_template_refuses_is_an_error_of_its_row(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ messages[5].content }}", "list object has no element 5"),
+        ("{{ query.no.such }}", "'str object' has no attribute 'no'"),
+        ("{{ query + 1 }}", "can only concatenate str"),
+        ("{{ 1 / (document | length - 1) }}", "division by zero"),
+        ("{{ '{missing}'.format(query) }}", "missing"),
+        ("{{ range(10 ** 9) }}", "Range too big"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+    ],
+)
+def test_whatever_goes_wrong_inside_a_template_is_an_error_of_its_row(tiny: Tiny, text: str, message: str) -> None:
+    with (
+        Scorer(tiny("bert_ce"), dtype="float32", chat_template=text) as scorer,
+        pytest.raises(InputError, match=f"^pair 0: the chat template refuses it: .*{message}"),
+    ):
+        scorer.score("cat", ["a", "b"])
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

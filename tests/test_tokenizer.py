@@ -179,9 +179,10 @@ def test_shortening_never_halves_a_character_of_several_tokens(tiny: Tiny) -> No
 def test_spans_say_which_characters_a_token_stands_for(tiny: Tiny) -> None:
     tokenizer, text = load(tiny("bert_mean")), "The Zürich cats, 東京"
 
-    ids, spans = tokenizer.spans(text)
+    (_, (ids, spans)) = tokenizer.spans(["", text])
 
     assert ids.tolist() == ids_of(tokenizer, text)
+    assert tokenizer.count(text) == len(ids) == len(spans)
     words_of = [text[start:stop] for start, stop in spans]
     assert words_of[:1] + words_of[-4:] == ["The", "s", ",", "東", "京"]
 
