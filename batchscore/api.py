@@ -205,10 +205,14 @@ class Scorer:
         return output, len(batch.input_ids)
 
     def _plan(self, lengths: NDArray[np.int64], places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Packs of the items at `places`."""
-        if not len(places):
-            return []
-        return [places[pack] for pack in plan_packs(lengths[places], self.budget.max_tokens, self.budget.workers)]
+        """Packs of the items at `places`; items of two regimes of the model never share one."""
+        limit = self.spec.regime_length or int(lengths.max(initial=0))
+        return [
+            of_regime[pack]
+            for of_regime in (places[lengths[places] > limit], places[lengths[places] <= limit])
+            if len(of_regime)
+            for pack in plan_packs(lengths[of_regime], self.budget.max_tokens, self.budget.workers)
+        ]
 
     def close(self) -> None:
         """Stop the workers; packs that have not begun are dropped."""

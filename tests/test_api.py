@@ -63,7 +63,7 @@ def test_one_pair_one_to_many_and_many_to_many_give_a_score_for_each_document(sc
     np.testing.assert_allclose(scorer.score(QUERY, DOCUMENTS), scorer.score([QUERY], DOCUMENTS), rtol=0, atol=SAME)
     np.testing.assert_allclose(scorer.score(queries, DOCUMENTS), row_by_row, rtol=0, atol=SAME)
     assert scorer.score(queries, DOCUMENTS).dtype == np.float32
-    assert scorer.score(tuple(queries), np.array(DOCUMENTS)).shape == (5,)
+    assert scorer.score(tuple(queries), np.array(DOCUMENTS)).shape == (5,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_the_oldest_gives_way_when_the_memory_is_full() -> None:
     hits, found = cache.find(sequences, np.arange(5))
 
     assert hits.tolist() == [False, False, True, True, True]
+    assert found is not None
     assert torch.equal(found, vectors(5)[2:])
 
 
@@ -71,6 +72,7 @@ def test_a_pack_larger_than_the_memory_is_survived() -> None:
     hits, found = cache.find(sequences, np.arange(5))
 
     assert hits.sum() == 2
+    assert found is not None
     assert torch.equal(found, vectors(5)[torch.from_numpy(hits)])
 
 
@@ -80,6 +82,7 @@ def test_found_outputs_outlive_their_slot() -> None:
     _, found = cache.find(sequences, np.array([0]))
     cache.add(sequences, np.array([1]), vectors(1) + 100)
 
+    assert found is not None
     assert torch.equal(found, vectors(1))
 
 

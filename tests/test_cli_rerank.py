@@ -26,7 +26,7 @@ def documents_of(query: int) -> Rows:
     return [{"id": f"q{query}-d{place}", "text": TEXTS[10 * query + place]} for place in range(10)]
 
 
-NESTED = [{"qid": f"q{i}", "query": f"question {i}", "documents": documents_of(i)} for i in range(6)]
+NESTED: Rows = [{"qid": f"q{i}", "query": f"question {i}", "documents": documents_of(i)} for i in range(6)]
 LONG = [
     {"qid": row["qid"], "query": row["query"], "document_id": document["id"], "document": document["text"]}
     for row in NESTED
@@ -119,7 +119,7 @@ def test_return_documents_writes_their_text(tiny: Tiny) -> None:
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_nested_writes_one_row_a_query(tiny: Tiny, suffix: str) -> None:
     """A query without documents is there too, with an empty list."""
-    rows = [*NESTED, {"qid": "none", "query": "nothing to rank", "documents": []}]
+    rows: Rows = [*NESTED, {"qid": "none", "query": "nothing to rank", "documents": []}]
     options = ["--query-id-column", "qid", "--top-n", "3", "--nested"]
     result = rerank(tiny("bert_mean"), "--in", write("in.jsonl", rows), "--out", f"out.{suffix}", *options)
 

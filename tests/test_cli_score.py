@@ -43,7 +43,8 @@ def write(name: str, rows: list[dict[str, Any]]) -> str:
 
 def read(name: str) -> list[dict[str, Any]]:
     if name.endswith(".parquet"):
-        return pq.read_table(name).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(name).to_pylist()
+        return rows
     return [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
 
 

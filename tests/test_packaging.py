@@ -112,9 +112,8 @@ def test_every_option_has_a_help_text() -> None:
 
 
 def test_options_named_in_the_readme_exist() -> None:
-    known = {
-        text for command in get_command(app).commands.values() for option in command.params for text in option.opts
-    }  # type: ignore[attr-defined]
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    known = {text for command in commands for option in command.params for text in option.opts}
 
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - known == {"--help"} & set(
         re.findall(r"--help", README)

@@ -183,7 +183,7 @@ def expected(
 @pytest.mark.parametrize("text", [JUDGE, IN_PIECES], ids=["whole", "pieces"])
 @pytest.mark.parametrize("side", [None, "right", "left"])
 def test_at_every_length_the_document_gives_way_then_the_query_and_the_template_stays(
-    tiny: Tiny, name: str, text: str, side: str | None
+    tiny: Tiny, name: str, text: str, side: Any
 ) -> None:
     tokenizer, spec, template = opened(tiny, name, text, max_length=10_000)
     sizes = list(product([0, 1, 2, 9, 30], [0, 1, 3, 10, 70]))
@@ -391,7 +391,7 @@ LIBRARIES: list[tuple[str, Callable[..., list[str]], str, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("rule", "library", "text", "specials"), LIBRARIES, ids=[rule for rule, *_ in LIBRARIES])
 def test_a_librarys_rule_cuts_as_the_library_does(
-    tiny: Tiny, rule: str, library: Callable[..., list[str]], text: str, specials: tuple[str, ...]
+    tiny: Tiny, rule: Any, library: Callable[..., list[str]], text: str, specials: tuple[str, ...]
 ) -> None:
     tokenizer = TextTokenizer(word_tokenizer(*specials), "words")
     spec = replace(resolve(open_checkpoint(tiny("bert_ce")), {}), truncation=rule, position_limit=1_000)
@@ -411,7 +411,7 @@ def test_a_librarys_rule_cuts_as_the_library_does(
 
 @pytest.mark.parametrize(("rule", "library", "text", "specials"), LIBRARIES, ids=[rule for rule, *_ in LIBRARIES])
 def test_a_librarys_rule_never_passes_the_models_positions(
-    tiny: Tiny, rule: str, library: Callable[..., list[str]], text: str, specials: tuple[str, ...]
+    tiny: Tiny, rule: Any, library: Callable[..., list[str]], text: str, specials: tuple[str, ...]
 ) -> None:
     """What it adds to max_length would be read past the end of the position table."""
     tokenizer = TextTokenizer(word_tokenizer(*specials), "words")

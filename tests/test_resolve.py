@@ -528,7 +528,12 @@ def test_a_file_that_is_not_json_is_named(edit: Edit, file: str) -> None:
 def test_nothing_outside_the_checkpoints_folder_is_looked_at(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[Path] = []
     is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path, **_: looked_at.append(path) or is_file(path))
+
+    def noted(path: Path, **_: Any) -> bool:
+        looked_at.append(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", noted)
 
     resolved(tiny("bert_mean"))
 

@@ -204,7 +204,7 @@ def maxsim_of(folder: str, query: str, document: str, max_length: int = TOKENS) 
     if (Path(folder) / "2_Dense").is_dir():
         left, right = dense_tanh(folder, left), dense_tanh(folder, right)
     left, right = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (left, right))
-    return (left @ right.T).amax(1).sum().item()
+    return float((left @ right.T).amax(1).sum())
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -221,6 +221,7 @@ def test_a_cross_encoder_gives_the_logit_of_transformers_and_its_activation(
         ]
     )
     assert np.ptp(logits) > 0.3, "texts that all score alike would prove nothing"
+    assert scores.logit is not None
     np.testing.assert_allclose(scores.logit, logits, rtol=0, atol=CLOSE)
     np.testing.assert_allclose(scores.score, ACTIVATIONS[name](logits), rtol=0, atol=CLOSE)
 
@@ -345,7 +346,7 @@ def test_what_the_cache_remembers_is_what_a_forward_gives(
 
 def test_the_cache_tells_a_prompt_from_the_same_words_in_a_text(scorer: Scorers, tiny: Tiny) -> None:
     """Both sides read "the cat sat"; only the query leaves "the cat" out of its mean."""
-    prompts = {"query_prompt": "the cat ", "document_prompt": ""}
+    prompts: dict[str, Any] = {"query_prompt": "the cat ", "document_prompt": ""}
     forwarded = scorer("bert_no_prompt_pooling", **prompts).score("sat", "the cat sat")[0]
     assert forwarded < 0.99
     with Scorer(tiny("bert_no_prompt_pooling"), dtype="float32", **prompts) as cached:

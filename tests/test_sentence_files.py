@@ -395,6 +395,9 @@ def test_a_multi_vector_head_beside_the_weights_reads_every_token_but_the_first(
 
     assert (spec.drop_first, spec.similarity, len(spec.dense)) == (True, "meanmaxsim", 1)
     assert not spec_of(checkpoint).drop_first
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=True)
+    work = text_work(tokenizer, spec, Pairs(Texts.of(["cat dog"]), Texts.of(["bird"])))
+    assert flags(work.items, "keep") == [[0, 1, 1, 1], [0, 1, 1]]
     assert spec_of(checkpoint, score_type="late-interaction", compat="vllm").similarity == "maxsim"
     with Scorer(str(checkpoint.folder), score_type="late-interaction", dtype="float32") as scorer:
         assert scorer.score("cat dog bird", "cat dog bird")[0] == pytest.approx(1, abs=1e-5)  # a mean, not a sum
@@ -465,6 +468,8 @@ def test_document_tokens_of_the_skip_list_do_not_count_and_those_of_queries_do(e
     assert flags(work.items, "keep")[0] == [1] * 8
     # [CLS] ! the cat , dog . [SEP]
     assert flags(work.items, "keep")[1] == [1, 1, 0, 1, 0, 1, 0, 1]
+    bare = {"skiplist_words": ["the"], "do_query_expansion": False}
+    assert flags(marked(edit, bare, ["the cat"], ["the cat"]).items, "keep") == [[1] * 5, [1, 1, 0, 1, 1]]
 
 
 def test_skipped_and_unseen_tokens_change_scores_as_they_should(edit: Edit) -> None:

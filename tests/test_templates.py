@@ -244,6 +244,10 @@ def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_template("basic", exact=True) == "mine {{ query }}"
 
 
+def test_a_file_is_a_file_whatever_its_name(tmp_path: Path) -> None:
+    assert find_template(written(tmp_path, "mine {{ query }}", "{of mine}.jinja"), exact=True) == "mine {{ query }}"
+
+
 def test_a_users_file_loses_one_newline_at_its_end_as_in_other_engines(tmp_path: Path) -> None:
     ends = [find_template(written(tmp_path, f"x{end}"), exact=True) for end in ("", "\n", "\n\n", " \n")]
 

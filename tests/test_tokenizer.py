@@ -59,7 +59,8 @@ def sequences(tokenizer: TextTokenizer, pattern: Pattern, *columns: list[str]) -
 
 
 def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:
-    return tokenizer.tokenize([text], 10_000)[0].ids.tolist()
+    ids: list[int] = tokenizer.tokenize([text], 10_000)[0].ids.tolist()
+    return ids
 
 
 # ---- assembled sequences

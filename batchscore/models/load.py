@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -37,13 +37,16 @@ _OURS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_l
 _EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 
 
+Layout = Literal["flat", "padded", "even"]  # end to end; padded to the longest; only sequences of one length together
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to run: float32 head, body in the chosen dtype."""
 
     bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
     head: nn.Module  # states or pooled vectors to logits or vectors
-    flat: bool  # the body runs without padding
+    layout: Layout  # how the body takes several sequences
     vocabulary: int  # rows of the embedding table
     report: Mapping[str, Sequence[str]]  # tensors "used" and "unused"
 
@@ -109,7 +112,8 @@ def load_model(
     vocabulary = models[0].get_input_embeddings().num_embeddings
     report = {"used": [name for name in names if name not in unread], "unused": unread}
     whole = nn.Sequential(head, dense).eval().requires_grad_(False)
-    return Loaded(tuple(model.to(device) for model in models), whole.to(device), flat, vocabulary, report)
+    layout: Layout = "flat" if flat else "padded"
+    return Loaded(tuple(model.to(device) for model in models), whole.to(device), layout, vocabulary, report)
 
 
 # ---- tensors
@@ -133,7 +137,7 @@ def _take_head(
     with _named(checkpoint.name):
         if spec.answer_tokens:
             return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
-        epsilon = next((config[key] for key in ("layer_norm_eps", "norm_eps") if key in config), 1e-12)
+        epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
         found = take_head(spec.head, tensors, _EMBEDDINGS)
         return Head(spec.head, found, epsilon) if spec.head else nn.Identity()
 
@@ -194,6 +198,8 @@ def _load_body(
             )
         model = AutoModel.from_pretrained(checkpoint.folder, dtype=chosen, trust_remote_code=True)
         return model, []
+    if config.is_encoder_decoder:
+        raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
         module, _, name = row.body.partition(":")
         kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, row.body_renames)

@@ -23,7 +23,7 @@ from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, r
 from batchscore.models.spec import ModelSpec
 from batchscore.models.templates import PIECE, Template
 from batchscore.models.tokenizer import Slot, Spans, Special, TextTokenizer, num_specials
-from batchscore.types import CUT_DOCUMENT, Items, Pairs, Work, offsets_of
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
 
 _AT_ONCE = 512  # prompts whose characters are held by token
 _UNCUTTABLE = "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it"
@@ -206,7 +206,7 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
 
     Raises:
         CheckpointError: the vocabulary lacks the marks.
-        RowError: a query leaves no room for a document.
+        UsageError: max_length leaves no room for text.
     """
     marks = [token for mark in LIST_MARKS if (token := tokenizer.token_id(mark)) is not None]
     if len(marks) < len(LIST_MARKS):
@@ -215,23 +215,31 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     documents = _without_marks(prepared(pairs.documents, "", spec))
     query_lengths, document_lengths = (tokenizer.tokenize(texts, ALL)[1] for texts in (queries, documents))
     bare, first, second = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
-    beside = second - first + _SLACK  # what a document costs beside its own tokens
+    bare, beside = bare + _SLACK, second - first + _SLACK  # what a prompt and a document cost beside their texts
+    most = (spec.max_length - bare - beside) // 4  # of a query, which the prompt names twice
+    if most < 1:
+        raise UsageError(
+            f"max_length {spec.max_length} leaves no room for text in the prompt", hint="raise --max-length"
+        )
     bodies: list[Ids] = []
     left, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
     for rows in _groups(np.arange(len(pairs)) if pairs.lists is None else pairs.lists):
         query = int(pairs.queries.codes[rows[0]])
-        room = spec.max_length - bare - _SLACK - 2 * int(query_lengths[query])  # the prompt names the query twice
-        if room <= beside:
-            raise RowError(int(rows[0]), f"its query leaves no room in max_length {spec.max_length}", cause=InputError)
+        text, length = queries[query], int(query_lengths[query])
+        if length > most:
+            refuse_long(spec, rows)
+            text, length, cut[rows] = tokenizer.shorten(text, most), most, CUT_QUERY
+        room = spec.max_length - bare - 2 * length
         for block in _blocks(document_lengths[pairs.documents.codes[rows]] + beside, room):
             members = rows[block]
             codes = pairs.documents.codes[members]
             texts = [documents[code] for code in codes]
             if document_lengths[codes[0]] + beside > room:  # such a document is alone in its block
                 refuse_long(spec, members)
-                texts, cut[members] = [tokenizer.shorten(texts[0], room - beside)], CUT_DOCUMENT
+                texts = [tokenizer.shorten(texts[0], room - beside)]
+                cut[members] |= CUT_DOCUMENT
             left[members], right[members] = np.arange(len(members)), len(bodies)
-            pieces = template.render_list(queries[query], texts)
+            pieces = template.render_list(text, texts)
             bodies.append(np.concatenate([ids for ids, _ in tokenizer.spans(pieces)]))
     items = _Fitter(tokenizer, spec, template).framed(bodies)
     return Work(Items(items.ids, items.offsets, keep=np.isin(items.ids, marks)), 0, left, right, cut)

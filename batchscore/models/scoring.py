@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models import sentence_files as files
+from batchscore.models.arch.row import Json
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.facts import Facts, constant
 from batchscore.models.options import Sourced
@@ -17,9 +18,18 @@ def backbone_fields(facts: Facts) -> dict[str, Sourced]:
     return {
         "first_position": (facts.first_position, facts.source),
         "pad_token_id": (facts.config.get("pad_token_id") or 0, "config.json"),
+        "regime_length": (_regime_length(facts.config), "config.json"),
         "token_types": (facts.config.get("type_vocab_size", 0) > 1, "config.json"),
         "adapters": adapters(facts),
     }
+
+
+def _regime_length(config: Json) -> int:
+    """Where longrope changes its factors."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
+        return 0
+    return int(rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 0)
 
 
 def adapters(facts: Facts) -> Sourced:

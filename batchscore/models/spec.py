@@ -75,6 +75,7 @@ class ModelSpec:
     # backbone
     first_position: int
     pad_token_id: int
+    regime_length: int  # sequences up to this length and longer ones have other rotary frequencies; 0: all the same
     token_types: bool  # the model tells the two segments of a pair apart
     layers: str  # set where only first tokens are read: the body's layers, the last of which runs for them alone
     adapters: tuple[str, str]  # names of LoRA adapters to merge, for queries and for documents; empty: none

@@ -80,9 +80,11 @@ def packed_attention(
         ([1, tokens, heads, dim], None): the output, and no attention weights.
     """
     flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
+    made_causal = getattr(module, "is_causal", True)
     if is_causal is None:
-        config = getattr(module, "config", None)
-        is_causal = getattr(module, "is_causal", True) and getattr(config, "is_causal", True) is not False
+        is_causal = made_causal and getattr(getattr(module, "config", None), "is_causal", True) is not False
+    if made_causal and not is_causal and sliding_window is not None:
+        sliding_window += 1  # transformers' mask counts the far end in where a causal class looks both ways
     rule = _Rule(is_causal, sliding_window, softcap, scaling)
     lengths = (sequence_runs, cu_seq_lens_q, max_length_q)
     return _attend(flat_query, flat_key, flat_value, rule, *lengths, sequence_seen, from_first=False)[None], None

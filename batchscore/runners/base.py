@@ -131,7 +131,8 @@ class Engine:
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
         try:
-            hidden = self._flat(batch) if self.model.flat else self._padded(batch)
+            forward = {"flat": self._flat, "padded": self._padded, "even": self._even}[self.model.layout]
+            hidden = forward(batch)
         except torch.OutOfMemoryError as error:
             raise RuntimeFailureError(
                 f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
@@ -183,6 +184,21 @@ class Engine:
         seen = np.ones(len(batch.input_ids)) if batch.seen is None else batch.seen
         states: Tensor = self._body(batch)(**inputs, attention_mask=padded(seen, 0)).last_hidden_state
         return states[real.to(self.device)]
+
+    def _even(self, batch: Batch) -> Tensor:
+        """[tokens, dim] from a forward for each length, for models whose layers see padding."""
+        parts = []
+        for start, count, length in batch.runs():
+            tokens = slice(start, start + count * length)
+            run = replace(
+                batch,
+                input_ids=batch.input_ids[tokens],
+                offsets=np.arange(count + 1, dtype=np.int32) * length,
+                token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+                seen=None if batch.seen is None else batch.seen[tokens],
+            )
+            parts.append(self._padded(run))
+        return torch.cat(parts)
 
     def _tensor(self, column: NDArray[Any]) -> Tensor:
         return torch.from_numpy(column).to(self.device)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.load import load_model
+from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
 from batchscore.models.templates import Template
 from batchscore.models.tokenizer import TextTokenizer, load_tokenizer
@@ -71,26 +74,49 @@ def build_runner(
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    if model.flat and checkpoint.architecture not in ARCHITECTURES:
+    if checkpoint.architecture not in ARCHITECTURES:
         probe = Engine(spec, template, tokenizer, model, placement.device, cache, None)
-        if not _runs_flat(probe):
-            for body in model.bodies:
-                body.set_attn_implementation("sdpa")  # type: ignore[operator]
-            model = replace(model, flat=False)
-    last_layer = take_last_layer(model.bodies[0], spec.layers) if model.flat and spec.layers else None
+        model = replace(model, layout=_probed_layout(probe))
+    last_layer = take_last_layer(model.bodies[0], spec.layers) if model.layout == "flat" and spec.layers else None
     return runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
 
 
-def _runs_flat(engine: Engine) -> bool:
-    """Whether a body of unknown build gives two sequences in one row the states each has alone."""
+def _probed_layout(engine: Engine) -> Layout:
+    """How a body of unknown build takes two sequences so that each gets the states it has alone.
+
+    What it gives alone comes from transformers' own attention.
+    """
     ids = np.arange(11, dtype=np.int32) % engine.model.vocabulary
     pair = Items(ids, np.array([0, 7, 11], np.int64))
-    try:
+
+    def states(layout: Layout, index: list[int]) -> Tensor:
+        batch = collate(pair, np.array(index), engine.spec.first_position)
         with torch.inference_mode():
-            together, *alone = (
-                engine.states(collate(pair, np.array(index), engine.spec.first_position)).hidden
-                for index in ([0, 1], [0], [1])
-            )
-    except (TypeError, ValueError, RuntimeError, AssertionError):
-        return False  # it does not take the lengths
-    return bool(torch.allclose(together, torch.cat(alone), rtol=1e-2, atol=1e-3))
+            return replace(engine, model=replace(engine.model, layout=layout)).states(batch).hidden
+
+    def equal(layout: Layout, alone: Tensor) -> bool:
+        try:
+            return bool(torch.allclose(states(layout, [0, 1]), alone, rtol=1e-2, atol=1e-3))
+        except (TypeError, ValueError, RuntimeError):
+            return False  # it does not take the lengths
+
+    packed = [body for body in engine.model.bodies if engine.model.layout == "flat"]
+    _set_attention(packed, "sdpa", "eager")
+    alone = torch.cat([states("padded", [0]), states("padded", [1])])
+    padded: Layout = "padded" if equal("padded", alone) else "even"
+    _set_attention(packed, PACKED)
+    if packed and equal("flat", alone):
+        return "flat"
+    _set_attention(packed, "sdpa", "eager")
+    return padded
+
+
+def _set_attention(bodies: Sequence[Any], *names: str) -> None:
+    """The first of these implementations that each body takes."""
+    for body in bodies:
+        for name in names:
+            try:
+                body.set_attn_implementation(name)
+            except ValueError:
+                continue
+            break

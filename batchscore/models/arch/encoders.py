@@ -14,13 +14,32 @@ _BERT = Row(layers="encoder.layer")
 _ROBERTA = Row(layers="encoder.layer", positions_after_pad=True)
 _ROBERTA_HEAD = (Layer("classifier.dense", "tanh"), Layer("classifier.out_proj"))
 
-_BERT_MLM = (
-    Layer("cls.predictions.transform.dense", "gelu"),
-    Layer("cls.predictions.transform.LayerNorm"),
-    Layer("cls.predictions.decoder"),
-)
 _ROBERTA_MLM = (Layer("lm_head.dense", "gelu"), Layer("lm_head.layer_norm"), Layer("lm_head.decoder"))
-_DISTIL_MLM = (Layer("vocab_transform", "gelu"), Layer("vocab_layer_norm"), Layer("vocab_projector"))
+
+
+def _bert_mlm(config: Json) -> Row:
+    stem = "cls.predictions"
+    dense = Layer(f"{stem}.transform.dense", config.get("hidden_act", "gelu"))
+    head = (dense, Layer(f"{stem}.transform.LayerNorm"), Layer(f"{stem}.decoder"))
+    return replace(_BERT, hub="google-bert/bert-base-uncased", mlm_head=head)
+
+
+def _bert_splade(config: Json) -> Row:
+    row = _bert_mlm(config)
+    return replace(row, hub="naver/splade-v3", pooling="splade", head=row.mlm_head)
+
+
+def _distil_mlm(config: Json) -> Row:
+    dense = Layer("vocab_transform", config.get("activation", "gelu"))
+    head = (dense, Layer("vocab_layer_norm"), Layer("vocab_projector"))
+    return replace(_DISTIL, hub="distilbert/distilbert-base-uncased", mlm_head=head)
+
+
+def _modernbert_mlm(config: Json) -> Row:
+    dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
+    head = (dense, Layer("head.norm"), Layer("decoder"))
+    return replace(_MODERNBERT, hub="answerdotai/ModernBERT-base", mlm_head=head)
+
 
 # the layout of Jina's own XLM-R, with its fused projections
 _FLASH = (
@@ -63,7 +82,8 @@ def _xlmr(config: Json) -> Row:
 
 
 def _xlmr_pairs(config: Json) -> Row:
-    return replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", score_type="cross-encoder", head=_ROBERTA_HEAD)
+    row = replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", pooling="cls")
+    return replace(row, score_type="cross-encoder", head=_ROBERTA_HEAD)
 
 
 def _gte(config: Json) -> Json:
@@ -166,10 +186,8 @@ def _cross_encoder(row: Row, head: tuple[Layer, ...], hub: str) -> Row:
     return replace(row, score_type="cross-encoder", head=head, hub=hub)
 
 
-_MODERNBERT = Row(
-    hub="Alibaba-NLP/gte-modernbert-base", mlm_head=(Layer("head.dense", "gelu"), Layer("head.norm"), Layer("decoder"))
-)
-_DISTIL = Row(hub="sentence-transformers/msmarco-distilbert-base-v4", mlm_head=_DISTIL_MLM)
+_MODERNBERT = Row(hub="Alibaba-NLP/gte-modernbert-base")
+_DISTIL = Row(hub="sentence-transformers/msmarco-distilbert-base-v4")
 
 ENCODERS: dict[str, Architecture] = {
     "BertForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "cross-encoder/ms-marco-MiniLM-L6-v2"),
@@ -195,10 +213,8 @@ ENCODERS: dict[str, Architecture] = {
         "ml6team/cross-encoder-mmarco-german-distilbert-base",
     ),
     "BertModel": replace(_BERT, hub="BAAI/bge-base-en-v1.5"),
-    "BertForMaskedLM": replace(_BERT, hub="google-bert/bert-base-uncased", mlm_head=_BERT_MLM),
-    "BertSpladeSparseEmbeddingModel": replace(
-        _BERT, hub="naver/splade-v3", pooling="splade", head=_BERT_MLM, mlm_head=_BERT_MLM
-    ),
+    "BertForMaskedLM": _bert_mlm,
+    "BertSpladeSparseEmbeddingModel": _bert_splade,
     "RobertaModel": replace(_ROBERTA, hub="sentence-transformers/nli-roberta-base-v2"),
     "RobertaForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-roberta-large-v1", mlm_head=_ROBERTA_MLM),
     "XLMRobertaModel": _xlmr,
@@ -210,9 +226,9 @@ ENCODERS: dict[str, Architecture] = {
     "ErnieModel": replace(_BERT, hub="shibing624/text2vec-base-chinese-sentence"),
     "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator", unread=r"^(discriminator|generator)_"),
     "DistilBertModel": _DISTIL,
-    "DistilBertForMaskedLM": replace(_DISTIL, hub="distilbert/distilbert-base-uncased"),
+    "DistilBertForMaskedLM": _distil_mlm,
     "ModernBertModel": _MODERNBERT,
-    "ModernBertForMaskedLM": replace(_MODERNBERT, hub="answerdotai/ModernBERT-base"),
+    "ModernBertForMaskedLM": _modernbert_mlm,
     "NewModel": _GTE,
     "GteNewModel": _GTE,
     "GteModel": replace(_GTE, hub="Snowflake/snowflake-arctic-embed-m-v2.0"),
