@@ -688,7 +688,44 @@ LATE_INTERACTION = {
     "bert_tokens": _row("BertModel", _BERT, BERT_WORDS),
 }
 
-ROWS = {**ENCODER_PAIRS, **ENCODER_VECTORS, **DECODER_PAIRS, **DECODER_VECTORS, **UNLISTED, **LATE_INTERACTION}
+# ---- what a config says and is easily passed over
+
+_LONGROPE: Json = {"rope_type": "longrope", "short_factor": [1 + n / 10 for n in range(8)]}
+_LONGROPE = {**_LONGROPE, "long_factor": [4.0 + n for n in range(8)]}
+_GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}
+EDGES = {
+    "rotary_xlmr_pairs": _row(
+        "XLMRobertaForSequenceClassification",
+        ROTARY_XLMR,
+        XLMR_WORDS,
+        model="JinaEmbeddingsV3ForSequenceClassification",
+        native=ROTARY_NATIVE,
+        renames=(*ROTARY[:-2], (r"^roberta\.layers\.", "roberta.encoder.layers.")),
+    ),
+    "modernbert_epsilon_pairs": _row(
+        "ModernBertForSequenceClassification", {**MODERNBERT, "norm_eps": 1e-3, "layer_norm_eps": 1e-12}, CLS_SEP
+    ),
+    "splade_relu": _row("BertForMaskedLM", {**_BERT, "hidden_act": "relu"}, BERT_WORDS, files=SPLADE),
+    # other rotary frequencies for all of a batch that has one long sequence
+    "phi3_longrope": _row(
+        "Phi3ForCausalLM",
+        {**FAMILY["Phi3"], "rope_scaling": _LONGROPE, "original_max_position_embeddings": 24},
+        BEGUN,
+    ),
+    "mistral_both_ways": _row("MistralModel", {**FAMILY["Mistral"], "is_causal": False}, BEGUN),
+    # attention sinks, which the packed attention does not have
+    "gpt_oss": _row("GptOssForCausalLM", {**_SMALL, **_GPT_OSS, "model_type": "gpt_oss"}, BEGUN),
+    # positions after the padding id
+    "roberta_prelayernorm": _row(
+        "RobertaPreLayerNormModel", {**ROBERTA_LIKE, "model_type": "roberta-prelayernorm"}, ROBERTA_WORDS
+    ),
+    # a convolution that sees padding
+    "convbert": _row(
+        "ConvBertModel", {**_SMALL, "model_type": "convbert", "embedding_size": 32, "head_ratio": 1}, BEGUN
+    ),
+}
+
+ROWS = {**ENCODER_PAIRS, **EDGES, **ENCODER_VECTORS, **DECODER_PAIRS, **DECODER_VECTORS, **UNLISTED, **LATE_INTERACTION}
 
 # ---- one checkpoint
 

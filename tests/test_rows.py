@@ -458,6 +458,8 @@ CROSS_ENCODERS = {
     "electra_pairs": TYPED,
     "ernie_pairs": TYPED,
     "distilbert_pairs": SEGMENTS,
+    "rotary_xlmr_pairs": SEGMENTS,
+    "modernbert_epsilon_pairs": SEGMENTS,
     "llama_pairs": SEGMENTS,
     "mistral_pairs": Row(Prompt(whole("{q}{d}"), classified)),
     "qwen2_pairs": basic(classified),
@@ -560,6 +562,12 @@ BI_ENCODERS = {
     "mamba": LAST,
     "jamba": LAST,
     "albert": MEAN,
+    "splade_relu": Row(splade),
+    "phi3_longrope": LAST,
+    "mistral_both_ways": LAST,
+    "gpt_oss": LAST,
+    "roberta_prelayernorm": LAST,
+    "convbert": LAST,
 }
 
 LATE = {"score_type": "late-interaction"}

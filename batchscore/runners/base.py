@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.errors import CheckpointError, InputError, RowError, RuntimeFailureError
+from batchscore.models.checkpoint import first_line
 from batchscore.models.load import Loaded
 from batchscore.models.prompts import shortened
 from batchscore.models.readouts import States
@@ -137,6 +138,11 @@ class Engine:
             raise RuntimeFailureError(
                 f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
                 hint="lower --batch-tokens",
+            ) from error
+        except (RuntimeError, IndexError) as error:
+            raise RuntimeFailureError(
+                f"the model fails on sequences of up to {batch.lengths.max()} tokens: {first_line(error)}",
+                hint="lower --max-length if it has positions for fewer",
             ) from error
         lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
         if self.last_layer is not None:

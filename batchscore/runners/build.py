@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchscore.errors import RuntimeFailureError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
@@ -97,7 +98,7 @@ def _probed_layout(engine: Engine) -> Layout:
     def equal(layout: Layout, alone: Tensor) -> bool:
         try:
             return bool(torch.allclose(states(layout, [0, 1]), alone, rtol=1e-2, atol=1e-3))
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeFailureError):
             return False  # it does not take the lengths
 
     packed = [body for body in engine.model.bodies if engine.model.layout == "flat"]

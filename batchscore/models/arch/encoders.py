@@ -219,6 +219,7 @@ ENCODERS: dict[str, Architecture] = {
     "RobertaForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-roberta-large-v1", mlm_head=_ROBERTA_MLM),
     "XLMRobertaModel": _xlmr,
     "XLMRobertaForMaskedLM": _xlmr,
+    "RobertaPreLayerNormModel": replace(_ROBERTA, layers=""),
     "CamembertModel": replace(_ROBERTA, hub="dangvantuan/sentence-camembert-base"),
     "MPNetModel": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
     "MPNetForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
