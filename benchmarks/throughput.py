@@ -67,9 +67,9 @@ def build_decoder(folder: Path) -> Path:
 
     torch.manual_seed(0)
     shutil.copytree(BI_ENCODER, folder, ignore=shutil.ignore_patterns("1_*", "modules.json", "*sentence*", "*.md"))
-    sizes = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 6, "head_dim": 64}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
-    rest = {"vocab_size": 30522, "pad_token_id": 0, "num_labels": 1, "max_position_embeddings": 512}
+    sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 6, "head_dim": 64}
+    heads: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    rest: dict[str, Any] = {"vocab_size": 30522, "pad_token_id": 0, "num_labels": 1, "max_position_embeddings": 512}
     model = Qwen3ForSequenceClassification(Qwen3Config(**sizes, **heads, **rest))
     torch.nn.init.normal_(model.score.weight, std=0.5)
     model.save_pretrained(folder)

@@ -566,7 +566,7 @@ BI_ENCODERS = {
     "phi3_longrope": LAST,
     "mistral_both_ways": LAST,
     "gpt_oss": LAST,
-    "roberta_prelayernorm": LAST,
+    "roberta_prelayernorm": Row(Cosine(first)),
     "convbert": LAST,
 }
 
