@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.api import Scorer
@@ -19,7 +18,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io.documents import explode, is_nested
 from batchscore.io.results import QueryIds, RankedRows, append_columns, text_array
 from batchscore.io.sink import Sink
-from batchscore.io.source import Chunk, Source
+from batchscore.io.source import Chunk, Source, whole_groups
 from batchscore.io.texts import read_texts
 from batchscore.pipeline import Meter, Window, scored
 from batchscore.ranking import positions_in_groups, rank_rows
@@ -145,7 +144,7 @@ def _rerank_windows(
     counts = np.zeros(0, np.int64)
     rows_at_once = min(_NESTED_ROWS, window_rows) if columns.nested else window_rows
     chunks = source.chunks(list(columns.flags), rows_at_once, job.limit, flags=columns.flags)
-    for chunk in _whole_queries(chunks, columns.query_id) if listwise else chunks:
+    for chunk in whole_groups(chunks, columns.query_id) if listwise else chunks:
         seen = len(queries)
         groups, pairs, ids, locate = _documents_of(chunk, job, columns, queries)
         if listwise:
@@ -162,20 +161,6 @@ def _rerank_windows(
             if job.return_documents:
                 extra["document"] = text_array(part.documents)
             yield Window(part, chunk.fraction, partial(_shifted, locate, start), extra)
-
-
-def _whole_queries(chunks: Iterator[Chunk], column: str) -> Iterator[Chunk]:
-    """Chunks cut where a query ends, for a model that reads all documents of a query together."""
-    held: Chunk | None = None
-    for chunk in chunks:
-        whole = chunk if held is None else held.joined(chunk)
-        ids = whole.table[column].combine_chunks()
-        changes = np.flatnonzero(pc.not_equal(ids[1:], ids[:-1]).fill_null(True)) if len(ids) else np.empty(0, int)
-        done, held = whole.split(int(changes[-1]) + 1 if len(changes) else 0)
-        if done.table.num_rows:
-            yield done
-    if held is not None:
-        yield held
 
 
 def _refuse_return(groups: NDArray[np.int64], seen: int, locate: Callable[[int], str]) -> None:

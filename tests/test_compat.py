@@ -16,6 +16,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.models.door import open_model
 from batchscore.models.spec import ModelSpec
+from batchscore.plan import Plan
 from batchscore.types import CUT_NAMES, Pairs, Texts, Work
 
 Tiny = Callable[[str], str]
@@ -231,3 +232,12 @@ def test_a_shipped_template_is_rendered_as_vllm_renders_it(tiny: Tiny) -> None:
 def test_another_engine_than_vllm_is_not_known(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="^--compat 'tei': must be one of vllm$"):
         Scorer(tiny("bert_ce"), compat="tei")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", [{"query_prompt": "q: "}, {"query_prompt_name": "query"}])
+def test_a_prompt_that_is_asked_for_is_left_out_and_the_plan_says_so(tiny: Tiny, asked: dict[str, str]) -> None:
+    with Scorer(tiny("bert_mean"), dtype="float32", compat="vllm", **asked) as scorer:  # type: ignore[arg-type]
+        lines = Plan("score", scorer, [], None, "x.parquet", {}).lines()
+
+    assert scorer.spec.query_prompt == ""
+    assert any("as vLLM reads it (--compat vllm)" in line for line in lines)

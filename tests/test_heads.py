@@ -231,7 +231,7 @@ def dense(folder: Path, name: str, activation: str, weights: dict[str, np.ndarra
     save_file(weights, folder / name / "model.safetensors")
     rows, columns = weights["linear.weight"].shape
     sizes = {"in_features": columns, "out_features": rows, **sizes}
-    return DenseSpec(name, **sizes, activation=activation)
+    return DenseSpec(name, **sizes, bias="linear.bias" in weights, activation=activation)
 
 
 def matrix(*rows: list[float]) -> np.ndarray:
@@ -265,7 +265,7 @@ def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> N
     (tmp_path / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.tensor([[0.5, 2]]).half()}, tmp_path / "2_Dense" / "pytorch_model.bin")
 
-    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), [DenseSpec("2_Dense", 2, 1, TANH)])
+    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), [DenseSpec("2_Dense", 2, 1, False, TANH)])
 
     assert chain(torch.tensor([[2.0, -0.25]])).tolist() == [[pytest.approx(np.tanh(0.5))]]
 
@@ -297,7 +297,7 @@ def test_a_dense_bias_that_the_config_promises_and_the_file_lacks_is_refused(tin
         Scorer(str(folder), device="cpu", dtype="float32")
 
 
-def test_a_dense_bias_is_used_where_the_file_has_one(tmp_path: Path) -> None:
+def test_a_dense_bias_is_added(tmp_path: Path) -> None:
     weights = {"linear.weight": matrix([1, 0]), "linear.bias": np.array([5], np.float32)}
     spec = dense(tmp_path, "2_Dense", IDENTITY, weights)
 

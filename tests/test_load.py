@@ -141,8 +141,14 @@ def test_a_head_that_gives_another_number_of_scores_than_its_config_says_is_refu
 def test_a_head_for_another_task_is_reported_as_unused(tiny: Tiny, tmp_path: Path) -> None:
     folder = rewritten(tiny("bert_mean"), tmp_path, beside(cls__predictions__bias=torch.zeros(4)))
 
-    assert loaded(folder).report["unused"] == ["cls.predictions.bias"]
-    assert loaded(tiny("bert_ce"), score_type="bi-encoder").report["unused"] == ["classifier.bias", "classifier.weight"]
+    pooler = ["pooler.dense.bias", "pooler.dense.weight"]
+    assert loaded(folder).report["unused"] == ["cls.predictions.bias", *pooler]
+    assert loaded(tiny("bert_ce")).report["unused"] == []
+    assert loaded(tiny("bert_ce"), score_type="bi-encoder").report["unused"] == [
+        *(f"bert.{name}" for name in pooler),
+        "classifier.bias",
+        "classifier.weight",
+    ]
 
 
 def test_a_dry_load_finds_the_same_faults_without_reading_weights(tiny: Tiny, tmp_path: Path) -> None:

@@ -447,9 +447,6 @@ def test_a_key_of_pooler_config_that_scores_nothing_is_refused(
             {"truncation": "longest-first", "compat": "vllm"},
             "--truncation 'longest-first': compat vllm has a rule of its own",
         ),
-        ("bert_mean", {"query_prompt": "q", "compat": "vllm"}, "--query-prompt 'q': "),
-        ("bert_mean", {"query_prompt_name": "query", "compat": "vllm"}, "--query-prompt-name 'query': "),
-        ("bert_ce", {"query_prompt": "q", "compat": "vllm"}, "--query-prompt 'q': "),
     ],
     ids=str,
 )

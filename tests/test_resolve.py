@@ -184,7 +184,7 @@ def test_the_dense_chain_is_read_in_the_order_of_modules_json(edit: Edit) -> Non
 
     spec = resolved(edit("bert_dense", {"modules.json": modules, "3_Dense/config.json": second}))
 
-    chain = (DenseSpec("2_Dense", 32, 16, TANH), DenseSpec("3_Dense", 16, 8, IDENTITY))
+    chain = (DenseSpec("2_Dense", 32, 16, True, TANH), DenseSpec("3_Dense", 16, 8, False, IDENTITY))
     assert sourced(spec, "dense") == [(chain, "modules.json")]
 
 

@@ -743,12 +743,12 @@ def test_the_end_of_a_prompt_survives_every_max_length(tiny: Tiny, name: str) ->
 
     def tokens(max_length: int | None) -> list[int]:
         """[] where there is no room for a text."""
-        with opened(tiny(name), name, max_length=max_length) as scorer:
-            try:
+        try:
+            with opened(tiny(name), name, max_length=max_length) as scorer:
                 ids: list[int] = scorer.tokenize(pair).items.ids.tolist()
-            except (UsageError, RowError):
-                return []
-            return ids
+        except (UsageError, RowError):
+            return []
+        return ids
 
     found = [tokens(None)]
     length = len(found[0])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchscore.errors import NotFoundError, UsageError
 from batchscore.io import hf, jsonl, parquet
@@ -60,6 +61,20 @@ class Chunk:
             Chunk(self.table.slice(0, row), tuple(before), self.fraction),
             Chunk(self.table.slice(row), tuple(after), self.fraction),
         )
+
+
+def whole_groups(chunks: Iterator[Chunk], column: str) -> Iterator[Chunk]:
+    """The same rows in chunks that end where a value of the column does: none of its runs is divided."""
+    held: Chunk | None = None
+    for chunk in chunks:
+        whole = chunk if held is None else held.joined(chunk)
+        values = whole.table[column].combine_chunks()
+        is_new = pc.not_equal(values[1:], values[:-1]).fill_null(True).to_pylist()
+        done, held = whole.split(len(is_new) - is_new[::-1].index(True) if True in is_new else 0)
+        if done.table.num_rows:
+            yield done
+    if held is not None:
+        yield held
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, NotFoundError, UsageError
+from batchscore.models.options import updated
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class Checkpoint:
                 f"{self.name} has no config.json",
                 hint="pass the folder that holds config.json and the weights, or a hub id",
             )
-        return _updated(config, self.overrides)
+        return updated(config, self.overrides)
 
     @cached_property
     def tokenizer_config(self) -> Json:
@@ -207,16 +208,6 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
     tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return tensors
-
-
-def _updated(config: Json, overrides: Mapping[str, Any]) -> Json:
-    """A nested config keeps the keys that an override does not name."""
-    nested = {
-        key: _updated(config[key], value)
-        for key, value in overrides.items()
-        if isinstance(value, Mapping) and isinstance(config.get(key), dict)
-    }
-    return {**config, **overrides, **nested}
 
 
 def open_checkpoint(

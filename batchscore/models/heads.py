@@ -126,10 +126,12 @@ class Dense(nn.Module):
         super().__init__()
         tensors = {f"linear.{key.rpartition('.')[2]}": tensor for key, tensor in weights.items()}
         shape = tuple(tensors.get("linear.weight", torch.empty(0)).shape)
-        if shape != (spec.out_features, spec.in_features) or not tensors.keys() <= {"linear.weight", "linear.bias"}:
+        parts = {"linear.weight", "linear.bias"} if spec.bias else {"linear.weight"}
+        if shape != (spec.out_features, spec.in_features) or tensors.keys() != parts:
+            promised = f"{spec.in_features} to {spec.out_features} {'with' if spec.bias else 'without'} bias"
             raise CheckpointError(
-                f"{name}: weights of module {spec.source!r} do not fit its config.json, "
-                f"which says {spec.in_features} to {spec.out_features}: {', '.join(weights)} of shape {shape}"
+                f"{name}: weights of module {spec.source!r} do not fit its config.json, which says {promised}: "
+                f"{', '.join(weights)} of shape {shape}"
             )
         self.linear = _layer("linear", tensors, 0.0)
         self.activation = make_activation(spec.activation)

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.row import Rename, Row
 from batchscore.models.checkpoint import Checkpoint, first_line
-from batchscore.models.heads import Head, answer_head, load_dense, take_head
+from batchscore.models.heads import Head, answer_head, load_dense, make_activation, take_head
 from batchscore.models.lora import merge_adapter
 from batchscore.models.options import nearest
 from batchscore.models.resolve import find_row
@@ -46,6 +46,7 @@ class Loaded:
 
     bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
     head: nn.Module  # states or pooled vectors to logits or vectors
+    activation: nn.Module  # logits to scores
     layout: Layout  # how the body takes several sequences
     vocabulary: int  # rows of the embedding table
     report: Mapping[str, Sequence[str]]  # tensors "used" and "unused"
@@ -97,7 +98,8 @@ def load_model(
             )
             for adapter in dict.fromkeys(spec.adapters)
         ]
-    unread = sorted({name for _, unread in bodies for name in unread})
+    # the body's pooler is dropped below; a head that is made of it has taken its tensors
+    unread = sorted({name for _, unread in bodies for name in unread} | {n for n in tensors if "pooler." in n})
     models = [body for body, _ in bodies]
     flat = attention != "sdpa" and row.flat and all(getattr(m, "_supports_attention_backend", False) for m in models)
     # padded, the bound on products that Gemma 2 has is lost in some releases' sdpa
@@ -113,7 +115,10 @@ def load_model(
     report = {"used": [name for name in names if name not in unread], "unused": unread}
     whole = nn.Sequential(head, dense).eval().requires_grad_(False)
     layout: Layout = "flat" if flat else "padded"
-    return Loaded(tuple(model.to(device) for model in models), whole.to(device), layout, vocabulary, report)
+    _check_positions(checkpoint, spec, models[0])
+    activation = make_activation(spec.activation)
+    bodies_there = tuple(model.to(device) for model in models)
+    return Loaded(bodies_there, whole.to(device), activation, layout, vocabulary, report)
 
 
 # ---- tensors
@@ -270,3 +275,15 @@ def _check_width(
         if spec.dimensions > width or (listed and spec.dimensions not in listed):
             choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"
             raise UsageError(f"--dimensions {spec.dimensions}: this model's vectors can be cut to {choices}")
+
+
+def _check_positions(checkpoint: Checkpoint, spec: ModelSpec, body: nn.Module) -> None:
+    """A table of positions must reach as far as sequences may be long."""
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(position_embeddings|wpe)$", name):
+            rows = module.num_embeddings - spec.first_position
+            if max(spec.max_length, spec.query_length, spec.document_length) > rows:
+                raise CheckpointError(
+                    f"{checkpoint.name} has a table of {rows} positions, and max_length is {spec.max_length}",
+                    hint=f"pass --max-length {rows}",
+                )

@@ -108,8 +108,18 @@ def merged(lower: Options, upper: Options) -> dict[str, Sourced]:
     both = {**lower, **upper}
     if "hf_overrides" in lower and "hf_overrides" in upper:
         sources = f"{lower['hf_overrides'][1]}, {upper['hf_overrides'][1]}"
-        both["hf_overrides"] = ({**lower["hf_overrides"][0], **upper["hf_overrides"][0]}, sources)
+        both["hf_overrides"] = (updated(lower["hf_overrides"][0], upper["hf_overrides"][0]), sources)
     return both
+
+
+def updated(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the overrides; a nested one keeps the keys that an override does not name."""
+    nested = {
+        key: updated(config[key], value)
+        for key, value in overrides.items()
+        if isinstance(value, Mapping) and isinstance(config.get(key), Mapping)
+    }
+    return {**config, **overrides, **nested}
 
 
 def taken_apart(options: Options) -> dict[str, Sourced]:

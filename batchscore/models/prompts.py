@@ -102,11 +102,13 @@ def prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
 def refuse_long(spec: ModelSpec, rows: Lengths) -> None:
     """Under truncation "error", refuse the first of these rows."""
     if spec.truncation == "error" and len(rows):
+        sides = {spec.query_length, spec.document_length} - {0, spec.max_length}
+        limits = "query_length or document_length" if sides else f"max_length {spec.max_length} tokens"
         raise RowError(
             int(rows.min()),
-            f"longer than max_length {spec.max_length} tokens",
+            f"longer than {limits}",
             cause=InputError,
-            hint="pass --truncation document-first, or raise --max-length",
+            hint="pass --truncation document-first, or raise the limit",
         )
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.models.checkpoint import first_line
 from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
 from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, slices_ids
 from batchscore.models.spec import ModelSpec
@@ -56,8 +56,8 @@ def _rendered(template: Template, query: str, document: str, row: int) -> _Promp
     query, document = (text.replace(PIECE, "") if PIECE in text else text for text in (query, document))
     try:
         return _Prompt(query, document, template.render(query, document))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise RowError(row, f"the chat template refuses it: {error}", cause=InputError) from error
+    except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
+        raise RowError(row, f"the chat template refuses it: {first_line(error)}", cause=InputError) from error
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Fitter:
         """Each piece as the template's own characters and the stand-ins of the texts, in order."""
         try:
             pieces = self.template.render(_QUERY, _DOCUMENT)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:
             raise InputError(_UNCUTTABLE, hint=_CUTTABLE) from error
         return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]
 
@@ -136,8 +136,7 @@ class _Fitter:
                 hint="pass --truncation document-first",
             )
         limits = rule(length, [self.tokenizer.count(piece) for piece in fixed])
-        specials = num_specials(self.tokenizer.single)
-        return limits._replace(whole=min(limits.whole + specials, self.spec.position_limit))
+        return limits._replace(whole=min(limits.whole, self.spec.position_limit))
 
     def _cut(self, prompt: _Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int]:
         """(ids, cut bits) of a prompt that is too long.
@@ -247,7 +246,14 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
 
 def _without_marks(texts: Sequence[str]) -> list[str]:
     """Texts that cannot pass for several, or for none."""
-    return [text.replace(LIST_MARKS[0], "").replace(LIST_MARKS[1], "") for text in texts]
+
+    def cleaned(text: str) -> str:
+        # taking one out may put another together
+        while any(mark in text for mark in LIST_MARKS):
+            text = text.replace(LIST_MARKS[0], "").replace(LIST_MARKS[1], "")
+        return text
+
+    return [cleaned(text) for text in texts]
 
 
 def _groups(lists: NDArray[Any]) -> list[NDArray[np.int64]]:

@@ -171,7 +171,7 @@ _BGE_M3_HEAD = "colbert_linear.pt"
 
 def _bge_m3_head(facts: Facts) -> Sourced:
     width = facts.config["hidden_size"]
-    return (DenseSpec(_BGE_M3_HEAD, width, width, files.IDENTITY),), _BGE_M3_HEAD
+    return (DenseSpec(_BGE_M3_HEAD, width, width, True, files.IDENTITY),), _BGE_M3_HEAD
 
 
 def _pooling(facts: Facts) -> tuple[Sourced, Sourced]:

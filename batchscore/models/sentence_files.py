@@ -95,7 +95,11 @@ def dense(checkpoint: Checkpoint) -> Sourced:
             raise CheckpointError(f"{checkpoint.name}: {folder} has a residual connection, which is not supported")
         try:
             return DenseSpec(
-                folder, config["in_features"], config["out_features"], config.get("activation_function", TANH)
+                folder,
+                config["in_features"],
+                config["out_features"],
+                config.get("bias", True),
+                config.get("activation_function", TANH),
             )
         except KeyError as error:
             raise CheckpointError(f"{checkpoint.name}: {folder}/config.json lacks {error}") from error

@@ -29,6 +29,7 @@ class DenseSpec:
     source: str  # folder or file with the weights
     in_features: int
     out_features: int
+    bias: bool
     activation: str  # dotted torch.nn name
 
 

@@ -38,7 +38,7 @@ def find_template(name: str, *, exact: bool) -> str:
     """
     shipped = shipped_files("templates")
     if not Path(name).is_file() and name not in shipped and ("{" in name or "\n" in name):
-        return compiled_text(name, "chat_template")
+        return compiled_text(name.removesuffix("\n"), "chat_template")
     path = find_resource("templates", name)
     text = path.read_text("utf-8")
     if exact and path == shipped.get(name):
@@ -50,12 +50,16 @@ def compiled_text(text: str, name: str) -> str:
     """The text, if it is a template.
 
     Raises:
-        UsageError: a syntax error, with its line.
+        UsageError: a syntax error, with its line; or it reads neither side.
     """
     try:
-        _ENVIRONMENT.from_string(text)
+        variables = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{name}, line {error.lineno}: {error.message}", hint="the template is Jinja") from error
+    if not variables & {"messages", "query", "document", "documents"}:
+        raise UsageError(
+            f"{name} reads neither `messages` nor `query` and `document`", hint="every pair would get one prompt"
+        )
     return text
 
 

@@ -31,13 +31,14 @@ class _Rule:
     softcap: float | None = None  # products p become softcap * tanh(p / softcap)
     scaling: float | None = None  # factor on the products; None is dim ** -0.5
 
-    def mask(self, length: int, device: torch.device) -> Tensor | None:
-        """bool [length, length], the allowed pairs; None if these are all, or all that causality allows."""
-        if self.window is None or self.window >= length:
+    def mask(self, length: int, device: torch.device, *, causality: bool) -> Tensor | None:
+        """bool [length, length], the allowed pairs; None if these are all, or, unless `causality`, all earlier ones."""
+        windowed = self.window is not None and self.window < length
+        if not windowed and not (self.causal and causality):
             return None
         places = torch.arange(length, device=device)
         behind = places[:, None] - places
-        allowed = behind.abs() < self.window
+        allowed = behind.abs() < (self.window if windowed and self.window else length)
         return allowed & (behind >= 0) if self.causal else allowed
 
 
@@ -141,9 +142,10 @@ def _attend(
     for start, sequences, length in runs:
         queries = 1 if from_first else length
         asked, found = slice(done, done + sequences * queries), slice(start, start + sequences * length)
-        mask = rule.mask(length, query.device)
-        if seen is not None and not bool((of_run := seen[found]).all()):
-            visible = of_run.view(sequences, 1, 1, length)
+        hidden = seen is not None and not bool(seen[found].all())
+        mask = rule.mask(length, query.device, causality=hidden)
+        if seen is not None and hidden:
+            visible = seen[found].view(sequences, 1, 1, length)
             mask = visible if mask is None else visible & mask
         attended = _dense_attention(
             query[asked].unflatten(0, (sequences, queries)).transpose(1, 2),

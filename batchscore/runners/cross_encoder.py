@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from batchscore.models.heads import activate, make_activation
+from batchscore.models.heads import activate
 from batchscore.models.prompts import pair_work
 from batchscore.models.readouts import pool
 from batchscore.models.rendered import template_work
@@ -20,11 +19,6 @@ from batchscore.types import Batch, Pairs, Work
 
 class CrossEncoder(Engine):
     """Distinct pairs are the items; the raw score is the logit."""
-
-    @cached_property
-    def activation(self) -> nn.Module:
-        """From logit to score."""
-        return make_activation(self.spec.activation)
 
     def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct pair."""
@@ -48,5 +42,5 @@ class CrossEncoder(Engine):
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [rows]: the checkpoint's activation of the logits."""
-        scores: NDArray[np.float32] = activate(self.activation, torch.from_numpy(raw)).numpy()
+        scores: NDArray[np.float32] = activate(self.model.activation, torch.from_numpy(raw)).numpy()
         return scores
