@@ -158,3 +158,30 @@ def test_bad_input_is_named(tiny: Tiny, rows: Rows, options: list[str], code: in
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert not Path("out.jsonl").exists()
+
+
+# ---- models that read all documents of a query together
+
+
+@pytest.mark.parametrize("rows", [LONG, NESTED], ids=["long", "nested"])
+@pytest.mark.parametrize("window", [1, 7, 1000])
+def test_a_listwise_model_is_shown_each_querys_documents_together(tiny: Tiny, rows: Rows, window: int) -> None:
+    """Whatever is read at once: a query's rows are never divided."""
+    model = tiny("jina_listwise")
+    source = write("rows.jsonl", rows)
+    result = rerank(
+        model, "--in", source, "--out", "out.jsonl", "--query-id-column", "qid", "--window-rows", str(window)
+    )
+
+    assert result.exit_code == 0, result.output
+    assert read("out.jsonl") == expected(model)
+
+
+def test_rows_of_one_query_that_are_no_neighbours_are_refused_by_a_listwise_model(tiny: Tiny) -> None:
+    source = write("rows.jsonl", [*LONG[:3], *LONG[10:12], LONG[3]])
+    result = rerank(tiny("jina_listwise"), "--in", source, "--out", "out.jsonl", "--query-id-column", "qid")
+
+    assert result.exit_code == 5
+    assert "rows.jsonl, line 6: its query came before, among other queries" in result.output
+    assert "sort the input by query" in result.output
+    assert not Path("out.jsonl").exists()

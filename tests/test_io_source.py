@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from batchscore.errors import BatchscoreError, InputError, MissingDependencyError, NotFoundError, UsageError
 from batchscore.io.hf import DatasetReader
-from batchscore.io.source import Chunk, Source, open_source
+from batchscore.io.source import Chunk, Source, open_source, whole_groups
 
 ROWS: list[dict[str, Any]] = [
     {"query": "naïve 東京", "document": "été 🎉\u2028", "meta": {"lang": "fr", "tags": ["a", "b"]}, "year": 2001},
@@ -451,3 +452,28 @@ def test_without_the_datasets_package_the_install_line_is_given(monkeypatch: pyt
     text = fault(MissingDependencyError, lambda: open_source(["hf:org/name"]))
     assert "hf:org/name" in text
     assert text.endswith("hint: pip install datasets")
+
+
+# ---- rows that belong together
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
+def test_no_run_of_a_value_is_divided(rows: int) -> None:
+    values = ["a", "a", "b", "c", "c", "c", "a", "d"]
+    files = [write("1.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[:5])])]
+    files.append(write("2.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[5:])]))
+    chunks = list(whole_groups(open_source(files).chunks(["q"], rows), "q"))
+    found = [chunk.table["q"].to_pylist() for chunk in chunks]
+
+    assert [value for part in found for value in part] == values
+    assert all(before[-1] != after[0] for before, after in pairwise(found))
+    places = [chunk.locate(row) for chunk in chunks for row in range(chunk.table.num_rows)]
+    assert places == [f"1.jsonl, line {n}" for n in range(1, 6)] + [f"2.jsonl, line {n}" for n in range(1, 4)]
+
+
+def test_an_empty_input_is_one_empty_chunk_of_whole_groups() -> None:
+    pq.write_table(pa.table({"q": pa.array([], pa.string())}), "empty.parquet")
+    (chunk,) = whole_groups(open_source(["empty.parquet"]).chunks(["q"], 10), "q")
+
+    assert chunk.table.num_rows == 0
+    assert chunk.table.column_names == ["q"]

@@ -772,3 +772,17 @@ def test_a_listwise_model_reads_all_documents_of_a_query_at_once(tiny: Tiny) -> 
         alone = jina_alone(reference, "river", documents[0]).item()
         np.testing.assert_allclose(scorer.score("river", documents), expected, rtol=0, atol=1e-5)
     assert abs(expected[0] - alone) > 1e-3, "a document scores otherwise beside others"
+
+
+@pytest.mark.parametrize("name", ["new_pairs", "gte"])
+def test_our_own_mgte_scores_as_that_of_later_transformers(
+    tiny: Tiny, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body for releases of transformers that do not have it."""
+    known = {kind: config for kind, config in transformers.CONFIG_MAPPING.items() if kind != "gte"}
+    with one_thread(), opened(tiny(name), name) as scorer:
+        expected = rank_by(scorer, QUERIES, DOCUMENTS)
+    monkeypatch.setattr("batchscore.models.load.CONFIG_MAPPING", known)
+    for padded in (False, True):
+        with one_thread(), opened(tiny(name), name, padded=padded) as scorer:
+            np.testing.assert_allclose(rank_by(scorer, QUERIES, DOCUMENTS), expected, atol=1e-5)
