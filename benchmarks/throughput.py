@@ -73,6 +73,10 @@ def build_decoder(folder: Path) -> Path:
     model = Qwen3ForSequenceClassification(Qwen3Config(**sizes, **heads, **rest))
     torch.nn.init.normal_(model.score.weight, std=0.5)
     model.save_pretrained(folder)
+    # a decoder has no token types, and a BERT tokenizer would hand vLLM some
+    inputs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, **inputs}), "utf-8")
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
-from batchscore.models.cuts import Lengths, cutter
+from batchscore.models.cuts import LIBRARY_LIMITS, Lengths, cutter
 from batchscore.models.spec import ModelSpec
 from batchscore.models.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
@@ -23,6 +23,8 @@ Bits = NDArray[np.uint8]
 
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
+    if spec.truncation in LIBRARY_LIMITS:
+        raise UsageError(f"truncation {spec.truncation} is a rule for prompts, and this model reads a pair of segments")
     budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
     limit = ALL if slices_ids(spec) else budget
     (queries, query_lengths), (documents, document_lengths) = (

@@ -8,6 +8,7 @@ from. The model's name is never looked at.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models import sentence_files as files
@@ -84,38 +85,43 @@ def _score_type(checkpoint: Checkpoint, row: Row) -> Sourced:
 
 # ---- options that could not take effect
 
-_PAIR_ONLY = ("chat_template", "logit_mean", "logit_sigma")
-_SIDES_ONLY = ("document_prompt", "document_prompt_name", "query_length", "document_length", "dimensions", "similarity")
+_PAIR_ONLY = {"chat_template", "logit_mean", "logit_sigma"}
+_SIDES_ONLY = {"document_prompt", "document_prompt_name", "query_length", "document_length", "dimensions", "similarity"}
+_NOT_LISTWISE = {"pooling", "use_activation", "logit_mean", "logit_sigma", "truncation_side"}
 
 
 def _check_effect(facts: Facts, limit: int) -> None:
     """Refuse what could not take effect on this checkpoint, whose sequences have at most `limit` tokens."""
-    options, is_pair = facts.options, facts.is_pair
-    is_dot = options.get("similarity", ("cosine", ""))[0] == "dot"
-    bare = {name for name in ("query_prompt", "document_prompt") if options.get(name, ("x", ""))[0] == ""}
-    for name, (value, source) in options.items():
-        problem = None
-        if is_pair and name in _SIDES_ONLY and name not in bare:
-            problem = "a cross-encoder reads both sides at once"
-        elif not is_pair and name in _PAIR_ONLY:
-            problem = f"a {facts.score_type} has none"
-        elif name == "similarity" and facts.score_type != "bi-encoder":
-            problem = f"a {facts.score_type} has a similarity of its own"
-        elif name == "pooling" and (facts.score_type == "late-interaction" or facts.row.listwise):
-            problem = "the states of tokens are not pooled"
-        elif name == "use_activation" and facts.score_type == "bi-encoder" and not is_dot:
-            problem = "a cosine does not depend on it"
-        elif name == "instruction" and not is_pair and not (options.get("instruct") or facts.row.instruct):
-            problem = "this model's query prompt has no place for an instruction; pass --query-prompt"
-        elif name in ("query_length", "document_length") and value > limit:
-            problem = f"the model has {limit} positions"
-        elif name == "truncation_side" and value == "left" and facts.row.listwise:
-            problem = "a listwise prompt is cut at the end of its documents"
-        elif name == "truncation" and value in LIBRARY_LIMITS and not is_pair:
-            problem = "that is a rule for prompts of cross-encoders"
-        elif name == "truncation" and facts.vllm and value != "error" and source.startswith("--"):
-            problem = "compat vllm has a rule of its own"
+    for name, (value, source) in facts.options.items():
+        problem = _problem(facts, limit, name, value, source)
         if problem:
             raise UsageError(f"{spelled(name, source)} {value!r}: {problem}")
-    if "document_prompt_name" in options and "prompts" not in facts.checkpoint.saved:
+    if "document_prompt_name" in facts.options and "prompts" not in facts.checkpoint.saved:
         raise UsageError(f"{facts.checkpoint.name} has no saved prompts", hint=f"{SAVED} would hold them")
+
+
+def _problem(facts: Facts, limit: int, name: str, value: Any, source: str) -> str | None:
+    """Why an option could not take effect."""
+    options, row, kind = facts.options, facts.row, facts.score_type
+    is_dot = options.get("similarity", ("cosine", ""))[0] == "dot"
+    has_place = bool(options.get("instruct") or row.instruct)
+    rules = (
+        (name in _SIDES_ONLY and facts.is_pair and value != "", "a cross-encoder reads both sides at once"),
+        (name in _PAIR_ONLY and not facts.is_pair, f"a {kind} has none"),
+        (name in _NOT_LISTWISE and row.listwise, "a listwise score is the cosine of two marked tokens"),
+        (name == "similarity" and kind != "bi-encoder", f"a {kind} has a similarity of its own"),
+        (name == "pooling" and kind == "late-interaction", "the states of tokens are not pooled"),
+        (name == "use_activation" and kind == "bi-encoder" and not is_dot, "a cosine does not depend on it"),
+        (name == "instruction" and not facts.is_pair and not has_place, _NO_PLACE),
+        (name in ("query_length", "document_length") and value > limit, f"the model has {limit} positions"),
+        (name == "truncation" and value in LIBRARY_LIMITS and not facts.is_pair, _RULE_OF_PROMPTS),
+        (
+            name == "truncation" and facts.vllm and value != "error" and source.startswith("--"),
+            "compat vllm has a rule of its own",
+        ),
+    )
+    return next((why for wrong, why in rules if wrong), None)
+
+
+_NO_PLACE = "this model's query prompt has no place for an instruction; pass --query-prompt"
+_RULE_OF_PROMPTS = "that is a rule for prompts of cross-encoders"

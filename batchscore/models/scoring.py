@@ -59,12 +59,12 @@ def pair_fields(facts: Facts) -> dict[str, Sourced]:
     """What a cross-encoder reads: a state, the head on it and its activation."""
     checkpoint, row = facts.checkpoint, facts.row
     if row.listwise:
-        unused: Sourced = ("cosine", facts.source)
         return {
-            **constant("listwise", pooling=(), layers="", head=row.head, answer_tokens=(), activation=files.IDENTITY),
-            **constant("listwise", logit_mean=0.0, logit_sigma=1.0, normalize=False, method="no_post_processing"),
+            "head": (row.head, facts.source),
+            **constant("listwise", pooling=(), layers="", answer_tokens=(), method="no_post_processing"),
             **constant("listwise", include_prompt=True, drop_first=False, dense=(), dimensions=0),
-            "similarity": unused,
+            **constant("listwise", logit_mean=0.0, logit_sigma=1.0, activation=files.IDENTITY),
+            **constant("listwise", similarity="cosine", normalize=False),
         }
     tokens, method, source = answer_tokens(checkpoint)
     if tokens and checkpoint.has_tensor("score.weight"):
