@@ -31,6 +31,7 @@ from batchscore.models.tokenizer import TextTokenizer
 
 # buffers old files carry, and heads for other tasks that a body does not read
 _UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)")
+_OLD_NAMES = (Rename(r"\.gamma$", (".weight",)), Rename(r"\.beta$", (".bias",)))  # TensorFlow's, of layer norms
 _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
 _OURS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
 _OURS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
@@ -80,45 +81,44 @@ def load_model(
         CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
     row = find_row(checkpoint)
-    tensors = checkpoint.empty_tensors() if dry else checkpoint.read_tensors()
-    tensors = {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)): t for name, t in tensors.items()}
-    tensors, names = _renamed(tensors, row.renames), sorted(tensors)
-    head = _take_head(checkpoint, spec, tokenizer, tensors)
+    tensors = _renamed(checkpoint.empty_tensors() if dry else checkpoint.read_tensors(), (*_OLD_NAMES, *row.renames))
+    names = sorted(tensors)
+    head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), load_dense(checkpoint, spec.dense))
     config = _native_config(checkpoint, row)
+
+    def body(adapter: str) -> tuple[Any, list[str]]:
+        merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
+        return _load_body(checkpoint, spec, row, config, merged, dtype, trust_remote_code)
+
     with _named(checkpoint.name), _quiet():
-        bodies = [
-            _load_body(
-                checkpoint,
-                spec,
-                row,
-                config,
-                merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors,
-                dtype,
-                trust_remote_code,
-            )
-            for adapter in dict.fromkeys(spec.adapters)
-        ]
-    # the body's pooler is dropped below; a head that is made of it has taken its tensors
-    unread = sorted({name for _, unread in bodies for name in unread} | {n for n in tensors if "pooler." in n})
-    models = [body for body, _ in bodies]
-    flat = attention != "sdpa" and row.flat and all(getattr(m, "_supports_attention_backend", False) for m in models)
-    # padded, the bound on products that Gemma 2 has is lost in some releases' sdpa
+        loaded = [body(adapter) for adapter in dict.fromkeys(spec.adapters)]
+    bodies = [body for body, _ in loaded]
+    _check_width(checkpoint, spec, head, config)
+    _check_positions(checkpoint, spec, bodies[0])
+    is_flat = _set_attention(bodies, row, attention, config)
+    # the body's pooler is dropped; a head that is made of it has taken its tensors
+    unread = {name for _, names in loaded for name in names} | {name for name in tensors if "pooler." in name}
+    return Loaded(
+        bodies=tuple(body.eval().to(device) for body in bodies),
+        head=head.eval().requires_grad_(False).to(device),
+        activation=make_activation(spec.activation),
+        layout="flat" if is_flat else "padded",
+        vocabulary=bodies[0].get_input_embeddings().num_embeddings,
+        report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
+    )
+
+
+def _set_attention(bodies: Sequence[Any], row: Row, attention: str, config: PreTrainedConfig | None) -> bool:
+    """Whether the bodies run without padding; they take the attention for it, or the one for padding."""
+    able = row.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
+    is_flat = able and attention != "sdpa"
+    # some releases' sdpa loses the bound on products that Gemma 2 has
     padded = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-    for model in models:
-        if chosen := attention if flat else padded:
-            model.set_attn_implementation(chosen)
-        model.pooler = None  # the head has its layer; on a flat batch it would read one sequence only
-        model.eval()
-    dense = load_dense(checkpoint, spec.dense)
-    _check_width(checkpoint, spec, head, dense, config)
-    vocabulary = models[0].get_input_embeddings().num_embeddings
-    report = {"used": [name for name in names if name not in unread], "unused": unread}
-    whole = nn.Sequential(head, dense).eval().requires_grad_(False)
-    layout: Layout = "flat" if flat else "padded"
-    _check_positions(checkpoint, spec, models[0])
-    activation = make_activation(spec.activation)
-    bodies_there = tuple(model.to(device) for model in models)
-    return Loaded(bodies_there, whole.to(device), activation, layout, vocabulary, report)
+    for body in bodies:
+        if chosen := attention if is_flat else padded:
+            body.set_attn_implementation(chosen)
+        body.pooler = None  # the head has its layer; on a flat batch it would read one sequence only
+    return is_flat
 
 
 # ---- tensors
@@ -261,11 +261,9 @@ def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: Model
             )
 
 
-def _check_width(
-    checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, dense: nn.Module, config: PreTrainedConfig | None
-) -> None:
+def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
     """One logit for a pair; and no more dimensions asked for than a vector has."""
-    widths = [layer.out_features for layer in [*head.modules(), *dense.modules()] if isinstance(layer, nn.Linear)]
+    widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
     if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
         raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score is one")
     if spec.dimensions:

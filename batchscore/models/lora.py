@@ -38,7 +38,8 @@ def merge_adapter(
         first, second = (tensors[f"{stem}.parametrizations.weight.0.lora_{part}"][index] for part in "BA")
         if "embeddings" in stem:
             first, second = second, first
-        merged[f"{stem}.weight"] = original if dry else original + scale * (first @ second).to(original.dtype)
+        # float32: the sum is rounded once, to the body's dtype
+        merged[f"{stem}.weight"] = original if dry else original.float() + scale * (first.float() @ second.float())
     if len(merged) == len(tensors):
         raise CheckpointError(f"config.json names the adapter {adapter!r}, and the weights have none")
     return merged
