@@ -104,6 +104,12 @@ def test_readme_python_runs(minilm: Path) -> None:
     assert scope["scorer"]
 
 
+def test_no_help_text_holds_what_the_help_page_would_take_for_markup() -> None:
+    helps = [option.help or "" for command in get_command(app).commands.values() for option in command.params]  # type: ignore[attr-defined]
+
+    assert [text for text in helps if "[" in text] == []
+
+
 def test_every_option_has_a_help_text() -> None:
     options = [(command.name, option) for command in get_command(app).commands.values() for option in command.params]  # type: ignore[attr-defined]
 

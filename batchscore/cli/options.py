@@ -43,18 +43,18 @@ DocumentsColumn = Annotated[
     Optional[str],  # noqa: UP045  typer reads this at run time, on Python 3.10 too
     typer.Option(
         "--document-column",
-        help="Column with a document, or a list of strings or structs with `text`. [default: document, else documents]",
+        help="Column with a document, or a list of strings or structs with `text`. (default: document, else documents)",
         rich_help_panel=_INPUT,
     ),
 ]
 QueryIdColumn = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Column that tells queries apart. [default: the query's text]", rich_help_panel=_INPUT),
+    typer.Option(help="Column that tells queries apart. (default: the query's text)", rich_help_panel=_INPUT),
 ]
 DocumentIdColumn = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="Column or struct field with the document's id. [default: document_id; in structs id, _id, docid, ...]",
+        help="Column or struct field with the document's id. (default: document_id; in structs id, _id, docid, ...)",
         rich_help_panel=_INPUT,
     ),
 ]
@@ -120,7 +120,7 @@ Task = Annotated[
 ]
 Similarity = Annotated[
     Optional[Literal["cosine", "dot"]],  # noqa: UP045
-    typer.Option(help="Of a bi-encoder's vectors. [default: cosine]", rich_help_panel=_MODEL),
+    typer.Option(help="Of a bi-encoder's vectors. (default: cosine)", rich_help_panel=_MODEL),
 ]
 Dimensions = Annotated[
     Optional[int],  # noqa: UP045
@@ -130,7 +130,7 @@ UseActivation = Annotated[
     Optional[bool],  # noqa: UP045
     typer.Option(
         "--use-activation/--no-use-activation",
-        help="Whether a logit goes through its activation, a token's vector to unit length. [default: yes]",
+        help="Whether a logit goes through its activation, a token's vector to unit length. (default: yes)",
         rich_help_panel=_MODEL,
         show_default=False,
     ),
@@ -154,7 +154,7 @@ Config = Annotated[
 ]
 Tokenizer = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Folder or hub id with another tokenizer. [default: the model's]", rich_help_panel=_MODEL),
+    typer.Option(help="Folder or hub id with another tokenizer. (default: the model's)", rich_help_panel=_MODEL),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.", rich_help_panel=_MODEL)
@@ -168,7 +168,7 @@ MaxLength = Annotated[
         "--max-length",
         "--max-model-len",
         metavar=_LENGTH,
-        help="Tokens the model reads at once; 8k is 8000, 8K is 8192. [default: the model's limit]",
+        help="Tokens the model reads at once; 8k is 8000, 8K is 8192. (default: the model's limit)",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -180,14 +180,14 @@ TruncationOption = Annotated[
     Optional[Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"]],  # noqa: UP045
     typer.Option(
         "--truncation",
-        help="What gives way when a pair or text is longer; error stops the run. [default: document-first, or the "
-        "rule of the model's library]",
+        help="What gives way when a pair or text is longer; error stops the run. (default: document-first, or the "
+        "rule of the model's library)",
         rich_help_panel=_TEXT,
     ),
 ]
 TruncationSide = Annotated[
     Optional[Literal["left", "right"]],  # noqa: UP045
-    typer.Option(help="The end of a text that gives way. [default: right]", rich_help_panel=_TEXT),
+    typer.Option(help="The end of a text that gives way. (default: right)", rich_help_panel=_TEXT),
 ]
 MaxTokensPerQuery = Annotated[
     Optional[int],  # noqa: UP045
@@ -200,13 +200,13 @@ MaxTokensPerDoc = Annotated[
 QueryLength = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        metavar=_LENGTH, help="Tokens of a query read by itself. [default: the checkpoint's]", rich_help_panel=_TEXT
+        metavar=_LENGTH, help="Tokens of a query read by itself. (default: the checkpoint's)", rich_help_panel=_TEXT
     ),
 ]
 DocumentLength = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        metavar=_LENGTH, help="Tokens of a document read by itself. [default: the checkpoint's]", rich_help_panel=_TEXT
+        metavar=_LENGTH, help="Tokens of a document read by itself. (default: the checkpoint's)", rich_help_panel=_TEXT
     ),
 ]
 ChatTemplate = Annotated[
@@ -223,11 +223,11 @@ Instruction = Annotated[
 ]
 QueryPrompt = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Text before each query, '' for none. [default: the checkpoint's]", rich_help_panel=_TEXT),
+    typer.Option(help="Text before each query, '' for none. (default: the checkpoint's)", rich_help_panel=_TEXT),
 ]
 DocumentPrompt = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Text before each document, '' for none. [default: the checkpoint's]", rich_help_panel=_TEXT),
+    typer.Option(help="Text before each document, '' for none. (default: the checkpoint's)", rich_help_panel=_TEXT),
 ]
 QueryPromptName = Annotated[
     Optional[str],  # noqa: UP045
@@ -262,7 +262,7 @@ Nested = Annotated[
 
 BatchTokens = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Tokens in one forward pass. [default: fits the device]", rich_help_panel=_RUN),
+    typer.Option(min=1, help="Tokens in one forward pass. (default: fits the device)", rich_help_panel=_RUN),
 ]
 WindowRows = Annotated[
     int, typer.Option(min=1, help="Rows read, tokenised and sorted by length together.", rich_help_panel=_RUN)
