@@ -38,8 +38,12 @@ def _lines(inspection: Inspection) -> list[str]:
 def _spec_lines(spec: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Fields that say something, each with its source."""
     width = max(map(len, spec))
-    telling = {name: entry for name, entry in spec.items() if entry["value"] not in ("", [], None, 0, False)}
+    telling = {name: entry for name, entry in spec.items() if _says_something(entry["value"])}
     return [f"  {name:<{width}} = {entry['value']!r}  ({entry['source']})" for name, entry in telling.items()]
+
+
+def _says_something(value: object) -> bool:
+    return any(value) if isinstance(value, list) else bool(value)
 
 
 def _token_lines(sequence: Mapping[str, Any]) -> list[str]:
@@ -52,11 +56,9 @@ def _token_lines(sequence: Mapping[str, Any]) -> list[str]:
 
 def table_lines(rows: Sequence[Mapping[str, str]], form: str) -> list[str]:
     """Rows as aligned text, or as a Markdown table."""
-    heads, cells = list(rows[0]), [list(row.values()) for row in rows]
+    heads, lines = list(rows[0]), [list(row.values()) for row in rows]
     if form == "markdown":
-        named = [
-            [f"`{cell}`" if "/" in cell or cell == row[heads[0]] else cell for cell in row.values()] for row in rows
-        ]
-        return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *named)]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
+        named = [[f"`{name}`", *(f"`{cell}`" if "/" in cell else cell for cell in rest)] for name, *rest in lines]
+        return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *named)]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *lines)]
