@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -68,22 +67,33 @@ def inspect_model(
     except BatchscoreError as error:
         inspection.problems.append(error)
         return inspection
-    sample = partial(_sample, spec, tokenizer, template, Pairs(Texts.of([query]), Texts.of([document])))
-    for look in (sample, partial(_tensors, checkpoint, spec, tokenizer)):
-        try:
-            inspection.facts |= look()
-        except RowError as error:
-            inspection.problems.append(error.cause(f"the sample pair: {error.message}", hint=error.hint))
-        except BatchscoreError as error:
-            inspection.problems.append(error)
+    loaded: Loaded | None = None
+    try:
+        loaded = _dry(checkpoint, spec, tokenizer)
+        inspection.facts["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
+    except BatchscoreError as error:
+        inspection.problems.append(error)
+    try:
+        inspection.facts |= _sample(spec, tokenizer, template, loaded, Pairs(Texts.of([query]), Texts.of([document])))
+    except RowError as error:
+        inspection.problems.append(error.cause(f"the sample pair: {error.message}", hint=error.hint))
+    except BatchscoreError as error:
+        inspection.problems.append(error)
     return inspection
 
 
-def _sample(spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, pairs: Pairs) -> dict[str, Any]:
+def _dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> Loaded:
+    """Zeros that take no memory go through the same loading as weights."""
+    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=True)
+
+
+def _sample(
+    spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, loaded: Loaded | None, pairs: Pairs
+) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
-    # laying out sequences needs no weights
-    engine = runner_kind(spec)(spec, template, tokenizer, cast("Loaded", None), "cpu", OutputCache(0, "cpu"), None)
-    items = engine.sequences(pairs).items
+    # laying out sequences needs no weights; whether the model has a vector for each token can be told with them
+    engine = runner_kind(spec)(spec, template, tokenizer, cast("Loaded", loaded), "cpu", OutputCache(0, "cpu"), None)
+    items = (engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)).items
     sides = ["query", "document"] if len(items) == 2 else ["pair"]
     sequences = []
     for place, side in enumerate(sides):
@@ -102,12 +112,6 @@ def _sample(spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None
         pieces = template.render_list(query, [document]) if spec.listwise else template.render(query, document)
         prompt = {"pair": "".join(pieces)}
     return {"prompt": prompt, "sample": sequences}
-
-
-def _tensors(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Which tensors of the checkpoint would be read; zeros that take no memory go through the same loading."""
-    loaded = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=True)
-    return {"tensors": {kind: list(names) for kind, names in loaded.report.items()}}
 
 
 def architecture_table() -> list[dict[str, str]]:

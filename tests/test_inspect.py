@@ -145,3 +145,15 @@ def test_the_readme_holds_the_table_that_the_command_prints() -> None:
     (table,) = re.findall(r"<!-- batchscore models --format markdown -->\n(.*?)<!-- end -->", README, re.DOTALL)
 
     assert table == run("models", "--format", "markdown")
+
+
+def test_a_tokenizer_of_another_model_would_fail(tiny: Tiny) -> None:
+    (problem,) = inspected(tiny("bert_mean"), "--tokenizer", tiny("gritlm"), code=4)["problems"]
+
+    assert "its embeddings end at" in problem["message"]
+
+
+def test_a_text_without_tokens_would_fail(tiny: Tiny) -> None:
+    text = run("inspect", tiny("gpt2_lm"), "--document", "", code=5)
+
+    assert "the sample pair: its text gives this model no token to read" in text

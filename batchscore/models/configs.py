@@ -32,7 +32,7 @@ def load_config(model: str, name: str | None) -> dict[str, Sourced]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no settings", hint=f"one `key: value` a line; keys: {', '.join(RULES)}")

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from batchscore.models.checkpoint import Checkpoint, open_checkpoint
+from batchscore.errors import BatchscoreError, CheckpointError
+from batchscore.models.checkpoint import Checkpoint, first_line, open_checkpoint
 from batchscore.models.configs import load_config
 from batchscore.models.options import merged, read_values, taken_apart
 from batchscore.models.resolve import resolve
@@ -71,4 +72,11 @@ def open_model(
     }
     options = merged(taken_apart(load_config(str(model), config)), taken_apart(read_values(flags)))
     checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=options.get("hf_overrides"))
-    return checkpoint, resolve(checkpoint, options)
+    try:
+        return checkpoint, resolve(checkpoint, options)
+    except BatchscoreError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind than its key wants
+        raise CheckpointError(
+            f"{checkpoint.name}: its files or overrides hold a value that makes no sense: {first_line(error)}"
+        ) from error

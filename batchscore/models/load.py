@@ -84,7 +84,8 @@ def load_model(
     tensors = _renamed(checkpoint.empty_tensors() if dry else checkpoint.read_tensors(), (*_OLD_NAMES, *row.renames))
     names = sorted(tensors)
     head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), load_dense(checkpoint, spec.dense))
-    config = _native_config(checkpoint, row)
+    with _named(checkpoint.name):
+        config = _native_config(checkpoint, row)
 
     def body(adapter: str) -> tuple[Any, list[str]]:
         merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
@@ -92,7 +93,8 @@ def load_model(
 
     with _named(checkpoint.name), _quiet():
         loaded = [body(adapter) for adapter in dict.fromkeys(spec.adapters)]
-    bodies = [body for body, _ in loaded]
+        bodies = [body for body, _ in loaded]
+        vocabulary = bodies[0].get_input_embeddings().num_embeddings
     _check_width(checkpoint, spec, head, config)
     _check_positions(checkpoint, spec, bodies[0])
     is_flat = _set_attention(bodies, row, attention, config)
@@ -103,7 +105,7 @@ def load_model(
         head=head.eval().requires_grad_(False).to(device),
         activation=make_activation(spec.activation),
         layout="flat" if is_flat else "padded",
-        vocabulary=bodies[0].get_input_embeddings().num_embeddings,
+        vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
 
@@ -154,7 +156,7 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
         table = next(tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDINGS))
     ids = [token if isinstance(token, int) else tokenizer.token_id(token) for token in spec.answer_tokens]
     for token, number in zip(spec.answer_tokens, ids, strict=True):
-        if number is None or number >= len(table):
+        if number is None or not 0 <= number < len(table):
             raise CheckpointError(
                 f"the answer token {token!r} is not in the vocabulary",
                 hint="classifier_from_token names tokens exactly as the tokenizer writes them",
@@ -176,6 +178,8 @@ def _native_config(checkpoint: Checkpoint, row: Row) -> PreTrainedConfig | None:
     if kind is None:
         return PreTrainedConfig.from_dict(content) if row.body else None
     original = checkpoint.read_json("config.json")
+    if "cutoff_layers" in checkpoint.overrides and "start_layer" not in original:
+        raise UsageError("--hf-overrides: this model has no heads for layers, so nothing reads 'cutoff_layers'")
     for key in checkpoint.overrides:
         if key not in original and key not in _OURS and not hasattr(kind(), key):
             known = {**original, **kind().to_dict(), **dict.fromkeys(_OURS)}
@@ -214,8 +218,15 @@ def _load_body(
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
     # without a folder transformers neither looks for files nor asks the hub
     model, report = kind.from_pretrained(
-        None, config=config, state_dict=dict(tensors), dtype=chosen, output_loading_info=True
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=chosen,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name them below
     )
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise CheckpointError(f"{name} is {list(found)}, and by config.json it should be {list(wanted)}")
     _check_report(report["missing_keys"], report["unexpected_keys"], spec, row)
     return model, sorted(report["unexpected_keys"])
 

@@ -140,12 +140,14 @@ def _pooler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     apart: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("pooling_type", "seq_pooling_type"):
+            if "pooling" in apart:
+                raise UsageError(f"{source}: pooling_type and seq_pooling_type are both given", hint="pass one of them")
             if str(value).upper() not in modes:
                 raise UsageError(f"{source}: {key} {value!r} is unknown; known: {', '.join(modes)}")
             apart["pooling"] = modes[str(value).upper()]
         elif key == "tok_pooling_type" and str(value).upper() == "ALL":
             apart["score_type"] = "late-interaction"
-        elif key == "task" and value in tasks:
+        elif key == "task" and str(value) in tasks:
             apart["score_type"] = tasks[value]
         elif key in ("use_activation", "dimensions", "logit_mean", "logit_sigma"):
             apart[key] = read_values({key: (value, source)})[key][0]

@@ -26,6 +26,9 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     if spec.truncation in LIBRARY_LIMITS:
         raise UsageError(f"truncation {spec.truncation} is a rule for prompts, and this model reads a pair of segments")
     budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
+    prompt_length = _prompt_length(tokenizer, spec, spec.query_prompt, budget, spec.max_length)
+    if prompt_length and keep_end:
+        raise UsageError("--truncation-side left would cut the prompt that stands before queries")
     limit = ALL if slices_ids(spec) else budget
     (queries, query_lengths), (documents, document_lengths) = (
         tokenizer.tokenize(prepared(texts, prompt, spec), limit, keep_end=keep_end)
@@ -36,7 +39,8 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     full = query_lengths[left], document_lengths[right]
     refuse_long(spec, first[full[0] + full[1] > budget])
     rule: Truncation = "longest-first" if spec.truncation == "prompt-end" else spec.truncation
-    kept = cutter(rule)(*full, limit)
+    query_kept, document_kept = cutter(rule)(full[0] - prompt_length, full[1], limit - prompt_length)
+    kept = query_kept + prompt_length, document_kept
     items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
     if not spec.pair_of_empty and (empty := kept[1] == 0).any():
         alone = assemble(tokenizer.single, [(queries, left, kept[0])], keep_end=keep_end)
@@ -126,9 +130,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     if spec.marks is not None:
         pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
     budget = _text_budget(replace(spec, max_length=length), pattern)
-    prompt_length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
-    if prompt_length >= budget:
-        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {length}")
+    prompt_length = _prompt_length(tokenizer, spec, prompt, budget, length)
     strings, limit = prepared(texts, prompt, spec), ALL if slices_ids(spec) else budget
     tokens, lengths = (
         _kept_ends(tokenizer, strings, prompt_length, limit)
@@ -144,6 +146,14 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     if spec.marks is not None and spec.marks.expand and is_query:
         items = _expanded(tokenizer, items, length, attend=spec.marks.attend)
     return items, cut
+
+
+def _prompt_length(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, budget: int, max_length: int) -> int:
+    """Tokens of the text before a side's texts."""
+    length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
+    if length >= budget:
+        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {max_length}")
+    return length
 
 
 def _text_budget(spec: ModelSpec, pattern: Pattern) -> int:

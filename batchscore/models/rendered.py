@@ -41,21 +41,22 @@ class _Prompt(NamedTuple):
 def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
     """One sequence for each distinct pair."""
     first, codes = distinct_pairs(pairs)
-    queries, documents = prepared(pairs.queries, spec.query_prompt, spec), prepared(pairs.documents, "", spec)
+    queries, documents = prepared(pairs.queries, "", spec), prepared(pairs.documents, "", spec)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     prompts = [
-        _rendered(template, queries[q], documents[d], int(row)) for row, q, d in zip(first, left, right, strict=True)
+        _rendered(template, spec, queries[q], documents[d], int(row))
+        for row, q, d in zip(first, left, right, strict=True)
     ]
     fitter = _Fitter(tokenizer, spec, template)
     bodies, cut = fitter.fit(prompts, first)
     return Work(fitter.framed(bodies), 0, codes, codes, cut[codes])
 
 
-def _rendered(template: Template, query: str, document: str, row: int) -> _Prompt:
+def _rendered(template: Template, spec: ModelSpec, query: str, document: str, row: int) -> _Prompt:
     # the mark of a cut between pieces must not come from a text
     query, document = (text.replace(PIECE, "") if PIECE in text else text for text in (query, document))
     try:
-        return _Prompt(query, document, template.render(query, document))
+        return _Prompt(query, document, template.render(spec.query_prompt + query, document))
     except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
         raise RowError(row, f"the chat template refuses it: {first_line(error)}", cause=InputError) from error
 
@@ -118,7 +119,7 @@ class _Fitter:
     def _layout(self) -> list[list[str]]:
         """Each piece as the template's own characters and the stand-ins of the texts, in order."""
         try:
-            pieces = self.template.render(_QUERY, _DOCUMENT)
+            pieces = self.template.render(self.spec.query_prompt + _QUERY, _DOCUMENT)
         except Exception as error:
             raise InputError(_UNCUTTABLE, hint=_CUTTABLE) from error
         return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]

@@ -39,6 +39,8 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     row = find_row(checkpoint)
     vllm = apart.get("compat", ("", ""))[0] == "vllm"
     chosen = apart.get("score_type") or _score_type(checkpoint, row)
+    if row.listwise and chosen[0] != "cross-encoder":
+        raise UsageError(f"{spelled('score_type', chosen[1])} {chosen[0]!r}: this model reads lists of documents")
     facts = Facts(checkpoint, row, row.translate(checkpoint.config), apart, chosen[0], vllm)
     _check_effect(facts, position_limit(facts)[0])
     fields: dict[str, Sourced] = {
@@ -63,6 +65,8 @@ def find_row(checkpoint: Checkpoint) -> Row:
             f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported",
             hint=f"batchscore models lists those that are; {nearest(checkpoint.architecture, ARCHITECTURES)}",
         )
+    if "vision_config" in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.name}: {checkpoint.architecture} reads images, which is not supported")
     if "SpladePooling" in files.module_kinds(checkpoint):
         files.check_splade(checkpoint)
         if not row.mlm_head:
@@ -87,7 +91,7 @@ def _score_type(checkpoint: Checkpoint, row: Row) -> Sourced:
 
 _PAIR_ONLY = {"chat_template", "logit_mean", "logit_sigma"}
 _SIDES_ONLY = {"document_prompt", "document_prompt_name", "query_length", "document_length", "dimensions", "similarity"}
-_NOT_LISTWISE = {"pooling", "use_activation", "logit_mean", "logit_sigma", "truncation_side"}
+_NOT_LISTWISE = {"chat_template", "pooling", "use_activation", "logit_mean", "logit_sigma", "truncation_side"}
 
 
 def _check_effect(facts: Facts, limit: int) -> None:
@@ -108,7 +112,7 @@ def _problem(facts: Facts, limit: int, name: str, value: Any, source: str) -> st
     rules = (
         (name in _SIDES_ONLY and facts.is_pair and value != "", "a cross-encoder reads both sides at once"),
         (name in _PAIR_ONLY and not facts.is_pair, f"a {kind} has none"),
-        (name in _NOT_LISTWISE and row.listwise, "a listwise score is the cosine of two marked tokens"),
+        (name in _NOT_LISTWISE and row.listwise, "a listwise model has a prompt and a readout of its own"),
         (name == "similarity" and kind != "bi-encoder", f"a {kind} has a similarity of its own"),
         (name == "pooling" and kind == "late-interaction", "the states of tokens are not pooled"),
         (name == "use_activation" and kind == "bi-encoder" and not is_dot, "a cosine does not depend on it"),

@@ -67,7 +67,7 @@ def pair_fields(facts: Facts) -> dict[str, Sourced]:
             **constant("listwise", similarity="cosine", normalize=False),
         }
     tokens, method, source = answer_tokens(checkpoint)
-    if tokens and checkpoint.has_tensor("score.weight"):
+    if tokens and "--hf-overrides" not in source and checkpoint.has_tensor("score.weight"):
         tokens = ()  # a conversion that carries the head these tokens would make
     ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
@@ -96,7 +96,10 @@ def pair_fields(facts: Facts) -> dict[str, Sourced]:
 def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, str]:
     """(tokens, method, source) of `classifier_from_token` in config.json or its overrides."""
     config, source = checkpoint.config, checkpoint.config_source
-    tokens = tuple(config.get("classifier_from_token") or ())
+    given = config.get("classifier_from_token") or []
+    if not isinstance(given, list) or not all(isinstance(token, (str, int)) for token in given):
+        raise UsageError(f'{source}: classifier_from_token {given!r} must be a list of tokens, such as ["no", "yes"]')
+    tokens = tuple(given)
     original = bool(config.get("is_original_qwen3_reranker"))
     method = config.get("method") or ("from_2_way_softmax" if original else "no_post_processing")
     if method not in ("from_2_way_softmax", "no_post_processing"):

@@ -40,7 +40,10 @@ def find_template(name: str, *, exact: bool) -> str:
     if not Path(name).is_file() and name not in shipped and ("{" in name or "\n" in name):
         return compiled_text(name.removesuffix("\n"), "chat_template")
     path = find_resource("templates", name)
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}") from error
     if exact and path == shipped.get(name):
         return compiled_text(text, path.name)
     return compiled_text(text.replace("{{ piece }}", "").removesuffix("\n"), path.name)

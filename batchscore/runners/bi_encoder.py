@@ -36,8 +36,8 @@ class BiEncoder(Engine):
             )
         else:
             vectors = self.model.head(pool(states, spec.pooling))
-        vectors = vectors[:, : spec.dimensions or None]
-        return normalize(vectors, dim=1) if spec.normalize else vectors
+        # the order of sentence-transformers; a cosine does not depend on it
+        return (normalize(vectors, dim=1) if spec.normalize else vectors)[:, : spec.dimensions or None]
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> Tensor:
         """float32 [items, dim]: vectors in item order."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchscore.errors import RowError, RuntimeFailureError
+from batchscore.errors import CheckpointError, RowError, RuntimeFailureError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
@@ -78,7 +78,12 @@ def build_runner(
     if checkpoint.architecture not in ARCHITECTURES:
         probe = Engine(spec, template, tokenizer, model, placement.device, cache, None)
         model = replace(model, layout=_probed_layout(probe))
-    last_layer = take_last_layer(model.bodies[0], spec.layers) if model.layout == "flat" and spec.layers else None
+    try:
+        last_layer = take_last_layer(model.bodies[0], spec.layers) if model.layout == "flat" and spec.layers else None
+    except AttributeError as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
+        ) from error
     runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
     with suppress(RowError):  # this pair may be refused; what is asked for must be possible
         runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))
