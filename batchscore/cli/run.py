@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from threading import Event
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -32,6 +33,8 @@ Pipeline = Callable[[Callable[[], Scorer], Source, Sink, Any, Meter], None]
 def run(command: str, pipeline: Pipeline, job: ScoreJob | RerankJob, scorer: Mapping[str, Any], files: Files) -> None:
     """Run a command; ends the program with the exit code of errors.py if it fails."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
     display = Display(quiet=files.quiet, log_format=files.log_format)
     try:
         _run(command, pipeline, job, scorer, files, display)
@@ -66,7 +69,12 @@ def _run(
         meter.started = perf_counter()
         return scorer
 
-    meter = Meter(on_change=display.update)
+    def update(meter: Meter) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        display.update(meter)
+
+    meter = Meter(on_change=update)
     with open_sink(files.out) as sink:
         pipeline(load, source, sink, job, meter)
     plan = plans[0]
@@ -74,6 +82,15 @@ def _run(
     counts = _counts(meter)
     record = plan.write_record(counts)
     display.finish(_summary(plan, counts, record), counts)
+
+
+_interrupted = Event()
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Python drops an exception that a signal raises inside of a callback; the next pack asks again
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _terminate(*_: object) -> NoReturn:
