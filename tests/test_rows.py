@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from batchscore.errors import InputError, RowError, UsageError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
 from checkpoints import WORDS
+from threads import one_thread
 
 CLOSE = {"cross-encoder": 1e-5, "bi-encoder": 1e-5, "late-interaction": 1e-4}  # of a score to a reference's
 Floats = NDArray[np.float32]
@@ -642,15 +642,6 @@ def columns(queries: Sequence[str], documents: Sequence[str]) -> Pairs:
 def rank_by(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> Floats:
     """Scores, or the logits they are made of."""
     return scorer.score_work(scorer.tokenize(columns(queries, documents))).rank_by
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A second thread in a model this small only waits for the first, and holds up whatever else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=ROWS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from batchscore.models.load import load_model
 from batchscore.models.tokenizer import load_tokenizer
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import TOKENS, WORDS, pairs
+from threads import one_thread
 
 CLOSE, MAXSIM_CLOSE = 1e-5, 1e-4  # of a logit or cosine, of a MaxSim, to a reference's
 SAME, MAXSIM_SAME = 1e-6, 1e-5  # of two ways through batchscore; a MaxSim adds up to 64 cosines
@@ -61,15 +61,6 @@ def columns(queries: list[str], documents: list[str]) -> Pairs:
 
 
 # ---- references: no code of batchscore's
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A second thread in a model this small only waits for the first, and holds up whatever else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -47,7 +47,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
         items = _chosen(items, alone, empty)
     cut = cut_bits(full, kept)
     if slices_ids(spec):
-        items, cut = _sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
+        items, cut = sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
     return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
 
 
@@ -140,7 +140,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
     cut = (bit * (lengths > budget)).astype(np.uint8)
     if slices_ids(spec):
-        items, cut = _sliced(items, spec, bit)
+        items, cut = sliced(items, spec, bit)
     # a single segment's types are all 0, which is what a model assumes without them
     items = replace(items, types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
     if spec.marks is not None and spec.marks.expand and is_query:
@@ -237,7 +237,7 @@ def slices_ids(spec: ModelSpec) -> bool:
     return spec.truncation == "prompt-end" and spec.truncation_side is not None
 
 
-def _sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
+def sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
     """(sequences cut at one end to max_length, bits of those that were)."""
     kept = np.minimum(items.lengths, spec.max_length)
     starts = items.offsets[1:] - kept if spec.truncation_side == "left" else items.offsets[:-1]

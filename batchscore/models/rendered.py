@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import first_line
 from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
-from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, slices_ids
+from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, sliced, slices_ids
 from batchscore.models.spec import ModelSpec
 from batchscore.models.templates import PIECE, Template
-from batchscore.models.tokenizer import Slot, Spans, Special, TextTokenizer, num_specials
+from batchscore.models.tokenizer import Spans, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
 
 _AT_ONCE = 512  # prompts whose characters are held by token
@@ -103,17 +103,12 @@ class _Fitter:
 
     def framed(self, bodies: Sequence[Ids]) -> Items:
         """Sequences with the special tokens the tokenizer puts around any text."""
-        slot = next(place for place, part in enumerate(self.tokenizer.single) if isinstance(part, Slot))
-        before, after = (
-            [part.id for part in parts if isinstance(part, Special)]
-            for parts in (self.tokenizer.single[:slot], self.tokenizer.single[slot:])
-        )
-        framed = [np.concatenate([before, body, after]).astype(np.int32) for body in bodies]
+        joined = np.concatenate([np.empty(0, np.int32), *bodies])
+        texts = Items(joined, offsets_of(np.array([len(body) for body in bodies], np.int64)))
+        items = assemble(self.tokenizer.single, [(texts, np.arange(len(texts)), texts.lengths)])
         if slices_ids(self.spec):
-            length, side = self.spec.max_length, self.spec.truncation_side
-            framed = [ids[-length:] if side == "left" else ids[:length] for ids in framed]
-        joined = np.concatenate(framed) if framed else np.empty(0, np.int32)
-        return Items(joined, offsets_of(np.array([len(ids) for ids in framed], np.int64)))
+            items, _ = sliced(items, self.spec, 0)
+        return replace(items, types=None)
 
     @cached_property
     def _layout(self) -> list[list[str]]:
