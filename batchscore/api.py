@@ -6,22 +6,27 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
-from batchscore.errors import RowError, RuntimeFailureError, UsageError
+from batchscore.errors import DeviceMemoryError, RowError, RuntimeFailureError, UsageError
+from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.door import ModelOptions, open_model
+from batchscore.models.spec import ModelSpec
 from batchscore.ranking import rank_rows
 from batchscore.runners.build import build_runner
-from batchscore.runners.device import Dtype, place
+from batchscore.runners.device import Dtype, Placement, place
 from batchscore.scheduler import collate, plan_packs
+from batchscore.stop import Stop
 from batchscore.types import Budget, Items, Pairs, Scores, ScoreType, Texts, Work, ranges
 
+T = TypeVar("T")
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
 
 
@@ -34,11 +39,68 @@ class Ranked:
     document: str
 
 
+class ScorerOptions(ModelOptions, total=False):
+    """Options of a Scorer beside what the model reads; the class says what they mean."""
+
+    score_type: ScoreType | Literal["auto"]
+    dtype: Dtype
+    device: str
+    config: str | None
+    batch_tokens: int | None
+    window_rows: int
+    cache_mb: int
+    revision: str | None
+    tokenizer: str | None
+    trust_remote_code: bool
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that is decided about a model before its weights are read."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    placement: Placement
+    budget: Budget
+    cache_mb: int
+    padded: bool
+    trust_remote_code: bool
+
+
+def set_up(
+    model: str,
+    *,
+    score_type: ScoreType | Literal["auto"] = "auto",
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    config: str | None = None,
+    batch_tokens: int | None = None,
+    window_rows: int = 16_384,
+    cache_mb: int = 256,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    padded: bool = False,
+    **options: Unpack[ModelOptions],
+) -> Setup:
+    """Decide what a model means and where it runs; arguments and errors are those of Scorer."""
+    _require_choice("dtype", dtype, get_args(Dtype))
+    _require_least("batch_tokens", batch_tokens, 1)
+    _require_least("window_rows", window_rows, 1)
+    _require_least("cache_mb", cache_mb, 0)
+    given = {"score_type": None if score_type == "auto" else score_type, **options}
+    checkpoint, spec = open_model(model, config, given, revision=revision, tokenizer=tokenizer)
+    placement = place(device, dtype)
+    budget = Budget(batch_tokens or placement.max_tokens, window_rows, workers=placement.workers)
+    return Setup(checkpoint, spec, placement, budget, cache_mb, padded, trust_remote_code)
+
+
 class Scorer:
     """A model loaded for scoring; options are those of the command line, under the same names.
 
     Args:
-        model: a checkpoint folder or a hub id.
+        model: a checkpoint folder or a hub id, or what `set_up` made of it and the options.
         score_type: "auto" decides from the checkpoint's files.
         dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -60,40 +122,21 @@ class Scorer:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        score_type: ScoreType | Literal["auto"] = "auto",
-        dtype: Dtype = "auto",
-        device: str = "auto",
-        config: str | None = None,
-        batch_tokens: int | None = None,
-        window_rows: int = 16_384,
-        cache_mb: int = 256,
-        revision: str | None = None,
-        tokenizer: str | None = None,
-        trust_remote_code: bool = False,
-        padded: bool = False,
-        **options: Unpack[ModelOptions],
-    ) -> None:
-        _require_choice("dtype", dtype, get_args(Dtype))
-        _require_least("batch_tokens", batch_tokens, 1)
-        _require_least("window_rows", window_rows, 1)
-        _require_least("cache_mb", cache_mb, 0)
-        given = {"score_type": None if score_type == "auto" else score_type, **options}
-        self.checkpoint, self.spec = open_model(model, config, given, revision=revision, tokenizer=tokenizer)
-        self.placement = place(device, dtype)
-        self.budget = Budget(batch_tokens or self.placement.max_tokens, window_rows, workers=self.placement.workers)
+    def __init__(self, model: str | Setup, **options: Unpack[ScorerOptions]) -> None:
+        self.setup = model if isinstance(model, Setup) else set_up(model, **options)
+        self.checkpoint, self.spec = self.setup.checkpoint, self.setup.spec
+        self.placement, self.budget = self.setup.placement, self.setup.budget
         self._runner = build_runner(
             self.checkpoint,
             self.spec,
             self.placement,
-            cache_mb=cache_mb,
-            padded=padded,
-            trust_remote_code=trust_remote_code,
+            cache_mb=self.setup.cache_mb,
+            padded=self.setup.padded,
+            trust_remote_code=self.setup.trust_remote_code,
         )
         self._workers = self._runner.start_workers(self.budget.workers)
+        self._fitting_tokens = sys.maxsize  # of a pack, as far as the device's memory has shown
+        self._precise: Scorer | None = None  # the same in float32
 
     def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
         """Score 1:1, 1:N or N:N queries and documents.
@@ -129,19 +172,53 @@ class Scorer:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
         return self._runner.tokenize(pairs)
 
-    def score_work(self, work: Work, on_pack: OnPack = lambda rows, tokens: None) -> Scores:
+    def score_work(
+        self,
+        work: Work,
+        on_pack: OnPack = lambda rows, tokens: None,
+        *,
+        raw: NDArray[np.float32] | None = None,
+        stop: Stop | None = None,
+    ) -> Scores:
         """Score a window.
 
+        Packs do not depend on what `raw` holds, so that scores are the same bit for bit whether a window is scored
+        at once or goes on after an interruption.
+
+        Args:
+            work: of `tokenize`.
+            on_pack: called after each pack, in any thread.
+            raw: float32 [rows], raw scores that are known, NaN for the others, which are filled in pack by pack.
+            stop: ends the work between packs, with StoppedError.
+
         Raises:
-            RowError: a row's score is not a finite number.
+            RowError: rows that no pack is small enough for, or whose score is not a finite number in float32 either;
+                what `raw` holds by then stays good.
+            StoppedError: as `stop` says.
         """
-        raw = np.full(len(work), np.nan, np.float32)
+        raw = np.full(len(work), np.nan, np.float32) if raw is None else raw
+        stop = stop or Stop()
         limit = self.budget.max_held_tokens if self._holds_much else max(1, len(work.items.ids))
         for held, rows in work.split(limit):
-            self._score_group(work, held, rows, raw, on_pack)
-        _require_finite(raw, self.placement.dtype)
+            if len(rows):
+                self._score_group(work, held, rows, raw, on_pack, stop)
+        bad = np.flatnonzero(~np.isfinite(raw))
+        if len(bad):
+            self._retry(work, bad, raw, stop)
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
         return Scores(self._runner.activate(raw), raw if is_logit else None, work.row_tokens(), work.cut)
+
+    def _retry(self, work: Work, bad: NDArray[np.int64], raw: NDArray[np.float32], stop: Stop) -> None:
+        """Score rows again whose number is not finite, with a model in float32."""
+        first = raw[bad[0]]
+        raw[bad] = np.nan
+        if self.placement.dtype == "float32":
+            hint = "the checkpoint's weights overflow"
+            raise RowError(bad, f"its score is {first}", code="non-finite", cause=RuntimeFailureError, hint=hint)
+        if self._precise is None:
+            precise = replace(self.placement, dtype="float32", dtype_reason="retry")
+            self._precise = Scorer(replace(self.setup, placement=precise, cache_mb=0))
+        self._precise.score_work(work, raw=raw, stop=stop)
 
     @property
     def _holds_much(self) -> bool:
@@ -156,53 +233,106 @@ class Scorer:
             raise error.cause(f"pair {start + error.row}: {error.message}", hint=error.hint) from error
 
     def _score_group(
-        self, work: Work, held: range, rows: NDArray[np.int64], raw: NDArray[np.float32], on_pack: OnPack
+        self,
+        work: Work,
+        held: range,
+        rows: NDArray[np.int64],
+        raw: NDArray[np.float32],
+        on_pack: OnPack,
+        stop: Stop,
     ) -> None:
         """Forward the held items, then stream the others past them; fills raw[rows]."""
         items = work.items
-        kept = (
-            self._encode(items, np.arange(held.start, held.stop), lambda tokens: on_pack(0, tokens)) if held else None
-        )
         # rows sorted by the item they need, so that a pack finds its rows without a search over all
         by_item = rows[np.argsort(work.right[rows], kind="stable")]
         streamed, starts, counts = np.unique(work.right[by_item], return_index=True, return_counts=True)
+        missing = np.logical_or.reduceat(np.isnan(raw[by_item]), starts)
+        on_pack(int(counts[~missing].sum()), 0)
+        if not missing.any():
+            return
+        kept = self._encode(work, held, on_pack, stop) if held else None
 
         def compare(places: NDArray[np.int64], output: Any, tokens: int) -> None:
             of_pack = by_item[ranges(starts[places], counts[places])]
+            if isinstance(output, DeviceMemoryError):
+                raise _too_large(of_pack, output)
             right = np.repeat(np.arange(len(places)), counts[places])
             raw[of_pack] = self._runner.compare(kept, work.left[of_pack] - held.start, output, right)
             on_pack(len(of_pack), tokens)
 
         def forward(pack: NDArray[np.int64]) -> None:
-            compare(pack, *self._forward(items, streamed[pack], is_query=False))
+            for part, output, tokens in self._forward(items, streamed[pack], is_query=False):
+                compare(pack[part], output, tokens)
 
         known, output = self._runner.recall(items, streamed)
         if output is not None:
             compare(np.flatnonzero(known), output, 0)
-        for _ in self._workers.map(forward, self._plan(items.lengths[streamed], np.flatnonzero(~known))):
-            pass
+        # packs are planned for all items and then thinned out: the same packs give the same bits
+        packs = [pack[missing[pack]] for pack in self._plan(items.lengths[streamed], np.flatnonzero(~known))]
+        self._map(forward, [pack for pack in packs if len(pack)], stop)
 
-    def _encode(self, items: Items, index: NDArray[np.int64], on_tokens: Callable[[int], None]) -> Any:
-        """The outputs of the items at `index`, joined."""
+    def _encode(self, work: Work, held: range, on_pack: OnPack, stop: Stop) -> Any:
+        """The outputs of the held items, joined."""
+        items, index = work.items, np.arange(held.start, held.stop)
 
-        def forward(pack: NDArray[np.int64]) -> Any:
-            output, tokens = self._forward(items, index[pack], is_query=True)
-            on_tokens(tokens)
-            return output
+        def forward(pack: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Any]]:
+            outputs = []
+            for part, output, tokens in self._forward(items, index[pack], is_query=True):
+                if isinstance(output, DeviceMemoryError):
+                    raise _too_large(np.flatnonzero(np.isin(work.left, index[pack[part]])), output)
+                outputs.append((pack[part], output))
+                on_pack(0, tokens)
+            return outputs
 
         known, recalled = self._runner.recall(items, index)
         packs = self._plan(items.lengths[index], np.flatnonzero(~known))
-        outputs = list(self._workers.map(forward, packs))
+        encoded = [part for parts in self._map(forward, packs, stop) for part in parts]
         if recalled is not None:
-            packs, outputs = [np.flatnonzero(known), *packs], [recalled, *outputs]
-        return self._runner.hold(packs, outputs)
+            encoded.insert(0, (np.flatnonzero(known), recalled))
+        return self._runner.hold([places for places, _ in encoded], [output for _, output in encoded])
 
-    def _forward(self, items: Items, index: NDArray[np.integer], *, is_query: bool) -> tuple[Any, int]:
-        """(output, tokens) of one pack."""
+    def _map(self, forward: Callable[[NDArray[np.int64]], T], packs: list[NDArray[np.int64]], stop: Stop) -> list[T]:
+        """Run packs in the workers; when one fails or the end is asked for, those that have begun are waited for."""
+        futures = [self._workers.submit(forward, pack) for pack in packs]
+        try:
+            return [stop.result(future) for future in futures]
+        finally:
+            stop.settle(futures)
+
+    def _forward(self, items: Items, index: NDArray[np.integer], *, is_query: bool) -> Iterator[tuple[slice, Any, int]]:
+        """Yield (which of the items, their output, tokens), in halves where the memory does not do for all.
+
+        The output of an item that does not even fit alone is a DeviceMemoryError. What did not fit is remembered, so
+        that later packs are halved without a try.
+        """
+        parts = [slice(0, len(index))]
+        while parts:
+            part = parts.pop()
+            some, size = index[part], part.stop - part.start
+            tokens = int(items.lengths[some].sum())
+            output = None
+            if size == 1 or tokens <= self._fitting_tokens:
+                output = self._attempt(items, some, is_query=is_query)
+            if output is not None and (size == 1 or not isinstance(output, DeviceMemoryError)):
+                yield part, output, tokens
+                continue
+            if output is not None:
+                self._fitting_tokens = min(self._fitting_tokens, tokens // 2)
+            middle = part.start + size // 2
+            parts += [slice(middle, part.stop), slice(part.start, middle)]
+
+    def _attempt(self, items: Items, index: NDArray[np.integer], *, is_query: bool) -> Any:
+        """The output of one pack, or the DeviceMemoryError that it ran into."""
         batch = collate(items, index, self.spec.first_position, is_query=is_query)
-        output = self._runner.forward(batch)
-        self._runner.remember(items, index, output)
-        return output, len(batch.input_ids)
+        try:
+            output = self._runner.forward(batch)
+        except DeviceMemoryError as error:
+            output = DeviceMemoryError(error.message, hint=error.hint)  # without what the traceback holds on to
+        if isinstance(output, DeviceMemoryError):
+            self._runner.release_memory()
+        else:
+            self._runner.remember(items, index, output)
+        return output
 
     def _plan(self, lengths: NDArray[np.int64], places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Packs of the items at `places`; items of two regimes of the model never share one."""
@@ -217,6 +347,8 @@ class Scorer:
     def close(self) -> None:
         """Stop the workers; packs that have not begun are dropped."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        if self._precise is not None:
+            self._precise.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -266,8 +398,5 @@ def _pair_up(queries: list[str], documents: list[str]) -> Pairs:
     return Pairs(Texts(encoded.values, together), Texts.of(documents), lists=together)
 
 
-def _require_finite(raw: NDArray[np.float32], dtype: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(raw))
-    if len(bad):
-        hint = "the checkpoint's weights overflow" if dtype == "float32" else "pass --dtype float32"
-        raise RowError(int(bad[0]), f"its score is {raw[bad[0]]}", cause=RuntimeFailureError, hint=hint)
+def _too_large(rows: NDArray[np.int64], fault: DeviceMemoryError) -> RowError:
+    return RowError(rows, fault.message, code="out-of-memory", cause=RuntimeFailureError, hint=fault.hint)

@@ -7,14 +7,25 @@
     |   +-- CheckpointError         4   the model is there and cannot be used for scoring
     +-- InputError                  5   a file, column or row of the input is not what was asked for
     +-- RuntimeFailureError         6   the device, the disk or the numbers failed on the way
+    |   +-- DeviceMemoryError             6   a pack does not fit into memory; a smaller one may
+    |   +-- DeviceLostError         6   the device answers no more; a new process may find it well
     +-- OutputError                 8   the output cannot be written where it was asked for
+    +-- StoppedError                    75   asked to stop; run again to go on
 
-RowError is internal: it becomes an InputError or a RuntimeFailureError once its file is known. Codes 0 (all rows
-scored), 130 (interrupted) and 143 (terminated) complete the list. A message is one line that names the field, the
+RowError is internal: it becomes a fault of its row, an InputError or a RuntimeFailureError once its file is known.
+Codes 0 (all rows scored), 7 (all but some rows that are at fault) and those of a second signal (130, 143, ...) complete
+the list. A message is one line that names the field, the
 value and the choices; `hint` is the next step for the person who reads it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line shows its help without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class BatchscoreError(Exception):
@@ -65,18 +76,45 @@ class RuntimeFailureError(BatchscoreError):
     exit_code = 6
 
 
-class RowError(BatchscoreError):
-    """A fault of one row, raised where only its position in the window is known; the pipeline adds file and row.
+class DeviceMemoryError(RuntimeFailureError):
+    """A pack that does not fit into the device's memory."""
 
-    `cause` says whose fault it is: an InputError, the row's; a RuntimeFailureError, the model's.
+
+class DeviceLostError(RuntimeFailureError):
+    """A device whose context is broken for this process."""
+
+
+class RowError(BatchscoreError):
+    """A fault of rows, raised where only their positions in the window are known; the pipeline adds file and row.
+
+    `cause` says whose fault it is: an InputError, the rows'; a RuntimeFailureError, the model's. `code` is what the
+    list of rows at fault calls it.
     """
 
     def __init__(
-        self, row: int, message: str, *, cause: type[InputError | RuntimeFailureError], hint: str | None = None
+        self,
+        rows: Sequence[int] | NDArray[np.integer],
+        message: str,
+        *,
+        code: str,
+        cause: type[InputError | RuntimeFailureError],
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
-        self.row = row
+        self.rows = [int(row) for row in rows]
+        self.code = code
         self.cause = cause
+
+    @property
+    def row(self) -> int:
+        """The first of them."""
+        return self.rows[0]
+
+
+class StoppedError(BatchscoreError):
+    """The run was asked to stop and left what is done in a state to go on from."""
+
+    exit_code = 75  # EX_TEMPFAIL
 
 
 class OutputError(BatchscoreError):

@@ -1,36 +1,58 @@
-"""The commands' work from files to files: `score` row by row, `rerank` query by query.
+"""What a command makes of a unit: `score` rows with a score, `rerank` the ranked candidates of its queries.
 
-This is the one place where input, scorer and ranking meet. Columns are checked before the model is loaded.
+A job reads a unit into pairs and makes a table of their scores. Columns are checked before a model is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.api import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.io.documents import explode, is_nested
-from batchscore.io.results import QueryIds, RankedRows, append_columns, text_array
-from batchscore.io.sink import Sink
-from batchscore.io.source import Chunk, Source, whole_groups
+from batchscore.io.merge import merge_rankings, merge_rows
+from batchscore.io.parts import Parts
+from batchscore.io.results import candidates, encode_ids, rows_with_scores
+from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import read_texts
-from batchscore.pipeline import Meter, Window, scored
 from batchscore.ranking import positions_in_groups, rank_rows
-from batchscore.types import CUT_NAMES, Pairs, Scores, Texts
+from batchscore.types import CUT_NAMES, Fault, Pairs, Scores, Texts, Unit
 
-_NESTED_ROWS = 256  # rows read at once where each carries a list of documents
+Errors = Literal["fail", "quarantine", "null"]
+
 _DETAILS = ("logit", "num_tokens", "truncated")
-_RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results")
+_RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
 _CUT_NAMES = np.array(CUT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """The rows of a unit, read and checked."""
+
+    unit: Unit
+    pairs: Pairs  # of the rows that have both texts
+    rows: NDArray[np.int64]  # [pairs], which of the output's rows each is
+    faults: Sequence[tuple[Mapping[str, Any], Fault]]  # rows without a pair, as they are reported
+    report: Callable[[Fault], Mapping[str, Any]]  # of a fault in an output's row
+    extra: Any  # what the table needs beside the scores
+
+
+class Job(Protocol):
+    """A command's work on units."""
+
+    def check(self, source: Source) -> None: ...  # columns, before a model is loaded
+    def units(self, source: Source, window_rows: int, *, listwise: bool) -> list[Unit]: ...
+    def load(self, source: Source, unit: Unit) -> Loaded: ...
+    def table(self, loaded: Loaded, pairs: NDArray[np.int64], scores: Scores, *, keep_faulty: bool) -> Any: ...
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[Any]: ...
+
+
+@dataclass(frozen=True)
 class ScoreJob:
     """What `score` reads and writes besides the model."""
 
@@ -41,47 +63,60 @@ class ScoreJob:
     details: bool = False
     limit: int | None = None
 
+    def check(self, source: Source) -> None:
+        """Raise InputError or UsageError for columns that are missing or in the way."""
+        source.require(self._flags)
+        self._refuse_clash(source.column_names())
 
-def run_score(load: Callable[[], Scorer], source: Source, sink: Sink, job: ScoreJob, meter: Meter) -> None:
-    """Write the input's rows with their scores, in the input's order; columns are checked before the model loads."""
-    added = [job.score_column, *(_DETAILS if job.details else ())]
-    flags = {job.query_column: "--query-column", job.document_column: "--document-column"}
-    kept = None if job.keep_columns is None else list(job.keep_columns)
-    source.require(flags)
-    _refuse_clash(source.column_names() if kept is None else kept, added)
-    columns = None if kept is None else list(dict.fromkeys([*kept, *flags]))
-    scorer = load()
+    def units(self, source: Source, window_rows: int, *, listwise: bool) -> list[Unit]:
+        """Units of a window each."""
+        return source.units(window_rows, limit=self.limit)
 
-    def windows() -> Iterator[Window]:
-        for chunk in source.chunks(columns, scorer.budget.window_rows, job.limit, flags=flags):
-            _refuse_clash(chunk.table.column_names if kept is None else kept, added)
-            pairs = Pairs(read_texts(chunk, job.query_column), read_texts(chunk, job.document_column))
-            yield Window(pairs, chunk.fraction, chunk.locate, chunk.table if kept is None else chunk.table.select(kept))
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        """One pair a row."""
+        kept = self.keep_columns
+        columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
+        chunk = source.read(unit, columns, self._flags, list(self._flags))
+        self._refuse_clash(chunk.table.column_names)
+        faults = {fault.row: fault for fault in chunk.faults()}
+        queries = read_texts(chunk, self.query_column, faults)
+        pairs = Pairs(queries, read_texts(chunk, self.document_column, faults))
+        report = partial(_reported, chunk)
+        good = _others(len(chunk.table), faults)
+        if faults:
+            pairs = pairs.rows(good)
+        table = chunk.table if kept is None else chunk.table.select(list(kept))
+        return Loaded(unit, pairs, good, _sorted_reports(faults, report), report, table)
 
-    for window, scores in scored(scorer, windows(), meter):
-        with meter.timed("write"):
-            sink.write(append_columns(window.extra, _score_columns(job, scores)))
+    def table(self, loaded: Loaded, pairs: NDArray[np.int64], scores: Scores, *, keep_faulty: bool) -> Any:
+        """The input's rows with their scores, those at fault left out or without one."""
+        columns: dict[str, NDArray[Any]] = {self.score_column: scores.score}
+        if self.details:
+            if scores.logit is not None:
+                columns["logit"] = scores.logit
+            columns |= {"num_tokens": scores.num_tokens, "truncated": _CUT_NAMES[scores.cut]}
+        return rows_with_scores(loaded.extra, loaded.rows[pairs], columns, keep_others=keep_faulty)
+
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[Any]:
+        """Rows in input order."""
+        return merge_rows(parts, units)
+
+    @property
+    def _flags(self) -> dict[str, str]:
+        return {self.query_column: "--query-column", self.document_column: "--document-column"}
+
+    def _refuse_clash(self, existing: Sequence[str]) -> None:
+        added = [self.score_column, *(_DETAILS if self.details else ())]
+        carried = existing if self.keep_columns is None else self.keep_columns
+        clash = next((name for name in added if name in carried), None)
+        if clash is not None:
+            raise UsageError(
+                f"the input already has a column {clash!r}, which the output needs",
+                hint="pass --score-column with another name, or leave the column out with --keep-columns",
+            )
 
 
-def _score_columns(job: ScoreJob, scores: Scores) -> Mapping[str, NDArray[Any]]:
-    columns: dict[str, NDArray[Any]] = {job.score_column: scores.score}
-    if job.details:
-        if scores.logit is not None:
-            columns["logit"] = scores.logit
-        columns |= {"num_tokens": scores.num_tokens, "truncated": _CUT_NAMES[scores.cut]}
-    return columns
-
-
-def _refuse_clash(existing: Sequence[str], added: Sequence[str]) -> None:
-    clash = next((name for name in added if name in existing), None)
-    if clash is not None:
-        raise UsageError(
-            f"the input already has a column {clash!r}, which the output needs",
-            hint="pass --score-column with another name, or leave the column out with --keep-columns",
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RerankJob:
     """What `rerank` reads and writes besides the model."""
 
@@ -94,19 +129,107 @@ class RerankJob:
     nested: bool = False
     limit: int | None = None
 
+    def check(self, source: Source) -> None:
+        """Raise InputError or UsageError for columns that are missing or in the way."""
+        columns = self._columns(source)
+        if columns.query_id in _RANKED:
+            raise UsageError(
+                f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
+            )
 
-def run_rerank(load: Callable[[], Scorer], source: Source, sink: Sink, job: RerankJob, meter: Meter) -> None:
-    """Write each query's documents in rank order; columns are checked before the model loads."""
-    columns = _rerank_columns(source, job)
-    queries = QueryIds(columns.query_id)
-    ranked = RankedRows(queries, partial(rank_rows, top_n=job.top_n), prune=bool(job.top_n))
-    scorer = load()
-    windows = _rerank_windows(source, job, columns, queries, scorer.budget.window_rows, listwise=scorer.spec.listwise)
-    for window, scores in scored(scorer, windows, meter):
-        ranked.add({**window.extra, "rank_by": scores.rank_by, "relevance_score": scores.score})
-    with meter.timed("write"):
-        for table in ranked.nested_tables() if job.nested else ranked.tables():
-            sink.write(table)
+    def units(self, source: Source, window_rows: int, *, listwise: bool) -> list[Unit]:
+        """Units that divide no run of a query's rows: of a window each, or of fewer rows where each lists documents."""
+        columns = self._columns(source)
+        rows = max(1, window_rows // _NESTED_SHARE) if columns.nested else window_rows
+        if listwise:
+            _require_runs(source, columns.query_id, self.limit)
+        most = _ENDLESS if listwise else None
+        return source.units(rows, group=columns.query_id, most=most, limit=self.limit)
+
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        """One pair a document."""
+        columns = self._columns(source)
+        chunk = source.read(unit, list(columns.flags), columns.flags, [*columns.texts])
+        row_faults = {fault.row: fault for fault in chunk.faults()}
+        faults: dict[int, Fault] = {}
+        queries = read_texts(chunk, self.query_column, row_faults)
+        groups, ids = _groups_of(chunk, columns.query_id, row_faults)
+        if columns.nested:
+            documents = explode(chunk, columns.document, self.document_id_column, row_faults, faults)
+            parents, texts, document_ids = documents.parents, documents.texts, documents.ids
+            starts = np.searchsorted(parents, parents)
+        else:
+            parents = np.arange(len(chunk.table))
+            texts = read_texts(chunk, columns.document, row_faults)
+            document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
+            starts = None
+
+        def report(fault: Fault) -> Mapping[str, Any]:
+            row = int(parents[fault.row])
+            column = fault.column
+            if column is None and starts is not None:
+                column = f"{columns.document}[{fault.row - starts[fault.row]}]"
+            return _reported(chunk, Fault(row, column, fault.code, fault.message))
+
+        of_rows = _sorted_reports(row_faults, partial(_reported, chunk))
+        good = np.flatnonzero(~np.isin(parents, list(row_faults)))
+        good = np.setdiff1d(good, list(faults), assume_unique=True)
+        groups = groups[parents]
+        pairs = Pairs(Texts(queries.values, queries.codes[parents]), texts, lists=groups)
+        if len(good) < len(pairs):
+            pairs = pairs.rows(good)
+        extra = _Candidates(groups, ids, document_ids, texts if self.return_documents else None)
+        return Loaded(unit, pairs, good, [*of_rows, *_sorted_reports(faults, report)], report, extra)
+
+    def table(self, loaded: Loaded, pairs: NDArray[np.int64], scores: Scores, *, keep_faulty: bool) -> Any:
+        """One row a query, with its candidates in rank order."""
+        found: _Candidates = loaded.extra
+        size, rows = len(found.groups), loaded.rows[pairs]
+        counts = np.zeros(len(found.ids), np.int64)
+        known = np.flatnonzero(found.groups >= 0)
+        index = np.zeros(size, np.int32)
+        index[known] = positions_in_groups(found.groups[known], counts)
+        score = np.full(size, np.nan, np.float32)
+        rank_by = np.full(size, -np.inf, np.float32)  # what has no score comes last
+        score[rows], rank_by[rows] = scores.score, scores.rank_by
+        listed = known if keep_faulty else rows
+        order, _ = rank_rows(found.groups[listed], index[listed], rank_by[listed], self.top_n)
+        chosen = listed[order]
+        columns = {"index": index[chosen], "relevance_score": score[chosen], "rank_by": rank_by[chosen]}
+        return candidates(
+            self._id_name, found.ids, counts, found.groups[chosen], columns, found.document_ids, found.texts, chosen
+        )
+
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[Any]:
+        """Each query's documents of all parts in rank order."""
+        rank = partial(rank_rows, top_n=self.top_n)
+        return merge_rankings(parts, units, rank, nested=self.nested, scratch=scratch)
+
+    @property
+    def _id_name(self) -> str:
+        return self.query_id_column or self.query_column
+
+    def _columns(self, source: Source) -> _RerankColumns:
+        """What the first file and the options say; the first row tells whether documents come in lists."""
+        names = source.column_names()
+        document = self.document_column or (
+            "documents" if "documents" in names and "document" not in names else "document"
+        )
+        flags = {
+            self._id_name: "--query-id-column", self.query_column: "--query-column", document: "--document-column"
+        }  # fmt: skip
+        source.require(flags)
+        nested = is_nested(source.column_type(document))
+        document_id = None if nested else self.document_id_column or ("document_id" if "document_id" in names else None)
+        if document_id:
+            flags[document_id] = "--document-id-column"
+            source.require(flags)
+        texts = [self.query_column] if nested else [self.query_column, document]
+        return _RerankColumns(self._id_name, document, document_id, nested, flags, texts)
+
+
+_NESTED_SHARE = 64  # of a window's rows, where each carries a list of documents
+_ENDLESS = 2**62  # a listwise model must have all documents of a query at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,76 +239,62 @@ class _RerankColumns:
     document_id: str | None  # of long rows; a list's documents carry their ids
     nested: bool  # a row lists the documents of its query
     flags: Mapping[str, str]  # column -> the option that names it
+    texts: Sequence[str]  # columns that hold strings
 
 
-def _rerank_columns(source: Source, job: RerankJob) -> _RerankColumns:
-    """What the first file and the options say about columns; the first row tells whether documents come in lists."""
-    names = source.column_names()
-    document = job.document_column or ("documents" if "documents" in names and "document" not in names else "document")
-    query_id = job.query_id_column or job.query_column
-    flags = {query_id: "--query-id-column", job.query_column: "--query-column", document: "--document-column"}
-    source.require(flags)
-    if query_id in _RANKED:
-        raise UsageError(
-            f"the query's id column is called {query_id!r}, a name of the output", hint="rename the column"
-        )
-    nested = is_nested(next(source.chunks([document], 1, 1)).table.schema.field(document).type)
-    document_id = None if nested else job.document_id_column or ("document_id" if "document_id" in names else None)
-    if document_id:
-        flags[document_id] = "--document-id-column"
-        source.require(flags)
-    return _RerankColumns(query_id, document, document_id, nested, flags)
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The documents of a unit, those at fault too."""
+
+    groups: NDArray[np.int64]  # [documents], which query; -1: none
+    ids: Any  # [queries]
+    document_ids: Any  # [documents] or None
+    texts: Texts | None
 
 
-def _rerank_windows(
-    source: Source, job: RerankJob, columns: _RerankColumns, queries: QueryIds, window_rows: int, *, listwise: bool
-) -> Iterator[Window]:
-    """Windows of pairs, one pair a document, with the columns the ranking needs."""
-    counts = np.zeros(0, np.int64)
-    rows_at_once = min(_NESTED_ROWS, window_rows) if columns.nested else window_rows
-    chunks = source.chunks(list(columns.flags), rows_at_once, job.limit, flags=columns.flags)
-    for chunk in whole_groups(chunks, columns.query_id) if listwise else chunks:
-        seen = len(queries)
-        groups, pairs, ids, locate = _documents_of(chunk, job, columns, queries)
-        if listwise:
-            _refuse_return(groups, seen, locate)
-        counts = np.pad(counts, (0, len(queries) - len(counts)))
-        index = positions_in_groups(groups, counts)
-        step = max(1, len(pairs)) if listwise else window_rows
-        for start in range(0, max(1, len(pairs)), step):
-            rows = slice(start, start + step)
-            part = replace(pairs, lists=groups).rows(rows)
-            extra = {"group": groups[rows], "index": index[rows]}
-            if ids is not None:
-                extra["document_id"] = ids[rows]
-            if job.return_documents:
-                extra["document"] = text_array(part.documents)
-            yield Window(part, chunk.fraction, partial(_shifted, locate, start), extra)
+def _groups_of(chunk: Chunk, column: str, faults: dict[int, Fault]) -> tuple[NDArray[np.int64], Any]:
+    """(int64 [rows], number of each row's query in order of first appearance; ids); a null id is a fault of its row."""
+    groups, ids = encode_ids(chunk.table[column])
+    for row in np.flatnonzero(groups < 0).tolist():
+        faults.setdefault(row, Fault(row, column, "null", "is null", "every row needs its query's id"))
+    return groups, ids
 
 
-def _refuse_return(groups: NDArray[np.int64], seen: int, locate: Callable[[int], str]) -> None:
-    """A listwise model must have all documents of a query at once."""
-    back = np.flatnonzero(groups < seen)
-    if len(back):
-        raise InputError(
-            f"{locate(int(back[0]))}: its query came before, among other queries",
-            hint="this model reads all documents of a query together: sort the input by query",
-        )
+def _require_runs(source: Source, column: str, limit: int | None) -> None:
+    """Raise InputError where a query comes back after others: a listwise model must have all its documents at once."""
+    seen, last, left = set[int](), object(), 2**62 if limit is None else limit
+    for reader in source.readers:
+        for steps in reader.steps(column):
+            for row in range(min(len(steps.ends), left)):
+                value = steps.value(row)
+                if value == last:
+                    continue
+                if hash(str(value)) in seen:
+                    unit = "line" if reader.first_place else "row"
+                    raise InputError(
+                        f"{reader.file}, {unit} {steps.places[row] - 1}: its query came before, among other queries",
+                        hint="this model reads all documents of a query together: sort the input by query",
+                    )
+                seen.add(hash(str(value)))
+                last = value
+            left -= min(len(steps.ends), left)
 
 
-def _shifted(locate: Callable[[int], str], start: int, row: int) -> str:
-    return locate(start + row)
+def _others(size: int, faults: Mapping[int, Fault]) -> NDArray[np.int64]:
+    """int64: the rows without a fault."""
+    good = np.ones(size, bool)
+    good[list(faults)] = False
+    return np.flatnonzero(good)
 
 
-def _documents_of(
-    chunk: Chunk, job: RerankJob, columns: _RerankColumns, queries: QueryIds
-) -> tuple[NDArray[np.int64], Pairs, Any, Callable[[int], str]]:
-    """(query number, pair, document id) of each document of a chunk, and where a document is from."""
-    texts, groups = read_texts(chunk, job.query_column), queries.encode(chunk)
-    if not columns.nested:
-        ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
-        return groups, Pairs(texts, read_texts(chunk, columns.document)), ids, chunk.locate
-    documents = explode(chunk, columns.document, job.document_id_column)
-    parents = documents.parents
-    pairs = Pairs(Texts(texts.values, texts.codes[parents]), documents.texts)
-    return groups[parents], pairs, documents.ids, lambda row: chunk.locate(int(parents[row]))
+def _sorted_reports(
+    faults: Mapping[int, Fault], report: Callable[[Fault], Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Fault]]:
+    return [(report(faults[row]), faults[row]) for row in sorted(faults)]
+
+
+def _reported(chunk: Chunk, fault: Fault) -> Mapping[str, Any]:
+    """JSON-able: where a fault is, and what it is."""
+    file, unit, number = chunk.place(fault.row)
+    place = {"row": number} if unit == "row" else {"row": number - 1, "line": number}
+    return {"file": file, **place, "column": fault.column, "code": fault.code, "message": fault.message}

@@ -34,7 +34,7 @@ class Texts:
         first = {text: code for code, text in enumerate(dict.fromkeys(texts))}
         return cls(list(first), np.fromiter((first[text] for text in texts), np.int32, len(texts)))
 
-    def rows(self, rows: slice) -> Texts:
+    def rows(self, rows: slice | NDArray[np.integer]) -> Texts:
         """Some rows; texts that none of them has are dropped."""
         codes, inverse = np.unique(self.codes[rows], return_inverse=True)
         return Texts([self.values[code] for code in codes], inverse.astype(np.int32))
@@ -51,7 +51,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.queries.codes)
 
-    def rows(self, rows: slice) -> Pairs:
+    def rows(self, rows: slice | NDArray[np.integer]) -> Pairs:
         """Some rows."""
         return Pairs(
             self.queries.rows(rows), self.documents.rows(rows), None if self.lists is None else self.lists[rows]
@@ -187,3 +187,51 @@ class Scores:
     def rank_by(self) -> NDArray[np.float32]:
         """float32 [rows]: the logit if there is one: a saturated sigmoid ties what the model tells apart."""
         return self.score if self.logit is None else self.logit
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows of one input file."""
+
+    file: int  # which of the inputs
+    start: int  # position of the first row: its number, or its byte in a file of lines
+    stop: int  # position behind the last row
+    rows: int
+    place: int  # what errors call the first row: its number, or its line
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The rows that one part of the output holds: what is read, scored, written and resumed as a whole."""
+
+    index: int
+    spans: tuple[Span, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all spans."""
+        return sum(span.rows for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one row."""
+
+    row: int  # of the table or window that this is said of
+    column: str | None
+    code: str  # a word of FAULT_CODES
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which share of the units is this process's: every `count`-th, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+    origin: str = "one process"  # where that was read off
+
+    def units(self, units: Sequence[Unit]) -> list[Unit]:
+        """The units of this shard, in order."""
+        return list(units[self.index :: self.count])

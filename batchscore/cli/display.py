@@ -55,6 +55,13 @@ class Display:
             share = "" if meter.fraction is None else f"{meter.fraction:4.0%}  "
             self._print(f"{share}{_progress_text(meter)}{_eta_text(meter)}")
 
+    def say(self, line: str) -> None:
+        """A line of news in the middle of a run."""
+        if self._json:
+            self._event("note", {"message": line})
+        elif not self._quiet:
+            self._print(line)
+
     def finish(self, lines: Sequence[str], counts: Mapping[str, Any]) -> None:
         """Say how it went; the last line stands on its own."""
         self.stop()
@@ -100,7 +107,7 @@ def progress(meter: Meter) -> dict[str, Any]:
     """JSON-able state of a run."""
     seconds = perf_counter() - meter.started
     return {
-        "rows": meter.rows,
+        "rows": round(meter.rows),
         "tokens": meter.tokens,
         "fraction": meter.fraction,
         "rows_per_second": round(meter.rows / seconds, 1),
@@ -117,7 +124,7 @@ def _eta(meter: Meter) -> int | None:
 
 def _progress_text(meter: Meter) -> str:
     seconds = perf_counter() - meter.started
-    return f"{meter.rows:,} rows  {meter.tokens / seconds:,.0f} tokens/s"
+    return f"{meter.rows:,.0f} rows  {meter.tokens / seconds:,.0f} tokens/s"
 
 
 def _eta_text(meter: Meter) -> str:

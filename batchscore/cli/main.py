@@ -10,6 +10,7 @@ from batchscore import __version__
 from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
+from batchscore.cli.status import merge, status
 
 app = typer.Typer(
     name="batchscore",
@@ -42,5 +43,7 @@ def main(
 
 app.command()(score)
 app.command()(rerank)
+app.command()(status)
+app.command()(merge)
 app.command()(inspect)
 app.command()(models)

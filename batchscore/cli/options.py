@@ -32,7 +32,7 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="PATH",
-        help="File to write, .parquet or .jsonl (.gz, .zst).",
+        help="File to write, .parquet or .jsonl (.gz, .zst), or DIR/ for a part file a unit of work.",
         rich_help_panel=_OUTPUT,
         show_default=False,
     ),
@@ -180,8 +180,8 @@ TruncationOption = Annotated[
     Optional[Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"]],  # noqa: UP045
     typer.Option(
         "--truncation",
-        help="What gives way when a pair or text is longer; error stops the run. (default: document-first, or the "
-        "rule of the model's library)",
+        help="What gives way when a pair or text is longer; error makes it a row at fault. (default: document-first, "
+        "or the rule of the model's library)",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -265,14 +265,105 @@ BatchTokens = Annotated[
     typer.Option(min=1, help="Tokens in one forward pass. (default: fits the device)", rich_help_panel=_RUN),
 ]
 WindowRows = Annotated[
-    int, typer.Option(min=1, help="Rows read, tokenised and sorted by length together.", rich_help_panel=_RUN)
+    int,
+    typer.Option(
+        min=1, help="Rows of a unit: read, sorted by length, written and resumed together.", rich_help_panel=_RUN
+    ),
 ]
 CacheMb = Annotated[
     int,
     typer.Option(
-        min=0, help="Memory in MB for outputs of texts or pairs that come back; 0 keeps none.", rich_help_panel=_RUN
+        min=0,
+        help="Memory in MB for outputs of texts that come back in later units; the last bits of a score then depend on "
+        "what came before.",
+        rich_help_panel=_RUN,
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Start anew where the output is finished or another job's; an unfinished run of the same is gone on with.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge",
+        help="Assemble the output once every unit of all shards is done; DIR/ becomes DIR.parquet.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+ErrorsOption = Annotated[
+    Literal["fail", "quarantine", "null"],
+    typer.Option(
+        "--errors",
+        help="Rows at fault: stop, leave them out, or keep them without a score; OUT.errors.jsonl lists them.",
+        rich_help_panel=_INPUT,
+    ),
+]
+MaxErrors = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="N|P%", help="Stop when more rows than that are at fault.", rich_help_panel=_INPUT),
+]
+MaxSeconds = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        min=0, help="Stop after so many seconds, with exit code 75; run again to go on.", rich_help_panel=_RUN
+    ),
+]
+ShardOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Take every N-th unit from I on, I from 0. (default: as torchrun, Slurm array or srun say)",
+        rich_help_panel=_RUN,
+    ),
+]
+Claim = Annotated[
+    Literal["static", "dynamic"],
+    typer.Option(
+        help="Units by turns, or whichever nobody has taken: a slow process then holds nothing up.",
+        rich_help_panel=_RUN,
+    ),
+]
+Devices = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="auto|cpu:N|cuda:0,cuda:1",
+        help="A process for each of these devices; auto is every GPU. (default: one process on --device)",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(min=0, help="How often a process of --devices that died is started again.", rich_help_panel=_RUN),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="Where the processes run: here, or on a Ray cluster that shares the files.", rich_help_panel=_RUN
+    ),
+]
+RayAddress = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Of the cluster's head. (default: RAY_ADDRESS, else a local one)", rich_help_panel=_RUN),
+]
+OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of a run.", show_default=False)]
+MergedFile = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="File to write, .parquet or .jsonl (.gz, .zst).",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
+Partial = Annotated[bool, typer.Option("--partial", help="Merge what is done so far.", rich_help_panel=_OUTPUT)]
 Padded = Annotated[
     bool,
     typer.Option(
@@ -293,13 +384,53 @@ class Files:
     inputs: list[str]
     out: str
     split: str | None
+    overwrite: bool
+    merge: bool
+    errors: Literal["fail", "quarantine", "null"]
+    max_errors: str | None
     quiet: bool
     log_format: str
 
 
-def files(in_: In, out: Out, split: Split = None, quiet: Quiet = False, log_format: LogFormat = "text") -> Files:
+@dataclass(frozen=True)
+class Shares:
+    """Who does which part of a run, and for how long."""
+
+    max_seconds: float | None
+    shard: str | None
+    claim: str
+    devices: str | None
+    max_restarts: int
+    engine: str
+    ray_address: str | None
+
+
+def files(
+    in_: In,
+    out: Out,
+    split: Split = None,
+    overwrite: Overwrite = False,
+    merge: Merge = False,
+    errors: ErrorsOption = "quarantine",
+    max_errors: MaxErrors = None,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
+) -> Files:
     """The options every run has."""
-    return Files(in_, out, split, quiet, log_format)
+    return Files(in_, out, split, overwrite, merge, errors, max_errors, quiet, log_format)
+
+
+def shares(
+    max_seconds: MaxSeconds = None,
+    shard: ShardOption = None,
+    claim: Claim = "static",
+    devices: Devices = None,
+    max_restarts: MaxRestarts = 3,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+) -> Shares:
+    """The options that divide a run."""
+    return Shares(max_seconds, shard, claim, devices, max_restarts, engine, ray_address)
 
 
 def settings(
@@ -341,7 +472,7 @@ def device(
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
     window_rows: WindowRows = 16_384,
-    cache_mb: CacheMb = 256,
+    cache_mb: CacheMb = 0,
     padded: Padded = False,
 ) -> dict[str, Any]:
     """The keywords of Scorer about where and how it runs, by name."""

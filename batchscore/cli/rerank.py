@@ -7,12 +7,13 @@ from typing import Any
 from batchscore.cli import options as o
 
 
-@o.takes(o.settings, o.device, o.files)
+@o.takes(o.settings, o.device, o.files, o.shares)
 def rerank(
     model: o.Model,
     settings: dict[str, Any],
     device: dict[str, Any],
     files: o.Files,
+    shares: o.Shares,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentsColumn = None,
     query_id_column: o.QueryIdColumn = None,
@@ -29,9 +30,9 @@ def rerank(
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
     from batchscore.cli.run import run
-    from batchscore.jobs import RerankJob, run_rerank
+    from batchscore.jobs import RerankJob
 
     job = RerankJob(
         query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit
     )
-    run("rerank", run_rerank, job, {"model": model, **settings, **device}, files)
+    run("rerank", job, {"model": model, **settings, **device}, files, shares)

@@ -7,12 +7,13 @@ from typing import Any
 from batchscore.cli import options as o
 
 
-@o.takes(o.settings, o.device, o.files)
+@o.takes(o.settings, o.device, o.files, o.shares)
 def score(
     model: o.Model,
     settings: dict[str, Any],
     device: dict[str, Any],
     files: o.Files,
+    shares: o.Shares,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentColumn = "document",
     limit: o.Limit = None,
@@ -25,9 +26,9 @@ def score(
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
     from batchscore.cli.run import run
-    from batchscore.jobs import ScoreJob, run_score
+    from batchscore.jobs import ScoreJob
 
     names = tuple(name.strip() for name in keep_columns.split(","))
     kept = {"all": None, "none": ()}.get(keep_columns, names)
     job = ScoreJob(query_column, document_column, score_column, kept, details, limit)
-    run("score", run_score, job, {"model": model, **settings, **device}, files)
+    run("score", job, {"model": model, **settings, **device}, files, shares)

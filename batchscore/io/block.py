@@ -6,15 +6,16 @@ at fault, and a window of JSON Lines pays eight bytes a row for it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from batchscore.errors import InputError
+from batchscore.io.storage import stat_file
+from batchscore.types import Fault, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +26,32 @@ class Block:
     file: str  # as the user named it
     positions: Sequence[int]  # [rows], place of each in its file
     unit: Literal["row", "line"]  # rows count from 0 (Parquet, datasets), lines from 1 (JSONL)
-    fraction: float | None  # of this file, read when this block is done
+    faults: Sequence[Fault] = field(default=())  # rows of the table that could not be read; they are null
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
-
-    def slice(self, start: int, size: int) -> Block:
-        """`size` rows from `start` on; nothing is copied."""
-        return replace(self, table=self.table.slice(start, size), positions=self.positions[start : start + size])
 
     def locate(self, row: int) -> str:
         """Where a person finds this row: "pairs.jsonl, line 3"."""
         return f"{self.file}, {self.unit} {self.positions[row]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Consecutive rows of a file as the cutter of units sees them."""
+
+    ends: NDArray[np.int64]  # [rows], position in the file behind each
+    places: NDArray[np.int64]  # [rows], the number that errors give to the row behind each
+    value: Callable[[int], Any]  # of the column by which rows are grouped, in row i of these
+
+
 class Reader(Protocol):
-    """One file or dataset; a file is opened anew by each method, so that a thousand of them need one descriptor."""
+    """One file or dataset. A file is open only while it is read, so that a thousand of them need one descriptor.
+
+    Positions are row numbers where a file has row groups, and bytes (unpacked) where it has lines.
+    """
+
+    first_place: int  # what errors call the first row: row 0, or line 1
 
     @property
     def file(self) -> str: ...
@@ -49,24 +60,54 @@ class Reader(Protocol):
     @property
     def modified(self) -> str | None: ...  # ISO 8601
     def column_names(self) -> list[str]: ...  # cheap: the schema, or the keys of the first line
-    def num_rows(self) -> int | None: ...
-    def blocks(self, columns: Sequence[str] | None, rows: int) -> Iterator[Block]: ...  # at least one, maybe empty
+    def head(self, columns: Sequence[str]) -> pa.Table: ...  # the first row, for its types
+    def steps(self, group: str | None) -> Iterator[Steps]: ...
+    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str]) -> Block: ...
+    def close(self) -> None: ...  # what `read` keeps open to go on from
 
 
-class LocalFile:
+class InputFile:
     """What the readers of single files share."""
 
     def __init__(self, file: str) -> None:
-        stat = os.stat(file)
-        if not stat.st_size:
-            raise InputError(f"{file} is empty", hint="leave the file out, or write it again")
-        if not os.access(file, os.R_OK):
-            raise InputError(f"{file} cannot be read: permission denied")
         self.file = file
-        self.size = stat.st_size
-        self.modified = iso_time(stat.st_mtime)
+        self.size, self.modified = stat_file(file)
 
 
-def iso_time(seconds: float) -> str:
-    """Seconds since the epoch, as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+class RowCursor:
+    """Reads ranges of rows from a stream of tables that can start at some rows only.
+
+    Args:
+        closest: row -> the last row at or before it that a stream can start at.
+        stream: row -> tables from there on.
+    """
+
+    def __init__(self, closest: Callable[[int], int], stream: Callable[[int], Iterator[pa.Table]]) -> None:
+        self._closest = closest
+        self._stream = stream
+        self._tables: Iterator[pa.Table] | None = None
+        self._rest: pa.Table | None = None  # rows that were read and not handed out
+        self._at = 0  # first row not handed out
+
+    def read(self, start: int, stop: int) -> list[pa.Table]:
+        """Tables of the rows from `start` to `stop`; skips on in the open stream where that is nearer."""
+        if self._tables is None or not self._closest(start) <= self._at <= start:
+            self._at = self._closest(start)
+            self._tables, self._rest = self._stream(self._at), None
+        found = []
+        while self._at < stop:
+            table = self._rest if self._rest is not None else next(self._tables, None)
+            if table is None:
+                break
+            first, last = max(start, self._at), min(stop, self._at + len(table))
+            if first < last:
+                found.append(table.slice(first - self._at, last - first))
+            self._rest = table.slice(last - self._at) if last < self._at + len(table) else None
+            self._at = last
+        return found
+
+    def close(self) -> None:
+        """Leave the stream."""
+        close: Any = getattr(self._tables, "close", lambda: None)
+        close()
+        self._tables = self._rest = None

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.source import Chunk
-from batchscore.io.texts import encode_texts, place_in
-from batchscore.types import Texts
+from batchscore.io.texts import Faults, encode_texts
+from batchscore.types import Fault, Texts
 
 _TEXT_FIELDS = ("text", "content", "contents", "body", "document")
 _ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")
@@ -36,27 +36,33 @@ def is_nested(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def explode(chunk: Chunk, column: str, id_field: str | None) -> Documents:
+def explode(chunk: Chunk, column: str, id_field: str | None, row_faults: Faults, faults: Faults) -> Documents:
     """Documents of `column`: lists of strings, or of structs with a text and maybe an id.
 
-    The id is `id_field` or, where that is None, the first field with an id's usual name. InputError names file, row and
-    column of what is no document.
+    The id is `id_field` or, where that is None, the first field with an id's usual name. Rows without a list are added
+    to `row_faults`, documents without a text to `faults`; InputError names file, row and column of what is no list.
     """
     lists = chunk.table[column]
+    if pa.types.is_null(lists.type):
+        lists = lists.cast(pa.list_(pa.string()))
     place = place_in(chunk, column)
     if not is_nested(lists.type):
         raise InputError(f"{place(0)} is {lists.type}, not a list", hint="name a list with --document-column")
-    if lists.null_count:
-        null = pc.index(pc.is_null(lists), True).as_py()
-        raise InputError(f"{place(null)} is null", hint="an empty list means no documents")
+    for row in np.flatnonzero(pc.is_null(lists)).tolist():
+        row_faults.setdefault(row, Fault(row, column, "null", "is null", "an empty list means no documents"))
     parents = pc.list_parent_indices(lists).to_numpy()
     texts, ids = _split(pc.list_flatten(lists), id_field, place)
 
-    def place_of(document: int) -> str:
-        row = parents[document]
-        return f"{place(row)}[{document - np.searchsorted(parents, row)}]"
+    def name(document: int) -> str:
+        return f"{column}[{document - np.searchsorted(parents, parents[document])}]"
 
-    return Documents(parents, encode_texts(texts, place_of), ids)
+    found = encode_texts(texts, name, lambda document: chunk.locate(int(parents[document])), faults)
+    return Documents(parents, found, ids)
+
+
+def place_in(chunk: Chunk, column: str) -> Callable[[int], str]:
+    """How errors call a row of `column`."""
+    return lambda row: f"{chunk.locate(row)}: column {column!r}"
 
 
 def _split(

@@ -8,16 +8,25 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError
-from batchscore.io.block import Block, iso_time
+import numpy as np
 
+from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError
+from batchscore.io.block import Block, RowCursor, Steps
+from batchscore.io.schema import join
+from batchscore.io.storage import iso_time
+from batchscore.types import Span
+
+_ROWS = 4096  # a table of the stream
 MARKERS = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 
 
 class DatasetReader:
     """One split of a dataset."""
+
+    first_place = 0
 
     def __init__(self, file: str, dataset: Any, rows: int | None, size: int = 0, modified: str | None = None) -> None:
         self.file = file
@@ -25,35 +34,75 @@ class DatasetReader:
         self.modified = modified
         self._dataset = dataset
         self._rows = rows
+        self._cursor: RowCursor | None = None
 
     def column_names(self) -> list[str]:
         """From the features or, where a streamed dataset declares none, from its first row."""
         return list(self._dataset.column_names or next(iter(self._dataset), {}))
 
-    def num_rows(self) -> int | None:
-        """Exact on disk; of the Hub what the dataset's card says, if it does."""
-        return self._rows
+    def head(self, columns: Sequence[str]) -> Any:
+        """The first row, as an Arrow table."""
+        for table in self._stream(columns, 0):
+            return table.slice(0, 1)
+        return self._empty(columns)
 
-    def blocks(self, columns: Sequence[str] | None, rows: int) -> Iterator[Block]:
-        """Tables of at most `rows` rows; an empty dataset gives one empty table."""
-        dataset = self._dataset
-        if columns is not None:
-            dataset = dataset.select_columns([name for name in self.column_names() if name in columns])
-        done = 0
-        tables = dataset.with_format("arrow").iter(batch_size=rows)
+    def steps(self, group: str | None) -> Iterator[Steps]:
+        """Row by row where their number is known, else by reading through."""
+        if group is None and self._rows is not None:
+            rows = np.arange(1, self._rows + 1)
+            yield Steps(rows, rows, lambda row: None)
+            return
+        at = 0
+        for table in self._stream([group or self.column_names()[0]], 0):
+            rows = np.arange(at + 1, at + len(table) + 1)
+            yield Steps(rows, rows, partial(_value, table.column(0)))
+            at += len(table)
+
+    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
+        """The rows of a span; a streamed dataset is read up to there."""
+        if self._cursor is None:
+            seekable = self._rows is not None and hasattr(self._dataset, "select")
+            self._cursor = RowCursor(lambda row: row if seekable else 0, partial(self._stream, columns))
+        tables = self._cursor.read(span.start, span.stop)
+        if sum(map(len, tables)) < span.rows:
+            raise InputError(f"{self.file} has fewer rows than when the job began", hint="see that it has not changed")
+        table = join(tables, [self.file] * len(tables)) if tables else self._empty(columns)
+        return Block(table, self.file, range(span.start, span.stop), "row")
+
+    def close(self) -> None:
+        """Leave the stream."""
+        if self._cursor is not None:
+            self._cursor.close()
+        self._cursor = None
+
+    def _chosen(self, columns: Sequence[str] | None) -> Any:
+        if columns is None:
+            return self._dataset
+        return self._dataset.select_columns([name for name in self.column_names() if name in columns])
+
+    def _empty(self, columns: Sequence[str] | None) -> Any:
+        return self._chosen(columns).features.arrow_schema.empty_table()
+
+    def _stream(self, columns: Sequence[str] | None, start: int) -> Iterator[Any]:
+        """Arrow tables of the rows from `start` on."""
+        dataset, done = self._chosen(columns), start
+        if start:
+            dataset = dataset.select(range(start, len(dataset)))
+        tables = dataset.with_format("arrow").iter(batch_size=_ROWS)
         try:
             for table in tables:
-                places = range(done, done + table.num_rows)
-                yield Block(table, self.file, places, "row", places.stop / self._rows if self._rows else None)
-                done = places.stop
+                yield table
+                done += table.num_rows
         except Exception as error:  # remote readers document no exceptions
             raise InputError(f"{self.file}, row {done}: cannot be read: {error}") from error
         finally:
             # a Parquet scan left half done aborts the process at exit (huggingface/datasets#7566)
             del tables
             gc.collect()
-        if not done:
-            yield Block(dataset.features.arrow_schema.empty_table(), self.file, range(0), "row", 1.0)
+
+
+def _value(column: Any, row: int) -> object:
+    return column[row].as_py()
 
 
 def open_folder(folder: str, split: str | None) -> DatasetReader:

@@ -1,7 +1,7 @@
 """JSON Lines, plain or compressed: one object a line, read with the standard library.
 
 pyarrow's own JSON reader is faster, but turns strings that look like dates into timestamps and does not name the line
-that is broken.
+that is broken. A line that cannot be read is a row of nulls and a fault.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import bisect
 import codecs
 import io
-import itertools
 import json
 import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from contextlib import closing
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, LocalFile
+from batchscore.io.block import Block, InputFile, Steps
 from batchscore.io.schema import KEEP_HINT
+from batchscore.io.storage import open_file
+from batchscore.types import Fault, Span
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in _COMPRESSIONS)
 
 _BUFFER_BYTES = 1 << 20
+_LINES = 4096  # held at once while units are cut
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNSTORABLE = (pa.ArrowException, OverflowError)
 
@@ -36,83 +40,200 @@ def compression(path: str) -> str | None:
     return _COMPRESSIONS.get(os.path.splitext(path.lower())[1])
 
 
-class JsonlReader(LocalFile):
-    """One JSON Lines file."""
+class JsonlReader(InputFile):
+    """One JSON Lines file. Positions are bytes of the unpacked text."""
+
+    first_place = 1
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._stream: io.BufferedReader | None = None
+        self._at = 0  # position of the open stream
 
     def column_names(self) -> list[str]:
         """The keys of the first object; later lines may have more."""
-        with open(self.file, "rb") as raw, self._unpacked(raw) as stream:
-            _, first = next(self._objects(stream))
-            return list(first)
+        return list(self._first())
 
-    def num_rows(self) -> None:
-        """Unknown before the file is read."""
+    def head(self, columns: Sequence[str]) -> pa.Table:
+        """The first object; a key that it lacks is null."""
+        first = self._first()
+        return pa.table({name: pa.array([first.get(name)]) for name in columns})
 
-    def blocks(self, columns: Sequence[str] | None, rows: int) -> Iterator[Block]:
-        """Tables of at most `rows` rows over the keys that occur in them; a key that a line lacks is null there."""
-        with open(self.file, "rb") as raw, self._unpacked(raw) as stream:
-            objects = self._objects(stream)
-            while window := list(itertools.islice(objects, rows)):
-                lines = array("q", [line for line, _ in window])
-                table = self._table([value for _, value in window], lines, columns)
-                # the position before decompression: all that is known of how much is left
-                yield Block(table, self.file, lines, "line", raw.tell() / self.size)
+    def steps(self, group: str | None) -> Iterator[Steps]:
+        """All lines that are not blank."""
+        position, ends, places, lines = 0, array("q"), array("q"), list[bytes]()
 
-    def _unpacked(self, raw: BinaryIO) -> io.BufferedReader:
-        return io.BufferedReader(pa.input_stream(raw, compression=compression(self.file)), _BUFFER_BYTES)
+        def taken() -> Steps:
+            held = lines[:]
+            return Steps(np.array(ends), np.array(places), lambda row: self._value(held[row], group))
 
-    def _objects(self, stream: io.BufferedReader) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (line number, object), blank lines left out."""
-        blank = True
-        for number, line in self._lines(stream):
-            if line.strip():
-                blank = False
-                yield number, self._parse(number, line)
-        if blank:
-            raise InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
+        with closing(self._open()) as stream:
+            for number, line in self._lines(stream):
+                position += len(line)
+                if line.strip():
+                    ends.append(position)
+                    places.append(number + 1)
+                    lines.append(line)
+                if len(lines) == _LINES:
+                    yield taken()
+                    ends, places, lines = array("q"), array("q"), []
+        if lines:
+            yield taken()
+
+    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
+        """The lines of a span, over the keys that occur in them; a key that a line lacks is null there.
+
+        `texts` are columns of strings: anything else there is a fault of its row.
+        """
+        content = self._bytes(span)
+        lines, values = array("q"), list[dict[str, Any]]()
+        faults: list[Fault] = []
+        for number, line in enumerate(content.split(b"\n"), start=span.place):
+            if not line.strip():
+                continue
+            try:
+                value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+            except _UnreadableError as error:
+                faults.append(Fault(len(lines), None, "not-json", str(error), error.hint))
+                value = {}
+            lines.append(number)
+            values.append(value)
+        names = dict.fromkeys(key for value in values for key in value if columns is None or key in columns)
+        read = {name: _column(name, values, faults, is_text=name in texts) for name in names}
+        table = pa.table(read) if read else _bare(len(lines))
+        return Block(table, self.file, lines, "line", _first_of_each_row(faults))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _bytes(self, span: Span) -> bytes:
+        """The text of a span; the stream stays open behind it."""
+        if self._stream is None or self._at > span.start:
+            self.close()
+            self._stream, self._at = self._open(), 0
+        try:
+            if compression(self.file) is None:
+                self._stream.seek(span.start)
+            else:  # a packed file has to be unpacked up to there
+                while self._at < span.start:
+                    self._at += len(self._stream.read(min(_BUFFER_BYTES, span.start - self._at)) or self._cut_short())
+            content = self._stream.read(span.stop - span.start)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self.close()
+            raise _fault(self.file, span.place, f"cannot be read: {error}", _AGAIN) from error
+        self._at = span.stop
+        return content if len(content) == span.stop - span.start else self._cut_short()
+
+    def _cut_short(self) -> bytes:
+        raise InputError(f"{self.file} is shorter than when the job began", hint=_AGAIN)
+
+    def _open(self) -> io.BufferedReader:
+        raw = open_file(self.file)
+        packing = compression(self.file)
+        if packing is None:
+            return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER_BYTES)
+        return io.BufferedReader(pa.input_stream(raw, compression=packing), _BUFFER_BYTES)
 
     def _lines(self, stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
         number = 0
         try:
             for number, line in enumerate(stream, start=1):
-                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                yield number, line
         except (pa.ArrowException, OSError) as error:
-            raise self._fault(number + 1, f"cannot be read: {error}", "write or download the file again") from error
+            raise _fault(self.file, number + 1, f"cannot be read: {error}", _AGAIN) from error
 
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+    def _first(self) -> dict[str, Any]:
+        """The first object that can be read; if there is none, the fault of the first line."""
+        fault: InputError | None = None
+        with closing(self._open()) as stream:
+            for number, line in self._lines(stream):
+                if not line.strip():
+                    continue
+                try:
+                    return _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                except _UnreadableError as error:
+                    fault = fault or _fault(self.file, number, str(error), error.hint)
+        raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
+
+    def _value(self, line: bytes, key: str | None) -> Any:
         try:
-            value = json.loads(line.decode())  # json.loads of bytes would guess UTF-16 and let surrogates pass
-            if _SURROGATE.search(line):
-                json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeDecodeError as error:
-            raise self._fault(number, f"not UTF-8 (byte {error.start + 1})", "convert the file with iconv") from error
-        except UnicodeEncodeError as error:
-            raise self._fault(number, "half of a surrogate pair cannot be stored", "write both halves") from error
-        except json.JSONDecodeError as error:
-            raise self._fault(number, f"not JSON: {error.msg} (column {error.colno})", _ONE_A_LINE) from error
-        except (ValueError, RecursionError) as error:  # more digits or more brackets than Python reads
-            raise self._fault(number, f"not readable: {error}") from error
-        if not isinstance(value, dict):
-            raise self._fault(number, f"holds a JSON {_NAMES[type(value)]}, not an object", _ONE_A_LINE)
-        return value
+            return _parse(line.removeprefix(codecs.BOM_UTF8)).get(str(key))
+        except _UnreadableError:
+            return object()  # equal to nothing
 
-    def _table(self, values: list[dict[str, Any]], lines: Sequence[int], columns: Sequence[str] | None) -> pa.Table:
-        names = dict.fromkeys(key for value in values for key in value if columns is None or key in columns)
-        return pa.table({name: self._column(name, [value.get(name) for value in values], lines) for name in names})
 
-    def _column(self, name: str, values: list[Any], lines: Sequence[int]) -> pa.Array:
+class _UnreadableError(Exception):
+    """Why a line is no object."""
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode())  # json.loads of bytes would guess UTF-16 and let surrogates pass
+        if _SURROGATE.search(line):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise _UnreadableError(f"not UTF-8 (byte {error.start + 1})", "convert the file with iconv") from error
+    except UnicodeEncodeError as error:
+        raise _UnreadableError("half of a surrogate pair cannot be stored", "write both halves") from error
+    except json.JSONDecodeError as error:
+        raise _UnreadableError(f"not JSON: {error.msg} (column {error.colno})", _ONE_A_LINE) from error
+    except (ValueError, RecursionError) as error:  # more digits or more brackets than Python reads
+        raise _UnreadableError(f"not readable: {error}") from error
+    if not isinstance(value, dict):
+        raise _UnreadableError(f"holds a JSON {_NAMES[type(value)]}, not an object", _ONE_A_LINE)
+    return value
+
+
+def _fault(file: str, line: int, what: str, hint: str | None = None) -> InputError:
+    return InputError(f"{file}, line {line}: {what}", hint=hint)
+
+
+_AGAIN = "write or download the file again"
+_ONE_A_LINE = "JSON Lines holds one object a line"
+_NAMES = {
+    dict: "object", list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"
+}  # fmt: skip
+
+
+def _bare(rows: int) -> pa.Table:
+    """So many rows without a column, from lines none of which has a wanted key."""
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))])
+
+
+def _column(name: str, rows: list[dict[str, Any]], faults: list[Fault], *, is_text: bool) -> pa.Array:
+    """A column of the rows; a value that is not of its type becomes null and a fault of its row."""
+    values = [row.get(name) for row in rows]
+    if is_text:
+        for row, value in enumerate(values):
+            if value is not None and not isinstance(value, str):
+                faults.append(Fault(row, name, "not-text", f"is a JSON {_NAMES[type(value)]}, not text", _TEXT_HINT))
+                values[row] = None
+        return pa.array(values, pa.string())
+    while True:
         try:
             return pa.array(values)
-        except _UNSTORABLE as error:
+        except _UNSTORABLE:
             first = _first_misfit(values)
-            raise self._fault(lines[first], f"column {name!r} {_misfit(values, first)}", KEEP_HINT) from error
-
-    def _fault(self, line: int, what: str, hint: str | None = None) -> InputError:
-        return InputError(f"{self.file}, line {line}: {what}", hint=hint)
+            faults.append(Fault(first, name, "type", _misfit(values, first), KEEP_HINT))
+            values[first] = None
 
 
-_ONE_A_LINE = "JSON Lines holds one object a line"
-_NAMES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+_TEXT_HINT = "convert it to a string, or name another column"
+
+
+def _first_of_each_row(faults: Sequence[Fault]) -> list[Fault]:
+    """At most one fault a row, in row order."""
+    first: dict[int, Fault] = {}
+    for fault in faults:
+        first.setdefault(fault.row, fault)
+    return [first[row] for row in sorted(first)]
 
 
 def _first_misfit(values: list[Any]) -> int:

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, time
@@ -22,29 +23,45 @@ import pyarrow.parquet as pq
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
 from batchscore.io.schema import KEEP_HINT, join
+from batchscore.io.storage import TEMPORARY, is_url, sync_folder, upload, writer_id
 
 
 def open_sink(path: str) -> Sink:
     """A sink in the format that the suffix names; raises UsageError (suffix) and OutputError (folder)."""
+    return Sink(path, require_writable(path))
+
+
+def require_writable(path: str) -> Callable[[str, str], _Writer]:
+    """The writer of the format that the suffix names; raises as `open_sink`."""
     writer = next((writer for suffix, writer in _WRITERS.items() if path.lower().endswith(suffix)), None)
     if writer is None:
-        raise UsageError(f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}", hint="rename the output")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")
-    if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
-        what = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
-        raise OutputError(f"cannot write {path}: {what}", hint="choose another output")
-    return Sink(path, writer)
+        raise UsageError(
+            f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
+            hint="rename the output, or end it with / to have a folder of parts",
+        )
+    if not is_url(path):
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")
+        if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
+            what = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
+            raise OutputError(f"cannot write {path}: {what}", hint="choose another output")
+    return writer
 
 
 class Sink:
-    """Takes one table at least (an empty one gives a file its columns); the file is there once `with` ends well."""
+    """Takes one table at least (an empty one gives a file its columns); the file is there once `with` ends well.
+
+    What goes to an object store is written on the local disk first.
+    """
 
     def __init__(self, path: str, writer: Callable[[str, str], _Writer]) -> None:
         folder, name = os.path.split(path)
         self.path = path
-        self._temporary = os.path.join(folder, f".{name}.tmp-{os.getpid()}")
+        if is_url(path):
+            folder = tempfile.gettempdir()
+        self._temporary = os.path.join(folder, f".{name}{TEMPORARY}{writer_id()}")
+        _remove_orphans(folder or ".", f".{name}{TEMPORARY}")
         with _explained(path):
             self._writer = writer(path, self._temporary)
 
@@ -68,15 +85,39 @@ class Sink:
 
     def _commit(self) -> None:
         self._writer.close()
+        if is_url(self.path):
+            upload(self._temporary, self.path)
+            return
         with open(self._temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(self._temporary, self.path)
+        sync_folder(os.path.dirname(self.path))
 
     def _discard(self) -> None:
         with suppress(OSError, AssertionError):
             self._writer.close()
         with suppress(FileNotFoundError):
             os.remove(self._temporary)
+
+
+def _remove_orphans(folder: str, prefix: str) -> None:
+    """Remove what processes of this machine that are no more left behind."""
+    host, _, _ = writer_id().rpartition("-")
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            owner, _, process = name.removeprefix(prefix).rpartition("-")
+            if name.startswith(prefix) and owner == host and process.isdigit() and not _is_alive(int(process)):
+                os.remove(os.path.join(folder, name))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The input as one sequence of windows, whatever files it is made of.
+"""The input as one sequence of units, whatever files it is made of.
 
-A window spans files and holds `rows` rows. Memory is bounded by it, and the price is that no step of the pipeline sees
-more than one.
+A unit spans files and holds a number of rows. Memory is bounded by it, and the price is that no step of the pipeline
+sees more than one. Units are cut by reading through the lines of files that have no row counts, once a job.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchscore.errors import NotFoundError, UsageError
 from batchscore.io import hf, jsonl, parquet
-from batchscore.io.block import Block, Reader
+from batchscore.io.block import Block, Reader, Steps
 from batchscore.io.schema import join, require_columns
+from batchscore.io.storage import is_url, list_files, local_path
+from batchscore.types import Fault, Span, Unit
 
 _READERS: dict[str, Callable[[str], Reader]] = {
     **dict.fromkeys(parquet.SUFFIXES, parquet.ParquetReader),
@@ -30,132 +33,170 @@ _READERS: dict[str, Callable[[str], Reader]] = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A bounded window of the input."""
+    """The rows of a unit."""
 
     table: pa.Table
     blocks: tuple[Block, ...]  # the rows of `table`, file by file
-    fraction: float | None  # of the whole input, read when this window is done; None: unknown
 
-    def locate(self, row: int) -> str:
-        """Where a person finds this row: "pairs.jsonl, line 3"; of an empty window, its file."""
+    def place(self, row: int) -> tuple[str, str, int]:
+        """(file, "row" or "line", number) of a row; of an empty chunk, its file."""
         for block in self.blocks:
             if row < len(block):
-                return block.locate(row)
+                return block.file, block.unit, int(block.positions[row])
             row -= len(block)
-        return self.blocks[-1].file
+        return self.blocks[-1].file, "row", 0
 
-    def joined(self, following: Chunk) -> Chunk:
-        """Both windows as one."""
-        table = pa.concat_tables([self.table, following.table], promote_options="permissive")
-        return Chunk(table, (*self.blocks, *following.blocks), following.fraction)
+    def locate(self, row: int) -> str:
+        """Where a person finds this row: "pairs.jsonl, line 3"."""
+        file, unit, number = self.place(row)
+        return f"{file}, {unit} {number}" if len(self.table) else file
 
-    def split(self, row: int) -> tuple[Chunk, Chunk]:
-        """(the rows before `row`, the others)."""
-        before, after, start = [], [], 0
-        for block in self.blocks:
-            cut = min(max(row - start, 0), len(block))
-            before.append(block.slice(0, cut))
-            after.append(block.slice(cut, len(block) - cut))
-            start += len(block)
-        return (
-            Chunk(self.table.slice(0, row), tuple(before), self.fraction),
-            Chunk(self.table.slice(row), tuple(after), self.fraction),
-        )
+    def faults(self) -> list[Fault]:
+        """Rows that could not be read."""
+        starts = np.cumsum([0, *map(len, self.blocks)])
+        return [
+            replace(fault, row=int(start) + fault.row)
+            for block, start in zip(self.blocks, starts[:-1], strict=True)
+            for fault in block.faults
+        ]
 
 
-def whole_groups(chunks: Iterator[Chunk], column: str) -> Iterator[Chunk]:
-    """The same rows in chunks that end where a value of the column does: none of its runs is divided."""
-    held: Chunk | None = None
-    for chunk in chunks:
-        whole = chunk if held is None else held.joined(chunk)
-        values = whole.table[column].combine_chunks()
-        is_new = pc.not_equal(values[1:], values[:-1]).fill_null(True).to_pylist()
-        done, held = whole.split(len(is_new) - is_new[::-1].index(True) if True in is_new else 0)
-        if done.table.num_rows:
-            yield done
-    if held is not None:
-        yield held
-
-
-@dataclass(frozen=True)
 class Source:
     """Files read one after the other."""
 
-    readers: Sequence[Reader]
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers = readers
+        self._open: int | None = None  # the file that is being read
+        self._checked: set[int] = set()
+        self._types: dict[str, pa.DataType] = {}
 
     def fingerprint(self) -> list[dict[str, str | int | None]]:
         """What tells that the input has changed since: name, bytes and time of each file."""
         return [{"name": file.file, "bytes": file.size, "modified": file.modified} for file in self.readers]
 
-    @cached_property
-    def num_rows(self) -> int | None:
-        """Rows of all files; None where one cannot tell."""
-        counts = [reader.num_rows() for reader in self.readers]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
-
     def column_names(self) -> list[str]:
         """Columns of the first file."""
+        return list(self._names)
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
         return self.readers[0].column_names()
+
+    def column_type(self, column: str) -> pa.DataType:
+        """Type of a column of the first file, as far as its first row tells."""
+        if column not in self._types:
+            self._types[column] = self.readers[0].head([column]).schema.field(column).type
+        return self._types[column]
 
     def require(self, flags: Mapping[str, str]) -> None:
         """Raise InputError if the first file lacks a column of `flags` (column -> the option that names it)."""
         require_columns(self.column_names(), flags, self.readers[0].file)
 
-    def chunks(
-        self,
-        columns: Sequence[str] | None,
-        rows: int,
-        limit: int | None = None,
-        *,
-        flags: Mapping[str, str] | None = None,
-    ) -> Iterator[Chunk]:
-        """Yield windows of `rows` rows, the last one shorter; an empty input is one empty window, for its columns.
+    def units(
+        self, rows: int, *, group: str | None = None, most: int | None = None, limit: int | None = None
+    ) -> list[Unit]:
+        """Cut the input into units of `rows` rows, the last one shorter; an empty input is one empty unit.
 
-        `columns`: what to read, in this order; None: all. `limit`: rows in all. `flags`: column -> the option that
-        names it, for the error when a file lacks it; these are required even where all columns are read.
+        Args:
+            rows: of a unit.
+            group: a column: runs of equal values in it are not divided.
+            most: rows of a unit that ends with such a run; a longer run is divided.
+            limit: rows in all.
         """
-        wanted = {**dict.fromkeys(columns or (), "--keep-columns"), **(flags or {})}
-        end = sys.maxsize if limit is None else limit
-        window: list[Block] = []
-        done = 0
-        for block, share in self._blocks(columns, min(rows, limit or rows), wanted):
-            start = 0
-            while start < len(block) and done < end:
-                size = min(len(block) - start, rows - done % rows, end - done)
-                window.append(block.slice(start, size))
-                start += size
-                done += size
-                if done % rows == 0:
-                    yield Chunk(_join(window, columns, wanted), tuple(window), self._fraction(done, limit, share))
-                    window = []
-            if done >= end:
+        cutter = _Cutter(rows, rows if group is None else most or 2 * rows, sys.maxsize if limit is None else limit)
+        for number, reader in enumerate(self.readers):
+            cutter.start_file(number, reader.first_place)
+            if group is not None and number:
+                require_columns(reader.column_names(), {group: "--query-id-column"}, reader.file)
+            if not all(map(cutter.add, reader.steps(group))):
                 break
-        if window or not done:
-            window = window or [block.slice(0, 0)]
-            yield Chunk(_join(window, columns, wanted), tuple(window), self._fraction(done, limit, share))
+        return cutter.units()
 
-    def _blocks(
-        self, columns: Sequence[str] | None, rows: int, wanted: Mapping[str, str]
-    ) -> Iterator[tuple[Block, float | None]]:
-        """Yield blocks of all files, each with the share of all bytes that is read by then."""
-        known = all(reader.size for reader in self.readers)
-        total, before = sum(reader.size for reader in self.readers), 0
-        for reader in self.readers:
-            for number, block in enumerate(reader.blocks(columns, rows)):
-                if number == 0:
-                    names = dict.fromkeys([*reader.column_names(), *block.table.column_names])
-                    require_columns(list(names), wanted, reader.file)
-                known = known and block.fraction is not None
-                yield block, (before + reader.size * (block.fraction or 0)) / total if known else None
-            before += reader.size
+    def read(self, unit: Unit, columns: Sequence[str] | None, flags: Mapping[str, str], texts: Sequence[str]) -> Chunk:
+        """The rows of a unit.
 
-    def _fraction(self, done: int, limit: int | None, share: float | None) -> float | None:
-        """The limit or the end, whichever is nearer; rows are exact, bytes stand in where their number is unknown."""
-        if self.num_rows is not None:
-            share = done / self.num_rows if self.num_rows else 1.0
-        shares = [part for part in (share, done / limit if limit else None) if part is not None]
-        return min(1.0, max(shares)) if shares else None
+        Args:
+            unit: of `units`.
+            columns: what to read, in this order; None: all.
+            flags: column -> the option that names it, for the error when a file lacks it; these are required even
+                where all columns are read.
+            texts: columns that hold strings; where a file has no types, anything else is a fault of its row.
+        """
+        wanted = {**dict.fromkeys(columns or (), "--keep-columns"), **flags}
+        blocks = [self._block(span, columns, wanted, texts) for span in unit.spans]
+        return Chunk(_join(blocks, columns, wanted), tuple(blocks))
+
+    def close(self) -> None:
+        """Close what `read` left open."""
+        if self._open is not None:
+            self.readers[self._open].close()
+        self._open = None
+
+    def _block(
+        self, span: Span, columns: Sequence[str] | None, wanted: Mapping[str, str], texts: Sequence[str]
+    ) -> Block:
+        if self._open != span.file:
+            self.close()
+            self._open = span.file
+        reader = self.readers[span.file]
+        if span.file not in self._checked:
+            # a key that the first line lacks may be on a later one
+            block = reader.read(span, columns, texts)
+            require_columns(
+                list(dict.fromkeys([*reader.column_names(), *block.table.column_names])), wanted, reader.file
+            )
+            self._checked.add(span.file)
+            return block
+        return reader.read(span, columns, texts)
+
+
+class _Cutter:
+    """Cuts rows that come in steps into units of `size` rows; up to `most`, a run of equal values is not divided."""
+
+    def __init__(self, size: int, most: int, limit: int) -> None:
+        self._size, self._most, self._left = size, most, limit
+        self._units: list[Unit] = []
+        self._spans: list[Span] = []
+        self._filled = 0  # rows of the unit that is growing
+        self._file, self._at, self._place = 0, 0, 0  # where the next row is
+        self._last: Callable[[], Any] = object  # value of the row before
+
+    def start_file(self, number: int, first_place: int) -> None:
+        """The next rows are of this file."""
+        self._file, self._at, self._place = number, 0, first_place
+
+    def add(self, steps: Steps) -> bool:
+        """Take rows; False once the limit is reached."""
+        at, count = 0, min(len(steps.ends), self._left)
+        while at < count:
+            if self._filled >= self._size and (self._filled >= self._most or steps.value(at) != self._last()):
+                self._close()
+            # when full, row by row to the end of the run
+            taken = min(count - at, max(self._size - self._filled, 1))
+            self._extend(taken, int(steps.ends[at + taken - 1]), int(steps.places[at + taken - 1]))
+            at += taken
+            self._last = partial(steps.value, at - 1)
+        self._left -= count
+        return self._left > 0
+
+    def units(self) -> list[Unit]:
+        """All units, the growing one too."""
+        if self._spans or not self._units:
+            self._close()
+        return self._units
+
+    def _extend(self, rows: int, stop: int, place: int) -> None:
+        if self._spans and self._spans[-1].file == self._file:
+            before = self._spans[-1]
+            self._spans[-1] = replace(before, stop=stop, rows=before.rows + rows)
+        else:
+            self._spans.append(Span(self._file, self._at, stop, rows, self._place))
+        self._filled += rows
+        self._at, self._place = stop, place
+
+    def _close(self) -> None:
+        self._units.append(Unit(len(self._units), tuple(self._spans or [Span(0, 0, 0, 0, 0)])))
+        self._spans, self._filled = [], 0
 
 
 def _join(blocks: Sequence[Block], columns: Sequence[str] | None, wanted: Mapping[str, str]) -> pa.Table:
@@ -180,6 +221,9 @@ def open_source(paths: Sequence[str], *, split: str | None = None) -> Source:
 
 
 def _open(path: str, split: str | None) -> list[Reader]:
+    path = local_path(path)
+    if is_url(path):
+        return [_open_file(file) for file in _supported(list_files(path), path)]
     if path.startswith("hf:"):
         return [hf.open_hub(path.removeprefix("hf:"), split, path)]
     if os.path.isdir(path):
@@ -210,6 +254,14 @@ def _files_under(folder: str) -> list[str]:
         folders[:] = [name for name in folders if name[0] not in "._"]
         names = [name for name in files if name[0] not in "._" and name.lower().endswith(tuple(_READERS))]
         found += [os.path.join(place, name) for name in names]
+    return sorted(_supported(found, folder))
+
+
+def _supported(files: Sequence[str], folder: str) -> list[str]:
+    """Those with a suffix that can be read; NotFoundError if there are none."""
+    if files == [folder]:
+        return [folder]  # named outright: its suffix is refused by name
+    found = [file for file in files if file.lower().endswith(tuple(_READERS))]
     if not found:
         raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_READERS)}", hint="check the folder")
-    return sorted(found)
+    return found

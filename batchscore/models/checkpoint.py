@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,6 +130,18 @@ class Checkpoint:
             p for pattern in ("*.safetensors", "*.bin", "*/model.safetensors") for p in self.folder.glob(pattern)
         )
 
+    def identity(self) -> dict[str, str]:
+        """Digests of what is the checkpoint's own beside its settings: weights, and the files of its tokenizer.
+
+        Of a weight file its length and samples all over it are read: a night's job should not begin with reading a
+        model twice, and no training leaves all samples as they were.
+        """
+        tokenizer = [path for path in self.tokenizer_folder.iterdir() if path.name.startswith(_TOKENIZER_FILES)]
+        return {
+            **{str(path.relative_to(self.folder)): _sampled_digest(path) for path in self.weight_files()},
+            **{path.name: _sampled_digest(path, whole=True) for path in sorted(tokenizer)},
+        }
+
     def has_tensor(self, name: str) -> bool:
         """Whether the weights hold a tensor of this name, or of one that ends in it; a pickle is not looked into."""
         from safetensors import safe_open
@@ -208,6 +221,23 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
     tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return tensors
+
+
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens", "added_tokens")
+_SAMPLES, _SAMPLE_BYTES = 256, 4096
+
+
+def _sampled_digest(path: Path, *, whole: bool = False) -> str:
+    size = path.stat().st_size
+    digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
+    with path.open("rb") as file:
+        if whole or size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for sample in range(_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def open_checkpoint(

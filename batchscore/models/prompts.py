@@ -111,8 +111,9 @@ def refuse_long(spec: ModelSpec, rows: Lengths) -> None:
         sides = {spec.query_length, spec.document_length} - {0, spec.max_length}
         limits = "query_length or document_length" if sides else f"max_length {spec.max_length} tokens"
         raise RowError(
-            int(rows.min()),
+            sorted(rows.tolist()),
             f"longer than {limits}",
+            code="too-long",
             cause=InputError,
             hint="pass --truncation document-first, or raise the limit",
         )

@@ -58,7 +58,9 @@ def _rendered(template: Template, spec: ModelSpec, query: str, document: str, ro
     try:
         return _Prompt(query, document, template.render(spec.query_prompt + query, document))
     except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
-        raise RowError(row, f"the chat template refuses it: {first_line(error)}", cause=InputError) from error
+        raise RowError(
+            [row], f"the chat template refuses it: {first_line(error)}", code="template", cause=InputError
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class _Fitter:
                 try:
                     bodies[place], cut[place] = self._cut(prompts[place], encoded, self._limits.whole - specials)
                 except InputError as error:
-                    raise RowError(int(rows[place]), error.message, cause=InputError, hint=error.hint) from error
+                    raise RowError(
+                        [rows[place]], error.message, code="too-long", cause=InputError, hint=error.hint
+                    ) from error
         return bodies, cut
 
     def framed(self, bodies: Sequence[Ids]) -> Items:

@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.errors import CheckpointError, InputError, RowError, RuntimeFailureError
+from batchscore.errors import (
+    CheckpointError,
+    DeviceLostError,
+    DeviceMemoryError,
+    InputError,
+    RowError,
+    RuntimeFailureError,
+)
 from batchscore.models.checkpoint import first_line
 from batchscore.models.load import Loaded
 from batchscore.models.prompts import shortened
@@ -55,6 +62,9 @@ class Runner(Protocol):
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [rows]: raw scores to scores."""
 
+    def release_memory(self) -> None:
+        """Give back what the device's allocator keeps for later."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -91,8 +101,9 @@ class Engine:
         )
         if len(rows):
             raise RowError(
-                int(rows[0]),
+                rows,
                 "its text gives this model no token to read",
+                code="no-tokens",
                 cause=InputError,
                 hint="this tokenizer adds no token of its own; leave out rows with an empty query or document",
             )
@@ -129,17 +140,26 @@ class Engine:
         torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
         return workers
 
+    def release_memory(self) -> None:
+        """Give back what the device's allocator keeps for later."""
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
         try:
             forward = {"flat": self._flat, "padded": self._padded, "even": self._even}[self.model.layout]
             hidden = forward(batch)
-        except torch.OutOfMemoryError as error:
-            raise RuntimeFailureError(
-                f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
-                hint="lower --batch-tokens",
-            ) from error
         except (RuntimeError, IndexError) as error:
+            if _is_out_of_memory(error):
+                raise DeviceMemoryError(
+                    f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
+                    hint="lower --max-length",
+                ) from None  # the traceback holds what filled the memory
+            if _is_lost(error):
+                raise DeviceLostError(
+                    f"{self.device} failed: {first_line(error)}", hint="run again to go on"
+                ) from error
             raise RuntimeFailureError(
                 f"the model fails on sequences of up to {batch.lengths.max()} tokens: {first_line(error)}",
                 hint="lower --max-length if it has positions for fewer",
@@ -208,6 +228,17 @@ class Engine:
 
     def _tensor(self, column: NDArray[Any]) -> Tensor:
         return torch.from_numpy(column).to(self.device)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class for it on devices, and on a CPU says so in one of two ways."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _is_lost(error: Exception) -> bool:
+    """After an illegal access or a failed assertion in a kernel, each later call of this process fails too."""
+    return "CUDA error" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))
 
 
 def positions_of(packs: Sequence[Index]) -> NDArray[np.int64]:

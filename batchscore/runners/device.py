@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,16 @@ def place(device: str, dtype: Dtype) -> Placement:
     chosen, reason = _choose_dtype(dtype, _cpu_multiplies_bfloat16(), "this CPU")
     threads = torch.get_num_threads()  # follows OMP_NUM_THREADS and the cores this process may use
     return Placement("cpu", f"{threads} threads", chosen, reason, threads, _CPU_PACK)
+
+
+def count_cuda_devices() -> int:
+    """CUDA devices that this process may use."""
+    return torch.cuda.device_count()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device_kind(device: str) -> str:

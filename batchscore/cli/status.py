@@ -1,0 +1,61 @@
+"""`batchscore status` and `batchscore merge`: a job from outside, while it runs or after."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from batchscore.cli import options as o
+
+
+def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
+    """Tell how far a job is: units and rows done, what runs where, what failed, and when it will be done.
+
+    batchscore status scores/
+    """
+    from batchscore.cli.run import explained
+    from batchscore.progress import job_status
+
+    with explained():
+        found = job_status(out)
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(found)))
+
+
+def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, quiet: o.Quiet = False) -> None:
+    """Assemble the parts of a job: rows in input order for score, whole rankings with their top_n for rerank.
+
+    batchscore merge scores/ --out scores.parquet
+    """
+    from batchscore.cli.run import explained
+    from batchscore.merging import assemble
+    from batchscore.progress import parts_of
+    from batchscore.stop import Stop
+
+    with explained():
+        stop = Stop()
+        stop.listen()
+        parts = parts_of(out)
+        assemble(parts, file, stop, partial=partial)
+        if not quiet:
+            typer.echo(f"{len(parts.finished()):,} of {len(parts.units):,} units -> {file}", err=True)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    units, rows = found["units"], found["rows"]
+    lines = [
+        f"job      {found['command']} of {', '.join(found['inputs'])}",
+        f"units    {units['done']:,} of {units['total']:,} done, {units['running']:,} running, "
+        f"{units['missing']:,} missing, {units['failed']:,} failed",
+        f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} at fault",
+    ]
+    for worker in found["workers"]:
+        speed = f"{worker['rows_per_second']:,.0f} rows/s"
+        lines.append(f"worker   {worker['process']}, shard {worker['shard']}: units {worker['units']}, {speed}")
+    lines += [f"failed   unit {unit}: {why}" for unit, why in found["failed"].items()]
+    if found["complete"]:
+        return [*lines, "complete"]
+    eta = found["eta_seconds"]
+    left = "nobody is at work" if not found["workers"] else "no rate yet" if eta is None else f"{eta:,} s to go"
+    return [*lines, f"{rows['done'] / max(1, rows['total']):.0%} of the rows, {left}"]

@@ -1,0 +1,279 @@
+"""Several devices on one machine: a process for each, which asks for a unit when it is ready for one.
+
+The parent never waits for a single process. One that dies gives its units back and is started again a few times; a unit
+that takes two processes with it is given up; when no process is left, the job ends with an error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from threading import Lock, Thread, Timer
+from time import monotonic
+from typing import Any
+
+from batchscore.errors import BatchscoreError, DeviceLostError, RuntimeFailureError, StoppedError, UsageError
+from batchscore.pipeline import Meter
+from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop
+from batchscore.task import Task
+from batchscore.types import Unit
+
+DEATHS_OF_A_UNIT = 2  # after so many it is given up
+_POLL_SECONDS = 0.2
+_TELL_SECONDS = 0.5  # between two messages on progress
+_LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for a child to save and leave
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one process runs."""
+
+    device: str
+    threads: int | None = None  # None: as many as it likes
+
+
+def find_places(devices: str) -> list[Place]:
+    """The processes that `--devices` asks for: `auto`, `cpu:N`, or a list such as `cuda:0,cuda:1`."""
+    from batchscore.runners.device import count_cuda_devices, usable_cores
+
+    if devices == "auto":
+        return [Place(f"cuda:{index}") for index in range(count_cuda_devices())] or [Place("cpu")]
+    places = []
+    for device in devices.split(","):
+        kind, _, number = device.strip().partition(":")
+        if kind == "cuda" and number.isdigit():
+            places.append(Place(device.strip()))
+        elif kind == "cpu" and (not number or (number.isdigit() and int(number))):
+            count = int(number or 1)
+            places += [Place("cpu", max(1, usable_cores() // count))] * count
+        else:
+            raise UsageError(f"--devices {devices!r}: {device!r} is no device", hint="auto, cpu:2 or cuda:0,cuda:1")
+    return places
+
+
+@dataclass
+class _Worker:
+    place: Place
+    process: BaseProcess
+    messages: Connection  # both ways
+    orders: Connection  # to the worker; its end tells the worker that there is no parent
+    restarts: int  # that are left to its place
+    units: list[Unit] = field(default_factory=list)  # in work, the oldest first
+    idle: bool = False  # asked for a unit when there was none
+    told_end: bool = False
+
+
+class Crew:
+    """The parent's side."""
+
+    def __init__(
+        self,
+        task: Task,
+        places: Sequence[Place],
+        meter: Meter,
+        stop: Stop,
+        *,
+        max_restarts: int,
+        on_done: Callable[[Unit, Mapping[str, Any]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._task, self._meter, self._stop = task, meter, stop
+        self._places, self._max_restarts = list(places), max_restarts
+        self._on_done, self._say = on_done, say
+        self._workers: list[_Worker] = []
+        self._returned: deque[Unit] = deque()
+        self._deaths: Counter[int] = Counter()  # of a unit
+        self._given_up: dict[int, str] = {}
+
+    def run(self, units: Iterator[Unit]) -> dict[int, str]:
+        """Have all units scored; those that were given up, and why.
+
+        Raises:
+            StoppedError: the end was asked for.
+            BatchscoreError: what a worker could not go on from, or no worker is left.
+        """
+        self._units = units
+        with self._stop.polling():
+            try:
+                for place in self._places:
+                    self._workers.append(self._start(place, self._max_restarts))
+                while self._workers:
+                    self._stop.check()
+                    self._give_out()
+                    ends: dict[Any, _Worker] = {}
+                    for worker in self._workers:
+                        ends |= {worker.messages: worker, worker.process.sentinel: worker}
+                    for worker in {id(ends[end]): ends[end] for end in wait(list(ends), _POLL_SECONDS)}.values():
+                        self._listen(worker)
+            finally:
+                self._dismiss()
+        if self._returned:
+            raise RuntimeFailureError(
+                f"no worker is left, {len(self._returned)} units are not done",
+                hint="run the same command again to go on",
+            )
+        return self._given_up
+
+    def _start(self, place: Place, restarts: int) -> _Worker:
+        context = get_context("spawn")  # a fork would inherit threads and a CUDA context
+        ours, theirs = context.Pipe()
+        orders, ordered = context.Pipe()
+        process = context.Process(target=_work, args=(self._task, place.device, theirs, ordered), daemon=True)
+        with _threads(place.threads):
+            process.start()
+        theirs.close()
+        ordered.close()
+        return _Worker(place, process, ours, orders, restarts)
+
+    def _give_out(self) -> None:
+        for worker in self._workers:
+            if worker.idle and (unit := self._next()) is not None:
+                worker.idle = False
+                worker.units.append(unit)
+                self._send(worker, unit.index)
+        if not any(worker.units for worker in self._workers) and not self._returned:
+            for worker in self._workers:
+                if worker.idle and not worker.told_end:
+                    worker.told_end = True
+                    self._send(worker, None)
+
+    def _next(self) -> Unit | None:
+        return self._returned.popleft() if self._returned else next(self._units, None)
+
+    def _send(self, worker: _Worker, message: int | None) -> None:
+        with suppress(OSError):  # it is dead; its sentinel will say so
+            worker.messages.send(message)
+
+    def _listen(self, worker: _Worker) -> None:
+        """Take in what a worker says, to its last word if it is dead."""
+        dead = not worker.process.is_alive()
+        lost = ""
+        with suppress(EOFError, OSError):
+            while worker.messages.poll():
+                kind, *content = worker.messages.recv()
+                if kind == "want":
+                    worker.idle = True
+                elif kind == "progress":
+                    self._meter.add(*content)
+                elif kind == "done":
+                    unit = next(unit for unit in worker.units if unit.index == content[0])
+                    worker.units.remove(unit)
+                    self._on_done(unit, content[1])
+                elif kind == "error":
+                    error, message, hint = content
+                    if not issubclass(error, DeviceLostError):
+                        raise error(message, hint=hint)
+                    lost = message
+        if dead:
+            worker.process.join()
+            self._workers.remove(worker)
+            if not (worker.told_end and worker.process.exitcode == 0):
+                self._bury(worker, lost or f"exit code {worker.process.exitcode}")
+
+    def _bury(self, worker: _Worker, why: str) -> None:
+        """Give a dead worker's units back, and start another if it has not been tried too often."""
+        if worker.units:
+            first = worker.units[0]
+            self._deaths[first.index] += 1
+            if self._deaths[first.index] >= DEATHS_OF_A_UNIT:
+                worker.units.pop(0)
+                self._given_up[first.index] = f"{DEATHS_OF_A_UNIT} workers died on it, the last with {why}"
+        self._returned.extendleft(reversed(worker.units))
+        what = f"worker on {worker.place.device} died ({why})"
+        if worker.restarts:
+            self._say(f"{what}; started again, {worker.restarts - 1} restarts left")
+            self._workers.append(self._start(worker.place, worker.restarts - 1))
+        else:
+            self._say(f"{what}; going on without it")
+
+    def _dismiss(self) -> None:
+        """Have every worker save and leave, and end those that do not."""
+        for worker in self._workers:
+            with suppress(OSError):
+                worker.orders.send("stop")
+        deadline = monotonic() + _LEAVE_SECONDS
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads for a process that is started meanwhile; torch reads it when it is loaded."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _work(task: Task, device: str, messages: Connection, orders: Connection) -> None:
+    """The worker's side; ends the process."""
+    for number in SIGNALS:  # a terminal or a scheduler sends them to all; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    stop, lock = Stop(), Lock()
+
+    def tell(*message: Any) -> None:
+        with lock, suppress(OSError):
+            messages.send(message)
+
+    def obey() -> None:
+        with suppress(EOFError, OSError):
+            orders.recv()
+        stop.request("its parent")
+        timer = Timer(_LEAVE_SECONDS, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+
+    Thread(target=obey, daemon=True).start()
+    code = 1
+    try:
+        pipeline = task.pipeline(Meter(on_change=_teller(tell)), stop, device=device)
+
+        def wanted() -> Iterator[Unit]:
+            while True:
+                tell("want")
+                index = messages.recv()
+                if index is None:
+                    return
+                yield pipeline.parts.units[index]
+
+        pipeline.run(wanted(), lambda unit, counts: tell("done", unit.index, counts))
+        code = 0
+    except StoppedError:
+        code = StoppedError.exit_code
+    except EOFError:
+        pass  # the parent is gone
+    except BatchscoreError as error:
+        tell("error", type(error), error.message, error.hint)
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for threads that are in the middle of something
+
+
+def _teller(tell: Callable[..., None]) -> Callable[[Meter], None]:
+    """Tells what came to a meter since the last time, now and then."""
+    told = {"rows": 0.0, "tokens": 0, "at": 0.0}
+
+    def on_change(meter: Meter) -> None:
+        if monotonic() - told["at"] >= _TELL_SECONDS:
+            rows, tokens = meter.rows, meter.tokens
+            tell("progress", rows - told["rows"], tokens - told["tokens"])
+            told.update(rows=rows, tokens=tokens, at=monotonic())
+
+    return on_change

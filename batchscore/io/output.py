@@ -1,0 +1,68 @@
+"""Where a run's output, its parts and what it says of itself lie.
+
+Of a file the parts are hidden beside it until it is assembled; a folder is the parts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from batchscore.errors import OutputError
+from batchscore.io.parts import JOB
+from batchscore.io.sink import require_writable
+from batchscore.io.storage import is_url, local_path, open_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What `--out` means."""
+
+    path: str  # without a slash at the end
+    is_folder: bool
+
+    @property
+    def parts(self) -> str:
+        """The folder of the parts."""
+        if self.is_folder:
+            return self.path
+        folder, slash, name = self.path.rpartition("/")
+        return f"{folder}{slash}.{name}.parts"
+
+    @property
+    def file(self) -> str:
+        """What the parts are assembled to."""
+        return f"{self.path}.parquet" if self.is_folder else self.path
+
+    @property
+    def errors(self) -> str:
+        """The list of rows at fault."""
+        return f"{self.path}/_errors.jsonl" if self.is_folder else f"{self.path}.errors.jsonl"
+
+    def record(self, shard: str = "") -> str:
+        """The run record, of a shard if there are several."""
+        return f"{self.path}/_run{shard}.json" if self.is_folder else f"{self.path}.run{shard}.json"
+
+    def check(self) -> None:
+        """Raise UsageError or OutputError for what cannot be written there."""
+        if self.is_folder:
+            if not is_url(self.path) and os.path.exists(self.path) and not os.path.isdir(self.path):
+                raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
+        else:
+            require_writable(self.path)
+
+
+def open_output(path: str) -> Output:
+    """A folder if it ends with a slash or is one already, else a file."""
+    path = local_path(path)
+    return Output(path.rstrip("/") or "/", path.endswith("/") or os.path.isdir(path))
+
+
+def find_output(path: str) -> Output:
+    """Where the job is that wrote, or is to write, `path`; OutputError if there is none."""
+    output = open_output(path)
+    if not output.is_folder and is_url(path) and JOB in open_folder(path).names():
+        output = Output(output.path, True)
+    if JOB not in open_folder(output.parts).names():
+        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run that is not finished")
+    return output

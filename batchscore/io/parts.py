@@ -1,0 +1,268 @@
+"""The folder of a job: one part file a unit, and the description that says what the parts belong to.
+
+That a part exists is the whole state of a job, so any number of processes, machines and runs may work on one folder
+without knowing of each other. Beside parts there are, for as long as they are of use:
+
+    _job.json                      what is scored, and the units it was cut into
+    part-00012.parquet             a finished unit; its footer has the job, counts and the rows at fault
+    part-00012.progress            raw scores of a unit that was interrupted
+    part-00012.lease               who has claimed the unit (--claim dynamic)
+    part-00012.failed              why a unit was given up
+    worker-HOST-PID.json           a process at work: touched every few seconds
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from batchscore.errors import InputError, OutputError, RuntimeFailureError
+from batchscore.io.schema import KEEP_HINT
+from batchscore.io.storage import TEMPORARY, Folder
+from batchscore.types import Span, Unit
+
+JOB = "_job.json"
+_KEY = b"batchscore"
+_OURS = re.compile(rf"part-\w+\.\w+|worker-.*\.json|_\w+\.jsonl?|\..*{re.escape(TEMPORARY)}.*")
+_PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
+
+Fingerprint = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a finished unit says of itself."""
+
+    unit: int
+    counts: Mapping[str, Any]
+    faults: Sequence[Mapping[str, Any]]  # rows at fault, as they are reported
+
+
+class Parts:
+    """The parts of one job in one folder."""
+
+    def __init__(self, folder: Folder, job: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint: Fingerprint = job["fingerprint"]
+        self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
+        self._id = _digest(self.fingerprint)
+
+    def finished(self) -> set[int]:
+        """Units that have a part."""
+        return {int(name[5:-8]) for name in self.folder.names() if re.fullmatch(r"part-\d+\.parquet", name)}
+
+    def has(self, unit: Unit) -> bool:
+        """Whether a unit has a part."""
+        return self.folder.has(_part(unit.index))
+
+    def complete(self) -> bool:
+        """Whether every unit has a part."""
+        return len(self.finished()) >= len(self.units)
+
+    def check(self, units: Sequence[int]) -> list[int]:
+        """Remove those of the given parts that are damaged, and say which these were."""
+        damaged = []
+        for unit in units:
+            try:
+                self.part(unit)
+            except InputError:
+                damaged.append(unit)
+                self.folder.remove(_part(unit))
+        return damaged
+
+    def write(
+        self, unit: Unit, table: pa.Table, counts: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Finish a unit."""
+        told = {"job": self._id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
+        table = table.replace_schema_metadata({_KEY: json.dumps(told, ensure_ascii=False).encode()})
+        buffer = pa.BufferOutputStream()
+        try:
+            pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        except (pa.ArrowException, ValueError) as error:
+            raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
+        self.folder.write(_part(unit.index), buffer.getvalue())
+        for passing in ("progress", "failed"):
+            self.folder.remove(_part(unit.index, passing))
+
+    def part(self, unit: int) -> Part:
+        """What a part says of itself; InputError if it is damaged or of another job."""
+        return self._told(unit, self._opened(unit).schema_arrow)
+
+    def read(self, unit: int) -> pa.Table:
+        """The rows of a part; InputError if it is damaged, in which case it is gone afterwards."""
+        try:
+            file = self._opened(unit)
+            self._told(unit, file.schema_arrow)
+            return file.read().replace_schema_metadata(None)
+        except (pa.ArrowException, OSError, InputError) as error:
+            self.folder.remove(_part(unit))
+            raise RuntimeFailureError(
+                f"{self.folder.path}/{_part(unit)} was damaged and has been removed: {first_line(error)}",
+                hint="run the same command again: only this unit's rows will be scored again",
+            ) from error
+
+    def schema(self, unit: int) -> pa.Schema:
+        """Columns of a part."""
+        return self._opened(unit).schema_arrow.remove_metadata()
+
+    def progress(self, unit: Unit, rows: int) -> NDArray[np.float32]:
+        """float32 [rows]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
+        try:
+            content = memoryview(self.folder.read(_part(unit.index, "progress")))
+            header = self._header(rows)
+            if bytes(content[: len(header)]) == header and len(content) == len(header) + 4 * rows:
+                return np.array(np.frombuffer(content[len(header) :], np.float32))
+        except (OSError, ValueError):
+            pass
+        return np.full(rows, np.nan, np.float32)
+
+    def save_progress(self, unit: Unit, raw: NDArray[np.float32]) -> None:
+        """Keep the raw scores of a unit that is not finished."""
+        self.folder.write(_part(unit.index, "progress"), self._header(len(raw)) + raw.tobytes())
+
+    def fail(self, unit: int, why: str) -> None:
+        """Note why a unit was given up; the next run tries it again."""
+        self.folder.write(_part(unit, "failed"), json.dumps({"why": why}).encode())
+
+    def failed(self) -> dict[int, str]:
+        """Units that were given up, and why."""
+        names = [name for name in self.folder.names() if re.fullmatch(r"part-\d+\.failed", name)]
+        return {int(name[5:-7]): json.loads(bytes(self.folder.read(name)))["why"] for name in names}
+
+    def faults(self) -> list[Mapping[str, Any]]:
+        """The rows at fault of all finished units, in input order."""
+        return [fault for unit in sorted(self.finished()) for fault in self.part(unit).faults]
+
+    def counts(self) -> dict[str, Any]:
+        """Sums over all finished units."""
+        return total([self.part(unit).counts for unit in sorted(self.finished())])
+
+    def tidy(self) -> None:
+        """Remove what is of no use once every unit has its part."""
+        for name in filter(_PASSING.fullmatch, self.folder.names()):
+            self.folder.remove(name)
+
+    def _opened(self, unit: int) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(pa.BufferReader(self.folder.read(_part(unit))), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.folder.path}/{_part(unit)} is damaged: {first_line(error)}") from error
+
+    def _told(self, unit: int, schema: pa.Schema) -> Part:
+        told = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+        if told.get("job") != self._id or told.get("unit") != unit:
+            raise InputError(f"{self.folder.path}/{_part(unit)} is of another job")
+        return Part(unit, told["counts"], told["faults"])
+
+    def _header(self, rows: int) -> bytes:
+        return struct.pack("<16sq", self._id.encode()[:16], rows)
+
+
+def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums of counts, nested ones too."""
+    summed: dict[str, Any] = {}
+    for one in counts:
+        for name, value in one.items():
+            if isinstance(value, Mapping):
+                summed[name] = total([summed.get(name, {}), value])
+            else:
+                summed[name] = summed.get(name, 0) + value
+    return summed
+
+
+def open_parts(folder: Folder) -> Parts | None:
+    """The job in a folder, if there is one."""
+    try:
+        content = bytes(folder.read(JOB))
+    except FileNotFoundError:
+        return None
+    try:
+        return Parts(folder, json.loads(content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{folder.path}/{JOB} cannot be read: {error}", hint="remove the folder") from error
+
+
+def start_parts(
+    folder: Folder, fingerprint: Fingerprint, cut: Callable[[], Sequence[Unit]], *, overwrite: bool
+) -> Parts:
+    """The folder's job if it has this fingerprint, else a new one.
+
+    Args:
+        folder: of the parts.
+        fingerprint: JSON-able, what decides the scores.
+        cut: makes the units of a new job.
+        overwrite: throw away what another job, or this one when it is complete, left in the folder.
+
+    Raises:
+        OutputError: the folder holds another job, or no job and other files.
+    """
+    there = open_parts(folder)
+    if there is not None:
+        difference = first_difference(there.fingerprint, fingerprint)
+        if difference is None and not (overwrite and there.complete()):
+            return there
+        if not overwrite:
+            raise OutputError(
+                f"{folder.path} holds the parts of another job: {difference}",
+                hint="pass --overwrite to start anew, or choose another output",
+            )
+        folder.remove(JOB)  # first, so that nothing takes what is left for a job
+    if foreign := [name for name in folder.names() if not _OURS.fullmatch(name)]:
+        raise OutputError(
+            f"{folder.path} is a folder with other files, such as {foreign[0]}", hint="choose an empty or a new folder"
+        )
+    folder.make()
+    for name in folder.names():
+        folder.remove(name)
+    units = [[astuple(span) for span in unit.spans] for unit in cut()]
+    job = {"fingerprint": fingerprint, "units": units}
+    # of several processes that begin at once one wins, and all go by what it wrote
+    folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
+    made = open_parts(folder)
+    if made is None or (difference := first_difference(made.fingerprint, fingerprint)) is not None:
+        raise OutputError(f"{folder.path} was taken by another job meanwhile", hint="choose another output")
+    return made
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+    """The first field in which two fingerprints differ, with both values; None if they are equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*now, *before]):
+            found = first_difference(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+            if found:
+                return found
+        return None
+    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return next(filter(None, (first_difference(*pair, f"{name}[{place}]") for place, pair in pairs)), None)
+    return None if before == now else f"{name} was {_short(before)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _digest(fingerprint: Fingerprint) -> str:
+    return blake2b(json.dumps(fingerprint, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _part(unit: int, suffix: str = "parquet") -> str:
+    return f"part-{unit:05}.{suffix}"

@@ -1,0 +1,45 @@
+"""Small JSON files beside an output, on a disk or an object store, each there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchscore.io.storage import Folder, open_folder
+
+
+def read_record(path: str) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is none that can be read."""
+    folder, name = _split(path)
+    try:
+        record = json.loads(bytes(folder.read(name)))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def write_record(path: str, record: Mapping[str, Any]) -> None:
+    """Write a JSON object for people to read."""
+    folder, name = _split(path)
+    folder.write(name, (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def write_lines(path: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON Lines; no records, no file."""
+    folder, name = _split(path)
+    if records:
+        folder.write(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+    else:
+        folder.remove(name)
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    folder, name = _split(path)
+    return folder.has(name)
+
+
+def _split(path: str) -> tuple[Folder, str]:
+    folder, _, name = path.rpartition("/")
+    return open_folder(folder or ("/" if path.startswith("/") else ".")), name

@@ -1,0 +1,52 @@
+"""How far a job is, read from its folder alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchscore.errors import OutputError
+from batchscore.io.leases import workers
+from batchscore.io.output import find_output
+from batchscore.io.parts import Parts, open_parts, total
+from batchscore.io.storage import open_folder
+
+
+def parts_of(path: str) -> Parts:
+    """The parts of the job that writes `path`, a file or a folder; OutputError if there is none."""
+    output = find_output(path)
+    parts = open_parts(open_folder(output.parts))
+    if parts is None:
+        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run that is not finished")
+    return parts
+
+
+def job_status(path: str) -> dict[str, Any]:
+    """JSON-able state of the job that writes `path`.
+
+    `running` are units that a live process has in work, `failed` those that were given up, `missing` all others without
+    a part. The time to go is that of the rows without a part at the summed speed of the live processes.
+    """
+    parts = parts_of(path)
+    done, failed, at_work = parts.finished(), parts.failed(), workers(parts)
+    running = {unit for worker in at_work for unit in worker["units"]} - done
+    counts = total([parts.part(unit).counts for unit in sorted(done)])
+    all_rows, rows = sum(unit.rows for unit in parts.units), counts.get("rows", 0)
+    speed = sum(worker["rows_per_second"] for worker in at_work)
+    gone = set(failed) - done - running
+    return {
+        "folder": parts.folder.path,
+        "command": parts.fingerprint["command"],
+        "inputs": [file["name"] for file in parts.fingerprint["inputs"]],
+        "complete": len(done) >= len(parts.units),
+        "units": {
+            "total": len(parts.units),
+            "done": len(done),
+            "running": len(running),
+            "missing": len(parts.units) - len(done | running | gone),
+            "failed": len(gone),
+        },
+        "rows": {"total": all_rows, "done": rows, "faulty": counts.get("faulty", 0)},
+        "failed": {str(unit): failed[unit] for unit in sorted(gone)},
+        "workers": at_work,
+        "eta_seconds": round((all_rows - rows) / speed) if speed else None,
+    }

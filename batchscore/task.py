@@ -1,0 +1,41 @@
+"""A job as another process needs it: values that travel, from which it opens everything by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchscore.api import Scorer
+from batchscore.errors import RuntimeFailureError
+from batchscore.io.parts import Parts, open_parts
+from batchscore.io.source import open_source
+from batchscore.io.storage import open_folder
+from batchscore.jobs import Errors, Job
+from batchscore.pipeline import Meter, Pipeline
+from batchscore.stop import Stop
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to which input, into which folder."""
+
+    job: Job
+    scorer: Mapping[str, Any]  # keywords of Scorer
+    inputs: Sequence[str]
+    split: str | None
+    folder: str  # of the parts
+    errors: Errors
+
+    def parts(self) -> Parts:
+        """The job's parts."""
+        parts = open_parts(open_folder(self.folder))
+        if parts is None:
+            raise RuntimeFailureError(f"{self.folder} is gone", hint="run the same command again")
+        return parts
+
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
+        """A pipeline with a model of its own, on another device if one is named."""
+        options = dict(self.scorer) if device is None else {**self.scorer, "device": device}
+        source = open_source(self.inputs, split=self.split)
+        return Pipeline(Scorer(**options), self.job, source, self.parts(), self.errors, meter, stop)
