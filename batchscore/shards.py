@@ -41,7 +41,7 @@ def find_shard(given: str | None, environment: Mapping[str, str]) -> Shard:
 
 def _parsed(given: str) -> Shard:
     index, slash, count = given.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and int(count)):
         raise UsageError(f"--shard {given!r} is not I/N", hint="--shard 0/4 is the first of four")
     if int(index) >= int(count):
         raise UsageError(f"--shard {given}: shards count from 0", hint=f"0/{count} to {int(count) - 1}/{count}")

@@ -11,6 +11,7 @@ from batchscore.errors import InputError
 from batchscore.io.block import Block
 from batchscore.io.documents import Documents, explode, is_nested
 from batchscore.io.source import Chunk
+from batchscore.types import Fault
 
 STRINGS = [["a", "b"], [], ["c"], ["a", "d", "a"]]
 STRUCTS = [[{"id": "1", "text": "a"}, {"id": "2", "text": "b"}], [], [{"id": "3", "text": "a"}]]
@@ -18,7 +19,16 @@ STRUCTS = [[{"id": "1", "text": "a"}, {"id": "2", "text": "b"}], [], [{"id": "3"
 
 def chunk_of(column: Any) -> Chunk:
     table = pa.table({"documents": column})
-    return Chunk(table, (Block(table, "pairs.jsonl", range(1, 1 + len(table)), "line", None),), None)
+    return Chunk(table, (Block(table, "pairs.jsonl", range(1, 1 + len(table)), "line"),))
+
+
+def documents_of(column: Any, id_field: str | None = None) -> Documents:
+    """Documents of a column without a fault."""
+    row_faults: dict[int, Fault] = {}
+    faults: dict[int, Fault] = {}
+    documents = explode(chunk_of(column), "documents", id_field, row_faults, faults)
+    assert (row_faults, faults) == ({}, {})
+    return documents
 
 
 def texts_of(documents: Documents) -> list[str]:
@@ -29,7 +39,7 @@ def texts_of(documents: Documents) -> list[str]:
     "kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.large_string())], ids=str
 )
 def test_lists_of_strings_become_one_row_a_document(kind: pa.DataType) -> None:
-    documents = explode(chunk_of(pa.array(STRINGS, kind)), "documents", None)
+    documents = documents_of(pa.array(STRINGS, kind))
     assert texts_of(documents) == ["a", "b", "c", "a", "d", "a"]
     assert documents.parents.tolist() == [0, 0, 2, 3, 3, 3]
     assert documents.texts.values == ["a", "b", "c", "d"]
@@ -37,7 +47,7 @@ def test_lists_of_strings_become_one_row_a_document(kind: pa.DataType) -> None:
 
 
 def test_fixed_size_lists_are_lists() -> None:
-    documents = explode(chunk_of(pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2))), "documents", None)
+    documents = documents_of(pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2)))
     assert (texts_of(documents), documents.parents.tolist()) == (["a", "b", "c", "d"], [0, 0, 1, 1])
 
 
@@ -45,15 +55,15 @@ def test_fixed_size_lists_are_lists() -> None:
 def test_sliced_and_chunked_columns_read_as_their_rows(rows: list[Any]) -> None:
     whole = pa.array(rows)
     column = pa.chunked_array([whole.slice(2), whole.slice(0, 0), whole.slice(0, 1), whole.slice(1, 2)])
-    documents = explode(chunk_of(column), "documents", None)
-    reference = explode(chunk_of(column.to_pylist()), "documents", None)
+    documents = documents_of(column)
+    reference = documents_of(column.to_pylist())
     assert texts_of(documents) == texts_of(reference)
     assert documents.parents.tolist() == reference.parents.tolist()
     assert str(documents.ids) == str(reference.ids)
 
 
 def test_structs_give_texts_and_ids() -> None:
-    documents = explode(chunk_of(STRUCTS), "documents", None)
+    documents = documents_of(STRUCTS)
     assert texts_of(documents) == ["a", "b", "a"]
     assert documents.parents.tolist() == [0, 0, 2]
     assert documents.ids is not None
@@ -71,13 +81,13 @@ def test_structs_give_texts_and_ids() -> None:
     ],
 )
 def test_fields_are_found_by_their_usual_names(document: Any, id_field: str | None, expected: tuple[str, Any]) -> None:
-    documents = explode(chunk_of([[document]]), "documents", id_field)
+    documents = documents_of([[document]], id_field)
     assert (texts_of(documents)[0], documents.ids[0].as_py() if documents.ids else None) == expected
 
 
 @pytest.mark.parametrize("column", [pa.array([[], []]), pa.array([], pa.list_(pa.string())), [[], []]])
 def test_empty_lists_are_no_documents(column: Any) -> None:
-    documents = explode(chunk_of(column), "documents", None)
+    documents = documents_of(column)
     assert (documents.parents.tolist(), texts_of(documents)) == ([], [])
 
 
@@ -85,24 +95,67 @@ def test_empty_lists_are_no_documents(column: Any) -> None:
     ("column", "id_field", "message"),
     [
         (["a"], None, "line 1: column 'documents' is string, not a list"),
-        ([["a"], None], None, "line 2: column 'documents' is null"),
-        ([["a"], ["b", None]], None, "line 2: column 'documents'[1] is null"),
-        ([[], [None]], None, "line 2: column 'documents'[0] is null"),
-        ([[], [1]], None, "line 2: column 'documents'[0] is int64, not text"),
-        ([[{"text": "a"}], [{"text": "b"}, None]], None, "line 2: column 'documents'[1] is null"),
-        ([[{"text": "a"}, {"text": None}]], None, "line 1: column 'documents'[1] is null"),
+        ([[], [1]], None, "line 2: column 'documents[0]' is int64, not text"),
         ([[{"title": "a"}]], None, "line 1: column 'documents': its documents have no text field; fields: title"),
         ([[{"body": "a", "content": "b"}]], None, "line 1: column 'documents': its documents have no text field"),
-        ([[{"text": 1}]], None, "line 1: column 'documents'[0] is int64, not text"),
+        ([[{"text": 1}]], None, "line 1: column 'documents[0]' is int64, not text"),
         ([[{"text": "a"}]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: text"),
         ([["a"]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: none"),
     ],
 )
-def test_what_is_no_document_is_named(column: Any, id_field: str | None, message: str) -> None:
+def test_a_column_of_no_documents_is_an_error(column: Any, id_field: str | None, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        explode(chunk_of(column), "documents", id_field)
+        explode(chunk_of(column), "documents", id_field, {}, {})
     assert caught.value.message.startswith(f"pairs.jsonl, {message}")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("column", "nulls", "texts"),
+    [
+        ([["a", "b"], ["c", None]], {3: "documents[1]"}, ["a", "b", "c", ""]),
+        ([[], [None], [None, "a"]], {0: "documents[0]", 1: "documents[0]"}, ["", "", "a"]),
+        ([[{"text": "a"}], [{"text": "b"}, None]], {2: "documents[1]"}, ["a", "b", ""]),
+        ([[{"text": "a"}, {"text": None}]], {1: "documents[1]"}, ["a", ""]),
+    ],
+)
+def test_a_document_without_a_text_is_a_fault_of_that_document(
+    column: Any, nulls: dict[int, str], texts: list[str]
+) -> None:
+    row_faults: dict[int, Fault] = {}
+    faults: dict[int, Fault] = {}
+    documents = explode(chunk_of(column), "documents", None, row_faults, faults)
+    assert row_faults == {}
+    assert {document: fault.column for document, fault in faults.items()} == nulls
+    assert {(fault.code, fault.message) for fault in faults.values()} == {("null", "is null")}
+    assert texts_of(documents) == texts
+
+
+@pytest.mark.parametrize("column", [[["a"], None, [], ["b"]], pa.array([["a"], None, [], ["b"]]).slice(0)])
+def test_a_row_without_a_list_is_a_fault_of_that_row_and_has_no_documents(column: Any) -> None:
+    row_faults: dict[int, Fault] = {}
+    documents = explode(chunk_of(column), "documents", None, row_faults, {})
+    assert list(row_faults.values()) == [
+        Fault(1, "documents", "null", "is null", "an empty list means no documents"),
+    ]
+    assert (texts_of(documents), documents.parents.tolist()) == (["a", "b"], [0, 3])
+
+
+def test_rows_that_are_all_null_have_a_fault_each() -> None:
+    earlier = Fault(1, "query", "null", "is null")
+    row_faults = {1: earlier}
+    documents = explode(chunk_of(pa.nulls(3)), "documents", None, row_faults, {})
+    assert (sorted(row_faults), row_faults[1]) == ([0, 1, 2], earlier)
+    assert texts_of(documents) == []
+
+
+def test_a_null_of_a_fixed_size_is_a_fault_and_no_documents() -> None:
+    column = pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string(), 2))
+    row_faults: dict[int, Fault] = {}
+    faults: dict[int, Fault] = {}
+    documents = explode(chunk_of(column), "documents", None, row_faults, faults)
+    assert (list(row_faults), faults) == ([1], {})
+    assert (texts_of(documents), documents.parents.tolist()) == (["a", "b", "c", "d"], [0, 0, 2, 2])
 
 
 def test_nested_types_are_told_from_flat_ones() -> None:

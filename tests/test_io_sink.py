@@ -10,10 +10,12 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +23,7 @@ import pytest
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io.sink import open_sink
 from batchscore.io.source import open_source
+from batchscore.io.storage import writer_id
 
 SUFFIXES = ["parquet", "pq", "jsonl", "ndjson", "jsonl.gz", "jsonl.zst"]
 ROWS: list[dict[str, Any]] = [
@@ -37,7 +40,15 @@ def write(path: Path, *tables: pa.Table) -> Path:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [row for chunk in open_source([str(path)]).chunks(None, 2) for row in chunk.table.to_pylist()]
+    return [row for table in tables_of(path, 2) for row in table.to_pylist()]
+
+
+def tables_of(path: Path | str, rows: int) -> list[pa.Table]:
+    source = open_source([str(path)])
+    try:
+        return [source.read(unit, None, {}, []).table for unit in source.units(rows)]
+    finally:
+        source.close()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -170,8 +181,39 @@ def test_a_killed_writer_leaves_no_output_and_the_older_one_whole(tmp_path: Path
     assert not path.exists()
     assert all(name.startswith(f".{path.name}.tmp-") for name in os.listdir(tmp_path))
     write(path, pa.table({"n": [1]}))
+    assert os.listdir(tmp_path) == [path.name]  # the next writer cleans up after a dead one
     subprocess.run(command, cwd=root, check=False)
     assert read(path) == [{"n": 1}]
+
+
+def test_only_what_dead_processes_of_this_machine_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = writer_id().rpartition("-")[0]
+    kept = [f".a.jsonl.tmp-{host}-{os.getppid()}", ".a.jsonl.tmp-elsewhere-1", f".b.jsonl.tmp-{host}-{dead.pid}"]
+    for name in [*kept, f".a.jsonl.tmp-{host}-{dead.pid}"]:
+        (tmp_path / name).touch()
+    write(tmp_path / "a.jsonl", pa.table({"n": [1]}))
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "a.jsonl"])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_object_of_a_store_is_there_whole_or_not_at_all(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    url = f"memory://{tmp_path}/out/a.{suffix}"
+    with pytest.raises(ValueError, match="half way"), open_sink(url) as sink:  # noqa: PT012
+        sink.write(pa.table({"n": [1]}))
+        raise ValueError("half way")
+    store = fsspec.filesystem("memory")
+    assert store.find(str(tmp_path)) == []
+    with open_sink(url) as sink:
+        sink.write(pa.Table.from_pylist(ROWS))
+    assert store.find(str(tmp_path)) == [f"{tmp_path}/out/a.{suffix}"]
+    assert os.listdir(tmp_path) == []
+    assert [row for table in tables_of(url, 2) for row in table.to_pylist()] == ROWS
+    store.rm(str(tmp_path), recursive=True)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "jsonl.gz"])
@@ -218,7 +260,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_the_output_is_the_input_of_the_next_run(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", pa.Table.from_pylist(ROWS))
-    second = write(tmp_path / "b.parquet", *(chunk.table for chunk in open_source([str(first)]).chunks(None, 1)))
+    second = write(tmp_path / "b.parquet", *tables_of(first, 1))
     assert read(second) == ROWS
 
 

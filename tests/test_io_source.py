@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from batchscore.errors import BatchscoreError, InputError, MissingDependencyError, NotFoundError, UsageError
+from batchscore.io import hf, jsonl, parquet
 from batchscore.io.hf import DatasetReader
-from batchscore.io.source import Chunk, Source, open_source, whole_groups
+from batchscore.io.source import Chunk, Source, open_source
+from batchscore.types import Unit
 
 ROWS: list[dict[str, Any]] = [
     {"query": "naïve 東京", "document": "été 🎉\u2028", "meta": {"lang": "fr", "tags": ["a", "b"]}, "year": 2001},
@@ -50,8 +56,36 @@ def numbered(path: str, count: int, start: int = 0) -> str:
     return write(path, [{"query": f"q{i}", "document": f"d{i}", "n": i} for i in range(start, start + count)])
 
 
+def chunks_of(
+    source: Source,
+    rows: int = 2,
+    columns: Sequence[str] | None = None,
+    *,
+    flags: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
+    **cut: Any,
+) -> list[Chunk]:
+    """All units, read in order."""
+    try:
+        return [source.read(unit, columns, flags or {}, texts) for unit in source.units(rows, **cut)]
+    finally:
+        source.close()
+
+
 def read(source: Source, rows: int = 2, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    return [row for chunk in source.chunks(columns, rows) for row in chunk.table.to_pylist()]
+    """All rows, none of them at fault."""
+    chunks = chunks_of(source, rows, columns)
+    assert [chunk.faults() for chunk in chunks] == [[]] * len(chunks)
+    return [row for chunk in chunks for row in chunk.table.to_pylist()]
+
+
+def faults_of(chunk: Chunk) -> list[str]:
+    """The rows at fault as a person is told of them."""
+    return [
+        f"{chunk.locate(fault.row)}: {f'column {fault.column!r} ' if fault.column else ''}{fault.message}"
+        + (f"\nhint: {fault.hint}" if fault.hint else "")
+        for fault in chunk.faults()
+    ]
 
 
 def fault(error: type[BatchscoreError], call: Callable[[], object]) -> str:
@@ -67,83 +101,72 @@ def test_every_format_reads_back_the_same_rows(suffix: str) -> None:
     source = open_source([write(f"pairs.{suffix}", ROWS)])
     assert read(source) == ROWS
     assert source.column_names() == ["query", "document", "meta", "year"]
-    assert source.num_rows == (3 if suffix in ("parquet", "PQ") else None)
+    assert [unit.rows for unit in source.units(2)] == [2, 1]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_only_asked_columns_are_read_in_the_asked_order(suffix: str) -> None:
-    chunk = next(open_source([write(f"pairs.{suffix}", ROWS)]).chunks(["year", "query"], 10))
+    (chunk,) = chunks_of(open_source([write(f"pairs.{suffix}", ROWS)]), 10, ["year", "query"])
     assert chunk.table.column_names == ["year", "query"]
     assert chunk.blocks[0].table.num_columns == 2
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 @pytest.mark.parametrize("rows", [1, 3, 4, 7, 100])
-def test_windows_have_exactly_rows_rows_and_span_files(suffix: str, rows: int) -> None:
+def test_units_have_exactly_rows_rows_and_span_files(suffix: str, rows: int) -> None:
     files = [numbered(f"{i}.{suffix}", 5, 5 * i) for i in range(3)]
-    chunks = list(open_source(files).chunks(["n"], rows))
+    source = open_source(files)
+    chunks = chunks_of(source, rows, ["n"])
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(15))
     assert all(len(chunk.table) == rows for chunk in chunks[:-1])
     assert all(sum(map(len, chunk.blocks)) == len(chunk.table) for chunk in chunks)
-    assert chunks[-1].fraction == 1.0
-    assert [chunk.fraction for chunk in chunks] == sorted(chunk.fraction or 0 for chunk in chunks)
+    assert [unit.rows for unit in source.units(rows)] == [len(chunk.table) for chunk in chunks]
+    assert [unit.index for unit in source.units(rows)] == list(range(len(chunks)))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 @pytest.mark.parametrize("limit", [0, 1, 4, 5, 6, 10, 99])
-def test_limit_counts_rows_over_all_files(suffix: str, limit: int) -> None:
+@pytest.mark.parametrize("group", [None, "query"])
+def test_limit_counts_rows_over_all_files(suffix: str, limit: int, group: str | None) -> None:
     source = open_source([numbered(f"a.{suffix}", 5), numbered(f"b.{suffix}", 5, 5)])
-    chunks = list(source.chunks(["n"], 3, limit))
+    chunks = chunks_of(source, 3, ["n"], limit=limit, group=group)
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(min(limit, 10)))
-    assert limit == 0 or chunks[-1].fraction == 1.0
-
-
-def test_fraction_weighs_files_by_rows_where_known_or_else_by_bytes() -> None:
-    parquet = open_source([numbered("a.parquet", 30), numbered("b.parquet", 10)])
-    assert [chunk.fraction for chunk in parquet.chunks(["n"], 10)] == [0.25, 0.5, 0.75, 1.0]
-    mixed = open_source(["a.parquet", numbered("c.jsonl", 10)])
-    first, share = next(mixed.chunks(["n"], 30)), os.path.getsize("a.parquet")
-    assert first.fraction == pytest.approx(share / (share + os.path.getsize("c.jsonl")))
-
-
-def test_fraction_of_a_compressed_file_follows_its_bytes() -> None:
-    write("big.jsonl.gz", [{"text": os.urandom(2000).hex()} for _ in range(4000)])
-    fractions = [chunk.fraction or 0 for chunk in open_source(["big.jsonl.gz"]).chunks(None, 1000)]
-    assert fractions == sorted(fractions)
-    assert 0.2 < fractions[0] < 0.6
-    assert fractions[-1] == 1.0
+    assert [len(chunk.table) for chunk in chunks] == {0: [0], 1: [1], 4: [3, 1], 5: [3, 2], 6: [3, 3]}.get(
+        limit, [3, 3, 3, 1]
+    )
 
 
 def test_rows_are_located_by_line_in_jsonl_and_by_row_elsewhere() -> None:
     write_bytes("pairs.jsonl", b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}\r\n\n{"n": 2}')
     numbered("a.parquet", 3)
-    chunks = list(open_source(["pairs.jsonl", "a.parquet"]).chunks(["n"], 4))
+    chunks = chunks_of(open_source(["pairs.jsonl", "a.parquet"]), 4, ["n"])
     assert [chunks[0].locate(row) for row in range(4)] == [
         *(f"pairs.jsonl, line {line}" for line in (1, 4, 6)),
         "a.parquet, row 0",
     ]
     assert chunks[1].locate(1) == "a.parquet, row 2"
+    assert chunks[0].place(1) == ("pairs.jsonl", "line", 4)
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == [0, 1, 2, 0, 1, 2]
 
 
 def test_jsonl_columns_are_the_union_of_keys_and_absent_keys_are_null() -> None:
     write("pairs.jsonl", [{"a": 1}, {"b": "x", "a": 2.5}, {"c": None}])
-    table = next(open_source(["pairs.jsonl"]).chunks(None, 10)).table
-    assert table.to_pydict() == {"a": [1.0, 2.5, None], "b": [None, "x", None], "c": [None, None, None]}
+    (chunk,) = chunks_of(open_source(["pairs.jsonl"]), 10)
+    assert chunk.table.to_pydict() == {"a": [1.0, 2.5, None], "b": [None, "x", None], "c": [None, None, None]}
 
 
-def test_a_wanted_column_absent_from_a_whole_window_is_null_there() -> None:
+def test_a_wanted_column_absent_from_a_whole_unit_is_null_there() -> None:
     write("pairs.jsonl", [{"query": "a", "n": 1}, {"query": "b"}])
-    chunks = list(open_source(["pairs.jsonl"]).chunks(["n", "query"], 1))
+    chunks = chunks_of(open_source(["pairs.jsonl"]), 1, ["n", "query"])
     assert [chunk.table.to_pylist() for chunk in chunks] == [[{"n": 1, "query": "a"}], [{"n": None, "query": "b"}]]
 
 
 def test_files_of_different_types_are_widened_and_lose_their_writers_metadata() -> None:
     pq.write_table(pa.table({"n": [1], "t": ["a"]}).replace_schema_metadata({"pandas": "{}"}), "a.parquet")
     pq.write_table(pa.table({"t": pa.array(["b"], pa.large_string()), "n": [2.5], "more": [True]}), "b.parquet")
-    table = next(open_source(["a.parquet", "b.parquet"]).chunks(None, 10)).table
-    assert table.to_pydict() == {"n": [1.0, 2.5], "t": ["a", "b"], "more": [None, True]}
-    assert table.schema.metadata is None
+    (chunk,) = chunks_of(open_source(["a.parquet", "b.parquet"]), 10)
+    assert chunk.table.to_pydict() == {"n": [1.0, 2.5], "t": ["a", "b"], "more": [None, True]}
+    assert chunk.table.schema.metadata is None
 
 
 def test_dictionary_columns_pass_through() -> None:
@@ -152,12 +175,12 @@ def test_dictionary_columns_pass_through() -> None:
 
 
 @pytest.mark.parametrize("files", [["a.parquet"], ["a.parquet", "a.parquet"]])
-def test_an_empty_parquet_is_one_empty_window_with_its_columns(files: list[str]) -> None:
+@pytest.mark.parametrize("group", [None, "query"])
+def test_an_empty_parquet_is_one_empty_unit_with_its_columns(files: list[str], group: str | None) -> None:
     pq.write_table(pa.table({"query": pa.array([], pa.string()), "n": pa.array([], pa.int64())}), "a.parquet")
-    source = open_source(files)
-    (chunk,) = source.chunks(["query"], 4)
-    assert (source.num_rows, chunk.table.num_rows, chunk.table.column_names) == (0, 0, ["query"])
-    assert (chunk.fraction, chunk.blocks[0].file) == (1.0, "a.parquet")
+    (chunk,) = chunks_of(open_source(files), 4, ["query"], group=group)
+    assert (chunk.table.num_rows, chunk.table.schema.types) == (0, [pa.string()])
+    assert (chunk.locate(0), chunk.faults()) == ("a.parquet", [])
 
 
 def test_an_empty_file_between_others_leaves_no_trace() -> None:
@@ -231,42 +254,138 @@ def test_a_split_of_plain_files_is_refused() -> None:
     assert text == "no split 'test' in a.jsonl: only datasets have splits\nhint: drop --split"
 
 
-# ---- broken files
+# ---- broken lines and files
+
+
+@pytest.mark.parametrize(
+    ("lines", "messages", "kept"),
+    [
+        (
+            b'{"n": 1}\n\n{"n": }\n',
+            ["line 3: not JSON: Expecting value (column 7)\nhint: JSON Lines holds one object a line"],
+            [1, None],
+        ),
+        (
+            b'[\n{"n": 1}\n]\n',
+            ["line 1: not JSON: Expecting value (column 2)", "line 3: not JSON: Expecting value (column 1)"],
+            [None, 1, None],
+        ),
+        (
+            b'{"n": 1}\n{"n": "caf\xe9"}\n',
+            ["line 2: not UTF-8 (byte 11)\nhint: convert the file with iconv"],
+            [1, None],
+        ),
+        (b'{"n": "\xed\xa0\x80"}\n{"n": 1}\n', ["line 1: not UTF-8"], [None, 1]),
+        (b'{"n": 1}\n[1]\n', ["line 2: holds a JSON array, not an object"], [1, None]),
+        (
+            b'{"n": 1}\nnull\n"n"\n',
+            ["line 2: holds a JSON null, not", "line 3: holds a JSON string, not"],
+            [1, None, None],
+        ),
+        (b'{"n": 1}\n{"n": {"\\uD800": 1}}\n', ["line 2: half of a surrogate pair cannot be stored"], [1, None]),
+        (b'{"n": 1}\n{"n": ' + b"[" * 100_000 + b'\n{"n": 2}', ["line 2: not readable"], [1, None, 2]),
+        (
+            b'{"n": null}\n{"n": 1}\n{"n": 2}\n{"n": "x"}\n{"n": 2.5}\n{"n": "y"}',
+            [
+                "line 4: column 'n' is string, and int64 on the lines before\nhint: give the column one type, or",
+                "line 6: column 'n' is string, and double on the lines before",
+            ],
+            [None, 1, 2, None, 2.5, None],
+        ),
+        (b'{"n": true}\n{"n": 1}\n', ["line 2: column 'n' is int64, and bool on the lines before"], [True, None]),
+        (
+            b'{"n": [1]}\n{"n": {"a": 1}}\n',
+            ["line 2: column 'n' is struct<a: int64>, and list<item: int64> on the"],
+            [[1], None],
+        ),
+        (b'{"n": 1}\n{"n": [1, "a"]}\n', ["line 2: column 'n' cannot be stored"], [1, None]),
+        (b'{"n": 1}\n{"n": 9223372036854775808}\n', ["line 2: column 'n' cannot be stored"], [1, None]),
+        (
+            b'{"n": 1}\n{"n": 9007199254740993}\n{"n": 0.5}\n',
+            ["line 3: column 'n' is double, and int64 on the lines before"],
+            [1, 2**53 + 1, None],
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_a_broken_line_is_a_null_row_and_its_fault(
+    lines: bytes, messages: list[str], kept: list[Any], suffix: str
+) -> None:
+    (chunk,) = chunks_of(open_source([write_bytes(f"pairs.{suffix}", lines)]), 9)
+    assert [
+        found[: len(f"pairs.{suffix}, {message}")] for found, message in zip(faults_of(chunk), messages, strict=True)
+    ] == [f"pairs.{suffix}, {message}" for message in messages]
+    assert chunk.table["n"].to_pylist() == kept
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (b'{"n": 1}\n\n{"n": }\n', "line 3: not JSON: Expecting value (column 7)\nhint: JSON Lines holds one object"),
-        (b'[\n{"n": 1}\n]\n', "line 1: not JSON"),
-        (b'{"n": "caf\xe9"}\n', "line 1: not UTF-8 (byte 11)\nhint: convert the file with iconv"),
-        (b'{"n": "\xed\xa0\x80"}\n', "line 1: not UTF-8"),
-        (b'{"n": 1}\n[1]\n', "line 2: holds a JSON array, not an object"),
-        (b'{"n": 1}\nnull\n', "line 2: holds a JSON null, not an object"),
-        (b'{"n": 1}\n{"n": {"\\uD800": 1}}\n', "line 2: half of a surrogate pair cannot be stored"),
-        (b'{"n": 1}\n{"n": ' + b"[" * 100_000 + b"\n", "line 2: not readable"),
-        (
-            b'{"n": null}\n{"n": 1}\n{"n": 2}\n{"n": "x"}\n',
-            "line 4: column 'n' is string, and int64 on the lines before",
-        ),
-        (b'{"n": true}\n{"n": 1}\n', "line 2: column 'n' is int64, and bool on the lines before"),
-        (b'{"n": [1]}\n{"n": {"a": 1}}\n', "line 2: column 'n' is struct<a: int64>, and list<item: int64> on the"),
-        (b'{"n": 1}\n{"n": [1, "a"]}\n', "line 2: column 'n' cannot be stored"),
-        (b'{"n": 1}\n{"n": 9223372036854775808}\n', "line 2: column 'n' cannot be stored"),
-        (b"\n \n\r\n", " has only blank lines"),
+        (b'[\n{"n": 1},\n]\n', "pairs.jsonl, line 1: not JSON"),
+        (b'{"n": "caf\xe9"}\n', "pairs.jsonl, line 1: not UTF-8 (byte 11)\nhint: convert the file with iconv"),
+        (b"\n \n\r\n", "pairs.jsonl has only blank lines"),
     ],
 )
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
-def test_a_broken_line_is_named(lines: bytes, message: str, suffix: str) -> None:
-    source = open_source([write_bytes(f"pairs.{suffix}", lines)])
-    assert f"pairs.{suffix}" + ("" if message[0] == " " else ", ") + message in fault(
-        InputError, lambda: read(source, 9)
-    )
+def test_a_file_without_one_readable_line_is_an_error_with_the_first_fault(lines: bytes, message: str) -> None:
+    source = open_source([write_bytes("pairs.jsonl", lines)])
+    assert fault(InputError, source.column_names).startswith(message)
+    assert fault(InputError, lambda: chunks_of(source, flags=FLAGS)).startswith(message)
+
+
+def test_a_unit_of_broken_lines_has_their_number_of_rows() -> None:
+    source = open_source([write_bytes("a.jsonl", b'{"query": "x", "n": 1}\n{\n}\n{"n": 2}')])
+    chunks = chunks_of(source, 1, ["n"])
+    assert [chunk.table.to_pylist() for chunk in chunks] == [[{"n": n}] for n in (1, None, None, 2)]
+    assert [[fault.row for fault in chunk.faults()] for chunk in chunks] == [[], [0], [0], []]
+    assert [len(chunk.table) for chunk in chunks_of(source, 2)] == [2, 2]
+
+
+def test_faults_count_rows_over_the_files_of_a_unit() -> None:
+    source = open_source([numbered("a.parquet", 2), write_bytes("b.jsonl", b'{"n": 2}\n{\n'), "b.jsonl"])
+    (chunk,) = chunks_of(source, 9, ["n"])
+    assert [(fault.row, fault.code, fault.column) for fault in chunk.faults()] == [
+        (3, "not-json", None),
+        (5, "not-json", None),
+    ]
+    assert [found.split(":")[0] for found in faults_of(chunk)] == ["b.jsonl, line 2"] * 2
+    assert chunk.table["n"].to_pylist() == [0, 1, 2, None, 2, None]
+
+
+def test_a_text_column_holds_strings_and_anything_else_is_a_fault_of_its_row() -> None:
+    values: list[Any] = ["2024-01-02", 1, 2.5, True, None, ["a"], {"a": "b"}, ""]
+    source = open_source([write("a.jsonl", [{"query": value, "n": 1} for value in values])])
+    (chunk,) = chunks_of(source, 9, texts=["query"])
+    assert chunk.table.schema.field("query").type == pa.string()
+    assert chunk.table["query"].to_pylist() == ["2024-01-02", *[None] * 6, ""]
+    hint = "hint: convert it to a string, or name another column"
+    assert faults_of(chunk) == [
+        f"a.jsonl, line {line}: column 'query' is a JSON {kind}, not text\n{hint}"
+        for line, kind in [(2, "number"), (3, "number"), (4, "boolean"), (6, "array"), (7, "object")]
+    ]
+
+
+def test_a_row_has_one_fault_at_most() -> None:
+    rows: list[dict[str, Any]] = [{"query": "a", "n": 1}, {"query": 1, "n": "x"}, {"query": [], "n": 2}]
+    (chunk,) = chunks_of(open_source([write("a.jsonl", rows)]), 9, texts=["query"])
+    assert [(fault.row, fault.column, fault.code) for fault in chunk.faults()] == [
+        (1, "query", "not-text"),
+        (2, "query", "not-text"),
+    ]
+    assert chunk.table["n"].to_pylist() == [1, None, 2]
+
+
+def test_many_values_of_another_type_take_one_look_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"n": number if number % 2 else str(number)} for number in range(2000)]
+    monkeypatch.setattr(jsonl, "_first_misfit", None)  # which looks at all values again for each
+    (chunk,) = chunks_of(open_source([write("a.jsonl", rows)]), 2000)
+    assert [fault.row for fault in chunk.faults()] == list(range(1, 2000, 2))
+    assert chunk.table["n"].to_pylist() == [str(number) if number % 2 == 0 else None for number in range(2000)]
 
 
 def test_mixed_types_hint_at_leaving_the_column_out_and_doing_so_helps() -> None:
     source = open_source([write("pairs.jsonl", [{"query": "a", "n": 1}, {"query": "b", "n": "x"}])])
-    assert "--keep-columns" in fault(InputError, lambda: read(source))
+    (chunk,) = chunks_of(source)
+    assert "--keep-columns" in faults_of(chunk)[0]
     assert read(source, columns=["query"]) == [{"query": "a"}, {"query": "b"}]
 
 
@@ -279,7 +398,7 @@ def test_a_truncated_archive_is_named_with_the_line_reached(suffix: str) -> None
     path = write(f"pairs.jsonl.{suffix}", [{"text": os.urandom(500).hex()} for _ in range(5000)])
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: len(content) // 2])
-    text = fault(InputError, lambda: read(open_source([path]), 100))
+    text = fault(InputError, lambda: open_source([path]).units(100))
     assert text.startswith(f"{path}, line ")
     assert int(text.split("line ")[1].split(":")[0]) > 1000
     assert "Truncated compressed stream" in text
@@ -290,6 +409,34 @@ def test_what_only_pretends_to_be_an_archive_is_named() -> None:
     assert fault(InputError, lambda: read(open_source(["pairs.jsonl.gz"]))).startswith("pairs.jsonl.gz, line 1: cannot")
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_file_that_shrank_or_went_after_it_was_cut_is_named(suffix: str) -> None:
+    path = write(f"a.{suffix}", [{"n": number, "text": os.urandom(50).hex()} for number in range(200)])
+    source = open_source([path])
+    units = source.units(50)
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+    try:
+        text = fault(InputError, lambda: source.read(units[3], None, {}, []))
+        assert text.startswith((f"{path} is shorter than when the job began", f"{path}, line 151: cannot be read"))
+    finally:
+        source.close()
+    os.remove(path)
+    assert fault(InputError, lambda: source.read(units[3], None, {}, [])).startswith(f"{path} cannot be read: No such")
+
+
+def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
+    source = open_source([numbered("a.parquet", 9)])
+    units = source.units(5)
+    numbered("a.parquet", 8)
+    try:
+        assert fault(InputError, lambda: source.read(units[1], None, {}, [])).startswith(
+            "a.parquet has fewer rows than"
+        )
+    finally:
+        source.close()
+
+
 def test_a_corrupt_parquet_is_named_on_opening() -> None:
     Path("a.parquet").write_bytes(b"PAR1 is how it starts, and it goes on as text")
     text = fault(InputError, lambda: read(open_source(["a.parquet"])))
@@ -297,14 +444,27 @@ def test_a_corrupt_parquet_is_named_on_opening() -> None:
     assert text.endswith("hint: write or download the file again")
 
 
-def test_a_parquet_damaged_midway_is_named_with_the_row_reached() -> None:
+def test_a_parquet_damaged_midway_is_named_with_the_row_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_ROWS", 500)  # which is as near as it is told
     table = pa.table({"text": [os.urandom(50).hex() for _ in range(4000)]})
     pq.write_table(table, "a.parquet", row_group_size=1000, use_dictionary=False, compression="zstd")
     start = pq.read_metadata("a.parquet").row_group(2).column(0).data_page_offset
     with open("a.parquet", "r+b") as file:
         file.seek(start)
         file.write(b"\xff" * 200)
-    assert fault(InputError, lambda: read(open_source(["a.parquet"]), 500)).startswith("a.parquet, row 2000: damaged")
+    for order in ([0, 3, 4], [4], [7]):  # the last is behind the damage, in another row group
+        source = open_source(["a.parquet"])
+        units = source.units(500)
+        try:
+            if order == [7]:
+                assert len(source.read(units[7], None, {}, []).table) == 500
+                continue
+            for index in order[:-1]:
+                assert len(source.read(units[index], None, {}, []).table) == 500
+            text = fault(InputError, lambda: source.read(units[4], None, {}, []))  # noqa: B023
+        finally:
+            source.close()
+        assert text.startswith("a.parquet, row 2000: damaged from here on")
 
 
 # ---- columns that are not there
@@ -325,19 +485,56 @@ def test_a_missing_column_is_named_with_the_nearest_one(
 ) -> None:
     source = open_source([numbered(f"a.{suffix}", 2)])
     expected = f"column {message} not found in a.{suffix}; columns: query, document, n\nhint: {hint}"
-    assert fault(InputError, lambda: next(source.chunks(columns, 2, flags=flags))) == expected
+    assert fault(InputError, lambda: chunks_of(source, 2, columns, flags=flags)) == expected
 
 
-def test_each_file_is_checked_before_its_rows_are_read() -> None:
-    source = open_source([numbered("a.parquet", 2), write("b.parquet", [{"query": "x"}])])
-    chunks = source.chunks(["query", "document"], 2, flags=FLAGS)
-    assert len(next(chunks).table) == 2
-    assert "column 'document' not found in b.parquet; columns: query" in fault(InputError, lambda: next(chunks))
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_each_file_is_checked_before_its_rows_are_read(suffix: str) -> None:
+    source = open_source([numbered(f"a.{suffix}", 2), write(f"b.{suffix}", [{"query": "x"}] * 4)])
+    units = source.units(2)
+    columns = ["query", "document"]
+    try:
+        assert len(source.read(units[0], columns, FLAGS, []).table) == 2
+        for unit in (units[2], units[1]):  # whichever is first
+            text = fault(InputError, lambda unit=unit: source.read(unit, columns, FLAGS, []))  # type: ignore[misc]
+            assert text.startswith(f"column 'document' not found in b.{suffix}; columns: query")
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_later_file_without_the_column_that_rows_are_grouped_by_is_named(suffix: str) -> None:
+    source = open_source([numbered(f"a.{suffix}", 2), write(f"b.{suffix}", [{"querry": "x"}])])
+    text = fault(InputError, lambda: source.units(2, group="query"))
+    assert text.startswith(f"column 'query' not found in b.{suffix}; columns: querry")
 
 
 def test_a_key_first_seen_on_a_later_line_counts() -> None:
     source = open_source([write("a.jsonl", [{"query": "x"}, {"query": "y", "document": "z"}])])
     assert [row["document"] for row in read(source, 2, ["query", "document"])] == [None, "z"]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+def test_a_key_of_any_line_counts_whichever_unit_is_read_first(order: list[int]) -> None:
+    rows: list[dict[str, Any]] = [{"n": 0, "no\u00e9": 1}, {"n": 1}, {"n": 2, "é": {"é": 1}}, {"n": 3, "note": "é"}]
+    source = open_source([write("a.jsonl", [{"n": -1}, {"n": -2}, *rows])])
+    units = source.units(2)
+    try:
+        found = {index: source.read(units[index], ["note", "é"], {}, []).table.to_pylist() for index in order}
+    finally:
+        source.close()
+    assert found == {
+        0: [{"note": None, "é": None}] * 2,
+        1: [{"note": None, "é": None}] * 2,
+        2: [{"note": None, "é": {"é": 1}}, {"note": "é", "é": None}],
+    }
+    text = fault(InputError, lambda: chunks_of(source, 2, ["noé", "not"]))
+    assert text == "column 'not' not found in a.jsonl; columns: n, noé\nhint: pass --keep-columns noé"
+
+
+def test_a_grouping_key_of_any_line_of_a_later_file_counts() -> None:
+    source = open_source([numbered("a.jsonl", 1), write("b.jsonl", [{"n": 1}, {"n": 2, "query": "x"}])])
+    assert [unit.rows for unit in source.units(1, group="query")] == [1, 1, 1]
 
 
 def test_types_that_do_not_go_together_name_file_and_column() -> None:
@@ -354,12 +551,25 @@ def test_an_integer_that_no_float_can_hold_is_not_rounded() -> None:
 # ---- memory
 
 
-def held(chunks: Iterator[Chunk]) -> int:
-    """The most bytes that Arrow held while the windows went by."""
+def held(source: Source, units: Iterable[Unit], columns: Sequence[str]) -> int:
+    """The most bytes that Arrow held while the units went by."""
     before, most = pa.total_allocated_bytes(), 0
-    for _ in chunks:
+    for unit in units:
+        chunk = source.read(unit, columns, {}, columns)
+        assert len(chunk.table) == unit.rows
         most = max(most, pa.total_allocated_bytes() - before)
+    source.close()
     return most
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes that Python and numpy held during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_parquet_of_one_row_group_is_never_held_whole() -> None:
@@ -369,7 +579,28 @@ def test_a_parquet_of_one_row_group_is_never_held_whole() -> None:
     )
     assert text.nbytes > 60_000_000
     del text
-    assert held(open_source(["big.parquet"]).chunks(["text"], 4096)) < 12_000_000
+    source = open_source(["big.parquet"])
+    units = source.units(4096)
+    assert held(source, units, ["text"]) < 12_000_000
+    assert held(source, units[1::8], ["text"]) < 12_000_000  # one of eight shards
+    assert held(source, units[60:0:-30], ["text"]) < 12_000_000  # each time from the beginning of the row group
+
+
+@pytest.mark.parametrize("group", [None, "query"])
+def test_long_lines_are_not_held_while_units_are_cut(group: str | None) -> None:
+    line = json.dumps({"query": "q", "documents": ["x" * 100_000]})
+    Path("a.jsonl").write_text((line + "\n") * 500)
+    source = open_source(["a.jsonl"])
+    assert peak(lambda: source.units(16, group=group, most=64)) < 30_000_000
+    assert [unit.rows for unit in source.units(16, group=group, most=64)][:2] == [64, 64] if group else [16, 16]
+
+
+def test_counted_rows_are_not_listed_one_by_one() -> None:
+    pq.write_table(pa.table({"n": pa.array(np.zeros(5_000_000, np.int8))}), "a.parquet")
+    source = open_source(["a.parquet"])
+    assert peak(lambda: source.units(16_384)) < 10_000_000
+    assert [unit.rows for unit in source.units(3_000_000)] == [3_000_000, 2_000_000]
+    assert sum(unit.rows for unit in source.units(16_384, limit=4_999_999)) == 4_999_999
 
 
 # ---- Hugging Face datasets
@@ -388,12 +619,12 @@ def saved() -> list[dict[str, Any]]:
 
 def test_a_saved_dataset_reads_back_the_same_rows(saved: list[dict[str, Any]]) -> None:
     source = open_source(["one"])
-    chunks = list(source.chunks(["n", "query"], 3))
+    chunks = chunks_of(source, 3, ["n", "query"])
     assert [row for chunk in chunks for row in chunk.table.to_pylist()] == [
         {"n": row["n"], "query": row["query"]} for row in saved
     ]
-    assert (source.num_rows, source.column_names()) == (7, ["query", "document", "n"])
-    assert (chunks[0].fraction, chunks[2].locate(0), chunks[0].table.schema.metadata) == (3 / 7, "one, row 6", None)
+    assert ([len(chunk.table) for chunk in chunks], source.column_names()) == ([3, 3, 1], ["query", "document", "n"])
+    assert (chunks[2].locate(0), chunks[0].table.schema.metadata) == ("one, row 6", None)
     assert source.fingerprint()[0]["bytes"] == os.path.getsize("one/data-00000-of-00001.arrow")
 
 
@@ -414,10 +645,11 @@ def test_a_damaged_saved_dataset_is_named(saved: list[dict[str, Any]]) -> None:
     assert fault(InputError, lambda: open_source(["one"])).startswith("one is not a readable dataset")
 
 
-def test_an_empty_dataset_is_one_empty_window() -> None:
+@pytest.mark.parametrize("group", [None, "query"])
+def test_an_empty_dataset_is_one_empty_unit(group: str | None) -> None:
     datasets = pytest.importorskip("datasets")
     empty = datasets.Dataset.from_dict({"query": []}, datasets.Features({"query": datasets.Value("string")}))
-    (chunk,) = Source([DatasetReader("empty", empty, 0)]).chunks(["query"], 3)
+    (chunk,) = chunks_of(Source([DatasetReader("empty", empty, 0)]), 3, ["query"], group=group)
     assert (len(chunk.table), chunk.table.schema.types) == (0, [pa.string()])
 
 
@@ -427,10 +659,11 @@ def test_a_hub_dataset_is_streamed(name: str, suffix: str) -> None:
     pytest.importorskip("datasets")
     numbered(f"org/pairs/train.{suffix}", 5)
     source = open_source([name])
-    chunks = list(source.chunks(["n"], 2))
+    chunks = chunks_of(source, 2, ["n"])
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == [0, 1, 2, 3, 4]
     assert chunks[1].locate(1) == f"{name}, row 3"
-    assert (source.num_rows, chunks[-1].fraction, source.column_names()) == (None, None, ["query", "document", "n"])
+    assert ([len(chunk.table) for chunk in chunks], source.column_names()) == ([2, 2, 1], ["query", "document", "n"])
+    assert [n for chunk in chunks_of(source, 2, ["n"], limit=3) for n in chunk.table["n"].to_pylist()] == [0, 1, 2]
 
 
 def test_a_name_that_is_no_path_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +687,240 @@ def test_without_the_datasets_package_the_install_line_is_given(monkeypatch: pyt
     assert text.endswith("hint: pip install datasets")
 
 
+# ---- units
+
+
+def lines_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    """JSON Lines as an editor may leave them: a byte order mark, blank lines, CRLF, no end of the last line."""
+    draw = random.Random(len(rows))
+    ends = [draw.choice([b"\n", b"\r\n", b"\n\n", b"\n  \r\n\n"]) for _ in rows]
+    ends[-1] = b"\n\n \n" if len(rows) % 2 else b""
+    lines = [json.dumps(row, ensure_ascii=False).encode() + end for row, end in zip(rows, ends, strict=True)]
+    return b"\xef\xbb\xbf" + b"".join(lines)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[str, list[dict[str, Any]]]]:
+    """Kind of an input -> (path, rows)."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("inputs")
+    found = {}
+    for number, kind in enumerate(
+        ["groups of 1", "groups of 4", "one group", "empty", "jsonl", "jsonl.gz", "jsonl.zst", "saved", "streamed"]
+    ):
+        count = 0 if kind == "empty" else 23 + number
+        rows = [
+            {"query": f"é{i // 3}", "document": f"d{i}", "n": 100 * number + i, "tags": ["x"] * (i % 3)}
+            for i in range(count)
+        ]
+        path = folder / f"{number}.{kind if kind.startswith('jsonl') else 'parquet'}"
+        if kind.startswith("jsonl"):
+            write_bytes(str(path), lines_of(rows))
+        elif kind == "saved":
+            path = folder / "saved"
+            datasets.Dataset.from_list(rows).save_to_disk(str(path))
+        elif kind == "streamed":
+            write(str(folder / "hub" / "train.parquet"), rows)
+            path = Path(f"hf:{folder / 'hub'}")
+        else:
+            schema = pa.schema(
+                [("query", pa.string()), ("document", pa.string()), ("n", pa.int64()), ("tags", pa.list_(pa.string()))]
+            )
+            size = {"groups of 1": 1, "groups of 4": 4}.get(kind, 100)
+            pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=size)
+        found[kind] = (str(path), rows)
+    return found
+
+
+@pytest.fixture
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit takes several tables of a reader's stream, and steps end within units."""
+    monkeypatch.setattr(parquet, "_ROWS", 5)
+    monkeypatch.setattr(hf, "_ROWS", 5)
+    monkeypatch.setattr(jsonl, "_LINES", 5)
+
+
+MIXES = [
+    *[
+        [kind]
+        for kind in ("groups of 1", "groups of 4", "one group", "empty", "jsonl", "jsonl.gz", "jsonl.zst", "saved")
+    ],
+    ["jsonl.gz", "empty", "groups of 4", "jsonl", "saved"],
+]
+STREAMED = [(["streamed"], 12), (["empty", "streamed", "one group", "jsonl.zst", "empty"], 1000)]
+
+
+@pytest.mark.usefixtures("small_tables")
+@pytest.mark.parametrize(("kinds", "size"), [*product(MIXES, [1, 4, 7, 1000]), *STREAMED], ids=str)
+@pytest.mark.parametrize("group", [None, "query"])
+def test_units_in_any_order_are_the_rows_of_the_input(
+    inputs: Mapping[str, tuple[str, list[dict[str, Any]]]], kinds: list[str], group: str | None, size: int
+) -> None:
+    source = open_source([inputs[kind][0] for kind in kinds])
+    expected = [row for kind in kinds for row in inputs[kind][1]]
+    units = source.units(size, group=group)
+    shuffled = random.Random(size).sample(units, len(units))
+    orders = [units, shuffled, units[::-1], [*units[1::3], *units[::3], *units[2::3]], [*units[-1:], *units[-1:]]]
+    columns = ["n", "tags", "query"]
+    try:
+        found = [{unit.index: source.read(unit, columns, FLAGS, ["query"]) for unit in order} for order in orders]
+    finally:
+        source.close()
+    rows = [row for index in range(len(units)) for row in found[0][index].table.to_pylist()]
+    assert rows == [{name: row[name] for name in columns} for row in expected]
+    assert [len(found[0][unit.index].table) for unit in units] == [unit.rows for unit in units]
+    for order, chunks in zip(orders[1:], found[1:], strict=True):
+        for unit in order:
+            assert chunks[unit.index].table.equals(found[0][unit.index].table)
+            places = [chunks[unit.index].locate(row) for row in range(unit.rows)]
+            assert places == [found[0][unit.index].locate(row) for row in range(unit.rows)]
+
+
+@pytest.mark.usefixtures("small_tables")
+@pytest.mark.parametrize("kind", ["groups of 4", "jsonl", "saved", "streamed"])
+def test_other_columns_may_be_read_of_each_unit(
+    inputs: Mapping[str, tuple[str, list[dict[str, Any]]]], kind: str
+) -> None:
+    source, rows = open_source([inputs[kind][0]]), inputs[kind][1]
+    units = source.units(6)
+    try:
+        for unit, columns in zip(units, [["n"], ["document", "n"], ["query"], None], strict=False):
+            found = source.read(unit, columns, {}, []).table.to_pylist()
+            here = rows[6 * unit.index : 6 * unit.index + 6]
+            assert found == [{name: row[name] for name in columns or row} for row in here]
+    finally:
+        source.close()
+
+
+def test_lines_keep_their_numbers_in_every_unit(inputs: Mapping[str, tuple[str, list[dict[str, Any]]]]) -> None:
+    for kind in ("jsonl", "jsonl.gz", "jsonl.zst"):
+        path, rows = inputs[kind]
+        lines = lines_of(rows).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        expected = [f"{path}, line {number}" for number, line in enumerate(lines, start=1) if line.strip()]
+        for size in (1, 5, 1000):
+            chunks = chunks_of(open_source([path]), size, ["n"])
+            assert [chunk.locate(row) for chunk in chunks for row in range(len(chunk.table))] == expected
+
+
+def test_units_outlive_the_source_that_cut_them(inputs: Mapping[str, tuple[str, list[dict[str, Any]]]]) -> None:
+    paths = [inputs[kind][0] for kind in ("jsonl.gz", "one group", "saved")]
+    units = open_source(paths).units(10)
+    assert open_source(paths).units(10) == units
+    source = open_source(paths)
+    try:
+        assert source.read(units[-1], ["n"], {}, []).table["n"].to_pylist()[-1] == 729
+    finally:
+        source.close()
+
+
+class CountedFile(io.FileIO):
+    """A file that counts what is read of it."""
+
+    count = 0
+
+    def readinto(self, buffer: Any) -> int | None:
+        found = super().readinto(buffer)
+        self.count += found or 0
+        return found
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[CountedFile]:
+    """Files as the reader of lines opens them."""
+    files: list[CountedFile] = []
+
+    def open_file(path: str) -> io.BufferedReader:
+        files.append(CountedFile(path))
+        return io.BufferedReader(files[-1], 8192)
+
+    monkeypatch.setattr(jsonl, "open_file", open_file)
+    return files
+
+
+LONG = [{"n": number, "text": "".join(map(chr, range(65 + number % 7, 110))) * 20} for number in range(600)]
+
+
+def test_lines_are_sought_by_their_bytes_and_not_read_from_the_start(opened: list[CountedFile]) -> None:
+    write("a.jsonl", LONG)
+    source = open_source(["a.jsonl"])
+    units, size = source.units(50), os.path.getsize("a.jsonl")
+    opened.clear()
+    try:
+        for unit in (units[11], units[4]):
+            found = source.read(unit, ["n"], {}, []).table["n"].to_pylist()
+            assert found == list(range(50 * unit.index, 50 * unit.index + 50))
+    finally:
+        source.close()
+    assert size > 500_000
+    assert sum(file.count for file in opened) < 2 * (size / 12 + 3 * 8192)
+
+
+def test_what_is_before_a_unit_need_not_even_be_readable() -> None:
+    write("a.jsonl", LONG)
+    units = open_source(["a.jsonl"]).units(50)
+    start = units[9].spans[0].start
+    first = json.dumps(LONG[0]).encode()
+    with open("a.jsonl", "r+b") as file:
+        file.seek(len(first))
+        file.write(b"\xff" * (start - len(first)))
+    source = open_source(["a.jsonl"])
+    try:
+        chunks = [source.read(unit, ["n"], {}, []) for unit in units[9:]]
+    finally:
+        source.close()
+    assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(450, 600))
+    assert chunks[0].locate(0) == "a.jsonl, line 451"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_units_in_order_are_one_pass_through_the_lines(suffix: str, opened: list[CountedFile]) -> None:
+    source = open_source([write(f"a.{suffix}", LONG)])
+    units = source.units(50)
+    opened.clear()
+    for unit in units[::3]:
+        source.read(unit, ["n"], {}, [])
+    whole = [file for file in opened if file.count]
+    assert len(whole) <= 2  # the first line's keys, and the units
+    source.close()
+    assert all(file.closed for file in opened)
+
+
 # ---- rows that belong together
+
+
+def assert_is_cut_by_runs(values: list[Any], sizes: list[int], size: int, most: int) -> None:
+    """Whether units of these sizes end with a run as soon as they have `size` rows, or in one with `most` rows."""
+    assert sum(sizes) == len(values)
+    start = 0
+    for rows in sizes:
+        stop = start + rows
+        at_end = stop == len(values)
+        assert at_end or size <= rows <= most
+        assert at_end or values[stop] != values[stop - 1] or rows == most
+        assert all(values[row] == values[row - 1] for row in range(start + size, stop))
+        start = stop
+
+
+@pytest.mark.usefixtures("small_tables")
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_unit_ends_where_a_run_does_unless_it_is_full(suffix: str, seed: int) -> None:
+    draw = random.Random(seed)
+    values: list[Any] = [value for _ in range(12) for value in [draw.choice(["a", "b", None])] * draw.randint(1, 9)]
+    stops = [0, *sorted(draw.sample(range(1, len(values)), 2)), len(values)]
+    files = [
+        write(f"{start}.{suffix}", [{"q": value, "n": start + n} for n, value in enumerate(values[start:stop])])
+        for start, stop in pairwise(stops)
+    ]
+    source = open_source(files)
+    for size in (1, 2, 5, 11, 1000):
+        for most in (None, size, size + 3, 2**62):
+            units = source.units(size, group="q", most=most)
+            assert_is_cut_by_runs(values, [unit.rows for unit in units], size, most or 2 * size)
+            chunks = [source.read(unit, ["n"], {}, []) for unit in units]
+            assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(len(values)))
+    source.close()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
@@ -462,7 +928,7 @@ def test_no_run_of_a_value_is_divided(rows: int) -> None:
     values = ["a", "a", "b", "c", "c", "c", "a", "d"]
     files = [write("1.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[:5])])]
     files.append(write("2.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[5:])]))
-    chunks = list(whole_groups(open_source(files).chunks(["q"], rows), "q"))
+    chunks = chunks_of(open_source(files), rows, ["q"], group="q", most=sys.maxsize)
     found = [chunk.table["q"].to_pylist() for chunk in chunks]
 
     assert [value for part in found for value in part] == values
@@ -471,9 +937,33 @@ def test_no_run_of_a_value_is_divided(rows: int) -> None:
     assert places == [f"1.jsonl, line {n}" for n in range(1, 6)] + [f"2.jsonl, line {n}" for n in range(1, 4)]
 
 
-def test_an_empty_input_is_one_empty_chunk_of_whole_groups() -> None:
-    pq.write_table(pa.table({"q": pa.array([], pa.string())}), "empty.parquet")
-    (chunk,) = whole_groups(open_source(["empty.parquet"]).chunks(["q"], 10), "q")
+def test_a_run_goes_on_from_parquet_to_lines() -> None:
+    paths = [write("a.parquet", [{"q": 7}] * 3), write("b.jsonl", [{"q": 7}, {"q": 8}]), write("c.jsonl", [{"q": 8}])]
+    assert [unit.rows for unit in open_source(paths).units(1, group="q", most=99)] == [4, 2]
 
-    assert chunk.table.num_rows == 0
-    assert chunk.table.column_names == ["q"]
+
+def test_a_line_that_cannot_be_read_is_a_run_of_its_own() -> None:
+    write_bytes("a.jsonl", b'{"q": 1}\n{"q": 1}\n{\n{\n{"q": 1}\n{}\n{}\n')
+    assert [unit.rows for unit in open_source(["a.jsonl"]).units(1, group="q", most=99)] == [2, 1, 1, 1, 2]
+
+
+def test_runs_of_a_saved_dataset_are_seen(small_tables: None) -> None:
+    datasets = pytest.importorskip("datasets")
+    values = [value for value, count in zip("abcab", [1, 7, 2, 6, 3], strict=True) for _ in range(count)]
+    reader = DatasetReader("saved", datasets.Dataset.from_dict({"q": values}), len(values))
+    units = Source([reader]).units(3, group="q", most=100)
+    assert [unit.rows for unit in units] == [8, 8, 3]
+    assert [len(list(run)) for _, run in groupby(values)] == [1, 7, 2, 6, 3]
+
+
+def test_the_type_of_a_column_is_that_of_the_first_row() -> None:
+    write("a.jsonl", [{"s": "x", "l": ["x"], "o": [{"t": "x"}], "mixed": [1, "x"]}])
+    source = open_source(["a.jsonl"])
+    kinds = {name: source.column_type(name) for name in ("s", "l", "o", "mixed", "none")}
+    assert kinds["s"] == pa.string()
+    assert kinds["l"] == pa.list_(pa.string())
+    assert kinds["o"] == pa.list_(pa.struct([("t", pa.string())]))
+    assert pa.types.is_list(kinds["mixed"])
+    assert kinds["none"] == pa.null()
+    pq.write_table(pa.table({"s": pa.array([], pa.large_string())}), "a.parquet")
+    assert open_source(["a.parquet"]).column_type("s") == pa.large_string()

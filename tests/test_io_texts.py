@@ -1,4 +1,4 @@
-"""A text column is encoded once a distinct text, and anything that is no text is named with its file and row."""
+"""A text column is encoded once a distinct text, and a row that has none is a fault of that row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchscore.errors import InputError
 from batchscore.io.block import Block
 from batchscore.io.source import Chunk
 from batchscore.io.texts import read_texts
-from batchscore.types import Texts
+from batchscore.types import Fault, Texts
 
 TEXTS = ["b", "", "a", "b", "東京", "", "b"]
 
@@ -18,10 +18,9 @@ def chunk_of(*columns: pa.Array) -> Chunk:
     """A window over one file a column part, whose rows count from 10."""
     tables = [pa.table({"document": column}) for column in columns]
     blocks = [
-        Block(table, f"{number}.parquet", range(10, 10 + len(table)), "row", None)
-        for number, table in enumerate(tables)
+        Block(table, f"{number}.parquet", range(10, 10 + len(table)), "row") for number, table in enumerate(tables)
     ]
-    return Chunk(pa.concat_tables(tables), tuple(blocks), None)
+    return Chunk(pa.concat_tables(tables), tuple(blocks))
 
 
 def invalid(*texts: bytes) -> pa.Array:
@@ -36,7 +35,9 @@ def invalid(*texts: bytes) -> pa.Array:
     ids=str,
 )
 def test_every_text_type_is_encoded_in_order_of_first_appearance(kind: pa.DataType) -> None:
-    texts = read_texts(chunk_of(pa.array(TEXTS[:4], kind), pa.array(TEXTS[4:], kind)), "document")
+    faults: dict[int, Fault] = {}
+    texts = read_texts(chunk_of(pa.array(TEXTS[:4], kind), pa.array(TEXTS[4:], kind)), "document", faults)
+    assert faults == {}
     assert texts.values == ["b", "", "a", "東京"]
     assert texts.codes.dtype == "int32"
     assert texts.codes.tolist() == Texts.of(TEXTS).codes.tolist() == [0, 1, 2, 0, 3, 1, 0]
@@ -44,13 +45,14 @@ def test_every_text_type_is_encoded_in_order_of_first_appearance(kind: pa.DataTy
 
 def test_a_slice_of_a_dictionary_brings_only_its_own_texts() -> None:
     column = pa.array(["a", "b", "c", "b"]).dictionary_encode().slice(2)
-    assert read_texts(chunk_of(column), "document").values == ["c", "b"]
+    assert read_texts(chunk_of(column), "document", {}).values == ["c", "b"]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.null(), pa.int64()], ids=str)
 def test_no_rows_are_no_texts(kind: pa.DataType) -> None:
-    texts = read_texts(chunk_of(pa.array([], kind)), "document")
-    assert (list(texts.values), texts.codes.tolist()) == ([], [])
+    faults: dict[int, Fault] = {}
+    texts = read_texts(chunk_of(pa.array([], kind)), "document", faults)
+    assert (list(texts.values), texts.codes.tolist(), faults) == ([], [], {})
 
 
 @pytest.mark.parametrize(
@@ -59,21 +61,56 @@ def test_no_rows_are_no_texts(kind: pa.DataType) -> None:
         (pa.array([1, 2]), "0.parquet, row 10: column 'document' is int64, not text"),
         (pa.array([["a"], ["b"]]), "0.parquet, row 10: column 'document' is list<item: string>, not text"),
         (pa.array([b"a", b"b"]), "0.parquet, row 10: column 'document' is binary, not text"),
-        (pa.array(["a", None, None]), "0.parquet, row 11: column 'document' is null"),
-        (pa.array(["a", None]).dictionary_encode(), "0.parquet, row 11: column 'document' is null"),
-        (pa.DictionaryArray.from_arrays([0, 1, 1], ["a", None]), "0.parquet, row 11: column 'document' is null"),
-        (pa.nulls(3), "0.parquet, row 10: column 'document' is null"),
-        (invalid(b"ok", "\ufffd".encode(), b"\xff\xfe"), "0.parquet, row 12: column 'document' is not UTF-8"),
-        (invalid(b"ok", b"\xed\xa0\x80", b"\xff"), "0.parquet, row 11: column 'document' is not UTF-8"),
     ],
 )
-def test_what_is_no_text_is_named(column: pa.Array, message: str) -> None:
+def test_a_column_without_texts_is_an_error(column: pa.Array, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_texts(chunk_of(column), "document")
+        read_texts(chunk_of(column), "document", {})
     assert caught.value.message == message
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("column", "rows", "code", "message", "texts"),
+    [
+        (pa.array(["a", None, None]), [1, 2], "null", "is null", ["a", "", ""]),
+        (pa.array(["a", None]).dictionary_encode(), [1], "null", "is null", ["a", ""]),
+        (pa.DictionaryArray.from_arrays([0, 1, 1], ["a", None]), [1, 2], "null", "is null", ["a", "", ""]),
+        (pa.nulls(3), [0, 1, 2], "null", "is null", ["", "", ""]),
+        (invalid(b"ok", "\ufffd".encode(), b"\xff\xfe"), [2], "not-utf8", "is not UTF-8", ["ok", "\ufffd", ""]),
+        (invalid(b"ok", b"\xed\xa0\x80", b"\xff", b"ok"), [1, 2], "not-utf8", "is not UTF-8", ["ok", "", "", "ok"]),
+        (invalid(b"\xff", b"", b"\xff"), [0, 2], "not-utf8", "is not UTF-8", ["", "", ""]),
+    ],
+)
+def test_a_row_without_a_text_is_a_fault_and_reads_as_an_empty_text(
+    column: pa.Array, rows: list[int], code: str, message: str, texts: list[str]
+) -> None:
+    faults: dict[int, Fault] = {}
+    found = read_texts(chunk_of(column), "document", faults)
+    assert list(faults) == rows
+    assert all((fault.row, fault.column) == (row, "document") for row, fault in faults.items())
+    assert {(fault.code, fault.message) for fault in faults.values()} == {(code, message)}
+    assert all(fault.hint for fault in faults.values())
+    assert [found.values[text] for text in found.codes] == texts
+
+
+def test_nulls_and_bytes_in_one_column_are_told_apart() -> None:
+    column = pa.concat_arrays([invalid(b"a", b"\xff"), pa.array([None, "b"], pa.string())])
+    faults: dict[int, Fault] = {}
+    assert [read_texts(chunk_of(column), "document", faults).values[0], *sorted(faults)] == ["a", 1, 2]
+    assert [faults[row].code for row in (1, 2)] == ["not-utf8", "null"]
+
+
+def test_the_first_fault_of_a_row_stays() -> None:
+    first = Fault(1, "query", "null", "is null")
+    faults = {1: first}
+    read_texts(chunk_of(pa.array([None, None, "a"], pa.string())), "document", faults)
+    assert sorted(faults) == [0, 1]
+    assert faults[1] is first
+
+
 def test_a_null_in_a_later_file_is_located_there() -> None:
-    with pytest.raises(InputError, match=r"^1\.parquet, row 11: column 'document' is null"):
-        read_texts(chunk_of(pa.array(["a", "b", "c"]), pa.array(["d", None])), "document")
+    chunk = chunk_of(pa.array(["a", "b", "c"]), pa.array(["d", None]))
+    faults: dict[int, Fault] = {}
+    read_texts(chunk, "document", faults)
+    assert [chunk.locate(row) for row in faults] == ["1.parquet, row 11"]

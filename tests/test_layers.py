@@ -21,12 +21,34 @@ ALLOWED = {
     "models": BASE,
     "runners": BASE | {"models"},
     "io": BASE,
-    "api": BASE | {"models", "runners", "scheduler", "ranking"},
-    "pipeline": BASE | {"api"},
-    "jobs": BASE | {"api", "io", "pipeline", "ranking"},
-    "plan": BASE | {"api", "models"},
+    "api": BASE | {"models", "runners", "scheduler", "ranking", "stop"},
+    "shards": BASE,
+    "stop": BASE,
+    "jobs": BASE | {"io", "ranking"},
+    "pipeline": BASE | {"api", "io", "jobs", "stop"},
+    "plan": BASE | {"api", "jobs", "models"},
+    "merging": BASE | {"io", "jobs", "stop"},
+    "progress": BASE | {"io"},
+    "task": BASE | {"api", "io", "jobs", "pipeline", "stop"},
+    "crew": BASE | {"pipeline", "runners", "stop", "task"},
+    "ray_crew": BASE | {"crew", "pipeline", "stop", "task"},
     "inspection": BASE | {"models", "runners"},
-    "cli": BASE | {"api", "inspection", "io", "jobs", "pipeline", "plan", ""},
+    "cli": BASE
+    | {
+        "api",
+        "crew",
+        "inspection",
+        "io",
+        "jobs",
+        "merging",
+        "pipeline",
+        "plan",
+        "progress",
+        "ray_crew",
+        "shards",
+        "stop",
+    }
+    | {"task", ""},
     "": {"api"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
@@ -85,7 +107,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-COMMANDS = ["score", "rerank", "inspect", "models"]
+COMMANDS = ["score", "rerank", "status", "merge", "inspect", "models"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

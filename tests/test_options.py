@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from batchscore import Scorer
+from batchscore.api import ScorerOptions, set_up
 from batchscore.cli import options as cli_options
 from batchscore.cli.main import app
 from batchscore.errors import CheckpointError, UsageError
@@ -152,7 +153,9 @@ def test_a_keyword_of_scorer_is_an_option_with_a_rule_and_a_flag() -> None:
     flags = set(inspect.signature(cli_options.settings).parameters) | set(
         inspect.signature(cli_options.device).parameters
     )
-    of_scorer = set(inspect.signature(Scorer.__init__).parameters) - {"self", "model", "options"}
+    of_scorer = set(inspect.signature(set_up).parameters) - {"model", "options"}
+
+    assert set(ScorerOptions.__annotations__) == keywords | of_scorer
 
     assert keywords <= set(RULES)
     assert flags | {"max_model_len"} == keywords | of_scorer  # --max-model-len is another name of --max-length

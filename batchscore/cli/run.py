@@ -117,7 +117,11 @@ class _Run:
         try:
             given_up = self._score(parts, todo) if todo else {}
             code = self._finish(parts) if not given_up else 0
-        except StoppedError as error:
+        except BatchscoreError as error:
+            if self._leaves_nothing(parts):
+                folder.discard()
+            if not isinstance(error, StoppedError):
+                raise
             done = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
             raise StoppedError(f"{error.message}; {done}", hint=error.hint) from error
         finally:
@@ -130,6 +134,11 @@ class _Run:
                 hint="run the same command again to try them once more",
             )
         return code
+
+    def _leaves_nothing(self, parts: Parts) -> bool:
+        """Whether a run that ends early has done nothing that is worth a folder."""
+        alone = self.shard.count == 1 and self.shares.claim == "static" and not self.output.is_folder
+        return alone and parts.is_bare()
 
     def _earlier_counts(self, folder: Folder) -> Mapping[str, Any] | None:
         """Counts of a finished run of this very job; OutputError if the output is of something else."""

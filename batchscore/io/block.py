@@ -45,6 +45,16 @@ class Steps:
     value: Callable[[int], Any]  # of the column by which rows are grouped, in row i of these
 
 
+def count_steps(rows: int) -> Iterator[Steps]:
+    """Steps of rows that nothing is known of but their number."""
+    for start in range(0, rows, _ROWS_A_STEP):
+        numbers = np.arange(start + 1, min(start + _ROWS_A_STEP, rows) + 1)
+        yield Steps(numbers, numbers, lambda row: None)
+
+
+_ROWS_A_STEP = 1 << 18
+
+
 class Reader(Protocol):
     """One file or dataset. A file is open only while it is read, so that a thousand of them need one descriptor.
 
@@ -60,6 +70,7 @@ class Reader(Protocol):
     @property
     def modified(self) -> str | None: ...  # ISO 8601
     def column_names(self) -> list[str]: ...  # cheap: the schema, or the keys of the first line
+    def has_column(self, column: str) -> bool: ...  # in any row
     def head(self, columns: Sequence[str]) -> pa.Table: ...  # the first row, for its types
     def steps(self, group: str | None) -> Iterator[Steps]: ...
     def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str]) -> Block: ...
@@ -79,21 +90,25 @@ class RowCursor:
 
     Args:
         closest: row -> the last row at or before it that a stream can start at.
-        stream: row -> tables from there on.
+        stream: (columns, row) -> tables from there on.
     """
 
-    def __init__(self, closest: Callable[[int], int], stream: Callable[[int], Iterator[pa.Table]]) -> None:
+    def __init__(
+        self, closest: Callable[[int], int], stream: Callable[[Sequence[str] | None, int], Iterator[pa.Table]]
+    ) -> None:
         self._closest = closest
         self._stream = stream
+        self._columns: Sequence[str] | None = None
         self._tables: Iterator[pa.Table] | None = None
         self._rest: pa.Table | None = None  # rows that were read and not handed out
         self._at = 0  # first row not handed out
 
-    def read(self, start: int, stop: int) -> list[pa.Table]:
+    def read(self, columns: Sequence[str] | None, start: int, stop: int) -> list[pa.Table]:
         """Tables of the rows from `start` to `stop`; skips on in the open stream where that is nearer."""
-        if self._tables is None or not self._closest(start) <= self._at <= start:
-            self._at = self._closest(start)
-            self._tables, self._rest = self._stream(self._at), None
+        if self._tables is None or columns != self._columns or not self._closest(start) <= self._at <= start:
+            self.close()
+            self._at, self._columns = self._closest(start), columns
+            self._tables = self._stream(columns, self._at)
         found = []
         while self._at < stop:
             table = self._rest if self._rest is not None else next(self._tables, None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError
-from batchscore.io.block import Block, RowCursor, Steps
+from batchscore.io.block import Block, RowCursor, Steps, count_steps
 from batchscore.io.schema import join
 from batchscore.io.storage import iso_time
 from batchscore.types import Span
@@ -34,11 +34,16 @@ class DatasetReader:
         self.modified = modified
         self._dataset = dataset
         self._rows = rows
+        self._is_streamed = rows is None or not hasattr(dataset, "select")
         self._cursor: RowCursor | None = None
 
     def column_names(self) -> list[str]:
         """From the features or, where a streamed dataset declares none, from its first row."""
         return list(self._dataset.column_names or next(iter(self._dataset), {}))
+
+    def has_column(self, column: str) -> bool:
+        """As the features say."""
+        return column in self.column_names()
 
     def head(self, columns: Sequence[str]) -> Any:
         """The first row, as an Arrow table."""
@@ -49,8 +54,7 @@ class DatasetReader:
     def steps(self, group: str | None) -> Iterator[Steps]:
         """Row by row where their number is known, else by reading through."""
         if group is None and self._rows is not None:
-            rows = np.arange(1, self._rows + 1)
-            yield Steps(rows, rows, lambda row: None)
+            yield from count_steps(self._rows)
             return
         at = 0
         for table in self._stream([group or self.column_names()[0]], 0):
@@ -61,9 +65,8 @@ class DatasetReader:
     def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
         """The rows of a span; a streamed dataset is read up to there."""
         if self._cursor is None:
-            seekable = self._rows is not None and hasattr(self._dataset, "select")
-            self._cursor = RowCursor(lambda row: row if seekable else 0, partial(self._stream, columns))
-        tables = self._cursor.read(span.start, span.stop)
+            self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
+        tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
             raise InputError(f"{self.file} has fewer rows than when the job began", hint="see that it has not changed")
         table = join(tables, [self.file] * len(tables)) if tables else self._empty(columns)
@@ -98,7 +101,8 @@ class DatasetReader:
         finally:
             # a Parquet scan left half done aborts the process at exit (huggingface/datasets#7566)
             del tables
-            gc.collect()
+            if self._is_streamed:
+                gc.collect()
 
 
 def _value(column: Any, row: int) -> object:

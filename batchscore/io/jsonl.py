@@ -14,7 +14,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in _COMPRESSIONS)
 
 _BUFFER_BYTES = 1 << 20
-_LINES = 4096  # held at once while units are cut
+_LINES = 4096  # held at once while units are cut, and their bytes
+_LINES_BYTES = 8 << 20
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNSTORABLE = (pa.ArrowException, OverflowError)
 
@@ -54,14 +55,25 @@ class JsonlReader(InputFile):
         """The keys of the first object; later lines may have more."""
         return list(self._first())
 
+    def has_column(self, column: str) -> bool:
+        """Whether any line has this key."""
+        spellings = {json.dumps(column, ensure_ascii=escape).encode(errors="replace") for escape in (True, False)}
+        with closing(self._open()) as stream:
+            for _, line in self._lines(stream):
+                if any(spelling in line for spelling in spellings):
+                    with suppress(_UnreadableError):
+                        if column in _parse(line.removeprefix(codecs.BOM_UTF8)):
+                            return True
+        return False
+
     def head(self, columns: Sequence[str]) -> pa.Table:
         """The first object; a key that it lacks is null."""
         first = self._first()
-        return pa.table({name: pa.array([first.get(name)]) for name in columns})
+        return pa.table({name: _example(first.get(name)) for name in columns})
 
     def steps(self, group: str | None) -> Iterator[Steps]:
         """All lines that are not blank."""
-        position, ends, places, lines = 0, array("q"), array("q"), list[bytes]()
+        position, begun, ends, places, lines = 0, 0, array("q"), array("q"), list[bytes]()
 
         def taken() -> Steps:
             held = lines[:]
@@ -73,11 +85,12 @@ class JsonlReader(InputFile):
                 if line.strip():
                     ends.append(position)
                     places.append(number + 1)
-                    lines.append(line)
-                if len(lines) == _LINES:
+                    if group is not None:
+                        lines.append(line)
+                if len(ends) == _LINES or (lines and position - begun > _LINES_BYTES):
                     yield taken()
-                    ends, places, lines = array("q"), array("q"), []
-        if lines:
+                    begun, ends, places, lines = position, array("q"), array("q"), []
+        if ends:
             yield taken()
 
     def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
@@ -131,7 +144,11 @@ class JsonlReader(InputFile):
         raise InputError(f"{self.file} is shorter than when the job began", hint=_AGAIN)
 
     def _open(self) -> io.BufferedReader:
-        raw = open_file(self.file)
+        try:
+            raw = open_file(self.file)
+        except OSError as error:
+            hint = "check that it is still there"
+            raise InputError(f"{self.file} cannot be read: {error.strerror}", hint=hint) from error
         packing = compression(self.file)
         if packing is None:
             return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER_BYTES)
@@ -207,6 +224,14 @@ def _bare(rows: int) -> pa.Table:
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))])
 
 
+def _example(value: Any) -> pa.Array:
+    """A value, or a null of as much of its type as can be told."""
+    try:
+        return pa.array([value])
+    except _UNSTORABLE:
+        return pa.nulls(1, pa.list_(pa.null()) if isinstance(value, list) else pa.null())
+
+
 def _column(name: str, rows: list[dict[str, Any]], faults: list[Fault], *, is_text: bool) -> pa.Array:
     """A column of the rows; a value that is not of its type becomes null and a fault of its row."""
     values = [row.get(name) for row in rows]
@@ -220,9 +245,9 @@ def _column(name: str, rows: list[dict[str, Any]], faults: list[Fault], *, is_te
         try:
             return pa.array(values)
         except _UNSTORABLE:
-            first = _first_misfit(values)
-            faults.append(Fault(first, name, "type", _misfit(values, first), KEEP_HINT))
-            values[first] = None
+            for row, what in (_misfits(values) or _first_misfit(values)).items():
+                faults.append(Fault(row, name, "type", what, KEEP_HINT))
+                values[row] = None
 
 
 _TEXT_HINT = "convert it to a string, or name another column"
@@ -236,9 +261,32 @@ def _first_of_each_row(faults: Sequence[Fault]) -> list[Fault]:
     return [first[row] for row in sorted(first)]
 
 
-def _first_misfit(values: list[Any]) -> int:
-    """Index of the first value with no type in common with those before; bisected, as every longer prefix fails too."""
-    return bisect.bisect_left(range(len(values)), True, key=lambda last: not _fits(values[: last + 1]))
+def _misfits(values: list[Any]) -> dict[int, str]:
+    """What is wrong with values that have no type in common with those before, which a few of these stand for."""
+    found: dict[int, str] = {}
+    kinds, kind, has_wide = list[Any](), pa.null(), False
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            now = pa.array([*kinds, value]).type
+        except _UNSTORABLE:
+            found[row] = _misfit(value, kind)
+            continue
+        is_wide = isinstance(value, int) and abs(value) > _EXACT and not has_wide
+        if now != kind or is_wide:
+            kinds.append(value)
+            kind, has_wide = now, has_wide or is_wide
+    return found
+
+
+_EXACT = 2**53  # integers above it go with no float
+
+
+def _first_misfit(values: list[Any]) -> dict[int, str]:
+    """The first of them, where none stands out by itself; bisected, as every longer prefix fails too."""
+    first = bisect.bisect_left(range(len(values)), True, key=lambda last: not _fits(values[: last + 1]))
+    return {first: _misfit(values[first], pa.array(values[:first]).type)}
 
 
 def _fits(values: list[Any]) -> bool:
@@ -249,8 +297,8 @@ def _fits(values: list[Any]) -> bool:
     return True
 
 
-def _misfit(values: list[Any], first: int) -> str:
+def _misfit(value: Any, kind: pa.DataType) -> str:
     try:
-        return f"is {pa.array(values[first : first + 1]).type}, and {pa.array(values[:first]).type} on the lines before"
+        return f"is {pa.array([value]).type}, and {kind} on the lines before"
     except _UNSTORABLE as error:
         return f"cannot be stored: {error}"

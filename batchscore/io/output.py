@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from batchscore.errors import OutputError
 from batchscore.io.parts import JOB
 from batchscore.io.sink import require_writable
-from batchscore.io.storage import is_url, local_path, open_folder
+from batchscore.io.storage import is_url, local_path, open_folder, require_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,10 @@ class Output:
 
     def check(self) -> None:
         """Raise UsageError or OutputError for what cannot be written there."""
-        if self.is_folder:
-            if not is_url(self.path) and os.path.exists(self.path) and not os.path.isdir(self.path):
+        if self.is_folder and is_url(self.path):
+            require_store(self.path)
+        elif self.is_folder:
+            if os.path.exists(self.path) and not os.path.isdir(self.path):
                 raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
         else:
             require_writable(self.path)
@@ -55,7 +57,8 @@ class Output:
 def open_output(path: str) -> Output:
     """A folder if it ends with a slash or is one already, else a file."""
     path = local_path(path)
-    return Output(path.rstrip("/") or "/", path.endswith("/") or os.path.isdir(path))
+    name = path if path.endswith("://") else path.rstrip("/") or "/"
+    return Output(name, path.endswith("/") or os.path.isdir(path))
 
 
 def find_output(path: str) -> Output:

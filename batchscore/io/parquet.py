@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, InputFile, RowCursor, Steps
+from batchscore.io.block import Block, InputFile, RowCursor, Steps, count_steps
 from batchscore.io.storage import is_url, open_file
 from batchscore.types import Span
 
@@ -34,6 +34,10 @@ class ParquetReader(InputFile):
         with self._open() as file:
             return list(file.schema_arrow.names)
 
+    def has_column(self, column: str) -> bool:
+        """As the footer says."""
+        return column in self.column_names()
+
     def head(self, columns: Sequence[str]) -> pa.Table:
         """No row: the footer has the types."""
         with self._open() as file:
@@ -43,8 +47,8 @@ class ParquetReader(InputFile):
         """From the footer, or else the column `group` from beginning to end."""
         if group is None:
             with self._open() as file:
-                rows = np.arange(1, file.metadata.num_rows + 1)
-            yield Steps(rows, rows, lambda row: None)
+                rows = file.metadata.num_rows
+            yield from count_steps(rows)
             return
         at = 0
         for table in self._tables([group], 0):
@@ -59,10 +63,9 @@ class ParquetReader(InputFile):
                 metadata = file.metadata
             starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
             self._cursor = RowCursor(
-                lambda row: int(starts[max(np.searchsorted(starts, row, side="right") - 1, 0)]),
-                partial(self._tables, columns),
+                lambda row: int(starts[max(np.searchsorted(starts, row, side="right") - 1, 0)]), self._tables
             )
-        tables = self._cursor.read(span.start, span.stop)
+        tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
             raise InputError(f"{self.file} has fewer rows than when the job began", hint=_HINT)
         return Block(self._joined(tables, columns), self.file, range(span.start, span.stop), "row")

@@ -33,8 +33,8 @@ from batchscore.types import Span, Unit
 
 JOB = "_job.json"
 _KEY = b"batchscore"
-_OURS = re.compile(rf"part-\w+\.\w+|worker-.*\.json|_\w+\.jsonl?|\..*{re.escape(TEMPORARY)}.*")
 _PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
+_OURS = re.compile(rf"part-\d+\.parquet|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
 
@@ -69,6 +69,10 @@ class Parts:
         """Whether every unit has a part."""
         return len(self.finished()) >= len(self.units)
 
+    def is_bare(self) -> bool:
+        """Whether nothing is done at all."""
+        return not any(name.startswith("part-") for name in self.folder.names())
+
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of the given parts that are damaged, and say which these were."""
         damaged = []
@@ -97,15 +101,14 @@ class Parts:
 
     def part(self, unit: int) -> Part:
         """What a part says of itself; InputError if it is damaged or of another job."""
-        return self._told(unit, self._opened(unit).schema_arrow)
+        return self._opened(unit)[1]
 
     def read(self, unit: int) -> pa.Table:
         """The rows of a part; InputError if it is damaged, in which case it is gone afterwards."""
         try:
-            file = self._opened(unit)
-            self._told(unit, file.schema_arrow)
+            file, _ = self._opened(unit)
             return file.read().replace_schema_metadata(None)
-        except (pa.ArrowException, OSError, InputError) as error:
+        except (pa.ArrowException, OSError, ValueError, InputError) as error:
             self.folder.remove(_part(unit))
             raise RuntimeFailureError(
                 f"{self.folder.path}/{_part(unit)} was damaged and has been removed: {first_line(error)}",
@@ -114,7 +117,7 @@ class Parts:
 
     def schema(self, unit: int) -> pa.Schema:
         """Columns of a part."""
-        return self._opened(unit).schema_arrow.remove_metadata()
+        return self._opened(unit)[0].schema_arrow.remove_metadata()
 
     def progress(self, unit: Unit, rows: int) -> NDArray[np.float32]:
         """float32 [rows]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
@@ -153,17 +156,17 @@ class Parts:
         for name in filter(_PASSING.fullmatch, self.folder.names()):
             self.folder.remove(name)
 
-    def _opened(self, unit: int) -> pq.ParquetFile:
+    def _opened(self, unit: int) -> tuple[pq.ParquetFile, Part]:
+        name = f"{self.folder.path}/{_part(unit)}"
         try:
-            return pq.ParquetFile(pa.BufferReader(self.folder.read(_part(unit))), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.folder.path}/{_part(unit)} is damaged: {first_line(error)}") from error
-
-    def _told(self, unit: int, schema: pa.Schema) -> Part:
-        told = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
-        if told.get("job") != self._id or told.get("unit") != unit:
-            raise InputError(f"{self.folder.path}/{_part(unit)} is of another job")
-        return Part(unit, told["counts"], told["faults"])
+            file = pq.ParquetFile(pa.BufferReader(self.folder.read(_part(unit))), page_checksum_verification=True)
+            told = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b'{"job": null, "unit": null}'))
+            job, of = told["job"], told["unit"]
+            if (job, of) == (self._id, unit):
+                return file, Part(unit, told["counts"], told["faults"])
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{name} is damaged: {first_line(error)}") from error
+        raise InputError(f"{name} is of another job")
 
     def _header(self, rows: int) -> bytes:
         return struct.pack("<16sq", self._id.encode()[:16], rows)
@@ -217,14 +220,18 @@ def start_parts(
                 f"{folder.path} holds the parts of another job: {difference}",
                 hint="pass --overwrite to start anew, or choose another output",
             )
-        folder.remove(JOB)  # first, so that nothing takes what is left for a job
-    if foreign := [name for name in folder.names() if not _OURS.fullmatch(name)]:
+    names = folder.names()
+    if (foreign := _foreign(folder, names, is_job=there is not None)) is not None:
         raise OutputError(
-            f"{folder.path} is a folder with other files, such as {foreign[0]}", hint="choose an empty or a new folder"
+            f"{folder.path} is a folder with other files, such as {foreign}", hint="choose an empty or a new folder"
         )
+    if there is not None:
+        folder.remove(JOB)  # first, so that nothing takes what is left for a job
     folder.make()
-    for name in folder.names():
-        folder.remove(name)
+    if there is not None or JOB not in names:  # else another process has just begun
+        for name in names:
+            if name != JOB and TEMPORARY not in name:  # which another may be writing
+                folder.remove(name)
     units = [[astuple(span) for span in unit.spans] for unit in cut()]
     job = {"fingerprint": fingerprint, "units": units}
     # of several processes that begin at once one wins, and all go by what it wrote
@@ -233,6 +240,19 @@ def start_parts(
     if made is None or (difference := first_difference(made.fingerprint, fingerprint)) is not None:
         raise OutputError(f"{folder.path} was taken by another job meanwhile", hint="choose another output")
     return made
+
+
+def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | None:
+    """A file that no job has written; without a description of a job, the first part is looked into."""
+    foreign = next((name for name in names if not _OURS.fullmatch(name)), None)
+    part = next((name for name in names if name.endswith(".parquet")), None)
+    if foreign is not None or part is None or is_job:
+        return foreign
+    try:
+        metadata = pq.read_schema(pa.BufferReader(folder.read(part))).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):
+        return part
+    return None if _KEY in metadata else part
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

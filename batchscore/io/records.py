@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchscore.io.storage import Folder, open_folder
+from batchscore.io.storage import Folder, open_folder, split_url
 
 
 def read_record(path: str) -> dict[str, Any] | None:
@@ -41,5 +41,5 @@ def exists(path: str) -> bool:
 
 
 def _split(path: str) -> tuple[Folder, str]:
-    folder, _, name = path.rpartition("/")
-    return open_folder(folder or ("/" if path.startswith("/") else ".")), name
+    folder, name = split_url(path)
+    return open_folder(folder), name

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
 from batchscore.io.schema import KEEP_HINT, join
-from batchscore.io.storage import TEMPORARY, is_url, sync_folder, upload, writer_id
+from batchscore.io.storage import TEMPORARY, is_url, require_store, split_url, sync_folder, upload, writer_id
 
 
 def open_sink(path: str) -> Sink:
@@ -39,7 +39,9 @@ def require_writable(path: str) -> Callable[[str, str], _Writer]:
             f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
             hint="rename the output, or end it with / to have a folder of parts",
         )
-    if not is_url(path):
+    if is_url(path):
+        require_store(split_url(path)[0])
+    else:
         folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder):
             raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")

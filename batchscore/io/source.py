@@ -67,7 +67,7 @@ class Source:
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers = readers
         self._open: int | None = None  # the file that is being read
-        self._checked: set[int] = set()
+        self._checked: set[tuple[int, str]] = set()  # file and column
         self._types: dict[str, pa.DataType] = {}
 
     def fingerprint(self) -> list[dict[str, str | int | None]]:
@@ -107,7 +107,7 @@ class Source:
         for number, reader in enumerate(self.readers):
             cutter.start_file(number, reader.first_place)
             if group is not None and number:
-                require_columns(reader.column_names(), {group: "--query-id-column"}, reader.file)
+                _require(reader, {group: "--query-id-column"})
             if not all(map(cutter.add, reader.steps(group))):
                 break
         return cutter.units()
@@ -139,15 +139,18 @@ class Source:
             self.close()
             self._open = span.file
         reader = self.readers[span.file]
-        if span.file not in self._checked:
-            # a key that the first line lacks may be on a later one
-            block = reader.read(span, columns, texts)
-            require_columns(
-                list(dict.fromkeys([*reader.column_names(), *block.table.column_names])), wanted, reader.file
-            )
-            self._checked.add(span.file)
-            return block
+        unchecked = {column: flag for column, flag in wanted.items() if (span.file, column) not in self._checked}
+        if unchecked:
+            _require(reader, unchecked)
+            self._checked |= {(span.file, column) for column in unchecked}
         return reader.read(span, columns, texts)
+
+
+def _require(reader: Reader, wanted: Mapping[str, str]) -> None:
+    """Raise InputError if a file lacks a column; a key that the first line lacks may be on any other."""
+    names = reader.column_names()
+    later = [column for column in wanted if column not in names and reader.has_column(column)]
+    require_columns([*names, *later], wanted, reader.file)
 
 
 class _Cutter:

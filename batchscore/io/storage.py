@@ -8,22 +8,36 @@ for a file twice while it is being replaced.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from batchscore.errors import InputError, MissingDependencyError, NotFoundError, RuntimeFailureError, UsageError
+from batchscore.errors import (
+    BatchscoreError,
+    InputError,
+    MissingDependencyError,
+    NotFoundError,
+    OutputError,
+    RuntimeFailureError,
+    UsageError,
+)
 
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
+_BUCKETS = {"s3", "gcs", "abfs"}  # pyarrow's names of stores that have no folders
+_NATIVE = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # schemes that are pyarrow's
+_ACCESS = "check the address, the credentials and the network"
 
 
 def is_url(path: str) -> bool:
@@ -40,18 +54,41 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
     """(file system, path on it); UsageError for a scheme that neither pyarrow nor fsspec knows."""
     scheme = url.split("://", 1)[0]
     try:
-        return pafs.FileSystem.from_uri(url)  # type: ignore[no-any-return]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
+        return pafs.FileSystem.from_uri(_uri(url))  # type: ignore[no-any-return]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if scheme in _NATIVE and not isinstance(error, pa.ArrowNotImplementedError):
+            raise UsageError(f"{url} cannot be used: {_first_line(error)}", hint="check the URL") from error
+    except OSError as error:
+        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
     import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise MissingDependencyError(f"{url}: {error}", hint="install the package named there") from error
-    except ValueError as error:
-        raise UsageError(f"{url}: no file system is known for {scheme}://: {error}") from error
+        raise MissingDependencyError(f"{url}: {_first_line(error)}", hint="install the package named there") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and scheme not in fsspec.available_protocols():
+            raise UsageError(
+                f"{url}: no file system is known for {scheme}://", hint="check what is before ://"
+            ) from error
+        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
+
+
+def _uri(url: str) -> str:
+    """The URI of a URL, in which names are literal, as in `aws s3` and fsspec: `%`, `?` and blanks need no escape."""
+    scheme, _, place = url.partition("://")
+    if scheme not in _NATIVE:
+        return url
+    if re.search(r"\?\w+=", place):
+        raise UsageError(
+            f"{url} has options behind a ?, which are not read",
+            hint="set them in the environment, such as AWS_ENDPOINT_URL and AWS_REGION",
+        )
+    authority, slash, path = place.partition("/")
+    # Google's client would go on trying for 15 minutes
+    options = "?retry_limit_seconds=60" if scheme in ("gs", "gcs") else ""
+    return f"{scheme}://{authority}{slash}{quote(path)}{options}"
 
 
 def open_file(path: str) -> Any:
@@ -59,26 +96,50 @@ def open_file(path: str) -> Any:
     if not is_url(path):
         return open(path, "rb")
     system, place = file_system(path)
-    return system.open_input_file(place)
+    try:
+        return system.open_input_file(place)
+    except Exception as error:  # clients of fsspec raise what they like
+        raise InputError(f"{path} cannot be read: {_first_line(error)}", hint=_ACCESS) from error
 
 
 def stat_file(path: str) -> tuple[int, str | None]:
     """(bytes, time of the last change in ISO 8601); InputError for an empty or unreadable file."""
+    if is_url(path):
+        return _stat_url(path)
     try:
-        if is_url(path):
-            system, place = file_system(path)
-            found = system.get_file_info(place)
-            size, modified = found.size, None if found.mtime_ns is None else found.mtime_ns / 1e9
-        else:
-            stat = os.stat(path)
-            size, modified = stat.st_size, stat.st_mtime
-            if not os.access(path, os.R_OK):
-                raise InputError(f"{path} cannot be read: permission denied")
+        stat = os.stat(path)
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{path} cannot be read: permission denied")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}", hint="check that it is still there") from error
-    if not size:
+    if not stat.st_size:
         raise InputError(f"{path} is empty", hint="leave the file out, or write it again")
-    return size, None if modified is None else iso_time(modified)
+    return stat.st_size, iso_time(stat.st_mtime)
+
+
+def _stat_url(url: str) -> tuple[int, str | None]:
+    system, place = file_system(url)
+    try:
+        found = system.get_file_info(place)
+        if not found.is_file:
+            raise FileNotFoundError("no such file")
+        modified = None if found.mtime_ns is None else iso_time(found.mtime_ns / 1e9)
+        if modified is None and isinstance(system, pafs.PyFileSystem):
+            modified = _version(system.handler.fs, place)
+    except Exception as error:  # clients of fsspec raise what they like
+        raise InputError(f"{url} cannot be read: {_first_line(error)}", hint="check that it is still there") from error
+    if not found.size:
+        raise InputError(f"{url} is empty", hint="leave the file out, or write it again")
+    return found.size, modified
+
+
+def _version(system: Any, path: str) -> str | None:
+    """What tells a file of fsspec's from its next version: its time, or its hash on the Hub, where a time is a call."""
+    if (blob := system.info(path).get("blob_id")) is not None:
+        return str(blob)
+    with contextlib.suppress(Exception):  # many have none
+        return str(system.modified(path).isoformat())
+    return None
 
 
 def iso_time(seconds: float) -> str:
@@ -89,27 +150,36 @@ def iso_time(seconds: float) -> str:
 def list_files(url: str) -> list[str]:
     """URLs of the files that a URL means: itself, those of a folder, or those that match its `*` and `**`, sorted."""
     system, path = file_system(url)
-    prefix = url[: len(url) - len(path)] if url.endswith(path) else url.split("://", 1)[0] + "://"
-    wild = re.search(r"[*?\[]", path)
     try:
-        if wild is None and system.get_file_info(path).type == pafs.FileType.File:
+        if system.get_file_info(path).is_file:
             return [url]
+        wild = re.search(r"[*?\[]", path)
         base = path[: wild.start()].rpartition("/")[0] if wild else path.rstrip("/")
-        found = [entry.path for entry in system.get_file_info(pafs.FileSelector(base, recursive=True)) if entry.is_file]
-    except OSError as error:
-        raise NotFoundError(f"{url}: no such file or folder: {error}", hint="check the path and the access") from error
+        deep = wild is None or "**" in path or "/" in path[wild.start() :]
+        found = [entry.path for entry in system.get_file_info(pafs.FileSelector(base, recursive=deep)) if entry.is_file]
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url}: no such file or folder", hint="check the path and the access") from error
+    except Exception as error:  # clients of fsspec raise what they like
+        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
     pattern = re.compile(_pattern(path)) if wild else None
-    hidden = re.compile(r"(^|/)[._]")
-    kept = [
-        name for name in found if (pattern.fullmatch(name) if pattern else not hidden.search(name.removeprefix(base)))
+    hidden = re.compile(r"(^|/)\." if wild else r"(^|/)[._]")
+    kept = [name for name in found if not hidden.search(name.removeprefix(base))]
+    kept = [name for name in kept if pattern is None or pattern.fullmatch(name)]
+    first = re.search(r"[*?\[]", url)  # the URL of the folder is what comes before
+    folder = url[: first.start()].rpartition("/")[0] if wild and first else url.rstrip("/")
+    scheme = url.split("://", 1)[0]
+    urls = [
+        f"{folder}/{name[len(base) :].lstrip('/')}" if name.startswith(base) else f"{scheme}://{name}" for name in kept
     ]
-    return sorted(prefix + name for name in kept)
+    return sorted(urls)
 
 
 def _pattern(glob: str) -> str:
-    """A regular expression for `*`, `**` and `?`."""
+    """A regular expression for `*`, `**`, `?` and `[...]`."""
     translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(translated.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob))
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", glob)
+    classes = {part: f"(?!/){fnmatch.translate(part)[4:-3]}" for part in parts if part[:1] == "["}  # of (?s:[...])\Z
+    return "".join(translated.get(part) or classes.get(part) or re.escape(part) for part in parts)
 
 
 class Folder(Protocol):
@@ -197,7 +267,7 @@ class LocalFolder:
     def discard(self) -> None:
         """Remove all of it: renamed first, so that no half of it is ever taken for the whole."""
         trash = f"{self.path}.trash-{writer_id()}"
-        with contextlib.suppress(FileNotFoundError), explained(self.path):
+        with explained(self.path), contextlib.suppress(FileNotFoundError):
             os.rename(self.path, trash)
         shutil.rmtree(trash, ignore_errors=True)
 
@@ -221,7 +291,8 @@ class LocalFolder:
                 os.remove(probe)
 
     def _temporary(self, name: str) -> str:
-        return os.path.join(self.path, f".{name}{TEMPORARY}{writer_id()}")
+        # threads too may write one file at once
+        return os.path.join(self.path, f".{name}{TEMPORARY}{writer_id()}-{threading.get_ident()}")
 
     def _fill(self, path: str, content: bytes | pa.Buffer) -> None:
         with open(path, "wb") as file:
@@ -236,36 +307,36 @@ class RemoteFolder:
     is_local = False
 
     def __init__(self, url: str) -> None:
-        self.path = url.rstrip("/")
+        self.path = url if url.endswith("://") else url.rstrip("/")
         self._system, self._place = file_system(self.path)
 
     def make(self) -> None:
         """Nothing on a store of objects; a folder where there are folders."""
-        with explained(self.path), contextlib.suppress(pa.ArrowNotImplementedError):
-            self._system.create_dir(self._place, recursive=True)
+        if self._system.type_name not in _BUCKETS:
+            with _reached("write", self.path), contextlib.suppress(pa.ArrowNotImplementedError):
+                self._system.create_dir(self._place, recursive=True)
 
     def names(self) -> list[str]:
         """Files in it, sorted."""
-        with explained(self.path):
+        with _reached("list", self.path):
             found = self._system.get_file_info(pafs.FileSelector(self._place, allow_not_found=True))
             return sorted(entry.base_name for entry in found if entry.is_file)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._system.get_file_info(f"{self._place}/{name}").is_file)
+        with _reached("look for", f"{self.path}/{name}"):
+            return bool(self._system.get_file_info(f"{self._place}/{name}").is_file)
 
     def read(self, name: str) -> pa.Buffer:
-        """The content."""
-        with self._system.open_input_file(f"{self._place}/{name}") as file:
+        """The content; a store that does not answer is no OSError, so that nothing takes it for a damaged file."""
+        place = f"{self._place}/{name}"
+        with _reached("read", f"{self.path}/{name}", FileNotFoundError), self._system.open_input_file(place) as file:
             return file.read_buffer()
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Upload a file."""
-        with (
-            explained(f"{self.path}/{name}"),
-            self._system.open_output_stream(f"{self._place}/{name}", compression=None) as file,
-        ):
-            file.write(content)
+        with _reached("write", f"{self.path}/{name}"):
+            _put(self._system, f"{self._place}/{name}", content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless it is there; of several that try at once the last wins."""
@@ -276,24 +347,54 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        with contextlib.suppress(FileNotFoundError):
+        with _reached("remove", f"{self.path}/{name}"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(f"{self._place}/{name}")
 
     def discard(self) -> None:
-        """Remove all of it, the job's description last, so that a half of it is never taken for the whole."""
-        with explained(self.path), contextlib.suppress(FileNotFoundError):
+        """Remove all of it, the job's description first, so that a half of it is never taken for the whole."""
+        for name in self.names():
+            if name.startswith("_"):
+                self.remove(name)
+        with _reached("remove", self.path), contextlib.suppress(FileNotFoundError):
             self._system.delete_dir(self._place)
+
+
+def require_store(folder: str) -> None:
+    """Raise UsageError or OutputError if nothing can be put into a URL, as far as looking there tells."""
+    system, place = file_system(folder)
+    bucket = place.split("/")[0]
+    if system.type_name in _BUCKETS and not bucket:
+        raise UsageError(f"cannot write into {folder}: it names no bucket", hint="write s3://bucket/name")
+    try:
+        RemoteFolder(folder).names()
+    except RuntimeFailureError as error:
+        raise OutputError(f"cannot write into {folder}: {error.message}", hint=_ACCESS) from error
+    is_missing = False
+    with contextlib.suppress(OSError):  # whoever may write into a bucket need not be allowed to look at it
+        is_missing = system.type_name in _BUCKETS and system.get_file_info(bucket).type == pafs.FileType.NotFound
+    if is_missing:
+        raise OutputError(f"cannot write into {folder}: there is no bucket {bucket}", hint="create it, or name another")
+
+
+def split_url(path: str) -> tuple[str, str]:
+    """(folder, name) of a path or URL."""
+    folder, _, name = path.rpartition("/")
+    if folder.endswith(":/"):
+        return f"{folder}/", name  # memory://name
+    return folder or ("/" if path.startswith("/") else "."), name
 
 
 def upload(local: str, url: str) -> None:
     """Copy a finished local file to a URL."""
     system, place = file_system(url)
-    with (
-        explained(url),
-        open(local, "rb") as source,
-        system.open_output_stream(place, compression=None) as target,
-    ):
-        shutil.copyfileobj(source, target, 1 << 20)
+    with _reached("write", url), pa.memory_map(local) as source:
+        _put(system, place, source.read_buffer())
+
+
+def _put(system: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Upload in one call: a stream that is left on an error would upload what it has so far as the whole."""
+    with system.open_output_stream(path, compression=None) as file:
+        file.write(content)
 
 
 def sync_folder(path: str) -> None:
@@ -322,3 +423,19 @@ def explained(path: str) -> Iterator[None]:
         raise RuntimeFailureError(
             f"cannot write {path}: {error.strerror or error}", hint="make room on the disk, then run again to go on"
         ) from error
+
+
+@contextmanager
+def _reached(what: str, path: str, *passed: type[Exception]) -> Iterator[None]:
+    """Say what a store did not do, but for errors that are passed on. Clients of fsspec raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (BatchscoreError, *passed)):
+            raise
+        message = f"cannot {what} {path}: {_first_line(error)}"
+        raise RuntimeFailureError(message, hint=f"{_ACCESS}, then run again to go on") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

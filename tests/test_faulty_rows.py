@@ -1,0 +1,285 @@
+"""Rows that cannot be scored: good ones are, bad ones are listed, and nobody is told a number that is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import jobs
+from batchscore import Scorer
+from batchscore.cli.main import app
+from batchscore.errors import DeviceMemoryError, RuntimeFailureError
+from batchscore.runners.cross_encoder import CrossEncoder
+from batchscore.types import Batch
+
+Tiny = Callable[[str], str]
+LINES = [
+    b'{"id": 0, "query": "a", "document": "good"}',
+    b'{"id": 1, "query": null, "document": "x"}',
+    b"",
+    b'{"id": 3, "query": "a", "document": 7}',
+    b'{"id": 4, "query": "a"',
+    b'{"id": 5, "query": "a", "document": "\xff"}',
+    b'["id", 6]',
+    b'{"id": "seven", "query": "a", "document": "x"}',
+    b'{"id": 8, "query": "a", "document": "good too"}',
+    b'{"id": 9, "query": "a"}',
+]
+FAULTS = [  # line, column, code
+    (2, "query", "null"),
+    (4, "document", "not-text"),
+    (5, None, "not-json"),
+    (6, None, "not-json"),
+    (7, None, "not-json"),
+    (8, "id", "type"),
+    (10, "document", "null"),
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def score(model: str, *options: str) -> Result:
+    return CliRunner().invoke(app, ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", *options])
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def bad_lines() -> None:
+    Path("in.jsonl").write_bytes(b"\n".join(LINES) + b"\n")
+
+
+@pytest.mark.usefixtures("bad_lines")
+@pytest.mark.parametrize("window", ["1000", "3", "1"])
+def test_bad_rows_are_left_out_and_listed(tiny: Tiny, window: str) -> None:
+    result = score(tiny("bert_ce"), "--window-rows", window)
+
+    faults = read("out.jsonl.errors.jsonl")
+    if window == "1000":  # in a unit of its own a text is a good id
+        assert [(fault["line"], fault["column"], fault["code"]) for fault in faults] == FAULTS
+        assert [row["id"] for row in read("out.jsonl")] == [0, 8]
+        assert "errors   7 rows at fault (quarantine): out.jsonl.errors.jsonl" in result.stderr
+    assert {row["id"] for row in read("out.jsonl")} <= {0, 8, "seven"}
+    assert result.exit_code == 7
+    assert all(fault["file"] == "in.jsonl" and fault["row"] == fault["line"] - 1 for fault in faults)
+    assert all(set(fault) == {"file", "row", "line", "column", "code", "message"} for fault in faults)
+    alone = Scorer(tiny("bert_ce")).score("a", "good")
+    assert read("out.jsonl")[0]["score"] == pytest.approx(float(alone[0]), abs=1e-6)
+    record = json.loads(Path("out.jsonl.run.json").read_text("utf-8"))
+    assert record["counts"]["faulty"] == len(faults)
+
+
+@pytest.mark.usefixtures("bad_lines")
+def test_null_keeps_every_row_in_its_place(tiny: Tiny) -> None:
+    result = score(tiny("bert_ce"), "--errors", "null", "--details")
+
+    assert result.exit_code == 7
+    rows = read("out.jsonl")
+    assert [row["id"] for row in rows] == [0, 1, 3, None, None, None, None, 8, 9]
+    assert [row["score"] is not None for row in rows] == [True, *[False] * 6, True, False]
+    assert rows[1]["logit"] is rows[1]["num_tokens"] is rows[1]["truncated"] is None
+    assert [fault["line"] for fault in read("out.jsonl.errors.jsonl")] == [line for line, _, _ in FAULTS]
+
+
+@pytest.mark.usefixtures("bad_lines")
+def test_fail_ends_with_the_first(tiny: Tiny) -> None:
+    result = score(tiny("bert_ce"), "--errors", "fail")
+
+    assert result.exit_code == 5
+    assert "in.jsonl, line 2: column 'query' is null" in result.stderr
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("most", "code"), [("7", 7), ("6", 6), ("70%", 6), ("80%", 7), ("0", 6)])
+@pytest.mark.usefixtures("bad_lines")
+def test_more_than_max_errors_end_a_run(tiny: Tiny, most: str, code: int) -> None:
+    result = score(tiny("bert_ce"), "--max-errors", most)
+
+    assert result.exit_code == code, result.output
+    if code == 6:
+        assert "7 of 9 rows are at fault, more than --max-errors" in result.stderr
+        assert len(read("out.jsonl.errors.jsonl")) == 7
+
+
+@pytest.mark.parametrize("most", ["-1", "x", "5%%"])
+def test_max_errors_is_a_number_or_a_share(tiny: Tiny, most: str) -> None:
+    jobs.write_rows("in.jsonl", jobs.random_rows(3))
+    assert score(tiny("bert_ce"), "--max-errors", most).exit_code == 2
+
+
+def test_an_input_of_which_nothing_is_good_is_an_error(tiny: Tiny) -> None:
+    """A wrong column is found in the first second, and not in the morning."""
+    Path("in.jsonl").write_text('{"query": 1, "document": "a"}\n' * 5)
+    result = score(tiny("bert_ce"))
+
+    assert result.exit_code == 5
+    assert "every row of the first unit is at fault" in result.stderr
+    assert "'query' is a JSON number" in result.stderr
+    assert os.listdir() == ["in.jsonl"]
+
+
+def test_the_list_of_a_folder_is_in_it(tiny: Tiny) -> None:
+    table = pa.table({"query": ["a", None, "b", "c"], "document": ["x", "y", None, "z"]})
+    pq.write_table(table, "in.parquet")
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--out", "parts/", "--window-rows", "2"]
+    assert CliRunner().invoke(app, options).exit_code == 7
+    again = CliRunner().invoke(app, options)
+
+    assert again.exit_code == 7  # nothing to do, and still not all rows are scored
+    faults = read("parts/_errors.jsonl")
+    assert [(fault["row"], fault["column"]) for fault in faults] == [(1, "query"), (2, "document")]
+
+
+def test_rerank_leaves_out_documents_and_queries_at_fault(tiny: Tiny) -> None:
+    rows = [
+        {"qid": "one", "query": "a", "documents": ["x", None, "y"]},
+        {"qid": None, "query": "a", "documents": ["z"]},
+        {"qid": "two", "query": None, "documents": ["z"]},
+        {"qid": "three", "query": "a", "documents": None},
+        {"qid": "four", "query": "a", "documents": ["w"]},
+    ]
+    jobs.write_rows("in.jsonl", rows)
+    options = ["rerank", "--model", tiny("bert_ce"), "--in", "in.jsonl", "--query-id-column", "qid"]
+    assert CliRunner().invoke(app, [*options, "--out", "out.jsonl"]).exit_code == 7
+    out = read("out.jsonl")
+    assert {(row["qid"], row["index"]) for row in out} == {("one", 0), ("one", 2), ("four", 0)}
+    faults = read("out.jsonl.errors.jsonl")
+    found = [(fault["line"], fault["column"]) for fault in faults]
+    assert found == [(1, "documents[1]"), (2, "qid"), (3, "query"), (4, "documents")]
+
+    assert CliRunner().invoke(app, [*options, "--out", "null.jsonl", "--errors", "null"]).exit_code == 7
+    kept = read("null.jsonl")
+    assert [row["index"] for row in kept if row["qid"] == "one"][-1] == 1  # without a score, last
+    assert [row["relevance_score"] for row in kept if row["qid"] in {"one", "two"}].count(None) == 2
+
+
+# ---- the model's faults
+
+
+def short_rows(count: int) -> list[dict[str, Any]]:
+    return [{"id": number, "query": "a", "document": f"cat {number}"} for number in range(count)]
+
+
+class _Failing:
+    """Makes a cross-encoder fail on packs that hold some token, as a device does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Callable[[Batch], Any]) -> None:
+        self.packs: list[int] = []
+        plain = CrossEncoder.forward
+
+        def forward(runner: CrossEncoder, batch: Batch) -> torch.Tensor:
+            self.packs.append(len(batch.input_ids))
+            answer = fails(batch)
+            return plain(runner, batch) if answer is None else answer
+
+        monkeypatch.setattr(CrossEncoder, "forward", forward)
+
+
+def test_a_pack_that_does_not_fit_is_halved_and_the_size_remembered(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, documents = zip(*[(row["query"], row["document"]) for row in jobs.random_rows(200)], strict=True)
+    plain = Scorer(tiny("bert_ce"), batch_tokens=1024).score(list(queries), list(documents))
+
+    def fails(batch: Batch) -> None:
+        if len(batch.input_ids) > 300:
+            raise DeviceMemoryError("cpu has no memory left")
+
+    failing = _Failing(monkeypatch, fails)
+    scorer = Scorer(tiny("bert_ce"), batch_tokens=1024, cache_mb=0)
+    np.testing.assert_allclose(scorer.score(list(queries), list(documents)), plain, atol=1e-6)
+    assert sum(size > 300 for size in failing.packs) <= 4  # a worker that was at it already may try once more
+    failing.packs.clear()
+    scorer.score(list(queries), list(documents))
+    assert max(failing.packs) <= 300
+
+
+@pytest.mark.parametrize("name", ["bert_ce", "bert_mean", "colbert"])
+def test_torch_running_out_of_memory_is_told_from_other_failures(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    scorer = Scorer(tiny(name))
+    body = type(scorer._runner.model.bodies[0])
+    for message in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "not enough memory"):
+        monkeypatch.setattr(body, "forward", lambda *_, m=message, **__: (_ for _ in ()).throw(RuntimeError(m)))
+        with pytest.raises(RuntimeFailureError, match="cpu has no memory left"):
+            scorer.score("a", "b")
+
+
+def test_a_row_that_alone_does_not_fit_is_at_fault(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = short_rows(40)
+    rows[17]["document"] = rows[23]["document"] = "paper " * 60
+    jobs.write_rows("in.jsonl", rows)
+
+    def fails(batch: Batch) -> None:
+        if batch.lengths.max() > 60:
+            raise DeviceMemoryError("cpu has no memory left for 64 tokens at once", hint="lower --max-length")
+
+    _Failing(monkeypatch, fails)
+    result = score(tiny("bert_ce"))
+
+    assert result.exit_code == 7, result.output
+    assert [(fault["line"], fault["code"]) for fault in read("out.jsonl.errors.jsonl")] == [
+        (18, "out-of-memory"),
+        (24, "out-of-memory"),
+    ]
+    assert len(read("out.jsonl")) == 38
+    assert score(tiny("bert_ce"), "--errors", "fail", "--overwrite").exit_code == 6
+
+
+def _without(batch: Batch, length: int, value: float) -> torch.Tensor | None:
+    """Logits with `value` for sequences longer than `length`."""
+    if batch.lengths.max() <= length:
+        return None
+    return torch.where(torch.from_numpy(batch.lengths) > length, value, 0.5)
+
+
+def test_a_score_that_is_no_number_in_float32_is_a_fault(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = short_rows(20)
+    rows[3]["document"] = "paper " * 60
+    jobs.write_rows("in.jsonl", rows)
+    for value in (float("nan"), float("inf")):
+        _Failing(monkeypatch, lambda batch, value=value: _without(batch, 60, value))
+        result = score(tiny("bert_ce"), "--overwrite", "--dtype", "float32")
+
+        assert result.exit_code == 7
+        (fault,) = read("out.jsonl.errors.jsonl")
+        assert (fault["line"], fault["code"]) == (4, "non-finite")
+        assert len(read("out.jsonl")) == 19
+
+
+def test_a_score_that_is_no_number_in_bfloat16_is_computed_again_in_float32(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = short_rows(20)
+    rows[3]["document"] = "paper " * 60
+    jobs.write_rows("in.jsonl", rows)
+    exact = Scorer(tiny("bert_ce"), dtype="float32").score(rows[3]["query"], rows[3]["document"])
+    plain = CrossEncoder.forward
+
+    def forward(runner: CrossEncoder, batch: Batch) -> torch.Tensor:
+        logits = plain(runner, batch)
+        half = next(runner.model.bodies[0].parameters()).dtype == torch.bfloat16
+        return torch.where(torch.from_numpy(batch.lengths) > 60, torch.nan, logits) if half else logits
+
+    monkeypatch.setattr(CrossEncoder, "forward", forward)
+    result = score(tiny("bert_ce"), "--dtype", "bfloat16")
+
+    assert result.exit_code == 0, result.output
+    assert read("out.jsonl")[3]["score"] == pytest.approx(float(exact[0]), abs=1e-6)

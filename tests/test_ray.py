@@ -1,0 +1,332 @@
+"""`--engine ray`: the parts of a run without it, whoever dies on the way, and folders that go from one to the other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import jobs
+from batchscore import ray_crew
+from batchscore.cli.main import app
+from batchscore.errors import BatchscoreError, DeviceLostError, InputError, MissingDependencyError, RuntimeFailureError
+from batchscore.jobs import ScoreJob
+from batchscore.pipeline import Meter
+from batchscore.stop import Stop
+from batchscore.task import Task
+from batchscore.types import Span, Unit
+
+Tiny = Callable[[str], str]
+ROWS, UNITS = 12_000, 40
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray puts one into the home folder
+CLUSTER = """
+import ray, sys
+started = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+print(started.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a Ray that has room for two workers."""
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    variables = {**os.environ, **NO_TOKEN, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], env=variables, text=True, **pipes)
+    yield process.stdout.readline().strip()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The input, and the parts of a run without Ray."""
+    folder = tmp_path_factory.mktemp("plain")
+    jobs.write_rows(str(folder / "in.parquet"), jobs.random_rows(ROWS))
+    code, said = jobs.finish(*arguments(tiny, folder), "--out", f"{folder}/parts/", "--quiet")
+    assert (code, said) == (0, "")
+    return folder
+
+
+def arguments(tiny: Tiny, folder: Path, rows: int = ROWS // UNITS) -> list[str]:
+    return ["score", "--model", tiny("bert_ce"), "--in", f"{folder}/in.parquet", "--window-rows", str(rows)]
+
+
+def on(cluster: str) -> list[str]:
+    return ["--engine", "ray", "--ray-address", cluster]
+
+
+def parts(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
+
+
+# ---- with Ray
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_a_ray_of_its_own_writes_the_same_parts(tiny: Tiny, plain: Path) -> None:
+    code, said = jobs.finish(*arguments(tiny, plain), "--out", "parts/", "--engine", "ray", **NO_TOKEN)
+
+    assert code == 0, said
+    assert said.splitlines()[-1].startswith(f"{ROWS:,} rows in")
+    assert jobs.contents("parts") == jobs.contents(f"{plain}/parts")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_and_doubles_nothing(
+    tiny: Tiny, plain: Path, cluster: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = jobs.start(*arguments(tiny, plain), "--out", "parts/", *on(cluster), **NO_TOKEN)
+    jobs.wait_until(lambda: len(parts("parts")) > 4)
+    os.kill(workers()[0], signal.SIGKILL)
+    said = run.communicate(timeout=60)[1]
+
+    assert run.returncode == 0, said
+    assert "worker on cpu of " in said
+    assert "started again, 2 restarts left" in said
+    assert said.splitlines()[-1].startswith(f"{ROWS:,} rows in")
+    assert capfd.readouterr().out == ""  # where Ray tells of it
+    assert jobs.contents("parts") == jobs.contents(f"{plain}/parts")
+
+
+def workers() -> list[int]:
+    """Processes of the run that was started in this folder."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{name}/cmdline").read_bytes().startswith(b"ray::_Actor"):
+                found += [int(name)] * (os.readlink(f"/proc/{name}/cwd") == os.getcwd())
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+@pytest.mark.slow
+def test_ray_finishes_what_a_plain_run_began(tiny: Tiny, plain: Path, cluster: str) -> None:
+    shutil.copytree(plain / "parts", "parts")
+    for name in parts("parts")[1::2]:
+        os.remove(f"parts/{name}")
+    times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in parts("parts")}
+    code, said = jobs.finish(*arguments(tiny, plain), "--out", "parts/", *on(cluster), **NO_TOKEN)
+
+    assert code == 0, said
+    assert f"to do    {ROWS // 2:,} rows in {UNITS // 2} units" in said
+    assert {name: os.stat(f"parts/{name}").st_mtime_ns for name in times} == times
+    assert jobs.contents("parts") == jobs.contents(f"{plain}/parts")
+
+
+@pytest.mark.slow
+def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
+    tiny: Tiny, plain: Path, cluster: str
+) -> None:
+    options = arguments(tiny, plain, rows=3000)  # long enough to be in the middle of
+    run = jobs.start(*options, "--out", "parts/", *on(cluster), **NO_TOKEN)
+    jobs.wait_until(lambda: len(parts("parts")) > 0)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said = run.communicate(timeout=60)[1]
+
+    assert run.returncode == 75, said
+    assert time.monotonic() - began < 5
+    assert "stopped by SIGTERM" in said
+    assert 0 < len(parts("parts")) < 4
+    assert list(Path("parts").glob("*.progress"))
+    assert not workers()
+    code, said = jobs.finish(*options, "--out", "parts/")
+    assert code == 0, said
+    found, expected = (pq.read_table([f"{f}/{name}" for name in parts(f)]) for f in ("parts", f"{plain}/parts"))
+    assert found["id"].equals(expected["id"])
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-6)
+
+
+# ---- without
+
+
+def test_without_ray_the_extra_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    jobs.write_rows("in.parquet", jobs.random_rows(10))
+    result = CliRunner().invoke(app, [*arguments(tiny, Path(".")), "--out", "parts/", "--engine", "ray"])
+
+    assert result.exit_code == 3
+    assert "pip install 'batchscore[ray]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "expected"),
+    [
+        ([{"CPU": 2.0}], "auto", [("cpu", 1)] * 2),
+        ([{"CPU": 3.0}, {"CPU": 64.0}], "auto", [("cpu", 16)] * 4 + [("cpu", 1)] * 3),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], "auto", [("cuda", 0)] * 2),
+        ([{"CPU": 4.0, "GPU": 2.0}], "cpu", [("cpu", 1)] * 4),
+        ([{"CPU": 4.0}], "cuda", "has no GPU"),
+        ([{}], "auto", "neither GPUs nor CPUs"),
+    ],
+)
+def test_what_the_cluster_has_decides_the_workers(nodes: list[Any], device: str, expected: Any) -> None:
+    found = [{"Alive": True, "Resources": node} for node in nodes] + [{"Alive": False, "Resources": {"GPU": 9.0}}]
+    if isinstance(expected, str):
+        with pytest.raises(MissingDependencyError, match=expected):
+            ray_crew._find_slots(found, device)
+    else:
+        slots = ray_crew._find_slots(found, device)
+        assert [(slot.device, slot.options["num_cpus"]) for slot in slots] == expected
+
+
+# ---- an actor, as Ray would call it
+
+
+@pytest.fixture
+def task(tiny: Tiny) -> Task:
+    """Three units, one of which is done."""
+    jobs.write_rows("in.parquet", jobs.random_rows(60))
+    assert CliRunner().invoke(app, [*arguments(tiny, Path("."), rows=20), "--out", "parts/"]).exit_code == 0
+    for unit in (1, 2):
+        os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
+    return Task(ScoreJob(), {"model": tiny("bert_ce"), "window_rows": 20}, ["./in.parquet"], None, "parts", "fail")
+
+
+def test_an_actor_scores_units(task: Task, here: Path) -> None:
+    actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
+
+    assert "cpu of " in str(actor.load())
+    for unit in (2, 1):
+        counts = actor.run(unit)
+        assert isinstance(counts, Mapping)
+        assert counts["rows"] == 20
+        assert pq.read_table(f"parts/part-0000{unit}.parquet").equals(pq.read_table(f"whole-{unit}"))
+    actor.leave()
+
+
+def quarantined(task: Task) -> Task:
+    return Task(task.job, task.scorer, task.inputs, task.split, task.folder, "quarantine")
+
+
+def test_an_actor_refuses_to_score_something_else(task: Task, here: Path) -> None:
+    error = ray_crew._Actor(task, "cpu", str(here)).load()
+
+    assert isinstance(error, RuntimeFailureError)
+    assert 'would score something else: errors was "quarantine" and is "fail"' in error.message
+    os.utime("in.parquet", (0, 0))
+    assert "inputs[0].modified was" in str(ray_crew._Actor(quarantined(task), "cpu", str(here)).load())
+    shutil.rmtree("parts")
+    assert "does not see" in str(ray_crew._Actor(task, "cpu", str(here)).load())
+
+
+def test_an_actor_returns_errors(task: Task, here: Path) -> None:
+    actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
+    actor.load()
+    shutil.rmtree("parts")  # which comes to light when the part is written, with no other unit behind it
+    error = actor.run(1)
+
+    assert isinstance(error, RuntimeFailureError)
+    assert "cannot write parts/part-00001.parquet" in error.message
+
+
+# ---- a driver, with a Ray that does what it is told
+
+
+class DeathError(Exception):
+    pass
+
+
+class FakeRay:
+    """Calls are answered at once, in turn; `answer(unit)` is what becomes of one."""
+
+    exceptions = SimpleNamespace(RayError=DeathError)
+
+    def __init__(self, answer: Callable[[int | None], Any]) -> None:
+        self.answer, self.started, self.ended = answer, 0, 0
+
+    def remote(self, kind: type) -> Any:
+        self.started += 1
+        call = SimpleNamespace
+        actor = SimpleNamespace(
+            load=call(remote=lambda: (self, self.started, None, object())),
+            run=call(remote=lambda unit: (self, self.started, unit, object())),
+            leave=call(remote=lambda: None),
+        )
+        return SimpleNamespace(options=lambda **_: call(remote=lambda *_: actor))
+
+    def wait(self, calls: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return calls[:1], calls[1:]
+
+    def get(self, call: Any) -> Any:
+        answer = self.answer(call[2])
+        if isinstance(answer, DeathError):
+            raise answer
+        return answer
+
+    def kill(self, actor: Any) -> None:
+        self.ended += 1
+
+
+def drive(answer: Callable[[int | None], Any], restarts: int = 3) -> tuple[dict[int, str], list[int], list[str]]:
+    """(units given up, units done, what was said) of six units on two workers."""
+    ray, meter, done, said = FakeRay(answer), Meter(), list[int](), list[str]()
+    crew = ray_crew._RayCrew(
+        ray, None, meter, Stop(), on_done=lambda unit, counts: done.append(unit.index), say=said.append
+    )
+    units = iter([Unit(index, (Span(0, index, index + 1, 1, index),)) for index in range(6)])
+    try:
+        given_up = crew.run(units, [ray_crew._Slot("cpu", {})] * 2, restarts)
+    finally:
+        assert ray.ended == ray.started
+    assert meter.rows == len(done)
+    return given_up, sorted(done), said
+
+
+def counts_or(bad: Mapping[int | None, Any]) -> Callable[[int | None], Any]:
+    return lambda unit: bad.get(unit) or ("cpu of here" if unit is None else {"tokens": 5})
+
+
+def test_all_units_are_done() -> None:
+    assert drive(counts_or({})) == ({}, list(range(6)), [])
+
+
+@pytest.mark.parametrize("death", [DeathError("ids\nout of memory"), DeviceLostError("out of memory")])
+def test_a_unit_that_two_workers_die_on_is_given_up(death: Exception) -> None:
+    given_up, done, said = drive(counts_or({3: death}))
+
+    assert given_up == {3: "2 workers died on it, the last with out of memory"}
+    assert done == [0, 1, 2, 4, 5]
+    assert said[0] == "worker on cpu of here died (out of memory); started again, 2 restarts left"
+
+
+def test_without_workers_the_job_ends() -> None:
+    with pytest.raises(RuntimeFailureError, match="no worker is left"):
+        drive(counts_or({None: DeathError("no such file")}), restarts=1)
+
+
+def test_an_error_of_a_worker_arrives_as_it_is() -> None:
+    with pytest.raises(InputError, match="row 7") as caught:
+        drive(counts_or({2: InputError("row 7 is null", hint="fill it")}))
+    assert caught.value.hint == "fill it"
+
+
+def test_a_node_that_cannot_start_workers_ends_the_job() -> None:
+    died = DeathError("...\nModuleNotFoundError: No module named 'batchscore'")
+    died.actor_init_failed = True  # type: ignore[attr-defined]
+    with pytest.raises(BatchscoreError, match="cannot start a worker: ModuleNotFoundError"):
+        drive(counts_or({None: died}))

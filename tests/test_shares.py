@@ -1,0 +1,314 @@
+"""One job done by many: shards, claims, devices; looked at from outside and merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+import jobs
+from batchscore.cli.main import app
+
+Tiny = Callable[[str], str]
+ROWS = jobs.random_rows(600)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def score(model: str, out: str, *options: str) -> Result:
+    return run("score", "--model", model, "--in", "in.parquet", "--out", out, "--window-rows", "64", *options)
+
+
+def parts(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
+
+
+# ---- shards
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 13])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 600])
+def test_the_union_of_shards_is_the_whole(tiny: Tiny, rows: int, count: int) -> None:
+    jobs.write_rows("in.parquet", ROWS[:rows])
+    for index in range(count):
+        result = score(tiny("bert_mean"), "parts/", "--shard", f"{index}/{count}")
+        assert result.exit_code == 0, result.output
+    read = [row["id"] for name in parts("parts") for row in pq.read_table(f"parts/{name}").to_pylist()]
+
+    assert read == [row["id"] for row in ROWS[:rows]]
+
+
+def test_shards_share_the_hidden_parts_of_a_file_and_the_last_merges(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "whole.parquet")
+    for index in (2, 0, 1):
+        result = score(tiny("bert_ce"), "out.parquet", "--shard", f"{index}/3", "--merge")
+        assert result.exit_code == 0, result.output
+        assert Path("out.parquet").exists() == (index == 1)
+        if index != 1:
+            assert "are not done yet: others have them" in result.stderr
+
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not Path(".out.parquet.parts").exists()
+    assert json.loads(Path("out.parquet.run.json").read_text("utf-8"))["counts"]["rows"] == 600
+
+
+def test_a_shard_that_comes_late_finds_the_output_complete(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    for index in range(2):
+        score(tiny("bert_ce"), "out.parquet", "--shard", f"{index}/2", "--merge")
+    result = score(tiny("bert_ce"), "out.parquet", "--shard", "0/2", "--merge")
+
+    assert result.exit_code == 0
+    assert "out.parquet is complete" in result.stderr
+
+
+@pytest.mark.slow
+def test_shards_that_start_at_once_agree(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "64", "--merge"]
+    environments = [{"RANK": str(rank), "WORLD_SIZE": "3"} for rank in range(3)]
+    runs = [jobs.start(*options, "--out", "out.parquet", **environment) for environment in environments]
+    said = [process.communicate(timeout=120)[1] for process in runs]
+
+    assert [process.returncode for process in runs] == [0, 0, 0], said
+    assert all("(torchrun)" in text for text in said if "share" in text)
+    assert [row["id"] for row in pq.read_table("out.parquet").to_pylist()] == [row["id"] for row in ROWS]
+    assert not Path(".out.parquet.parts").exists()
+
+
+def test_overwrite_is_refused_in_a_shard(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    assert score(tiny("bert_ce"), "parts/", "--shard", "0/2", "--overwrite").exit_code == 2
+
+
+# ---- claims
+
+
+def test_a_dynamic_claim_takes_what_nobody_has(tiny: Tiny) -> None:
+    """Units of a process that is at work are left to it, those of one that died are taken."""
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "parts/")
+    before = jobs.contents("parts")
+    for name in parts("parts")[4:8]:
+        os.remove(f"parts/{name}")
+    alive = {"shard": "1/2", "units": [4], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}
+    Path("parts/worker-there-7.json").write_text(json.dumps(alive))
+    Path("parts/worker-gone-9.json").write_text(json.dumps({**alive, "units": [5]}))
+    os.utime("parts/worker-gone-9.json", (1, 1))
+    Path("parts/part-00004.lease").write_text("there-7")
+    Path("parts/part-00005.lease").write_text("gone-9")
+    Path("parts/part-00006.lease").write_text("never-1")
+    result = score(tiny("bert_ce"), "parts/", "--claim", "dynamic", "--shard", "0/2")
+
+    assert result.exit_code == 0, result.output
+    assert "1 of 10 units are not done yet: others have them" in result.stderr
+    assert set(parts("parts")) == set(before) & set(parts("parts"))
+    assert "part-00004.parquet" not in parts("parts")
+    assert len(parts("parts")) == 9
+    assert sorted(path.name for path in Path("parts").glob("*.lease")) == ["part-00004.lease"]
+
+
+@pytest.mark.slow
+def test_processes_that_claim_share_the_work(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS * 2)
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "16", "--merge"]
+    runs = [jobs.start(*options, "--out", "out.parquet", "--claim", "dynamic") for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in runs]
+
+    assert [process.returncode for process in runs] == [0, 0], said
+    assert [row["id"] for row in pq.read_table("out.parquet").to_pylist()] == [row["id"] for row in ROWS * 2]
+    assert not Path(".out.parquet.parts").exists()
+
+
+# ---- devices
+
+
+@pytest.mark.slow
+def test_two_devices_do_what_one_does(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "64", "--quiet"]
+    assert jobs.finish(*options, "--out", "one.parquet")[0] == 0
+    code, said = jobs.finish(*options, "--out", "two.parquet", "--devices", "cpu:2")
+
+    assert (code, said) == (0, "")
+    assert Path("two.parquet").read_bytes() == Path("one.parquet").read_bytes()
+
+
+def children_of(process: int) -> list[psutil.Process]:
+    """Workers, without the tracker that multiprocessing starts beside them."""
+    found = psutil.Process(process).children()
+    return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(tiny: Tiny) -> None:
+    rows = jobs.random_rows(20_000)
+    jobs.write_rows("in.parquet", rows)
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
+    run = jobs.start(*options, "--out", "out/", "--max-restarts", "1")
+    jobs.wait_until(lambda: len(parts("out")) > 3)
+    children_of(run.pid)[0].kill()
+    said = run.communicate(timeout=120)[1]
+
+    assert run.returncode == 0, said
+    assert "worker on cpu died (exit code -9); started again, 0 restarts left" in said
+    assert run.returncode == 0
+    assert [row["id"] for name in parts("out") for row in pq.read_table(f"out/{name}").to_pylist()] == [
+        row["id"] for row in rows
+    ]
+
+
+@pytest.mark.slow
+def test_without_restarts_the_job_goes_on_with_the_other_and_ends_with_none(tiny: Tiny) -> None:
+    rows = jobs.random_rows(20_000)
+    jobs.write_rows("in.parquet", rows)
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
+    run = jobs.start(*options, "--out", "out/", "--max-restarts", "0")
+    jobs.wait_until(lambda: len(parts("out")) > 3)
+    first, second = children_of(run.pid)
+    first.kill()
+    done = len(parts("out"))
+    jobs.wait_until(lambda: len(parts("out")) > done + 2)
+    second.kill()
+    said = run.communicate(timeout=60)[1]
+
+    assert run.returncode == 6, said
+    assert said.count("going on without it") == 2
+    assert "no worker is left" in said
+    assert not children_alive(first, second)
+    code, said = jobs.finish(*options, "--out", "out/", "--quiet")
+    assert code == 0, said
+    assert sum(pq.read_metadata(f"out/{name}").num_rows for name in parts("out")) == 20_000
+
+
+def children_alive(*processes: psutil.Process) -> bool:
+    return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_workers_end_with_their_parent(tiny: Tiny, sent: signal.Signals) -> None:
+    jobs.write_rows("in.parquet", jobs.random_rows(20_000))
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
+    run = jobs.start(*options, "--out", "out/")
+    jobs.wait_until(lambda: len(parts("out")) > 3)
+    children = children_of(run.pid)
+    run.send_signal(sent)
+    run.communicate(timeout=10)
+
+    assert run.returncode == (75 if sent == signal.SIGTERM else -9)
+    jobs.wait_until(lambda: not children_alive(*children), seconds=6)
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_that_of_the_run(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", [*ROWS, {"id": "bad", "query": None, "document": "x"}])
+    options = ["--window-rows", "64", "--devices", "cpu:2", "--errors", "fail"]
+    code, said = jobs.finish(
+        "score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--out", "out.parquet", *options
+    )
+
+    assert code == 5
+    assert "in.parquet, row 600: column 'query' is null" in said
+
+
+@pytest.mark.parametrize("devices", ["tpu", "cpu:0", "cuda", "cuda:x", ""])
+def test_devices_that_are_none_are_refused(tiny: Tiny, devices: str) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    result = score(tiny("bert_ce"), "parts/", "--devices", devices)
+
+    assert result.exit_code == 2
+    assert "is no device" in result.stderr
+
+
+# ---- status and merge
+
+
+def test_status_and_merge_of_a_half_done_folder(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "whole.parquet")
+    score(tiny("bert_ce"), "parts/", "--shard", "1/2")
+    Path("parts/part-00002.failed").write_text('{"why": "2 workers died on it"}')
+    alive = {"shard": "0/2", "units": [0], "rows_per_second": 50.0, "time": time.time(), "beat_seconds": 10}
+    Path("parts/worker-there-7.json").write_text(json.dumps(alive))
+    status = run("status", "parts", "--json")
+
+    assert status.exit_code == 0, status.output
+    found = json.loads(status.stdout)
+    assert found["units"] == {"total": 10, "done": 5, "running": 1, "missing": 3, "failed": 1}
+    assert found["rows"] == {"total": 600, "done": 64 * 4 + 24, "faulty": 0}
+    assert found["eta_seconds"] == round((600 - 280) / 50)
+    assert found["failed"] == {"2": "2 workers died on it"}
+    told = run("status", "parts").stdout
+    assert "5 of 10 done, 1 running, 3 missing, 1 failed" in told
+    assert told.splitlines()[-1] == "47% of the rows, 6 s to go"
+
+    refused = run("merge", "parts", "--out", "merged.parquet")
+    assert refused.exit_code == 8
+    assert "5 of 10 units of parts are not done" in refused.stderr
+    assert run("merge", "parts", "--out", "half.parquet", "--partial").exit_code == 0
+    assert pq.read_table("half.parquet")["id"].to_pylist() == [
+        row["id"] for unit in range(1, 10, 2) for row in ROWS[unit * 64 : unit * 64 + 64]
+    ]
+    score(tiny("bert_ce"), "parts/", "--shard", "0/2")
+    assert run("status", "parts").stdout.splitlines()[-1] == "complete"
+    assert run("merge", "parts", "--out", "merged.parquet").exit_code == 0
+    assert Path("merged.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_status_of_a_file_is_that_of_its_hidden_parts(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "out.parquet", "--shard", "0/2")
+
+    assert "5 of 10 done, 0 running, 5 missing" in run("status", "out.parquet").stdout
+    assert run("status", "out.parquet").stdout.splitlines()[-1] == "53% of the rows, nobody is at work"
+
+
+@pytest.mark.parametrize("command", [["status"], ["merge", "--out", "x.parquet"]])
+def test_a_folder_without_a_job_is_named(command: list[str]) -> None:
+    os.mkdir("empty")
+    for path in ("empty", "nowhere", "nowhere.parquet"):
+        result = run(*command, path)
+        assert result.exit_code == 8
+        assert f"{path} has no parts of a job" in result.stderr
+
+
+@pytest.mark.parametrize("nested", [[], ["--nested"]], ids=["flat", "nested"])
+def test_a_rankings_shards_merge_to_the_whole(tiny: Tiny, nested: list[str]) -> None:
+    """With the top_n of each query over all shards."""
+    jobs.write_rows("in.parquet", ROWS)
+    options = ["--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "64", "--top-n", "5", *nested]
+    assert run("rerank", *options, "--out", "whole.jsonl").exit_code == 0
+    for index in range(3):
+        run("rerank", *options, "--out", "parts/", "--shard", f"{index}/3")
+    assert run("merge", "parts", "--out", "merged.jsonl").exit_code == 0
+
+    assert Path("merged.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+def test_a_folder_that_is_merged_stands_beside_its_file(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "whole.parquet")
+    result = score(tiny("bert_ce"), "parts/", "--merge")
+
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1].endswith("-> parts.parquet")
+    assert Path("parts.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert len(parts("parts")) == 10
