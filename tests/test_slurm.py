@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a Slurm"),
 ]
 
-Tiny = Callable[[str], str]
+Tiny, Plain = Callable[[str], str], Callable[[], bytes]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ARRAY, PREEMPTIBLE = str(EXAMPLES / "slurm_array.sbatch"), str(EXAMPLES / "slurm_preemptible.sbatch")
 
@@ -101,10 +101,6 @@ class Cluster:
         wait_until(lambda: all(task["JobState"] in ("COMPLETED", "FAILED", "CANCELLED") for task in self.tasks(job)))
         return self.tasks(job)
 
-    @property
-    def pairs(self) -> str:
-        return self.environment["IN"]
-
 
 @pytest.fixture(scope="module")
 def cluster(tiny: Tiny) -> Iterator[Cluster]:
@@ -113,7 +109,7 @@ def cluster(tiny: Tiny) -> Iterator[Cluster]:
         folder = Path(name)
         folder.chmod(0o755)
         started = Cluster(environment(folder, tiny("bert_ce")), folder)
-        write_pairs(Path(started.pairs))
+        write_pairs(Path(started.environment["IN"]))
         (folder / "slurm.conf").write_text(
             CONFIG.format(folder=folder, host=socket.gethostname().split(".")[0], ports=free_ports())
         )
@@ -126,13 +122,18 @@ def cluster(tiny: Tiny) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def plain(cluster: Cluster) -> bytes:
-    """The file that one run without Slurm writes."""
+def plain(cluster: Cluster) -> Iterator[Callable[[], bytes]]:
+    """The file that one run without Slurm writes, which begins now and is waited for when it is asked for."""
     out = cluster.folder / "plain.parquet"
-    command = ["batchscore", "score", "--model", cluster.environment["MODEL"], "--in", cluster.pairs]
-    cluster.call(*command, "--out", str(out), *PACE)
-    assert pq.read_table(out)["id"].to_pylist() == list(range(ROWS))
-    return out.read_bytes()
+    command = ["batchscore", "score", "--model", cluster.environment["MODEL"], "--in", cluster.environment["IN"]]
+
+    def written() -> bytes:
+        assert run.wait() == 0
+        assert pq.read_table(out)["id"].to_pylist() == list(range(ROWS))
+        return out.read_bytes()
+
+    with subprocess.Popen([*command, "--out", str(out), *PACE], env=cluster.environment) as run:
+        yield written
 
 
 @pytest.fixture(autouse=True)
@@ -140,20 +141,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_an_array_of_four_writes_the_file_of_one_run(cluster: Cluster, plain: bytes) -> None:
-    job = cluster.submit(ARRAY, *PACE, out="scores/")
-    ends = cluster.ended(job)
-
-    logs = [Path(f"batchscore-{job}_{task}.log").read_text() for task in range(4)]
-    assert [end["ExitCode"] for end in ends] == ["0:0"] * 4, "".join(logs)
-    assert [f"shard {task}/4 (Slurm array)" in log for task, log in enumerate(logs)] == [True] * 4
-    assert [re.findall("to do .*", log) for log in logs] == [
-        [f"to do    {rows} rows in {units} units"] for rows, units in ((800, 8), (800, 8), (700, 7), (700, 7))
-    ]
-    assert Path("scores.parquet").read_bytes() == plain
-
-
-def test_a_preempted_job_goes_on_where_it_was(cluster: Cluster, plain: bytes) -> None:
+def test_a_preempted_job_goes_on_where_it_was(cluster: Cluster, plain: Plain) -> None:
     job = cluster.submit(PREEMPTIBLE, *PACE, out="scores.parquet")
     wait_until(lambda: list(Path(".scores.parquet.parts").glob("part-*.parquet")))
     cluster.submit("--partition=high", "--exclusive", "--wrap=true")
@@ -163,10 +151,23 @@ def test_a_preempted_job_goes_on_where_it_was(cluster: Cluster, plain: bytes) ->
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log
     assert "DUE TO PREEMPTION" in log
     assert_went_on(log, "SIGTERM")
-    assert Path("scores.parquet").read_bytes() == plain
+    assert Path("scores.parquet").read_bytes() == plain()
 
 
-def test_a_job_that_is_signalled_ends_with_75_and_is_started_again(cluster: Cluster, plain: bytes) -> None:
+def test_an_array_of_four_writes_the_file_of_one_run(cluster: Cluster, plain: Plain) -> None:
+    job = cluster.submit(ARRAY, *PACE, out="scores/")
+    ends = cluster.ended(job)
+
+    logs = [Path(f"batchscore-{job}_{task}.log").read_text() for task in range(4)]
+    assert [end["ExitCode"] for end in ends] == ["0:0"] * 4, "".join(logs)
+    assert [f"shard {task}/4 (Slurm array)" in log for task, log in enumerate(logs)] == [True] * 4
+    assert [re.findall("to do .*", log) for log in logs] == [
+        [f"to do    {rows} rows in {units} units"] for rows, units in ((800, 8), (800, 8), (700, 7), (700, 7))
+    ]
+    assert Path("scores.parquet").read_bytes() == plain()
+
+
+def test_a_job_that_is_signalled_ends_with_75_and_is_started_again(cluster: Cluster, plain: Plain) -> None:
     job = cluster.submit(PREEMPTIBLE, *PACE, out="scores.parquet")
     wait_until(lambda: list(Path(".scores.parquet.parts").glob("part-*.parquet")))
     cluster.call("scancel", "--signal=USR1", "--batch", job)
@@ -176,10 +177,10 @@ def test_a_job_that_is_signalled_ends_with_75_and_is_started_again(cluster: Clus
     log = Path(f"batchscore-{job}.log").read_text()
     assert (end["JobState"], end["Restarts"], end["ExitCode"]) == ("COMPLETED", "1", "0:0"), log
     assert_went_on(log, "SIGUSR1")
-    assert Path("scores.parquet").read_bytes() == plain
+    assert Path("scores.parquet").read_bytes() == plain()
 
 
-def test_tasks_of_srun_share_the_units_and_a_batch_script_without_it_takes_all(cluster: Cluster, plain: bytes) -> None:
+def test_tasks_of_srun_share_the_units_and_a_batch_script_without_it_takes_all(cluster: Cluster, plain: Plain) -> None:
     command = f'batchscore score --model "$MODEL" --in "$IN" --out "$OUT" {" ".join(PACE)}'
     shared = cluster.submit("--ntasks=2", "--output=srun.log", f"--wrap=srun {command} --merge", out="shared/")
     alone = cluster.submit("--ntasks=2", "--output=alone.log", f"--wrap={command}", out="alone.parquet")
@@ -189,8 +190,8 @@ def test_tasks_of_srun_share_the_units_and_a_batch_script_without_it_takes_all(c
     assert [end["ExitCode"] for end in ends] == ["0:0"] * 2, "".join(logs)
     assert sorted(re.findall(r"shard (\d/\d \(.*\))", logs[0])) == ["0/2 (srun)", "1/2 (srun)"]
     assert "shard" not in logs[1]
-    assert Path("shared.parquet").read_bytes() == plain
-    assert Path("alone.parquet").read_bytes() == plain
+    assert Path("shared.parquet").read_bytes() == plain()
+    assert Path("alone.parquet").read_bytes() == plain()
 
 
 def test_an_array_with_gaps_is_refused_with_a_way_out(cluster: Cluster) -> None:
@@ -263,9 +264,8 @@ def daemon(
     command: list[str], pid_file: Path, *, user: str | None = None, env: dict[str, str] | None = None
 ) -> Iterator[None]:
     """A program that goes to the background by itself and leaves its number in a file; ended at the end."""
-    quiet = subprocess.DEVNULL
     as_user = {"user": user, "group": user, "extra_groups": []} if user else {}
-    subprocess.run(command, env=env, stdin=quiet, stdout=quiet, stderr=quiet, check=True, **as_user)
+    subprocess.run(command, env=env, stdin=subprocess.DEVNULL, check=True, **as_user)
     wait_until(lambda: pid_file.exists() and pid_file.read_text().strip())
     pid = int(pid_file.read_text())
     try:
@@ -286,4 +286,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.1)
+        time.sleep(0.2)

@@ -349,5 +349,7 @@ def _refuse_overwriting_input(source: Source, output: Output) -> None:
 
 
 def _peak_rss_mb() -> int:
+    """Of the largest process, workers included."""
     unit = 1024 if sys.platform == "linux" else 1024**2
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(who).ru_maxrss for who in whose) / unit)

@@ -250,6 +250,8 @@ def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | Non
         return foreign
     try:
         metadata = pq.read_schema(pa.BufferReader(folder.read(part))).metadata or {}
+    except FileNotFoundError:  # another process that begins has removed it
+        return None
     except (pa.ArrowException, OSError, ValueError):
         return part
     return None if _KEY in metadata else part
