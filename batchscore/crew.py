@@ -69,6 +69,7 @@ class _Worker:
     units: list[Unit] = field(default_factory=list)  # in work, the oldest first
     idle: bool = False  # asked for a unit when there was none
     told_end: bool = False
+    lost: str = ""  # why it says that it cannot go on
 
 
 class Crew:
@@ -155,7 +156,6 @@ class Crew:
     def _listen(self, worker: _Worker) -> None:
         """Take in what a worker says, to its last word if it is dead."""
         dead = not worker.process.is_alive()
-        lost = ""
         with suppress(EOFError, OSError):
             while worker.messages.poll():
                 kind, *content = worker.messages.recv()
@@ -171,12 +171,12 @@ class Crew:
                     error, message, hint = content
                     if not issubclass(error, DeviceLostError):
                         raise error(message, hint=hint)
-                    lost = message
+                    worker.lost = message
         if dead:
             worker.process.join()
             self._workers.remove(worker)
             if not (worker.told_end and worker.process.exitcode == 0):
-                self._bury(worker, lost or f"exit code {worker.process.exitcode}")
+                self._bury(worker, worker.lost or f"exit code {worker.process.exitcode}")
 
     def _bury(self, worker: _Worker, why: str) -> None:
         """Give a dead worker's units back, and start another if it has not been tried too often."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class Cluster:
 
     def call(self, *command: str, **variables: str) -> str:
         """What a command prints."""
-        done = subprocess.run(command, env=self.environment | variables, capture_output=True, text=True, check=False)
+        done = ask(command, self.environment | variables)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
@@ -117,7 +117,7 @@ def cluster(tiny: Tiny) -> Iterator[Cluster]:
         for command in (["slurmctld"], ["slurmd", "-N", "node"]):
             stack.enter_context(daemon(command, folder / f"{command[0]}.pid", env=started.environment))
         stack.callback(cancel_all, started)
-        wait_until(lambda: started.call("sinfo", "--noheader", "--format=%t") == "idle")
+        wait_until(lambda: "idle" in ask(["sinfo"], started.environment).stdout)
         yield started
 
 
@@ -273,6 +273,11 @@ def daemon(
     finally:
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def ask(command: Sequence[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that answers at once."""
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 def cancel_all(cluster: Cluster) -> None:

@@ -20,13 +20,14 @@ import typer
 from batchscore.api import set_up
 from batchscore.cli.display import Display
 from batchscore.cli.options import Files, Shares
+from batchscore.crew import Crew, find_places
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError, UsageError
 from batchscore.io.leases import Leases, Presence
 from batchscore.io.output import Output, open_output
 from batchscore.io.parts import JOB, Parts, first_difference, start_parts, total
 from batchscore.io.records import exists, read_record, write_record
 from batchscore.io.source import Source, open_source
-from batchscore.io.storage import Folder, open_folder
+from batchscore.io.storage import Folder, is_url, open_folder
 from batchscore.jobs import Job
 from batchscore.merging import assemble, write_errors
 from batchscore.pipeline import Meter
@@ -82,7 +83,6 @@ class _Run:
         display: Display,
     ) -> None:
         self.job, self.files, self.shares, self.stop, self.display = job, files, shares, stop, display
-        self.options = scorer
         self.source = open_source(files.inputs, split=files.split)
         self.output = open_output(files.out)
         self.shard = _find_shard(shares)
@@ -94,8 +94,17 @@ class _Run:
                 "--overwrite in one of several shards would throw away what others did",
                 hint=f"remove {self.output.path} before the shards start",
             )
+        if shares.claim == "dynamic" and is_url(self.output.parts):
+            raise UsageError(
+                "--claim dynamic needs a disk: an object store cannot say who was first",
+                hint="leave it out: --claim static",
+            )
         job.check(self.source)
-        self.setup = set_up(**scorer)
+        self.places = find_places(shares.devices) if shares.devices is not None else []
+        placed = {"device": self.places[0].device} if self.places else {}
+        self.setup = set_up(**{**scorer, **placed})
+        # the same dtype wherever a worker runs: it is part of what the parts have in common
+        self.options = {**scorer, "dtype": self.setup.placement.dtype}
         self.plan = Plan(
             command, self.setup, job, files.errors, self.source.fingerprint(), self.output.path, dict(scorer)
         )
@@ -207,12 +216,10 @@ class _Run:
             return run_on_ray(
                 task, units, self.meter, self.stop, address=shares.ray_address, on_done=on_done, say=self.display.say
             )
-        if shares.devices is not None:
-            from batchscore.crew import Crew, find_places
-
+        if self.places:
             crew = Crew(
                 task,
-                find_places(shares.devices),
+                self.places,
                 self.meter,
                 self.stop,
                 max_restarts=shares.max_restarts,

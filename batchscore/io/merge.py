@@ -2,7 +2,7 @@
 
 Documents of a query may be in any part. Where they are too many for the memory, queries are dealt out into piles on the
 disk by a hash, ranked pile by pile, and dealt out once more by where in the input each first appeared. Memory is
-bounded by the largest pile; the price is that everything is written twice more.
+bounded by the largest pile and 24 bytes a query; the price is that everything is written twice more.
 """
 
 from __future__ import annotations
@@ -60,17 +60,18 @@ def merge_rankings(
     column = empty.column_names[0]
     with ExitStack() as stack:
         dealt = stack.enter_context(_Piles(count, scratch))
-        queries = 0
+        queries = _Queries()
         for unit in units:
             table = join([empty, parts.read(unit)], [column] * 2)
-            first = np.arange(queries, queries + len(table))
-            queries += len(table)
-            dealt.deal(table.append_column("first", pa.array(first)), _hashes(table[column]) % count)
+            hashes = _hashes(table[column])
+            first = queries.add(hashes, np.diff(table["results"].combine_chunks().offsets))
+            dealt.deal(table.append_column("first", pa.array(first)), hashes % count)
         ordered = stack.enter_context(_Piles(count, scratch))
+        bounds = queries.bounds(count)
         for pile in range(count):
             for table in dealt.tables(pile):
                 ranked = _ranked(table, column, rank)
-                ordered.deal(ranked, ranked["first"].to_numpy() * count // max(1, queries))
+                ordered.deal(ranked, np.searchsorted(bounds, ranked["first"].to_numpy(), side="right"))
         for pile in range(count):
             for table in ordered.tables(pile):
                 whole = table.sort_by("first").drop_columns("first")
@@ -124,6 +125,40 @@ class _Piles:
     def _path(self, pile: int) -> str:
         assert self._folder is not None
         return os.path.join(self._folder.name, str(pile))
+
+
+class _Queries:
+    """Where each query came first and how many documents it has."""
+
+    def __init__(self) -> None:
+        self._count = 0  # of rows, which tell where a query is
+        self._known = np.empty((3, 0), np.int64)  # hash, first, documents
+        self._new: list[NDArray[np.int64]] = []
+
+    def add(self, hashes: NDArray[np.uint64], documents: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Take the queries of a part; int64 [queries]: where each is in the sequence of all parts' queries."""
+        places = np.arange(self._count, self._count + len(hashes))
+        self._count += len(hashes)
+        self._new.append(np.stack([hashes.view(np.int64), places, documents.astype(np.int64)]))
+        if sum(new.shape[1] for new in self._new) > max(_ROWS_A_TABLE, self._known.shape[1]):
+            self._sum_up()
+        return places
+
+    def bounds(self, count: int) -> NDArray[np.int64]:
+        """int64 [count - 1]: where the sequence is divided so that each share has about as many documents."""
+        self._sum_up()
+        _, first, documents = self._known[:, np.argsort(self._known[1])]
+        before = np.cumsum(documents) - documents
+        shares = np.arange(1, count) * documents.sum() / count
+        bounds: NDArray[np.int64] = np.append(first, self._count)[np.searchsorted(before, shares)]
+        return bounds
+
+    def _sum_up(self) -> None:
+        hashes, first, documents = np.concatenate([self._known, *self._new], axis=1)
+        hashes, place, query = np.unique(hashes, return_index=True, return_inverse=True)
+        sums = np.zeros(len(hashes), np.int64)
+        np.add.at(sums, query, documents)
+        self._known, self._new = np.stack([hashes, first[place], sums]), []
 
 
 def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:

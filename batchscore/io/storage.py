@@ -200,7 +200,8 @@ class Folder(Protocol):
 
 def open_folder(path: str) -> Folder:
     """A folder on a disk or an object store; it need not be there yet."""
-    return RemoteFolder(path) if is_url(path) else LocalFolder(local_path(path))
+    path = local_path(path)
+    return RemoteFolder(path) if is_url(path) else LocalFolder(path)
 
 
 class LocalFolder:

@@ -1,0 +1,139 @@
+"""Workers that die, answer no more or take a unit with them: the parent goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import jobs
+from batchscore.crew import Crew, Place, find_places
+from batchscore.errors import DeviceLostError, RuntimeFailureError
+from batchscore.io.parts import Parts, start_parts
+from batchscore.io.source import Source, open_source
+from batchscore.io.storage import open_folder
+from batchscore.jobs import Loaded, ScoreJob
+from batchscore.pipeline import Meter, Pipeline
+from batchscore.stop import Stop
+from batchscore.task import Task
+from batchscore.types import Unit
+
+Tiny = Callable[[str], str]
+ROWS = jobs.random_rows(300)
+
+
+@dataclass(frozen=True)
+class DeadlyJob(ScoreJob):
+    """Kills its process, or loses its device, when it reads a unit: the first time, or each time."""
+
+    deadly: int = -1
+    always: bool = False
+    loses_device: bool = False
+
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        first = not Path("died").exists()
+        if unit.index == self.deadly and (first or self.always):
+            Path("died").touch()
+            if self.loses_device:
+                raise DeviceLostError("cuda:0 failed: CUDA error: an illegal memory access was encountered")
+            os._exit(9)
+        return super().load(source, unit)
+
+
+@dataclass(frozen=True)
+class SilentTask(Task):
+    """A task whose model cannot be loaded."""
+
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
+        raise RuntimeFailureError("no such weights", hint="look for them")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    jobs.write_rows("in.parquet", ROWS)
+    return tmp_path
+
+
+def started(model: str, job: ScoreJob, kind: type[Task] = Task) -> tuple[Task, Parts]:
+    source = open_source(["in.parquet"])
+    parts = start_parts(open_folder("parts"), {"job": 1}, lambda: source.units(50), overwrite=False)
+    return kind(job, {"model": model}, ["in.parquet"], None, "parts", "quarantine"), parts
+
+
+class Run:
+    """A crew's run, and what came of it."""
+
+    def __init__(self, task: Task, parts: Parts, *, workers: int = 1, restarts: int = 3) -> None:
+        self.done: list[int] = []
+        self.said: list[str] = []
+        self.meter = Meter(total=300)
+        crew = Crew(
+            task,
+            [Place("cpu", 1)] * workers,
+            self.meter,
+            Stop(),
+            max_restarts=restarts,
+            on_done=self._note,
+            say=self.said.append,
+        )
+        self.given_up = crew.run(iter(parts.units))
+
+    def _note(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+        self.done.append(unit.index)
+        assert counts["rows"] == unit.rows
+
+
+def ids(parts: Parts) -> list[str]:
+    names = (f"parts/part-{unit:05}.parquet" for unit in sorted(parts.finished()))
+    return [row["id"] for name in names for row in pq.read_table(name).to_pylist()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loses_device", [False, True], ids=["dies", "loses its device"])
+def test_a_worker_that_fails_is_replaced_and_its_units_are_done_once(tiny: Tiny, loses_device: bool) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, loses_device=loses_device))
+    run = Run(task, parts)
+
+    assert run.given_up == {}
+    assert sorted(run.done) == list(range(6))
+    assert ids(parts) == [row["id"] for row in ROWS]
+    (said,) = run.said
+    assert ("illegal memory access" if loses_device else "exit code 9") in said
+    assert "started again, 2 restarts left" in said
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_two_workers_is_given_up_and_the_others_are_done(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True))
+    run = Run(task, parts)
+
+    assert run.given_up == {0: "2 workers died on it, the last with exit code 9"}
+    assert ids(parts) == [row["id"] for row in ROWS[50:]]
+
+
+@pytest.mark.slow
+def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True))
+    with pytest.raises(RuntimeFailureError, match="no worker is left"):
+        Run(task, parts, restarts=0)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_raised_in_the_parent(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), ScoreJob(), SilentTask)
+    with pytest.raises(RuntimeFailureError, match="^no such weights\nhint: look for them$"):
+        Run(task, parts, workers=2)
+
+
+def test_places_are_named_by_devices() -> None:
+    assert [place.device for place in find_places("cuda:0, cuda:3")] == ["cuda:0", "cuda:3"]
+    assert [place.device for place in find_places("cpu:3")] == ["cpu"] * 3
+    cores = len(os.sched_getaffinity(0))
+    assert {place.threads for place in find_places("cpu:2")} == {max(1, cores // 2)}
+    assert {place.threads for place in find_places(f"cpu:{8 * cores}")} == {1}
