@@ -6,11 +6,9 @@ Errors become one line, a hint and the exit code of errors.py.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -19,23 +17,24 @@ import typer
 
 from batchscore.api import set_up
 from batchscore.cli.display import Display
+from batchscore.cli.doors import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
 from batchscore.cli.options import Files, Shares
+from batchscore.cli.summary import peak_rss_mb, summary_lines, work_lines
 from batchscore.crew import Crew, find_places
-from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError, UsageError
+from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.leases import Leases, Presence
-from batchscore.io.output import Output, open_output
+from batchscore.io.output import open_output
 from batchscore.io.parts import JOB, Parts, first_difference, start_parts, total
 from batchscore.io.records import exists, read_record, write_record
-from batchscore.io.source import Source, open_source
-from batchscore.io.storage import Folder, is_url, open_folder
+from batchscore.io.source import open_source
+from batchscore.io.storage import Folder, open_folder
 from batchscore.jobs import Job
 from batchscore.merging import assemble, write_errors
 from batchscore.pipeline import Meter
 from batchscore.plan import Plan
-from batchscore.shards import find_shard
 from batchscore.stop import Stop
 from batchscore.task import Task
-from batchscore.types import Shard, Unit
+from batchscore.types import Unit
 
 _PARTIAL_SUCCESS = 7
 
@@ -85,20 +84,11 @@ class _Run:
         self.job, self.files, self.shares, self.stop, self.display = job, files, shares, stop, display
         self.source = open_source(files.inputs, split=files.split)
         self.output = open_output(files.out)
-        self.shard = _find_shard(shares)
-        self.limits = _MaxErrors.parsed(files.max_errors)
+        self.shard = shard_of(shares)
+        self.limits = MaxErrors.parsed(files.max_errors)
         self.output.check()
-        _refuse_overwriting_input(self.source, self.output)
-        if files.overwrite and self.shard.count > 1:
-            raise UsageError(
-                "--overwrite in one of several shards would throw away what others did",
-                hint=f"remove {self.output.path} before the shards start",
-            )
-        if shares.claim == "dynamic" and is_url(self.output.parts):
-            raise UsageError(
-                "--claim dynamic needs a disk: an object store cannot say who was first",
-                hint="leave it out: --claim static",
-            )
+        refuse_overwriting_input(self.source, self.output)
+        refuse_together(files, shares, self.shard, self.output)
         job.check(self.source)
         self.places = find_places(shares.devices) if shares.devices is not None else []
         placed = {"device": self.places[0].device} if self.places else {}
@@ -110,7 +100,7 @@ class _Run:
         )
         self.fingerprint = self.plan.fingerprint()
         self.meter = Meter(on_change=display.update)
-        self.done: list[Mapping[str, Any]] = []  # counts of units of this run
+        self.done: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}  # counts of this run
         self._lock = Lock()
 
     def run(self) -> int:
@@ -121,10 +111,14 @@ class _Run:
             return _PARTIAL_SUCCESS if counts.get("faulty") else 0
         parts = start_parts(folder, self.fingerprint, self._cut, overwrite=self.files.overwrite)
         todo = self._todo(parts)
-        self.display.start([*self.plan.lines(), *self._lines(parts, todo)], self.plan.describe())
+        self.display.start(
+            [*self.plan.lines(), *work_lines(self.source, self.shard, self.shares, parts, todo)], self.plan.describe()
+        )
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
         try:
             given_up = self._score(parts, todo) if todo else {}
+            for unit, why in given_up.items():
+                parts.fail(unit, why)
             code = self._finish(parts) if not given_up else 0
         except BatchscoreError as error:
             if self._leaves_nothing(parts):
@@ -134,7 +128,7 @@ class _Run:
             done = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
             raise StoppedError(f"{error.message}; {done}", hint=error.hint) from error
         finally:
-            if any(counts["faulty"] for counts in self.done):
+            if self.done["faulty"]:
                 write_errors(parts, self.output)
         if given_up:
             unit, why = next(iter(given_up.items()))
@@ -195,8 +189,8 @@ class _Run:
                 if leases:
                     leases.release(unit)
                 with self._lock:
-                    self.done.append(counts)
-                    self.limits.check(sum(c["faulty"] for c in self.done), sum(c["rows"] for c in self.done))
+                    self.done = total([self.done, counts])
+                    self.limits.check(self.done["faulty"], self.done["rows"])
 
             try:
                 return self._work(units(), on_done, parts)
@@ -226,10 +220,7 @@ class _Run:
                 on_done=on_done,
                 say=self.display.say,
             )
-            given_up = crew.run(units)
-            for unit, why in given_up.items():
-                parts.fail(unit, why)
-            return given_up
+            return crew.run(units)
         pipeline = task.pipeline(self.meter, self.stop)
         pipeline.run(units, on_done)
         pipeline.scorer.close()
@@ -253,9 +244,9 @@ class _Run:
                     result = self.output.file
         whole = not missing and not gone and (alone or merges)
         counts = {
-            **(parts.counts() if whole else total(self.done)),
+            **(parts.counts() if whole else self.done),
             "seconds": self._seconds(),
-            "peak_rss_mb": _peak_rss_mb(),
+            "peak_rss_mb": peak_rss_mb(),
         }
         record = self.output.record("" if whole else f"-{self._shard_name.replace('/', '-of-')}")
         write_record(record, self.plan.record(counts))
@@ -264,99 +255,13 @@ class _Run:
                 parts.tidy()
             elif merges:
                 parts.folder.discard()
-        self.display.finish(self._summary(counts, result, record), counts)
+        self.display.finish(summary_lines(self.plan, self.output, self.done, counts, result, record), counts)
         return _PARTIAL_SUCCESS if counts.get("faulty") else 0
 
     @property
     def _shard_name(self) -> str:
         return f"{self.shard.index}/{self.shard.count}"
 
-    def _lines(self, parts: Parts, todo: Sequence[Unit]) -> list[str]:
-        """What is to do here, for a person."""
-        files, rows = len(self.source.readers), sum(unit.rows for unit in parts.units)
-        units, here = len(parts.units), sum(unit.rows for unit in todo)
-        lines = [f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}"]
-        if self.shard.count > 1 or self.shares.claim == "dynamic":
-            share = f"shard {self._shard_name} ({self.shard.origin})"
-            lines.append(f"share    {share}, units {'as they come' if self.shares.claim == 'dynamic' else 'by turns'}")
-        if here < rows:
-            lines.append(f"to do    {here:,} rows in {len(todo):,} units")
-        return lines
-
     def _seconds(self) -> dict[str, float]:
         spent = {stage: round(seconds, 3) for stage, seconds in self.meter.seconds.items()}
         return {"total": round(perf_counter() - self.meter.started, 3), **spent}
-
-    def _summary(self, counts: Mapping[str, Any], result: str, record: str) -> list[str]:
-        seconds, placement = counts["seconds"], self.setup.placement
-        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items() if stage != "total")
-        cut = ", ".join(f"{name} {number:,}" for name, number in counts.get("cut", {}).items() if number) or "none"
-        rows, tokens = sum(c["rows"] for c in self.done), sum(c["tokens"] for c in self.done)
-        spent = max(seconds["total"], 1e-3)
-        texts, read = counts.get("texts", 0), counts.get("tokens", 0)
-        lines = [
-            f"texts    {texts:,} distinct, {read:,} tokens; peak memory {counts['peak_rss_mb']:,} MB",
-            f"cut      {cut}",
-            f"seconds  {stages} (reading, tokenising and writing run beside the model)",
-            f"record   {record}",
-        ]
-        if faulty := counts.get("faulty"):
-            lines.append(f"errors   {faulty:,} rows at fault ({self.files.errors}): {self.output.errors}")
-        speed = f"{rows / spent:,.0f} rows/s, {tokens / spent:,.0f} tokens/s"
-        return [
-            *lines,
-            f"{rows:,} rows in {spent:,.1f} s ({speed}) on {placement.device} in {placement.dtype} -> {result}",
-        ]
-
-
-def _find_shard(shares: Shares) -> Shard:
-    if shares.claim == "dynamic" and shares.shard is None:
-        with suppress(UsageError):  # an array with gaps: only where each begins is read off it
-            return find_shard(None, os.environ)
-        return Shard()
-    return find_shard(shares.shard, os.environ)
-
-
-@dataclass(frozen=True, slots=True)
-class _MaxErrors:
-    """How many rows may be at fault."""
-
-    number: float
-    is_share: bool  # of the rows so far
-
-    @classmethod
-    def parsed(cls, text: str | None) -> _MaxErrors:
-        """From N or P%."""
-        if text is None:
-            return cls(float("inf"), is_share=False)
-        try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            number = -1.0
-        if number < 0:
-            raise UsageError(f"--max-errors {text!r} is not a number of rows or a percentage", hint="such as 100 or 1%")
-        return cls(number, text.endswith("%"))
-
-    def check(self, faulty: int, rows: int) -> None:
-        """Raise RuntimeFailureError if these are too many."""
-        if faulty > self.number * (rows if self.is_share else 1):
-            limit = f"{self.number:.6g}" if not self.is_share else f"{100 * self.number:.6g}%"
-            raise RuntimeFailureError(
-                f"{faulty:,} of {rows:,} rows are at fault, more than --max-errors {limit}",
-                hint="see the list of errors; what is done stays",
-            )
-
-
-def _refuse_overwriting_input(source: Source, output: Output) -> None:
-    for file in source.fingerprint():
-        name = str(file["name"])
-        for out in (output.path, output.file):
-            if os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out):
-                raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
-
-
-def _peak_rss_mb() -> int:
-    """Of the largest process, workers included."""
-    unit = 1024 if sys.platform == "linux" else 1024**2
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(who).ru_maxrss for who in whose) / unit)

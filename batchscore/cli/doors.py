@@ -1,0 +1,79 @@
+"""What can be refused of a run's options before anything is opened."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from batchscore.cli.options import Files, Shares
+from batchscore.errors import RuntimeFailureError, UsageError
+from batchscore.io.output import Output
+from batchscore.io.source import Source
+from batchscore.io.storage import is_url
+from batchscore.shards import find_shard
+from batchscore.types import Shard
+
+
+def shard_of(shares: Shares) -> Shard:
+    """The share of this process; UsageError as `find_shard`."""
+    if shares.claim == "dynamic" and shares.shard is None:
+        with suppress(UsageError):  # an array with gaps: only where each begins is read off it
+            return find_shard(None, os.environ)
+        return Shard()
+    return find_shard(shares.shard, os.environ)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxErrors:
+    """How many rows may be at fault."""
+
+    number: float
+    is_share: bool  # of the rows so far
+
+    @classmethod
+    def parsed(cls, text: str | None) -> MaxErrors:
+        """From N or P%."""
+        if text is None:
+            return cls(float("inf"), is_share=False)
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = -1.0
+        if number < 0:
+            raise UsageError(f"--max-errors {text!r} is not a number of rows or a percentage", hint="such as 100 or 1%")
+        return cls(number, text.endswith("%"))
+
+    def check(self, faulty: int, rows: int) -> None:
+        """Raise RuntimeFailureError if these are too many."""
+        if faulty > self.number * (rows if self.is_share else 1):
+            limit = f"{self.number:.6g}" if not self.is_share else f"{100 * self.number:.6g}%"
+            raise RuntimeFailureError(
+                f"{faulty:,} of {rows:,} rows are at fault, more than --max-errors {limit}",
+                hint="see the list of errors; what is done stays",
+            )
+
+
+def refuse_overwriting_input(source: Source, output: Output) -> None:
+    """Raise UsageError if the output is one of the inputs."""
+    for file in source.fingerprint():
+        name = str(file["name"])
+        for out in (output.path, output.file):
+            if os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out):
+                raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
+
+
+def refuse_together(files: Files, shares: Shares, shard: Shard, output: Output) -> None:
+    """Raise UsageError for options that do not go together."""
+    if files.overwrite and shard.count > 1:
+        raise UsageError(
+            "--overwrite in one of several shards would throw away what others did",
+            hint=f"remove {output.path} before the shards start",
+        )
+    if shares.claim == "dynamic" and is_url(output.parts):
+        raise UsageError(
+            "--claim dynamic needs a disk: an object store cannot say who was first",
+            hint="leave it out: --claim static",
+        )
+    if shares.devices is not None and shares.engine == "ray":
+        raise UsageError("--devices is for this machine, and --engine ray takes what the cluster has", hint="drop one")
