@@ -190,7 +190,11 @@ def test_only_what_dead_processes_of_this_machine_left_is_removed(tmp_path: Path
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = writer_id().rpartition("-")[0]
-    kept = [f".a.jsonl.tmp-{host}-{os.getppid()}", ".a.jsonl.tmp-elsewhere-1", f".b.jsonl.tmp-{host}-{dead.pid}"]
+    kept = [
+        f".a.jsonl.tmp-{host}-{os.getppid()}",
+        f".a.jsonl.tmp-elsewhere-{dead.pid}",
+        f".b.jsonl.tmp-{host}-{dead.pid}",
+    ]
     for name in [*kept, f".a.jsonl.tmp-{host}-{dead.pid}"]:
         (tmp_path / name).touch()
     write(tmp_path / "a.jsonl", pa.table({"n": [1]}))

@@ -31,7 +31,7 @@ ALLOWED = {
     "progress": BASE | {"io"},
     "task": BASE | {"api", "io", "jobs", "pipeline", "stop"},
     "crew": BASE | {"pipeline", "runners", "stop", "task"},
-    "ray_crew": BASE | {"crew", "pipeline", "runners", "stop", "task"},
+    "ray_crew": BASE | {"crew", "io", "pipeline", "plan", "runners", "stop", "task"},
     "inspection": BASE | {"models", "runners"},
     "cli": BASE
     | {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +313,40 @@ def test_a_folder_that_is_merged_stands_beside_its_file(tiny: Tiny) -> None:
     assert result.stderr.splitlines()[-1].endswith("-> parts.parquet")
     assert Path("parts.parquet").read_bytes() == Path("whole.parquet").read_bytes()
     assert len(parts("parts")) == 10
+
+
+def killed_while_merging(folder: str, owner: str) -> None:
+    """What a process leaves that was killed in the assembly a moment ago."""
+    state = {"shard": "0/1", "units": [], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}
+    Path(f"{folder}/worker-{owner}.json").write_text(json.dumps(state))
+    Path(f"{folder}/part-merge.lease").write_text(owner)
+
+
+@pytest.mark.parametrize("shares", [[], ["--shard", "1/2", "--merge"]], ids=["alone", "shard"])
+def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: list[str]) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "whole.parquet")
+    for index in range(2):
+        score(tiny("bert_ce"), "out.parquet", "--shard", f"{index}/2")
+    dead = jobs.start("--version")
+    dead.communicate()
+    killed_while_merging(".out.parquet.parts", f"{socket.gethostname()}-{dead.pid}")
+    result = score(tiny("bert_ce"), "out.parquet", *shares)
+
+    assert result.exit_code == 0, result.output
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not Path(".out.parquet.parts").exists()
+
+
+def test_a_merge_waits_for_another_until_it_is_silent(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    for index in range(2):
+        score(tiny("bert_ce"), "out.parquet", "--shard", f"{index}/2")
+    killed_while_merging(".out.parquet.parts", "there-7")
+    stopped = score(tiny("bert_ce"), "out.parquet", "--shard", "0/2", "--merge", "--max-seconds", "3")
+    assert stopped.exit_code == 75
+    assert not Path("out.parquet").exists()
+
+    os.utime(".out.parquet.parts/worker-there-7.json", (1, 1))
+    assert score(tiny("bert_ce"), "out.parquet", "--shard", "0/2", "--merge").exit_code == 0
+    assert Path("out.parquet").exists()

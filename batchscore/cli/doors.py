@@ -59,7 +59,8 @@ def refuse_overwriting_input(source: Source, output: Output) -> None:
     for file in source.fingerprint():
         name = str(file["name"])
         for out in (output.path, output.file):
-            if os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out):
+            is_same = os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out)
+            if is_same or name == out:
                 raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import typer
@@ -37,6 +37,7 @@ from batchscore.task import Task
 from batchscore.types import Unit
 
 _PARTIAL_SUCCESS = 7
+_MERGE_POLL_SECONDS = 0.5
 
 
 def run(command: str, job: Job, scorer: Mapping[str, Any], files: Files, shares: Shares) -> None:
@@ -236,12 +237,9 @@ class _Run:
         if missing:
             self.display.say(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
         elif merges and not gone:
-            with self.meter.timed("write"), Presence(parts, self._shard_name) as presence:
-                merges = not parts.folder.is_local or Leases(parts, presence).claim_merge()
-                if merges:
-                    assemble(parts, self.output.file, self.stop)
-                    write_errors(parts, self.output)
-                    result = self.output.file
+            with self.meter.timed("write"):
+                merges = self._merge(parts, alone=alone)
+            result = self.output.file
         whole = not missing and not gone and (alone or merges)
         counts = {
             **(parts.counts() if whole else self.done),
@@ -257,6 +255,20 @@ class _Run:
                 parts.folder.discard()
         self.display.finish(summary_lines(self.plan, self.output, self.done, counts, result, record), counts)
         return _PARTIAL_SUCCESS if counts.get("faulty") else 0
+
+    def _merge(self, parts: Parts, *, alone: bool) -> bool:
+        """Assemble the output, or wait until another shard has; whether it was this one."""
+        with Presence(parts, self._shard_name) as presence:
+            leases = None if alone or not parts.folder.is_local else Leases(parts, presence)
+            while leases is not None and not leases.claim_merge():
+                # the other may have died on it, which its silence will tell
+                if not parts.folder.has(JOB) or (self.output.is_folder and exists(self.output.file)):
+                    return False
+                self.stop.check()
+                sleep(_MERGE_POLL_SECONDS)
+            assemble(parts, self.output.file, self.stop)
+            write_errors(parts, self.output)
+        return True
 
     @property
     def _shard_name(self) -> str:

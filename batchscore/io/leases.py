@@ -14,7 +14,7 @@ from time import time
 from typing import Any
 
 from batchscore.io.parts import Parts
-from batchscore.io.storage import LocalFolder, writer_id
+from batchscore.io.storage import LocalFolder, is_over, writer_id
 from batchscore.types import Unit
 
 BEAT_SECONDS = 10.0
@@ -110,7 +110,9 @@ class Leases:
 
 
 def is_at_work(folder: LocalFolder, owner: str) -> bool:
-    """Whether a process has touched its file within three beats."""
+    """Whether a process has touched its file within three beats, and is not known to have ended since."""
+    if is_over(owner):
+        return False
     try:
         beat = float(json.loads(bytes(folder.read(_worker(owner))))["beat_seconds"])
     except (OSError, ValueError, KeyError):
@@ -130,7 +132,7 @@ def workers(parts: Parts) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
         age = folder.age(name) if isinstance(folder, LocalFolder) else time() - state["time"]
-        if age is not None and age < _BEATS * state["beat_seconds"]:
+        if age is not None and age < _BEATS * state["beat_seconds"] and not is_over(name[7:-5]):
             found.append({"process": name[7:-5], **state})
     return found
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
 from batchscore.io.schema import KEEP_HINT, join
-from batchscore.io.storage import TEMPORARY, is_url, require_store, split_url, sync_folder, upload, writer_id
+from batchscore.io.storage import TEMPORARY, is_over, is_url, require_store, split_url, sync_folder, upload, writer_id
 
 
 def open_sink(path: str) -> Sink:
@@ -104,22 +104,10 @@ class Sink:
 
 def _remove_orphans(folder: str, prefix: str) -> None:
     """Remove what processes of this machine that are no more left behind."""
-    host, _, _ = writer_id().rpartition("-")
     with suppress(OSError):
         for name in os.listdir(folder):
-            owner, _, process = name.removeprefix(prefix).rpartition("-")
-            if name.startswith(prefix) and owner == host and process.isdigit() and not _is_alive(int(process)):
+            if name.startswith(prefix) and is_over(name.removeprefix(prefix)):
                 os.remove(os.path.join(folder, name))
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

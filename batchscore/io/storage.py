@@ -408,6 +408,20 @@ def sync_folder(path: str) -> None:
             os.close(handle)
 
 
+def is_over(writer: str) -> bool:
+    """Whether a process is known to be no more; of another machine nothing is known."""
+    host, _, process = writer.rpartition("-")
+    if host != socket.gethostname() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def writer_id() -> str:
     """Names this process among all that may write to one folder."""
     return f"{socket.gethostname()}-{os.getpid()}"
