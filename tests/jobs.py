@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,21 +43,68 @@ def write_rows(path: str, rows: Sequence[dict[str, Any]]) -> str:
     return path
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line of `batchscore` with these arguments."""
-    return [sys.executable, "-m", "batchscore", *arguments]
+class Run:
+    """A run of `batchscore` with one thread, which makes outputs comparable bit for bit."""
+
+    _server: subprocess.Popen[str] | None = None
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        handle, self._stderr = tempfile.mkstemp(suffix=".stderr")
+        os.close(handle)
+        asked = {"start": list(arguments), "cwd": os.getcwd(), "environment": environment, "stderr": self._stderr}
+        self.pid: int = self._ask(asked)["pid"]
+
+    @classmethod
+    def _ask(cls, asked: dict[str, Any]) -> dict[str, Any]:
+        if cls._server is None:
+            cls._server = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("forks.py"))],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            atexit.register(cls._server.kill)
+        assert cls._server.stdin is not None
+        assert cls._server.stdout is not None
+        cls._server.stdin.write(json.dumps(asked) + "\n")
+        cls._server.stdin.flush()
+        answer: dict[str, Any] = json.loads(cls._server.stdout.readline())
+        return answer
+
+    def poll(self) -> int | None:
+        """Exit code, None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._ask({"poll": self.pid})["code"]
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it is over."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 300) -> tuple[None, str]:
+        """(None, stderr) once it is over."""
+        wait_until(lambda: self.poll() is not None, timeout)
+        said = Path(self._stderr).read_text("utf-8")
+        os.remove(self._stderr)
+        return None, said
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `batchscore` with one thread, which makes runs comparable bit for bit."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command(*arguments), env=variables, stderr=subprocess.PIPE, text=True)
+def start(*arguments: str, **environment: str) -> Run:
+    """Start `batchscore`."""
+    return Run(arguments, environment)
 
 
-def finish(*arguments: str, **environment: str) -> tuple[int, str]:
+def finish(*arguments: str, **environment: str) -> tuple[int | None, str]:
     """(exit code, stderr) of a run to its end."""
     run = start(*arguments, **environment)
-    said = run.communicate(timeout=300)[1]
+    said = run.communicate()[1]
     return run.returncode, said
 
 

@@ -189,6 +189,17 @@ def test_a_process_that_is_killed_loses_its_units(parts: Parts) -> None:
         assert numbers(found) == [0]
 
 
+def test_a_lease_of_a_process_known_to_have_ended_is_void_at_once(parts: Parts) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = writer_id().rpartition("-")[0]
+    for unit, (owner, is_stolen) in enumerate([(f"{host}-{ended.pid}", True), (f"elsewhere-{ended.pid}", False)]):
+        with presence_of(parts, owner) as other, presence_of(parts, "b-2") as presence:
+            assert next(Leases(parts, other).claimed(UNITS[unit : unit + 1])) == UNITS[unit]
+            assert numbers(list(Leases(parts, presence).claimed(UNITS[unit : unit + 1]))) == [unit] * is_stolen
+            assert [worker["process"] for worker in workers(parts)] == ["b-2"] + [owner] * (not is_stolen)
+
+
 def test_a_name_that_comes_back_takes_its_units_again(parts: Parts) -> None:
     """A container that starts again has the same host and process number."""
     with presence_of(parts, "a-1") as before:

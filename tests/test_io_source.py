@@ -452,19 +452,18 @@ def test_a_parquet_damaged_midway_is_named_with_the_row_reached(monkeypatch: pyt
     with open("a.parquet", "r+b") as file:
         file.seek(start)
         file.write(b"\xff" * 200)
-    for order in ([0, 3, 4], [4], [7]):  # the last is behind the damage, in another row group
-        source = open_source(["a.parquet"])
-        units = source.units(500)
+    source = open_source(["a.parquet"])
+    units = source.units(500)
+    for order in ([0, 1, 2, 3, 4], [4], [6, 4], [3, 6, 7, 0]):
         try:
-            if order == [7]:
-                assert len(source.read(units[7], None, {}, []).table) == 500
-                continue
-            for index in order[:-1]:
-                assert len(source.read(units[index], None, {}, []).table) == 500
-            text = fault(InputError, lambda: source.read(units[4], None, {}, []))  # noqa: B023
+            for unit in (units[index] for index in order):
+                if unit.index == 4:
+                    text = fault(InputError, lambda: source.read(units[4], None, {}, []))
+                    assert text.startswith("a.parquet, row 2000: damaged from here on")
+                else:  # a row group that is not asked for is not read
+                    assert len(source.read(unit, None, {}, []).table) == 500
         finally:
             source.close()
-        assert text.startswith("a.parquet, row 2000: damaged from here on")
 
 
 # ---- columns that are not there
@@ -663,7 +662,6 @@ def test_a_hub_dataset_is_streamed(name: str, suffix: str) -> None:
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == [0, 1, 2, 3, 4]
     assert chunks[1].locate(1) == f"{name}, row 3"
     assert ([len(chunk.table) for chunk in chunks], source.column_names()) == ([2, 2, 1], ["query", "document", "n"])
-    assert [n for chunk in chunks_of(source, 2, ["n"], limit=3) for n in chunk.table["n"].to_pylist()] == [0, 1, 2]
 
 
 def test_a_name_that_is_no_path_is_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -748,12 +746,13 @@ MIXES = [
     ],
     ["jsonl.gz", "empty", "groups of 4", "jsonl", "saved"],
 ]
-STREAMED = [(["streamed"], 12), (["empty", "streamed", "one group", "jsonl.zst", "empty"], 1000)]
+STREAMED = [(["streamed"], 12, None), (["empty", "streamed", "one group", "jsonl.zst", "empty"], 1000, "query")]
 
 
 @pytest.mark.usefixtures("small_tables")
-@pytest.mark.parametrize(("kinds", "size"), [*product(MIXES, [1, 4, 7, 1000]), *STREAMED], ids=str)
-@pytest.mark.parametrize("group", [None, "query"])
+@pytest.mark.parametrize(
+    ("kinds", "size", "group"), [*product(MIXES, [1, 7, 1000], [None, "query"]), *STREAMED], ids=str
+)
 def test_units_in_any_order_are_the_rows_of_the_input(
     inputs: Mapping[str, tuple[str, list[dict[str, Any]]]], kinds: list[str], group: str | None, size: int
 ) -> None:

@@ -243,7 +243,7 @@ def test_a_pack_that_takes_too_long_is_left_behind(tiny: Tiny) -> None:
     options = ["--window-rows", "120000", "--batch-tokens", "40000000"]
     run = jobs.start("score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--out", "out.parquet", *options)
     jobs.wait_until(lambda: Path(".out.parquet.parts/_job.json").exists())
-    time.sleep(4)  # the pack has begun by then
+    time.sleep(2)  # the pack has begun by then
     run.send_signal(signal.SIGTERM)
     began = time.monotonic()
     said = run.communicate(timeout=10)[1]
@@ -258,7 +258,7 @@ def test_a_second_signal_ends_a_run_at_once(tiny: Tiny) -> None:
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "60000"]
     run = jobs.start(*options, "--out", "out.parquet", "--batch-tokens", "4000000")  # one long pack
     jobs.wait_until(lambda: Path(".out.parquet.parts/_job.json").exists())
-    time.sleep(4)  # the pack has begun by then
+    time.sleep(2)  # the pack has begun by then
     run.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     run.send_signal(signal.SIGTERM)
