@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from socket import gethostname
+from socket import create_connection, gethostname
 from textwrap import shorten
 from threading import Thread
 from typing import Any
@@ -33,6 +33,7 @@ from batchscore.types import Unit
 
 _IN_WORK = 2  # units of an actor: one in the model, one being read or written
 _ACTORS_OF_A_NODE = 4  # at most, without GPUs: each holds a model of its own
+_CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _LULL_SECONDS = 1.0  # without a further unit, after which an actor settles those it has
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
@@ -98,16 +99,25 @@ def _connect(ray: Any, address: str, stop: Stop) -> None:
     if address == "local":
         options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
+        _require_listener(address)
         with _signals_kept():
             ray.init(address, **options)
     except SystemExit:  # how Ray takes SIGTERM meanwhile
         stop.request("SIGTERM")
         stop.check()
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        stop.check()  # Ray tries again when a signal raises
         place = "Ray cannot be started here" if address == "local" else f"no Ray cluster answers at {address}"
         raise RuntimeFailureError(
             f"{place}: {first_line(error)}", hint="check it with `ray status`; RAY_AUTH_MODE=token if it wants a token"
         ) from error
+
+
+def _require_listener(address: str) -> None:
+    """OSError if nobody listens at HOST:PORT, where Ray would go on trying for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 @contextmanager
@@ -179,7 +189,7 @@ class _RayCrew:
         self._on_done, self._say = on_done, say
         self._workers: list[_Worker] = []
         self._returned: deque[Unit] = deque()
-        self._deaths: Counter[int] = Counter()  # of a unit
+        self._deaths: Counter[int] = Counter()  # of the workers of a unit
         self._given_up: dict[int, str] = {}
 
     def run(self, units: Iterator[Unit], slots: Sequence[_Slot], max_restarts: int) -> dict[int, str]:
@@ -195,7 +205,7 @@ class _RayCrew:
                     calls |= {worker.loading: worker for worker in self._workers if worker.loading is not None}
                     for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
                         self._listen(calls[call], call)
-                if not self._workers and self._next() is not None:
+                if not self._workers and self._next(suspects=True) is not None:
                     raise RuntimeFailureError(
                         "no worker is left, and not all units are done", hint="run the same command again to go on"
                     )
@@ -214,12 +224,18 @@ class _RayCrew:
         ready = [worker for worker in self._workers if worker.loading is None]
         for number in range(_IN_WORK):
             for worker in ready:
-                if len(worker.calls) == number and (unit := self._next()) is not None:
-                    worker.calls[worker.actor.run.remote(unit.index)] = unit
+                if len(worker.calls) == number and not self._has_suspect(worker):
+                    unit = self._next(suspects=not number)
+                    if unit is not None:
+                        worker.calls[worker.actor.run.remote(unit.index)] = unit
         return any(worker.calls for worker in ready) or (bool(self._workers) and not ready)
 
-    def _next(self) -> Unit | None:
-        return self._returned.popleft() if self._returned else next(self._units, None)
+    def _has_suspect(self, worker: _Worker) -> bool:
+        """Whether a worker has a unit that was in work when another died: alone, so that the next death tells."""
+        return any(unit.index in self._deaths for unit in worker.calls.values())
+
+    def _next(self, *, suspects: bool) -> Unit | None:
+        return self._returned.popleft() if suspects and self._returned else next(self._units, None)
 
     def _listen(self, worker: _Worker, call: Any) -> None:
         """Take in what a call has come to."""
@@ -249,14 +265,12 @@ class _RayCrew:
         """Give a dead worker's units back, and start another if it has not been tried too often."""
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # one that lost its device is still there
-        units = list(worker.calls.values())
-        if units:
-            first = units[0].index
-            self._deaths[first] += 1
-            if self._deaths[first] >= DEATHS_OF_A_UNIT:
-                units.pop(0)
-                self._given_up[first] = f"{DEATHS_OF_A_UNIT} workers died on it, the last with {why}"
-        self._returned.extendleft(reversed(units))
+        for unit in worker.calls.values():
+            self._deaths[unit.index] += 1
+            if self._deaths[unit.index] < DEATHS_OF_A_UNIT:
+                self._returned.append(unit)
+            else:
+                self._given_up[unit.index] = f"{DEATHS_OF_A_UNIT} workers died on it, the last with {why}"
         what = f"worker on {worker.place} died ({why})"
         if worker.restarts:
             self._say(f"{what}; started again, {worker.restarts - 1} restarts left")
@@ -349,4 +363,4 @@ def _open(task: Task, device: str, stop: Stop) -> Pipeline:
 
 def _last_line(error: BaseException) -> str:
     """What Ray says of a death comes last, behind a traceback or ids."""
-    return shorten((str(error).splitlines() or [type(error).__name__])[-1], 200)
+    return shorten((str(error).splitlines() or [type(error).__name__])[-1], 160)

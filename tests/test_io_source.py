@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -374,12 +374,13 @@ def test_a_row_has_one_fault_at_most() -> None:
     assert chunk.table["n"].to_pylist() == [1, None, 2]
 
 
-def test_many_values_of_another_type_take_one_look_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"n": number if number % 2 else str(number)} for number in range(2000)]
+@pytest.mark.parametrize(("kept", "other"), [("x", 7), (2**53 + 1, 0.5), (0.5, 2**53 + 1), ([1], {"a": 1})])
+def test_many_values_of_another_type_take_one_look_each(kept: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [None, type(kept)(0) if isinstance(kept, int) else kept, kept, *[kept, other] * 500]
     monkeypatch.setattr(jsonl, "_first_misfit", None)  # which looks at all values again for each
-    (chunk,) = chunks_of(open_source([write("a.jsonl", rows)]), 2000)
-    assert [fault.row for fault in chunk.faults()] == list(range(1, 2000, 2))
-    assert chunk.table["n"].to_pylist() == [str(number) if number % 2 == 0 else None for number in range(2000)]
+    (chunk,) = chunks_of(open_source([write("a.jsonl", [{"n": value} for value in values])]), 2000)
+    assert [fault.row for fault in chunk.faults()] == list(range(4, 1003, 2))
+    assert chunk.table["n"].to_pylist() == [*values[:3], *[kept, None] * 500]
 
 
 def test_mixed_types_hint_at_leaving_the_column_out_and_doing_so_helps() -> None:
@@ -625,6 +626,26 @@ def test_a_saved_dataset_reads_back_the_same_rows(saved: list[dict[str, Any]]) -
     assert ([len(chunk.table) for chunk in chunks], source.column_names()) == ([3, 3, 1], ["query", "document", "n"])
     assert (chunks[2].locate(0), chunks[0].table.schema.metadata) == ("one, row 6", None)
     assert source.fingerprint()[0]["bytes"] == os.path.getsize("one/data-00000-of-00001.arrow")
+
+
+def test_rows_of_a_saved_dataset_are_sought_and_not_read_from_the_start(
+    saved: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+    stream = DatasetReader._stream
+
+    def recorded(self: DatasetReader, columns: Sequence[str] | None, start: int) -> Iterator[Any]:
+        starts.append(start)
+        return stream(self, columns, start)
+
+    monkeypatch.setattr(DatasetReader, "_stream", recorded)
+    source = open_source(["one"])
+    units = source.units(2)
+    assert [source.read(units[index], ["n"], {}, []).table["n"].to_pylist() for index in (3, 0, 1, 2, 2)] == [
+        *([6], [0, 1], [2, 3], [4, 5], [4, 5])
+    ]
+    source.close()
+    assert starts == [6, 0, 4]
 
 
 def test_a_split_is_chosen_by_name_and_must_be_where_there_are_several(saved: list[dict[str, Any]]) -> None:

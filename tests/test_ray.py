@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from socket import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ from batchscore.task import Task
 from batchscore.types import Span, Unit
 
 Tiny = Callable[[str], str]
-ROWS, UNITS = 12_000, 40
+ROWS, UNITS = 16_000, 40
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray puts one into the home folder
 CLUSTER = """
 import ray, sys
@@ -140,11 +141,10 @@ def test_ray_finishes_what_a_plain_run_began(tiny: Tiny, plain: Path, cluster: s
 def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     tiny: Tiny, plain: Path, cluster: str
 ) -> None:
-    options = arguments(tiny, plain, rows=ROWS // 3)
-    slowly = ["--batch-tokens", "40000"]  # so that the one who is done first is in the middle of the third for a while
+    options = arguments(tiny, plain, rows=ROWS // 4)
+    slowly = ["--batch-tokens", "100000"]  # so that there is a middle of a unit to be in
     run = jobs.start(*options, *slowly, "--out", "parts/", *on(cluster), **NO_TOKEN)
     jobs.wait_until(lambda: len(parts("parts")) > 0)
-    time.sleep(0.2)
     run.send_signal(signal.SIGTERM)
     began = time.monotonic()
     said = run.communicate(timeout=60)[1]
@@ -152,7 +152,7 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     assert run.returncode == 75, said
     assert time.monotonic() - began < 5
     assert "stopped by SIGTERM" in said
-    assert 0 < len(parts("parts")) < 3
+    assert 0 < len(parts("parts")) < 4
     assert list(Path("parts").glob("*.progress"))
     assert not workers()
     code, said = jobs.finish(*options, "--out", "parts/")
@@ -163,6 +163,19 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
 
 
 # ---- without
+
+
+@pytest.mark.slow  # it imports Ray
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_an_address_where_nobody_listens_is_named(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", jobs.random_rows(10))
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        code, said = jobs.finish(*arguments(tiny, Path(".")), "--out", "parts/", *on(address))
+
+    assert code == 6
+    assert f"no Ray cluster answers at {address}: " in said
 
 
 def test_without_ray_the_extra_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +266,7 @@ class DeathError(Exception):
 
 
 class FakeRay:
-    """Calls are answered at once, in turn; `answer(unit)` is what becomes of one."""
+    """Calls are answered at once, the latest first; `answer(unit)` is what becomes of one."""
 
     exceptions = SimpleNamespace(RayError=DeathError)
 
@@ -271,7 +284,7 @@ class FakeRay:
         return SimpleNamespace(options=lambda **_: call(remote=lambda *_: actor))
 
     def wait(self, calls: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return calls[:1], calls[1:]
+        return calls[-1:], calls[:-1]
 
     def get(self, call: Any) -> Any:
         answer = self.answer(call[2])
@@ -312,6 +325,7 @@ def test_a_unit_that_two_workers_die_on_is_given_up(death: Exception) -> None:
 
     assert given_up == {3: "2 workers died on it, the last with out of memory"}
     assert done == [0, 1, 2, 4, 5]
+    assert len(said) == 2  # those who had another unit as well
     assert said[0] == "worker on cpu of here died (out of memory); started again, 2 restarts left"
 
 

@@ -270,7 +270,15 @@ def daemon(
         yield
     finally:
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        wait_until(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def ask(command: Sequence[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
