@@ -70,6 +70,7 @@ def run_on_ray(
     """
     with _cluster(address, stop) as ray:
         slots = _find_slots(ray.nodes(), task.scorer.get("device", "auto"))
+        say(f"ray      {len(slots)} workers at {ray.get_runtime_context().gcs_address}")
         return _RayCrew(ray, task, meter, stop, on_done=on_done, say=say).run(units, slots, max_restarts)
 
 

@@ -6,6 +6,7 @@ the spot. That is bearable at any moment, because whatever is on the disk is who
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,23 @@ T = TypeVar("T")
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 GRACE_SECONDS = 3.0  # for what is in the model; with saving and leaving, less than 5
 _POLL_SECONDS = 0.1
+
+
+def leave_on_signals() -> None:
+    """Have a signal end the program on the spot, as one that may be run again: for as long as nothing is done."""
+    for number in _heard():
+        signal.signal(number, lambda *_: os._exit(StoppedError.exit_code))
+
+
+def _heard() -> list[signal.Signals]:
+    """Signals that nobody has asked to ignore."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _ignore() -> None:
+    # on its way out Python takes handlers away while libraries still unload
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:
@@ -83,9 +101,9 @@ class Stop:
             if not self.polled:
                 self.check()
 
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, handle)
+        for number in _heard():
+            signal.signal(number, handle)
+        atexit.register(_ignore)
 
     def after(self, seconds: float) -> None:
         """Ask for the end when so many seconds have passed."""

@@ -438,6 +438,20 @@ def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
         source.close()
 
 
+@pytest.mark.parametrize("declared", [8, 100])
+def test_a_dataset_of_fewer_rows_than_it_declares_is_named(declared: int) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"n": list(range(7))}).to_iterable_dataset()
+    source = Source([DatasetReader("hf:org/pairs", dataset, declared)])
+    units = source.units(6)
+    try:
+        assert len(source.read(units[0], ["n"], {}, []).table) == 6
+        text = fault(InputError, lambda: source.read(units[1], ["n"], {}, []))
+    finally:
+        source.close()
+    assert text.startswith("hf:org/pairs has fewer rows than when the job began")
+
+
 def test_a_corrupt_parquet_is_named_on_opening() -> None:
     Path("a.parquet").write_bytes(b"PAR1 is how it starts, and it goes on as text")
     text = fault(InputError, lambda: read(open_source(["a.parquet"])))

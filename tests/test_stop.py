@@ -243,3 +243,16 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def test_the_signals_are_those_of_schedulers_and_people() -> None:
     expected: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     assert expected == SIGNALS
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_seconds_of_loading_ends_a_run_with_75(tmp_path: Path) -> None:
+    """Of the work nothing is begun, and a scheduler that starts it again does the right thing."""
+    command = [sys.executable, "-m", "batchscore", "score", "--model", "none", "--in", "none", "--out", "o.parquet"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    maps = Path(f"/proc/{run.pid}/maps")
+    while "libtorch" not in maps.read_text():
+        assert run.poll() is None
+    run.send_signal(signal.SIGUSR1)
+
+    assert run.wait(30) == 75

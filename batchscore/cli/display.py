@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.pipeline import Meter
+from batchscore.errors import BatchscoreError
+from batchscore.stop import Stop
+
+if TYPE_CHECKING:  # which needs torch
+    from batchscore.pipeline import Meter
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -94,6 +101,20 @@ class Display:
         if not self._quiet or event == "error":
             sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def explained(display: Display | None = None, stop: Stop | None = None) -> Iterator[None]:
+    """Say what went wrong and end with its exit code."""
+    display = display or Display(quiet=False, log_format="text")
+    try:
+        yield
+    except BatchscoreError as error:
+        display.error(error.message, error.hint, error.exit_code)
+        if stop is not None and stop.unsettled:  # a thread that the end would wait for
+            sys.stderr.flush()
+            os._exit(error.exit_code)
+        raise typer.Exit(error.exit_code) from error
 
 
 def _bar(console: Console) -> Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchscore.cli import options as o
+from batchscore.stop import leave_on_signals
 
 
 @o.takes(o.settings, o.device, o.files, o.shares)
@@ -29,6 +30,7 @@ def rerank(
 
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
+    leave_on_signals()  # of the seconds that loading takes nothing is lost
     from batchscore.cli.run import run
     from batchscore.jobs import RerankJob
 

@@ -5,10 +5,7 @@ Errors become one line, a hint and the exit code of errors.py.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from threading import Lock
 from time import perf_counter, sleep
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import typer
 
 from batchscore.api import set_up
-from batchscore.cli.display import Display
+from batchscore.cli.display import Display, explained
 from batchscore.cli.doors import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
 from batchscore.cli.options import Files, Shares
 from batchscore.cli.summary import peak_rss_mb, summary_lines, work_lines
@@ -27,7 +24,7 @@ from batchscore.io.output import open_output
 from batchscore.io.parts import JOB, Parts, first_difference, start_parts, total
 from batchscore.io.records import exists, read_record, write_record
 from batchscore.io.source import open_source
-from batchscore.io.storage import Folder, open_folder
+from batchscore.io.storage import Folder, open_folder, writer_id
 from batchscore.jobs import Job
 from batchscore.merging import assemble, write_errors
 from batchscore.pipeline import Meter
@@ -53,20 +50,6 @@ def run(command: str, job: Job, scorer: Mapping[str, Any], files: Files, shares:
         display.stop()
     if code:
         raise typer.Exit(code)
-
-
-@contextmanager
-def explained(display: Display | None = None, stop: Stop | None = None) -> Iterator[None]:
-    """Say what went wrong and end with its exit code."""
-    display = display or Display(quiet=False, log_format="text")
-    try:
-        yield
-    except BatchscoreError as error:
-        display.error(error.message, error.hint, error.exit_code)
-        if stop is not None and stop.unsettled:  # a thread that the end would wait for
-            sys.stderr.flush()
-            os._exit(error.exit_code)
-        raise typer.Exit(error.exit_code) from error
 
 
 class _Run:
@@ -246,13 +229,14 @@ class _Run:
             "seconds": self._seconds(),
             "peak_rss_mb": peak_rss_mb(),
         }
-        record = self.output.record("" if whole else f"-{self._shard_name.replace('/', '-of-')}")
+        record = self.output.record("" if whole else f"-{self._process_name}")
         write_record(record, self.plan.record(counts))
         if not missing and not gone:
-            if self.output.is_folder:
+            if not self.output.is_folder:
+                if merges:
+                    parts.folder.discard()
+            elif merges or not self.files.merge:  # else another is at the merge, and its files are not in the way
                 parts.tidy()
-            elif merges:
-                parts.folder.discard()
         self.display.finish(summary_lines(self.plan, self.output, self.done, counts, result, record), counts)
         return _PARTIAL_SUCCESS if counts.get("faulty") else 0
 
@@ -273,6 +257,11 @@ class _Run:
     @property
     def _shard_name(self) -> str:
         return f"{self.shard.index}/{self.shard.count}"
+
+    @property
+    def _process_name(self) -> str:
+        """What tells the records of a job's processes apart."""
+        return writer_id() if self.shares.claim == "dynamic" else self._shard_name.replace("/", "-of-")
 
     def _seconds(self) -> dict[str, float]:
         spent = {stage: round(seconds, 3) for stage, seconds in self.meter.seconds.items()}

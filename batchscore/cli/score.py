@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchscore.cli import options as o
+from batchscore.stop import leave_on_signals
 
 
 @o.takes(o.settings, o.device, o.files, o.shares)
@@ -25,6 +26,7 @@ def score(
 
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
+    leave_on_signals()  # of the seconds that loading takes nothing is lost
     from batchscore.cli.run import run
     from batchscore.jobs import ScoreJob
 

@@ -15,7 +15,7 @@ def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
 
     batchscore status scores/
     """
-    from batchscore.cli.run import explained
+    from batchscore.cli.display import explained
     from batchscore.progress import job_status
 
     with explained():
@@ -28,7 +28,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
 
     batchscore merge scores/ --out scores.parquet
     """
-    from batchscore.cli.run import explained
+    from batchscore.cli.display import explained
     from batchscore.merging import assemble
     from batchscore.progress import parts_of
     from batchscore.stop import Stop
