@@ -217,7 +217,13 @@ class Scorer:
             raise RowError(bad, f"its score is {first}", code="non-finite", cause=RuntimeFailureError, hint=hint)
         if self._precise is None:
             precise = replace(self.placement, dtype="float32", dtype_reason="retry")
-            self._precise = Scorer(replace(self.setup, placement=precise, cache_mb=0))
+            try:
+                self._precise = Scorer(replace(self.setup, placement=precise, cache_mb=0))
+            except RuntimeError as error:  # two models may be more than the device has memory for
+                message = f"its score is {first} in {self.placement.dtype}, and float32 cannot be tried: {error}"
+                raise RowError(
+                    bad, message, code="non-finite", cause=RuntimeFailureError, hint="pass --dtype float32"
+                ) from error
         self._precise.score_work(work, raw=raw, stop=stop)
 
     @property

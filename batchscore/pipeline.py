@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic, perf_counter
@@ -89,19 +89,25 @@ class Pipeline:
         with self.stop.polling(), ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
             growing: _Growing | None = None
-            for window in prefetch(self._windows(units), self.stop):
-                if growing is None:
-                    raw = self.parts.progress(window.loaded.unit, len(window.loaded.pairs))
-                    growing = _Growing(window.loaded, raw, self.meter.rows)
-                self._score(window, growing)
-                if window.is_last:
-                    self.meter.rows = growing.rows_before + growing.loaded.unit.rows  # those at fault too
-                    if writing is not None:
-                        writing.result()
-                    writing = writer.submit(self._write, growing, on_done)
-                    growing = None
-            if writing is not None:
-                writing.result()
+            try:
+                for window in prefetch(self._windows(units), self.stop):
+                    growing = growing or self._begun(window.loaded)
+                    self._score(window, growing)
+                    if window.is_last:
+                        self.meter.rows = growing.rows_before + growing.loaded.unit.rows  # those at fault too
+                        if writing is not None:
+                            writing.result()
+                        writing = writer.submit(self._write, growing, on_done)
+                        growing = None
+                if writing is not None:
+                    writing.result()
+            finally:
+                if growing is not None:
+                    with suppress(RuntimeFailureError):  # a full disk must not hide what came first
+                        growing.save(self.parts)
+
+    def _begun(self, loaded: Loaded) -> _Growing:
+        return _Growing(loaded, self.parts.progress(loaded.unit, len(loaded.pairs)), self.meter.rows)
 
     def _windows(self, units: Iterable[Unit]) -> Iterator[_Window]:
         """Units read and tokenised, in windows."""
@@ -155,7 +161,7 @@ class Pipeline:
             raise _as_error(*faults[0])
 
     def _score(self, window: _Window, growing: _Growing) -> None:
-        """Score a window; its raw scores are saved now and then, and when the end is asked for."""
+        """Score a window; its raw scores are saved now and then."""
         loaded, meter = window.loaded, self.meter
         share = loaded.unit.rows / max(1, len(loaded.pairs))
         before = meter.rows
@@ -168,7 +174,7 @@ class Pipeline:
                 meter.add(rows * share, tokens)
                 if growing.save_due():
                     growing.raw[pairs] = raw
-                    self.parts.save_progress(loaded.unit, growing.raw)
+                    growing.save(self.parts)
 
             try:
                 with meter.timed("forward"):
@@ -181,8 +187,6 @@ class Pipeline:
                 self._tokenize(window)
             finally:
                 growing.raw[pairs] = raw
-                if self.stop.requested and np.isfinite(growing.raw).any():
-                    self.parts.save_progress(loaded.unit, growing.raw)
         growing.faults += window.faults
 
     def _write(self, growing: _Growing, on_done: Callable[[Unit, Mapping[str, Any]], None]) -> None:
@@ -230,6 +234,11 @@ class _Growing:
         self.counts["tokens"] += int(work.items.offsets[-1])
         for code, name in enumerate(CUT_NAMES[1:], start=1):
             self.counts["cut"][name] += int((scores.cut == code).sum())
+
+    def save(self, parts: Parts) -> None:
+        """Keep the raw scores, if there are any."""
+        if np.isfinite(self.raw).any():
+            parts.save_progress(self.loaded.unit, self.raw)
 
     def save_due(self) -> bool:
         """Whether it is time to save; True in one thread."""

@@ -243,6 +243,28 @@ def test_a_row_that_alone_does_not_fit_is_at_fault(tiny: Tiny, monkeypatch: pyte
     assert score(tiny("bert_ce"), "--errors", "fail", "--overwrite").exit_code == 6
 
 
+def test_what_ends_a_run_in_the_middle_of_a_unit_loses_no_scores(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.write_rows("in.jsonl", short_rows(40))
+    packs: list[int] = []
+    broken = [True]
+
+    def fails(batch: Batch) -> None:
+        packs.append(len(batch))
+        if broken and len(packs) > 4:
+            raise RuntimeFailureError("the model fails on something")
+
+    _Failing(monkeypatch, fails)
+    assert score(tiny("bert_ce"), "--batch-tokens", "32").exit_code == 6
+    done = sum(packs[:4])
+    raw = np.frombuffer(Path(".out.jsonl.parts/part-00000.progress").read_bytes()[-160:], np.float32)
+    assert 0 < np.isfinite(raw).sum() <= done
+
+    broken.clear()
+    result = score(tiny("bert_ce"), "--batch-tokens", "32")
+    assert result.exit_code == 0, result.output
+    assert len(read("out.jsonl")) == 40
+
+
 def _without(batch: Batch, length: int, value: float) -> torch.Tensor | None:
     """Logits with `value` for sequences longer than `length`."""
     if batch.lengths.max() <= length:

@@ -13,7 +13,8 @@ from threading import Event, Thread
 from time import time
 from typing import Any
 
-from batchscore.io.parts import Parts
+from batchscore.errors import RuntimeFailureError
+from batchscore.io.parts import JOB, Parts
 from batchscore.io.storage import LocalFolder, is_over, writer_id
 from batchscore.types import Unit
 
@@ -87,8 +88,13 @@ class Leases:
         self._folder.remove(_lease(unit))
 
     def claim_merge(self) -> bool:
-        """Whether it is for this process to merge the parts."""
-        return self._claim("part-merge.lease")
+        """Whether it is for this process to merge the parts; not if another has, and the folder is gone."""
+        try:
+            return self._claim("part-merge.lease")
+        except RuntimeFailureError:
+            if self._folder.has(JOB):
+                raise
+            return False
 
     def _claim(self, name: str) -> bool:
         if name in self._held:
