@@ -183,3 +183,12 @@ def test_rows_of_one_query_that_are_no_neighbours_are_refused_by_a_listwise_mode
     assert "rows.jsonl, line 6: its query came before, among other queries" in result.output
     assert "sort the input by query" in result.output
     assert not Path("out.jsonl").exists()
+
+
+def test_lists_are_seen_behind_a_first_row_without_one(tiny: Tiny) -> None:
+    rows: Rows = [{"qid": "none", "query": "a", "documents": None}, *NESTED]
+    write("in.jsonl", rows)
+    result = rerank(tiny("bert_mean"), "--in", "in.jsonl", "--out", "out.jsonl", "--query-id-column", "qid")
+
+    assert result.exit_code == 7, result.output
+    assert read("out.jsonl") == expected(tiny("bert_mean"))

@@ -16,6 +16,7 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 
+from batchscore.errors import RuntimeFailureError
 from batchscore.io.leases import Leases, Presence, is_at_work, workers
 from batchscore.io.parts import JOB, Parts, start_parts
 from batchscore.io.storage import LocalFolder, open_folder, writer_id
@@ -256,6 +257,24 @@ def test_a_lease_that_vanishes_while_it_is_looked_at_is_nobodys_yet(
     monkeypatch.setattr(LocalFolder, "create", lambda *_: False)
     with presence_of(parts, "a-1") as presence:
         assert list(Leases(parts, presence).claimed(UNITS)) == []
+
+
+def test_what_another_has_merged_and_removed_is_not_merged_again(parts: Parts) -> None:
+    with presence_of(parts, "a-1") as presence:
+        parts.folder.discard()
+        assert not Leases(parts, presence).claim_merge()
+
+
+def test_a_merge_that_cannot_be_claimed_while_there_is_a_job_is_an_error(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with presence_of(parts, "a-1") as presence:
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(RuntimeFailureError, match="part-merge.lease: No space left"):
+            Leases(parts, presence).claim_merge()
 
 
 def test_one_of_several_merges(parts: Parts) -> None:

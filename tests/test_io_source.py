@@ -1001,3 +1001,12 @@ def test_the_type_of_a_column_is_that_of_the_first_row() -> None:
     assert kinds["none"] == pa.null()
     pq.write_table(pa.table({"s": pa.array([], pa.large_string())}), "a.parquet")
     assert open_source(["a.parquet"]).column_type("s") == pa.large_string()
+
+
+def test_a_streamed_dataset_with_more_rows_than_its_card_says_is_refused() -> None:
+    datasets = pytest.importorskip("datasets")
+    streamed = datasets.Dataset.from_dict({"n": list(range(7))}).to_iterable_dataset()
+    source = Source([DatasetReader("hf:org/name", streamed, 5)])
+    last = source.units(3)[-1]
+    with pytest.raises(InputError, match="hf:org/name has more rows than the 5 of its card"):
+        source.read(last, ["n"], {}, [])

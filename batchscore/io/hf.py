@@ -69,6 +69,12 @@ class DatasetReader:
         tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
             raise InputError(f"{self.file} has fewer rows than when the job began", hint="see that it has not changed")
+        # of a streamed dataset the number of rows is what its card says
+        if self._is_streamed and span.stop == self._rows and self._cursor.read(columns, span.stop, span.stop + 1):
+            raise InputError(
+                f"{self.file} has more rows than the {self._rows:,} of its card",
+                hint="download it with save_to_disk, and name the folder",
+            )
         table = join(tables, [self.file] * len(tables)) if tables else self._empty(columns)
         return Block(table, self.file, range(span.start, span.stop), "row")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import codecs
 import io
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in _COMPRESSIONS)
 
 _BUFFER_BYTES = 1 << 20
+_HEAD_LINES = 1000  # looked through for a column's type
 _LINES = 4096  # held at once while units are cut, and their bytes
 _LINES_BYTES = 8 << 20
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -53,7 +55,7 @@ class JsonlReader(InputFile):
 
     def column_names(self) -> list[str]:
         """The keys of the first object; later lines may have more."""
-        return list(self._first())
+        return list(next(self._readable()))
 
     def has_column(self, column: str) -> bool:
         """Whether any line has this key."""
@@ -67,9 +69,13 @@ class JsonlReader(InputFile):
         return False
 
     def head(self, columns: Sequence[str]) -> pa.Table:
-        """The first object; a key that it lacks is null."""
-        first = self._first()
-        return pa.table({name: _example(first.get(name)) for name in columns})
+        """One row with the first value of each column, null where the first lines have none."""
+        first = dict.fromkeys(columns)
+        for value in itertools.islice(self._readable(), _HEAD_LINES):
+            first = {name: value.get(name) if found is None else found for name, found in first.items()}
+            if None not in first.values():
+                break
+        return pa.table({name: _example(found) for name, found in first.items()})
 
     def steps(self, group: str | None) -> Iterator[Steps]:
         """All lines that are not blank."""
@@ -162,18 +168,23 @@ class JsonlReader(InputFile):
         except (pa.ArrowException, OSError) as error:
             raise _fault(self.file, number + 1, f"cannot be read: {error}", _AGAIN) from error
 
-    def _first(self) -> dict[str, Any]:
-        """The first object that can be read; if there is none, the fault of the first line."""
+    def _readable(self) -> Iterator[dict[str, Any]]:
+        """The objects that can be read; if there is none, the fault of the first line is raised."""
         fault: InputError | None = None
+        found = False
         with closing(self._open()) as stream:
             for number, line in self._lines(stream):
                 if not line.strip():
                     continue
                 try:
-                    return _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                    value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
                 except _UnreadableError as error:
                     fault = fault or _fault(self.file, number, str(error), error.hint)
-        raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
+                    continue
+                found = True
+                yield value
+        if not found:
+            raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
 
     def _value(self, line: bytes, key: str | None) -> Any:
         try:
