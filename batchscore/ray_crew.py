@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from socket import create_connection, gethostname
 from textwrap import shorten
@@ -351,11 +351,8 @@ def _open(task: Task, device: str, stop: Stop) -> Pipeline:
     parts = open_parts(open_folder(task.folder))
     if parts is None:
         raise RuntimeFailureError(f"{gethostname()} does not see {os.path.abspath(task.folder)}", hint=hint)
-    expected = parts.fingerprint
-    # "auto" is another dtype on a GPU than on the driver's CPU
-    task = replace(task, scorer={**task.scorer, "dtype": expected["dtype"]})
     pipeline = task.pipeline(Meter(), stop, device=device)
-    inputs, setup = pipeline.source.fingerprint(), pipeline.scorer.setup
+    expected, inputs, setup = parts.fingerprint, pipeline.source.fingerprint(), pipeline.scorer.setup
     found = Plan(expected["command"], setup, task.job, task.errors, inputs, task.folder, task.scorer).fingerprint()
     if (difference := first_difference(expected, found)) is not None:
         raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=hint)

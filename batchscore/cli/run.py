@@ -214,8 +214,9 @@ class _Run:
         """Assemble the output if that is this run's to do, and write the record."""
         alone = self.shard.count == 1 and self.shares.claim == "static"
         merges = self.files.merge or (alone and not self.output.is_folder)
-        gone = not parts.folder.has(JOB)  # another shard was the last, and has merged already
-        missing = 0 if gone else len(parts.units) - len(parts.finished())
+        missing = len(parts.units) - len(parts.finished())
+        gone = not parts.folder.has(JOB)  # asked last: another shard was the last, and has merged meanwhile
+        missing = 0 if gone else missing
         result = self.output.parts
         if missing:
             self.display.say(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")

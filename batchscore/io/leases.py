@@ -88,17 +88,19 @@ class Leases:
         self._folder.remove(_lease(unit))
 
     def claim_merge(self) -> bool:
-        """Whether it is for this process to merge the parts; not if another has, and the folder is gone."""
+        """Whether it is for this process to merge the parts."""
+        return self._claim("part-merge.lease")
+
+    def _claim(self, name: str) -> bool:
+        """Whether this process has got a lease now; nobody gets one of a folder that was merged and is gone."""
         try:
-            return self._claim("part-merge.lease")
+            return name not in self._held and self._take(name)
         except RuntimeFailureError:
             if self._folder.has(JOB):
                 raise
             return False
 
-    def _claim(self, name: str) -> bool:
-        if name in self._held:
-            return False
+    def _take(self, name: str) -> bool:
         owner = self._presence.owner
         if not self._folder.create(name, owner.encode()):
             try:
