@@ -27,6 +27,7 @@ def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: s
         os.dup2(0, 1)
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
         os.chdir(cwd)
+        os.environ.clear()
         os.environ.update(environment)
         app(arguments)
     except SystemExit as end:

@@ -52,7 +52,12 @@ class Run:
         self.returncode: int | None = None
         handle, self._stderr = tempfile.mkstemp(suffix=".stderr")
         os.close(handle)
-        asked = {"start": list(arguments), "cwd": os.getcwd(), "environment": environment, "stderr": self._stderr}
+        asked = {
+            "start": list(arguments),
+            "cwd": os.getcwd(),
+            "environment": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            "stderr": self._stderr,
+        }
         self.pid: int = self._ask(asked)["pid"]
 
     @classmethod

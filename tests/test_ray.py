@@ -136,7 +136,8 @@ def workers() -> list[int]:
 def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     tiny: Tiny, plain: Path, cluster: str
 ) -> None:
-    options = arguments(tiny, plain, rows=ROWS // 4)
+    jobs.write_rows("in.parquet", jobs.random_rows(3 * ROWS))  # the plain run's are the first of these
+    options = arguments(tiny, Path("."), rows=3 * ROWS // 4)
     slowly = ["--batch-tokens", "100000"]  # so that there is a middle of a unit to be in
     run = jobs.start(*options, *slowly, "--out", "parts/", *on(cluster), **NO_TOKEN)
     jobs.wait_until(lambda: len(parts("parts")) > 0)
@@ -153,8 +154,9 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     code, said = jobs.finish(*options, "--out", "parts/")
     assert code == 0, said
     found, expected = (pq.read_table([f"{f}/{name}" for name in parts(f)]) for f in ("parts", f"{plain}/parts"))
-    assert found["id"].equals(expected["id"])
-    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-6)
+    assert len(found) == 3 * ROWS
+    assert found["id"][:ROWS].equals(expected["id"])
+    np.testing.assert_allclose(found["score"][:ROWS], expected["score"], atol=1e-6)
 
 
 # ---- without

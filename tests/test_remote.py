@@ -429,7 +429,6 @@ def test_units_cannot_be_claimed_on_a_store(tiny: Tiny, s3: Store) -> None:
     assert s3.names("parts") == set()
 
 
-@pytest.mark.xfail(reason="cli/run.py compares only local files", strict=False)
 def test_an_object_that_is_the_input_is_not_overwritten(tiny: Tiny, s3: Store) -> None:
     url = s3.put("in.parquet", local_input("in.parquet"))
     code, said = refused(score(tiny("bert_ce"), url, url, "--overwrite"))
