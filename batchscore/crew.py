@@ -1,7 +1,7 @@
 """Several devices on one machine: a process for each, which asks for a unit when it is ready for one.
 
-The parent never waits for a single process. One that dies gives its units back and is started again a few times; a unit
-that takes two processes with it is given up; when no process is left, the job ends with an error.
+The parent never waits for a single process. One that dies gives its units back and is started again a few times; when
+no process is left, the job ends with an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,13 +19,13 @@ from threading import Lock, Thread, Timer
 from time import monotonic
 from typing import Any
 
-from batchscore.errors import BatchscoreError, DeviceLostError, RuntimeFailureError, StoppedError, UsageError
-from batchscore.pipeline import Meter
+from batchscore.backlog import Backlog
+from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, UsageError
+from batchscore.pipeline import LULL_SECONDS, Meter
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop
 from batchscore.task import Task
 from batchscore.types import Unit
 
-DEATHS_OF_A_UNIT = 2  # after so many it is given up
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 0.5  # between two messages on progress
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for a child to save and leave
@@ -66,7 +65,7 @@ class _Worker:
     messages: Connection  # both ways
     orders: Connection  # to the worker; its end tells the worker that there is no parent
     restarts: int  # that are left to its place
-    units: list[Unit] = field(default_factory=list)  # in work, the oldest first
+    units: list[Unit] = field(default_factory=list)  # in work
     idle: bool = False  # asked for a unit when there was none
     told_end: bool = False
     lost: str = ""  # why it says that it cannot go on
@@ -90,9 +89,6 @@ class Crew:
         self._places, self._max_restarts = list(places), max_restarts
         self._on_done, self._say = on_done, say
         self._workers: list[_Worker] = []
-        self._returned: deque[Unit] = deque()
-        self._deaths: Counter[int] = Counter()  # of a unit
-        self._given_up: dict[int, str] = {}
 
     def run(self, units: Iterator[Unit]) -> dict[int, str]:
         """Have all units scored; those that were given up, and why.
@@ -101,7 +97,7 @@ class Crew:
             StoppedError: the end was asked for.
             BatchscoreError: what a worker could not go on from, or no worker is left.
         """
-        self._units = units
+        self._backlog = Backlog(units, self._say)
         with self._stop.polling():
             try:
                 for place in self._places:
@@ -114,14 +110,10 @@ class Crew:
                         ends |= {worker.messages: worker, worker.process.sentinel: worker}
                     for worker in {id(ends[end]): ends[end] for end in wait(list(ends), _POLL_SECONDS)}.values():
                         self._listen(worker)
+                self._backlog.require_empty()
             finally:
                 self._dismiss()
-        if self._returned:
-            raise RuntimeFailureError(
-                f"no worker is left, {len(self._returned)} units are not done",
-                hint="run the same command again to go on",
-            )
-        return self._given_up
+        return self._backlog.given_up
 
     def _start(self, place: Place, restarts: int) -> _Worker:
         context = get_context("spawn")  # a fork would inherit threads and a CUDA context
@@ -136,18 +128,15 @@ class Crew:
 
     def _give_out(self) -> None:
         for worker in self._workers:
-            if worker.idle and (unit := self._next()) is not None:
+            if worker.idle and (unit := self._backlog.take(worker.units)) is not None:
                 worker.idle = False
                 worker.units.append(unit)
                 self._send(worker, unit.index)
-        if not any(worker.units for worker in self._workers) and not self._returned:
+        if not any(worker.units for worker in self._workers):
             for worker in self._workers:
                 if worker.idle and not worker.told_end:
                     worker.told_end = True
                     self._send(worker, None)
-
-    def _next(self) -> Unit | None:
-        return self._returned.popleft() if self._returned else next(self._units, None)
 
     def _send(self, worker: _Worker, message: int | None) -> None:
         with suppress(OSError):  # it is dead; its sentinel will say so
@@ -176,23 +165,9 @@ class Crew:
             worker.process.join()
             self._workers.remove(worker)
             if not (worker.told_end and worker.process.exitcode == 0):
-                self._bury(worker, worker.lost or f"exit code {worker.process.exitcode}")
-
-    def _bury(self, worker: _Worker, why: str) -> None:
-        """Give a dead worker's units back, and start another if it has not been tried too often."""
-        if worker.units:
-            first = worker.units[0]
-            self._deaths[first.index] += 1
-            if self._deaths[first.index] >= DEATHS_OF_A_UNIT:
-                worker.units.pop(0)
-                self._given_up[first.index] = f"{DEATHS_OF_A_UNIT} workers died on it, the last with {why}"
-        self._returned.extendleft(reversed(worker.units))
-        what = f"worker on {worker.place.device} died ({why})"
-        if worker.restarts:
-            self._say(f"{what}; started again, {worker.restarts - 1} restarts left")
-            self._workers.append(self._start(worker.place, worker.restarts - 1))
-        else:
-            self._say(f"{what}; going on without it")
+                why = worker.lost or f"exit code {worker.process.exitcode}"
+                if self._backlog.bury(worker.place.device, why, worker.units, worker.restarts):
+                    self._workers.append(self._start(worker.place, worker.restarts - 1))
 
     def _dismiss(self) -> None:
         """Have every worker save and leave, and end those that do not."""
@@ -245,16 +220,9 @@ def _work(task: Task, device: str, messages: Connection, orders: Connection) -> 
     code = 1
     try:
         pipeline = task.pipeline(Meter(on_change=_teller(tell)), stop, device=device)
-
-        def wanted() -> Iterator[Unit]:
-            while True:
-                tell("want")
-                index = messages.recv()
-                if index is None:
-                    return
-                yield pipeline.parts.units[index]
-
-        pipeline.run(wanted(), lambda unit, counts: tell("done", unit.index, counts))
+        units = _Asking(tell, messages, pipeline.parts.units)
+        while not units.ended:
+            pipeline.run(units, lambda unit, counts: tell("done", unit.index, counts))
         code = 0
     except StoppedError:
         code = StoppedError.exit_code
@@ -264,6 +232,28 @@ def _work(task: Task, device: str, messages: Connection, orders: Connection) -> 
         tell("error", type(error), error.message, error.hint)
     sys.stderr.flush()
     os._exit(code)  # without waiting for threads that are in the middle of something
+
+
+class _Asking:
+    """The units a worker is given, up to the next lull."""
+
+    def __init__(self, tell: Callable[..., None], messages: Connection, units: Sequence[Unit]) -> None:
+        self._tell, self._messages, self._units = tell, messages, units
+        self._asked = False
+        self.ended = False  # there are no more
+
+    def __iter__(self) -> Iterator[Unit]:
+        while not self.ended:
+            if not self._asked:
+                self._tell("want")
+            self._asked = not self._messages.poll(LULL_SECONDS)
+            if self._asked:
+                return
+            index = self._messages.recv()
+            if index is None:
+                self.ended = True
+            else:
+                yield self._units[index]
 
 
 def _teller(tell: Callable[..., None]) -> Callable[[Meter], None]:

@@ -27,6 +27,7 @@ from batchscore.types import CUT_NAMES, Fault, Scores, Unit, Work
 
 T = TypeVar("T")
 
+LULL_SECONDS = 1.0  # without a further unit, after which a worker settles those it has
 _SAVE_SECONDS = 10.0  # between two savings of a unit that is not finished
 _MODELS_FAULT = {"non-finite", "out-of-memory"}  # codes that no change of the row mends
 

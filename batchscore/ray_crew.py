@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -21,11 +20,11 @@ from textwrap import shorten
 from threading import Thread
 from typing import Any
 
-from batchscore.crew import DEATHS_OF_A_UNIT
+from batchscore.backlog import Backlog
 from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError
 from batchscore.io.parts import first_difference, first_line, open_parts
 from batchscore.io.storage import open_folder
-from batchscore.pipeline import Meter, Pipeline
+from batchscore.pipeline import LULL_SECONDS, Meter, Pipeline
 from batchscore.plan import Plan
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop
 from batchscore.task import Task
@@ -35,7 +34,6 @@ _IN_WORK = 2  # units of an actor: one in the model, one being read or written
 _ACTORS_OF_A_NODE = 4  # at most, without GPUs: each holds a model of its own
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-_LULL_SECONDS = 1.0  # without a further unit, after which an actor settles those it has
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
 _STORE_BYTES = 128 << 20  # of a Ray that is started here; it has next to nothing to store
 
@@ -49,7 +47,7 @@ def run_on_ray(
     address: str | None,
     on_done: Callable[[Unit, Mapping[str, Any]], None],
     say: Callable[[str], None],
-    max_restarts: int = 3,
+    max_restarts: int,
 ) -> dict[int, str]:
     """Have all units scored; those that were given up, and why.
 
@@ -189,13 +187,10 @@ class _RayCrew:
         self._ray, self._task, self._meter, self._stop = ray, task, meter, stop
         self._on_done, self._say = on_done, say
         self._workers: list[_Worker] = []
-        self._returned: deque[Unit] = deque()
-        self._deaths: Counter[int] = Counter()  # of the workers of a unit
-        self._given_up: dict[int, str] = {}
 
     def run(self, units: Iterator[Unit], slots: Sequence[_Slot], max_restarts: int) -> dict[int, str]:
         """Have all units scored; those that were given up, and why."""
-        self._units = units
+        self._backlog = Backlog(units, self._say)
         with self._stop.polling():
             try:
                 for slot in slots:
@@ -206,13 +201,10 @@ class _RayCrew:
                     calls |= {worker.loading: worker for worker in self._workers if worker.loading is not None}
                     for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
                         self._listen(calls[call], call)
-                if not self._workers and self._next(suspects=True) is not None:
-                    raise RuntimeFailureError(
-                        "no worker is left, and not all units are done", hint="run the same command again to go on"
-                    )
+                self._backlog.require_empty()
             finally:
                 self._dismiss()
-        return self._given_up
+        return self._backlog.given_up
 
     def _start(self, slot: _Slot, restarts: int) -> None:
         # a call for each unit in work, and one that asks for the end
@@ -225,18 +217,9 @@ class _RayCrew:
         ready = [worker for worker in self._workers if worker.loading is None]
         for number in range(_IN_WORK):
             for worker in ready:
-                if len(worker.calls) == number and not self._has_suspect(worker):
-                    unit = self._next(suspects=not number)
-                    if unit is not None:
-                        worker.calls[worker.actor.run.remote(unit.index)] = unit
+                if len(worker.calls) == number and (unit := self._backlog.take(worker.calls.values())) is not None:
+                    worker.calls[worker.actor.run.remote(unit.index)] = unit
         return any(worker.calls for worker in ready) or (bool(self._workers) and not ready)
-
-    def _has_suspect(self, worker: _Worker) -> bool:
-        """Whether a worker has a unit that was in work when another died: alone, so that the next death tells."""
-        return any(unit.index in self._deaths for unit in worker.calls.values())
-
-    def _next(self, *, suspects: bool) -> Unit | None:
-        return self._returned.popleft() if suspects and self._returned else next(self._units, None)
 
     def _listen(self, worker: _Worker, call: Any) -> None:
         """Take in what a call has come to."""
@@ -263,21 +246,11 @@ class _RayCrew:
             self._on_done(unit, answer)
 
     def _bury(self, worker: _Worker, why: str) -> None:
-        """Give a dead worker's units back, and start another if it has not been tried too often."""
+        """End a worker that is dead or of no use, and start another if it has not been tried too often."""
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # one that lost its device is still there
-        for unit in worker.calls.values():
-            self._deaths[unit.index] += 1
-            if self._deaths[unit.index] < DEATHS_OF_A_UNIT:
-                self._returned.append(unit)
-            else:
-                self._given_up[unit.index] = f"{DEATHS_OF_A_UNIT} workers died on it, the last with {why}"
-        what = f"worker on {worker.place} died ({why})"
-        if worker.restarts:
-            self._say(f"{what}; started again, {worker.restarts - 1} restarts left")
+        if self._backlog.bury(worker.place, why, worker.calls.values(), worker.restarts):
             self._start(worker.slot, worker.restarts - 1)
-        else:
-            self._say(f"{what}; going on without it")
 
     def _dismiss(self) -> None:
         """Have every worker save, and end it."""
@@ -339,7 +312,7 @@ class _Actor:
         with suppress(Empty):
             while True:
                 yield self._pipeline.parts.units[index]
-                index = self._wanted.get(timeout=_LULL_SECONDS)
+                index = self._wanted.get(timeout=LULL_SECONDS)
 
     def _done(self, unit: Unit, counts: Mapping[str, Any]) -> None:
         self._counts.pop(unit.index).set_result(counts)

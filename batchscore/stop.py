@@ -80,7 +80,8 @@ class Stop:
             self.polled = False
 
     def result(self, future: Future[T]) -> T:
-        """What the future gives; StoppedError as soon as the end is asked for."""
+        """What the future gives; StoppedError as soon as the end is asked for, though it be there."""
+        self.check()
         while not wait([future], _POLL_SECONDS).done:
             self.check()
         return future.result()

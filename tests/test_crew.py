@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,11 +47,29 @@ class DeadlyJob(ScoreJob):
 
 
 @dataclass(frozen=True)
+class UnwritableJob(ScoreJob):
+    """Fails when its last unit is written."""
+
+    def table(self, loaded: Loaded, *arguments: Any, **options: Any) -> pa.Table:
+        if loaded.unit.index == 5:
+            raise RuntimeFailureError("no space left", hint="make some")
+        return super().table(loaded, *arguments, **options)
+
+
+@dataclass(frozen=True)
 class SilentTask(Task):
     """A task whose model cannot be loaded."""
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
         raise RuntimeFailureError("no such weights", hint="look for them")
+
+
+@dataclass(frozen=True)
+class DeadlyTask(Task):
+    """A task whose model kills the process that loads it."""
+
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
+        os._exit(9)
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +92,13 @@ class Run:
         self.done: list[int] = []
         self.said: list[str] = []
         self.meter = Meter(total=300)
+        stop = Stop()
+        stop.after(120)  # a parent that hangs is to fail the test
         crew = Crew(
             task,
             [Place("cpu", 1)] * workers,
             self.meter,
-            Stop(),
+            stop,
             max_restarts=restarts,
             on_done=self._note,
             say=self.said.append,
@@ -110,18 +131,28 @@ def test_a_worker_that_fails_is_replaced_and_its_units_are_done_once(tiny: Tiny,
 
 @pytest.mark.slow
 def test_a_unit_that_kills_two_workers_is_given_up_and_the_others_are_done(tiny: Tiny) -> None:
-    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True))
+    """Also the one before it, which is in the model when it is read."""
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, always=True))
     run = Run(task, parts)
 
-    assert run.given_up == {0: "2 workers died on it, the last with exit code 9"}
-    assert ids(parts) == [row["id"] for row in ROWS[50:]]
+    assert run.given_up == {2: "2 workers died on it, the last with exit code 9"}
+    assert ids(parts) == [row["id"] for row in ROWS[:100] + ROWS[150:]]
 
 
 @pytest.mark.slow
-def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny) -> None:
-    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True))
+@pytest.mark.parametrize("kind", [Task, DeadlyTask], ids=["in a unit", "while loading"])
+def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny, kind: type[Task]) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True), kind)
     with pytest.raises(RuntimeFailureError, match="no worker is left"):
         Run(task, parts, restarts=0)
+
+
+@pytest.mark.slow
+def test_a_last_part_that_cannot_be_written_ends_the_job(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), UnwritableJob())
+    with pytest.raises(RuntimeFailureError, match="^no space left\nhint: make some$"):
+        Run(task, parts)
+    assert parts.finished() == set(range(5))
 
 
 @pytest.mark.slow

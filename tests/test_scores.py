@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from batchscore import Scorer
-from batchscore.errors import InputError
+from batchscore.errors import InputError, StoppedError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.load import load_model
 from batchscore.models.tokenizer import load_tokenizer
+from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import TOKENS, WORDS, pairs
 from threads import one_thread
@@ -312,6 +313,28 @@ def test_the_budget_does_not_matter(
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "window_rows": window_rows, "score_type": score_type}
     with Scorer(tiny(name), dtype="float32", **options) as other:
         np.testing.assert_allclose(other.score(QUERIES, DOCUMENTS), batch, rtol=0, atol=tolerance)
+
+
+@every_kind
+def test_a_window_that_was_stopped_goes_on_to_the_same_scores(
+    tiny: Tiny, name: str, score_type: Any, tolerance: float
+) -> None:
+    """A stop is noticed between two packs, however fast they are; what was scored by then is not scored again."""
+    with Scorer(tiny(name), dtype="float32", score_type=score_type, batch_tokens=1, cache_mb=0) as loaded, one_thread():
+        work = loaded.tokenize(columns(QUERIES, DOCUMENTS))
+        whole = loaded.score_work(work).score
+        raw, stop, rows = np.full(len(work), np.nan, np.float32), Stop(), list[int]()
+
+        def ask(count: int, tokens: int) -> None:
+            rows.append(count)
+            if sum(rows) > 3:
+                stop.request("SIGTERM")
+
+        with pytest.raises(StoppedError):
+            loaded.score_work(work, ask, raw=raw, stop=stop)
+        known = np.isfinite(raw)
+        assert 3 < known.sum() < len(work)
+        np.testing.assert_array_equal(loaded.score_work(work, raw=raw).score, whole)
 
 
 @every_kind

@@ -339,7 +339,9 @@ Devices = Annotated[
 ]
 MaxRestarts = Annotated[
     int,
-    typer.Option(min=0, help="How often a process of --devices that died is started again.", rich_help_panel=_RUN),
+    typer.Option(
+        min=0, help="How often a process of --devices or of Ray that died is started again.", rich_help_panel=_RUN
+    ),
 ]
 Engine = Annotated[
     Literal["local", "ray"],

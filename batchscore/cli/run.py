@@ -192,7 +192,14 @@ class _Run:
             from batchscore.ray_crew import run_on_ray
 
             return run_on_ray(
-                task, units, self.meter, self.stop, address=shares.ray_address, on_done=on_done, say=self.display.say
+                task,
+                units,
+                self.meter,
+                self.stop,
+                address=shares.ray_address,
+                max_restarts=shares.max_restarts,
+                on_done=on_done,
+                say=self.display.say,
             )
         if self.places:
             crew = Crew(
