@@ -316,13 +316,11 @@ class Scorer:
             part = parts.pop()
             some, size = index[part], part.stop - part.start
             tokens = int(items.lengths[some].sum())
-            output = None
             if size == 1 or tokens <= self._fitting_tokens:
                 output = self._attempt(items, some, is_query=is_query)
-            if output is not None and (size == 1 or not isinstance(output, DeviceMemoryError)):
-                yield part, output, tokens
-                continue
-            if output is not None:
+                if size == 1 or not isinstance(output, DeviceMemoryError):
+                    yield part, output, tokens
+                    continue
                 self._fitting_tokens = min(self._fitting_tokens, tokens // 2)
             middle = part.start + size // 2
             parts += [slice(middle, part.stop), slice(part.start, middle)]

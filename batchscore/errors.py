@@ -14,18 +14,26 @@
 
 RowError is internal: it becomes a fault of its row, an InputError or a RuntimeFailureError once its file is known.
 Codes 0 (all rows scored), 7 (all but some rows that are at fault) and those of a second signal (130, 143, ...) complete
-the list. A message is one line that names the field, the
-value and the choices; `hint` is the next step for the person who reads it.
+the list. A message is one line that names the field, the value and the choices; `hint` is the next step for the person
+who reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line shows its help without numpy
     import numpy as np
     from numpy.typing import NDArray
+
+
+Errors = Literal["fail", "quarantine", "null"]  # what becomes of rows at fault: --errors
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class BatchscoreError(Exception):

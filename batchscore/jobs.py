@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,6 @@ from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import read_texts
 from batchscore.ranking import positions_in_groups, rank_rows
 from batchscore.types import CUT_NAMES, Fault, Pairs, Scores, Texts, Unit
-
-Errors = Literal["fail", "quarantine", "null"]
 
 _DETAILS = ("logit", "num_tokens", "truncated")
 _RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
@@ -269,13 +267,13 @@ def _require_runs(source: Source, column: str, limit: int | None) -> None:
                 value = steps.value(row)
                 if value == last:
                     continue
-                if hash(str(value)) in seen:
+                if (number := hash(str(value))) in seen:
                     unit = "line" if reader.first_place else "row"
                     raise InputError(
                         f"{reader.file}, {unit} {steps.places[row] - 1}: its query came before, among other queries",
                         hint="this model reads all documents of a query together: sort the input by query",
                     )
-                seen.add(hash(str(value)))
+                seen.add(number)
                 last = value
             left -= min(len(steps.ends), left)
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.api import Scorer
-from batchscore.errors import BatchscoreError, InputError, RowError, RuntimeFailureError
+from batchscore.errors import BatchscoreError, Errors, InputError, RowError, RuntimeFailureError
 from batchscore.io.parts import Parts
 from batchscore.io.source import Source
-from batchscore.jobs import Errors, Job, Loaded
+from batchscore.jobs import Job, Loaded
 from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Fault, Scores, Unit, Work
 

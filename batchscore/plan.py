@@ -10,11 +10,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from batchscore.api import Setup
-from batchscore.jobs import Errors, Job
+from batchscore.errors import Errors
+from batchscore.jobs import Job
 from batchscore.models.heads import value_range
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
@@ -32,6 +34,7 @@ class Plan:
     output: str
     options: Mapping[str, Any]  # of the scorer, as given
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for parts of two runs to belong together: JSON-able.
 
@@ -88,7 +91,7 @@ class Plan:
     def record(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """JSON-able: the description, what came of it, and the fingerprint by which a later run knows its own."""
         finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {**self.describe(), "counts": dict(counts), "finished": finished, "fingerprint": self.fingerprint()}
+        return {**self.describe(), "counts": dict(counts), "finished": finished, "fingerprint": self.fingerprint}
 
     def _score_range(self) -> str:
         return value_range(self.setup.spec.activation, self.setup.spec.similarity)

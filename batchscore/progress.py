@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchscore.errors import OutputError
 from batchscore.io.leases import workers
-from batchscore.io.output import find_output
-from batchscore.io.parts import Parts, open_parts, total
-from batchscore.io.storage import open_folder
-
-
-def parts_of(path: str) -> Parts:
-    """The parts of the job that writes `path`, a file or a folder; OutputError if there is none."""
-    output = find_output(path)
-    parts = open_parts(open_folder(output.parts))
-    if parts is None:
-        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run that is not finished")
-    return parts
+from batchscore.io.output import find_parts
+from batchscore.io.parts import total
 
 
 def job_status(path: str) -> dict[str, Any]:
@@ -26,7 +15,7 @@ def job_status(path: str) -> dict[str, Any]:
     `running` are units that a live process has in work, `failed` those that were given up, `missing` all others without
     a part. The time to go is that of the rows without a part at the summed speed of the live processes.
     """
-    parts = parts_of(path)
+    parts = find_parts(path)
     done, failed, at_work = parts.finished(), parts.failed(), workers(parts)
     running = {unit for worker in at_work for unit in worker["units"]} - done
     counts = total([parts.part(unit).counts for unit in sorted(done)])

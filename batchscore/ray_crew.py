@@ -21,8 +21,8 @@ from threading import Thread
 from typing import Any
 
 from batchscore.backlog import Backlog
-from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError
-from batchscore.io.parts import first_difference, first_line, open_parts
+from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError, first_line
+from batchscore.io.parts import first_difference, open_parts
 from batchscore.io.storage import open_folder
 from batchscore.pipeline import LULL_SECONDS, Meter, Pipeline
 from batchscore.plan import Plan
@@ -326,7 +326,7 @@ def _open(task: Task, device: str, stop: Stop) -> Pipeline:
         raise RuntimeFailureError(f"{gethostname()} does not see {os.path.abspath(task.folder)}", hint=hint)
     pipeline = task.pipeline(Meter(), stop, device=device)
     expected, inputs, setup = parts.fingerprint, pipeline.source.fingerprint(), pipeline.scorer.setup
-    found = Plan(expected["command"], setup, task.job, task.errors, inputs, task.folder, task.scorer).fingerprint()
+    found = Plan(expected["command"], setup, task.job, task.errors, inputs, task.folder, task.scorer).fingerprint
     if (difference := first_difference(expected, found)) is not None:
         raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=hint)
     return pipeline

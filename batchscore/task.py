@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchscore.api import Scorer
-from batchscore.errors import RuntimeFailureError
+from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.parts import Parts, open_parts
 from batchscore.io.source import open_source
 from batchscore.io.storage import open_folder
-from batchscore.jobs import Errors, Job
+from batchscore.jobs import Job
 from batchscore.pipeline import Meter, Pipeline
 from batchscore.stop import Stop
 

@@ -87,7 +87,7 @@ class Items:
         return Items(self.ids[where], offsets, types, keep, seen)
 
 
-def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+def offsets_of(lengths: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
     """int64 [n + 1]: where each of n runs of these lengths starts, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
@@ -219,7 +219,7 @@ class Fault:
 
     row: int  # of the table or window that this is said of
     column: str | None
-    code: str  # a word of FAULT_CODES
+    code: str  # a word for programs, such as "null"
     message: str
     hint: str | None = None
 

@@ -29,6 +29,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return folder
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """Folder of a real all-MiniLM-L6-v2."""

@@ -113,6 +113,11 @@ def finish(*arguments: str, **environment: str) -> tuple[int | None, str]:
     return run.returncode, said
 
 
+def parts(folder: str) -> list[str]:
+    """Names of a folder's parts."""
+    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
+
+
 def contents(folder: str) -> dict[str, bytes]:
     """Every file of a folder but the records, which have times in them."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir() if not path.name.startswith("_run")}

@@ -16,6 +16,8 @@ from batchscore import Scorer
 from batchscore.cli.main import app
 from test_cli_score import read, write
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 Rows = list[dict[str, Any]]
 _, TEXTS = checkpoints.pairs(60, seed=5)
@@ -31,12 +33,6 @@ LONG = [
     for row in NESTED
     for document in row["documents"]
 ]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def rerank(model: str, *arguments: str) -> Result:

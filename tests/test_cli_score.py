@@ -18,15 +18,11 @@ import checkpoints
 from batchscore import Scorer
 from batchscore.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 QUERIES, DOCUMENTS = checkpoints.pairs(40, seed=3)
 ROWS = [{"id": f"r{i}", "query": q, "document": d} for i, (q, d) in enumerate(zip(QUERIES, DOCUMENTS, strict=True))]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> str:

@@ -73,10 +73,8 @@ class DeadlyTask(Task):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def rows(here: Path) -> None:
     jobs.write_rows("in.parquet", ROWS)
-    return tmp_path
 
 
 def started(model: str, job: ScoreJob, kind: type[Task] = Task) -> tuple[Task, Parts]:

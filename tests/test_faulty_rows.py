@@ -22,6 +22,8 @@ from batchscore.errors import DeviceMemoryError, RuntimeFailureError
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.types import Batch
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 LINES = [
     b'{"id": 0, "query": "a", "document": "good"}',
@@ -46,12 +48,6 @@ FAULTS = [  # line, column, code
 ]
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def score(model: str, *options: str) -> Result:
     return CliRunner().invoke(app, ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", *options])
 
@@ -61,7 +57,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def bad_lines() -> None:
+def bad_lines(here: Path) -> None:
     Path("in.jsonl").write_bytes(b"\n".join(LINES) + b"\n")
 
 

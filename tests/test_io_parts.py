@@ -87,8 +87,8 @@ def test_a_part_reads_back_the_same_and_tells_its_counts_and_faults(tmp_path: Pa
     for again in (parts, open_parts(LocalFolder(str(tmp_path)))):
         assert again is not None
         assert again.read(0).equals(TABLE)
-        assert again.schema(2).equals(TABLE.schema)
-        assert (again.read(0).schema.metadata, again.schema(2).metadata) == (None, None)
+        assert again.part(2).schema.equals(TABLE.schema)
+        assert (again.read(0).schema.metadata, again.part(2).schema.metadata) == (None, None)
         assert again.part(2).counts == {"rows": 1, "faulty": 1, "cut": {"query": 2, "both": 2}}
         assert again.faults() == [{"file": "a.jsonl", "row": row, "code": "null"} for row in (0, 20)]
         assert again.counts() == {"rows": 4, "faulty": 2, "cut": {"query": 2, "both": 4}}

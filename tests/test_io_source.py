@@ -25,17 +25,14 @@ from batchscore.io.hf import DatasetReader
 from batchscore.io.source import Chunk, Source, open_source
 from batchscore.types import Unit
 
+pytestmark = pytest.mark.usefixtures("here")
+
 ROWS: list[dict[str, Any]] = [
     {"query": "naïve 東京", "document": "été 🎉\u2028", "meta": {"lang": "fr", "tags": ["a", "b"]}, "year": 2001},
     {"query": "", "document": '"quoted"\\', "meta": {"lang": None, "tags": []}, "year": None},
     {"query": "2024-01-02", "document": "2024-01-02T03:04:05Z", "meta": None, "year": 3},
 ]
 FLAGS = {"query": "--query-column", "document": "--document-column"}
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def write(path: str, rows: list[dict[str, Any]]) -> str:

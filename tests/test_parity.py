@@ -390,11 +390,6 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return typed
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("row", CROSS_ENCODERS)
 def test_the_command_scores_as_the_official_library_of_a_cross_encoder(row: str) -> None:

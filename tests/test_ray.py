@@ -30,6 +30,8 @@ from batchscore.stop import Stop
 from batchscore.task import Task
 from batchscore.types import Span, Unit
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 ROWS, UNITS = 8_000, 40
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray puts one into the home folder
@@ -43,12 +45,6 @@ with _cluster(None, Stop()) as ray:
     print(ray.get_runtime_context().gcs_address, file=sys.__stdout__, flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +78,6 @@ def on(cluster: str) -> list[str]:
     return ["--engine", "ray", "--ray-address", cluster]
 
 
-def parts(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
-
-
 # ---- with Ray
 
 
@@ -104,11 +96,11 @@ def test_ray_writes_the_same_parts(tiny: Tiny, plain: Path, cluster: str) -> Non
 def test_ray_finishes_what_a_plain_run_began_though_a_worker_is_killed(tiny: Tiny, plain: Path, cluster: str) -> None:
     """No unit is lost or done twice."""
     shutil.copytree(plain / "parts", "parts")
-    for name in parts("parts")[1::2]:
+    for name in jobs.parts("parts")[1::2]:
         os.remove(f"parts/{name}")
-    times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in parts("parts")}
+    times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in jobs.parts("parts")}
     run = jobs.start(*arguments(tiny, plain), "--out", "parts/", *on(cluster), **NO_TOKEN)
-    jobs.wait_until(lambda: len(parts("parts")) > UNITS // 2)
+    jobs.wait_until(lambda: len(jobs.parts("parts")) > UNITS // 2)
     os.kill(workers()[0], signal.SIGKILL)
     said = run.communicate(timeout=60)[1]
 
@@ -140,7 +132,7 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     options = arguments(tiny, Path("."), rows=3 * ROWS // 4)
     slowly = ["--batch-tokens", "100000"]  # so that there is a middle of a unit to be in
     run = jobs.start(*options, *slowly, "--out", "parts/", *on(cluster), **NO_TOKEN)
-    jobs.wait_until(lambda: len(parts("parts")) > 0)
+    jobs.wait_until(lambda: len(jobs.parts("parts")) > 0)
     run.send_signal(signal.SIGTERM)
     began = time.monotonic()
     said = run.communicate(timeout=60)[1]
@@ -148,12 +140,12 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
     assert run.returncode == 75, said
     assert time.monotonic() - began < 5
     assert "stopped by SIGTERM" in said
-    assert 0 < len(parts("parts")) < 4
+    assert 0 < len(jobs.parts("parts")) < 4
     assert list(Path("parts").glob("*.progress"))
     assert not workers()
     code, said = jobs.finish(*options, "--out", "parts/")
     assert code == 0, said
-    found, expected = (pq.read_table([f"{f}/{name}" for name in parts(f)]) for f in ("parts", f"{plain}/parts"))
+    found, expected = (pq.read_table([f"{f}/{name}" for name in jobs.parts(f)]) for f in ("parts", f"{plain}/parts"))
     assert len(found) == 3 * ROWS
     assert found["id"][:ROWS].equals(expected["id"])
     np.testing.assert_allclose(found["score"][:ROWS], expected["score"], atol=1e-6)

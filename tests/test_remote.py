@@ -120,10 +120,9 @@ def folder(request: pytest.FixtureRequest) -> storage.Folder:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
+def alone(here: Path) -> Iterator[None]:
     with one_thread():
-        yield tmp_path
+        yield
 
 
 def run(command: str, *arguments: str) -> Result:

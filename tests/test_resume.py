@@ -18,22 +18,14 @@ from typer.testing import CliRunner, Result
 import jobs
 from batchscore.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 ROWS = jobs.random_rows(600)
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(command: str, model: str, *options: str) -> Result:
     return CliRunner().invoke(app, [command, "--model", model, *options])
-
-
-def parts(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
 
 
 def score(model: str, out: str, *options: str, source: str = "in.parquet") -> Result:
@@ -49,9 +41,9 @@ def test_a_folder_gets_a_part_for_each_unit(tiny: Tiny, source: str) -> None:
     result = score(tiny("bert_ce"), "parts/", source=source)
 
     assert result.exit_code == 0, result.output
-    assert parts("parts") == [f"part-{unit:05}.parquet" for unit in range(10)]
-    assert set(os.listdir("parts")) == {*parts("parts"), "_job.json", "_run.json"}
-    read = [row for name in parts("parts") for row in pq.read_table(f"parts/{name}").to_pylist()]
+    assert jobs.parts("parts") == [f"part-{unit:05}.parquet" for unit in range(10)]
+    assert set(os.listdir("parts")) == {*jobs.parts("parts"), "_job.json", "_run.json"}
+    read = [row for name in jobs.parts("parts") for row in pq.read_table(f"parts/{name}").to_pylist()]
     assert [row["id"] for row in read] == [row["id"] for row in ROWS]
 
 
@@ -59,16 +51,16 @@ def test_what_is_done_is_not_done_again(tiny: Tiny) -> None:
     jobs.write_rows("in.parquet", ROWS)
     score(tiny("bert_ce"), "parts/")
     before = jobs.contents("parts")
-    times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in parts("parts")}
-    for name in parts("parts")[::3]:
+    times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in jobs.parts("parts")}
+    for name in jobs.parts("parts")[::3]:
         os.remove(f"parts/{name}")
     result = score(tiny("bert_ce"), "parts/")
 
     assert result.exit_code == 0, result.output
     assert "to do    216 rows in 4 units" in result.stderr
     assert jobs.contents("parts") == before
-    redone = [name for name in parts("parts") if os.stat(f"parts/{name}").st_mtime_ns != times[name]]
-    assert redone == parts("parts")[::3]
+    redone = [name for name in jobs.parts("parts") if os.stat(f"parts/{name}").st_mtime_ns != times[name]]
+    assert redone == jobs.parts("parts")[::3]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +106,7 @@ def test_overwrite_starts_anew(tiny: Tiny) -> None:
     result = score(tiny("bert_ce"), "parts/", "--window-rows", "32", "--overwrite")
 
     assert result.exit_code == 0, result.output
-    assert len(parts("parts")) == 4
+    assert len(jobs.parts("parts")) == 4
     assert score(tiny("bert_ce"), "parts/", "--window-rows", "32").exit_code == 0
 
 
@@ -171,7 +163,7 @@ def test_killed_at_random_moments_the_output_is_the_same(tiny: Tiny, command: st
     while kills < 3:
         run = jobs.start(*options, "--out", out)
         jobs.wait_until(
-            lambda run=run, most=6 * kills + 1: run.poll() is not None or len(parts(f".{out}.parts")) > most
+            lambda run=run, most=6 * kills + 1: run.poll() is not None or len(jobs.parts(f".{out}.parts")) > most
         )
         kills += run.poll() is None
         run.kill()
@@ -218,7 +210,7 @@ def test_a_signal_ends_a_run_with_75_and_the_next_goes_on(tiny: Tiny, sent: sign
     jobs.write_rows("in.parquet", ROWS * 20)
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "2000"]
     run = jobs.start(*options, "--out", "out.parquet")
-    jobs.wait_until(lambda: len(parts(".out.parquet.parts")) > 0)
+    jobs.wait_until(lambda: len(jobs.parts(".out.parquet.parts")) > 0)
     time.sleep(0.2)
     run.send_signal(sent)
     began = time.monotonic()
@@ -317,13 +309,13 @@ def test_an_input_that_vanishes_leaves_what_is_done(tiny: Tiny) -> None:
     options = ["--in", "a.jsonl", "--in", "b.jsonl", "--out", "parts/", "--window-rows", "64"]
     run("score", tiny("bert_ce"), *options)
     before = jobs.contents("parts")
-    for name in parts("parts")[3:]:
+    for name in jobs.parts("parts")[3:]:
         os.remove(f"parts/{name}")
     os.rename("b.jsonl", "elsewhere")
     result = run("score", tiny("bert_ce"), *options)
     assert result.exit_code == 4
     assert "b.jsonl: no such file" in result.stderr
-    assert parts("parts") == [f"part-0000{unit}.parquet" for unit in range(3)]
+    assert jobs.parts("parts") == [f"part-0000{unit}.parquet" for unit in range(3)]
 
     os.rename("elsewhere", "b.jsonl")
     assert run("score", tiny("bert_ce"), *options).exit_code == 0
@@ -353,7 +345,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(tiny: Tiny, smal
     assert "cannot write" in full.stderr
     assert "No space left" in full.stderr
     assert not Path(out).exists()
-    assert parts(f"{small_disk}/.out.parquet.parts")
+    assert jobs.parts(f"{small_disk}/.out.parquet.parts")
     assert not list(Path(f"{small_disk}/.out.parquet.parts").glob(".*"))
     filler.unlink()
     result = score(tiny("bert_ce"), out)

@@ -18,14 +18,10 @@ from typer.testing import CliRunner, Result
 import jobs
 from batchscore.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Tiny = Callable[[str], str]
 ROWS = jobs.random_rows(600)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*arguments: str) -> Result:
@@ -34,10 +30,6 @@ def run(*arguments: str) -> Result:
 
 def score(model: str, out: str, *options: str) -> Result:
     return run("score", "--model", model, "--in", "in.parquet", "--out", out, "--window-rows", "64", *options)
-
-
-def parts(folder: str) -> list[str]:
-    return sorted(path.name for path in Path(folder).glob("part-*.parquet"))
 
 
 # ---- shards
@@ -50,7 +42,7 @@ def test_the_union_of_shards_is_the_whole(tiny: Tiny, rows: int, count: int) -> 
     for index in range(count):
         result = score(tiny("bert_mean"), "parts/", "--shard", f"{index}/{count}")
         assert result.exit_code == 0, result.output
-    read = [row["id"] for name in parts("parts") for row in pq.read_table(f"parts/{name}").to_pylist()]
+    read = [row["id"] for name in jobs.parts("parts") for row in pq.read_table(f"parts/{name}").to_pylist()]
 
     assert read == [row["id"] for row in ROWS[:rows]]
 
@@ -107,7 +99,7 @@ def test_a_dynamic_claim_takes_what_nobody_has(tiny: Tiny) -> None:
     jobs.write_rows("in.parquet", ROWS)
     score(tiny("bert_ce"), "parts/")
     before = jobs.contents("parts")
-    for name in parts("parts")[4:8]:
+    for name in jobs.parts("parts")[4:8]:
         os.remove(f"parts/{name}")
     alive = {"shard": "1/2", "units": [4], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}
     Path("parts/worker-there-7.json").write_text(json.dumps(alive))
@@ -120,9 +112,9 @@ def test_a_dynamic_claim_takes_what_nobody_has(tiny: Tiny) -> None:
 
     assert result.exit_code == 0, result.output
     assert "1 of 10 units are not done yet: others have them" in result.stderr
-    assert set(parts("parts")) == set(before) & set(parts("parts"))
-    assert "part-00004.parquet" not in parts("parts")
-    assert len(parts("parts")) == 9
+    assert set(jobs.parts("parts")) == set(before) & set(jobs.parts("parts"))
+    assert "part-00004.parquet" not in jobs.parts("parts")
+    assert len(jobs.parts("parts")) == 9
     assert sorted(path.name for path in Path("parts").glob("*.lease")) == ["part-00004.lease"]
 
 
@@ -164,14 +156,14 @@ def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(tiny: Tiny
     jobs.write_rows("in.parquet", rows)
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/", "--max-restarts", "1")
-    jobs.wait_until(lambda: len(parts("out")) > 3)
+    jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     children_of(run.pid)[0].kill()
     said = run.communicate(timeout=120)[1]
 
     assert run.returncode == 0, said
     assert "worker on cpu died (exit code -9); started again, 0 restarts left" in said
     assert run.returncode == 0
-    assert [row["id"] for name in parts("out") for row in pq.read_table(f"out/{name}").to_pylist()] == [
+    assert [row["id"] for name in jobs.parts("out") for row in pq.read_table(f"out/{name}").to_pylist()] == [
         row["id"] for row in rows
     ]
 
@@ -182,11 +174,11 @@ def test_without_restarts_the_job_goes_on_with_the_other_and_ends_with_none(tiny
     jobs.write_rows("in.parquet", rows)
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/", "--max-restarts", "0")
-    jobs.wait_until(lambda: len(parts("out")) > 3)
+    jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     first, second = children_of(run.pid)
     first.kill()
-    done = len(parts("out"))
-    jobs.wait_until(lambda: len(parts("out")) > done + 2)
+    done = len(jobs.parts("out"))
+    jobs.wait_until(lambda: len(jobs.parts("out")) > done + 2)
     second.kill()
     said = run.communicate(timeout=60)[1]
 
@@ -196,7 +188,7 @@ def test_without_restarts_the_job_goes_on_with_the_other_and_ends_with_none(tiny
     assert not children_alive(first, second)
     code, said = jobs.finish(*options, "--out", "out/", "--quiet")
     assert code == 0, said
-    assert sum(pq.read_metadata(f"out/{name}").num_rows for name in parts("out")) == 20_000
+    assert sum(pq.read_metadata(f"out/{name}").num_rows for name in jobs.parts("out")) == 20_000
 
 
 def children_alive(*processes: psutil.Process) -> bool:
@@ -209,7 +201,7 @@ def test_workers_end_with_their_parent(tiny: Tiny, sent: signal.Signals) -> None
     jobs.write_rows("in.parquet", jobs.random_rows(20_000))
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "500", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/")
-    jobs.wait_until(lambda: len(parts("out")) > 3)
+    jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     children = children_of(run.pid)
     run.send_signal(sent)
     run.communicate(timeout=10)
@@ -312,7 +304,7 @@ def test_a_folder_that_is_merged_stands_beside_its_file(tiny: Tiny) -> None:
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1].endswith("-> parts.parquet")
     assert Path("parts.parquet").read_bytes() == Path("whole.parquet").read_bytes()
-    assert len(parts("parts")) == 10
+    assert len(jobs.parts("parts")) == 10
 
 
 def killed_while_merging(folder: str, owner: str) -> None:

@@ -26,6 +26,7 @@ import checkpoints
 _MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("here"),
     pytest.mark.skipif(bool(_MISSING), reason=f"Slurm is not installed: no {', '.join(_MISSING)}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a Slurm"),
 ]
@@ -134,11 +135,6 @@ def plain(cluster: Cluster) -> Iterator[Callable[[], bytes]]:
 
     with subprocess.Popen([*command, "--out", str(out), *PACE], env=cluster.environment) as run:
         yield written
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_preempted_job_goes_on_where_it_was(cluster: Cluster, plain: Plain) -> None:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from batchscore.errors import Errors
+
 _INPUT, _MODEL, _TEXT, _OUTPUT, _RUN = "Input", "Model", "Text", "Output", "Run"
 
 In = Annotated[
@@ -26,17 +28,13 @@ In = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[
-    str,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="PATH",
-        help="File to write, .parquet or .jsonl (.gz, .zst), or DIR/ for a part file a unit of work.",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
-]
+
+
+def _out(what: str) -> Any:
+    return typer.Option("--out", "-o", metavar="PATH", help=what, rich_help_panel=_OUTPUT, show_default=False)
+
+
+Out = Annotated[str, _out("File to write, .parquet or .jsonl (.gz, .zst), or DIR/ for a part file a unit of work.")]
 QueryColumn = Annotated[str, typer.Option(help="Column that holds the query.", rich_help_panel=_INPUT)]
 DocumentColumn = Annotated[str, typer.Option(help="Column that holds the document.", rich_help_panel=_INPUT)]
 DocumentsColumn = Annotated[
@@ -296,7 +294,7 @@ Merge = Annotated[
     ),
 ]
 ErrorsOption = Annotated[
-    Literal["fail", "quarantine", "null"],
+    Errors,
     typer.Option(
         "--errors",
         help="Rows at fault: stop, leave them out, or keep them without a score; OUT.errors.jsonl lists them.",
@@ -354,17 +352,7 @@ RayAddress = Annotated[
     typer.Option(help="Of the cluster's head. (default: RAY_ADDRESS, else a local one)", rich_help_panel=_RUN),
 ]
 OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of a run.", show_default=False)]
-MergedFile = Annotated[
-    str,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="PATH",
-        help="File to write, .parquet or .jsonl (.gz, .zst).",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
-]
+MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz, .zst).")]
 Partial = Annotated[bool, typer.Option("--partial", help="Merge what is done so far.", rich_help_panel=_OUTPUT)]
 Padded = Annotated[
     bool,
@@ -388,7 +376,7 @@ class Files:
     split: str | None
     overwrite: bool
     merge: bool
-    errors: Literal["fail", "quarantine", "null"]
+    errors: Errors
     max_errors: str | None
     quiet: bool
     log_format: str

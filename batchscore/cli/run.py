@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from batchscore.api import set_up
+from batchscore.api import Scorer, set_up
 from batchscore.cli.display import Display, explained
 from batchscore.cli.doors import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
 from batchscore.cli.options import Files, Shares
@@ -27,7 +27,7 @@ from batchscore.io.source import open_source
 from batchscore.io.storage import Folder, open_folder, writer_id
 from batchscore.jobs import Job
 from batchscore.merging import assemble, write_errors
-from batchscore.pipeline import Meter
+from batchscore.pipeline import Meter, Pipeline
 from batchscore.plan import Plan
 from batchscore.stop import Stop
 from batchscore.task import Task
@@ -65,7 +65,8 @@ class _Run:
         stop: Stop,
         display: Display,
     ) -> None:
-        self.job, self.files, self.shares, self.stop, self.display = job, files, shares, stop, display
+        self.job, self.options, self.files, self.shares = job, scorer, files, shares
+        self.stop, self.display = stop, display
         self.source = open_source(files.inputs, split=files.split)
         self.output = open_output(files.out)
         self.shard = shard_of(shares)
@@ -77,12 +78,9 @@ class _Run:
         self.places = find_places(shares.devices) if shares.devices is not None else []
         placed = {"device": self.places[0].device} if self.places else {}
         self.setup = set_up(**{**scorer, **placed})
-        # the same dtype wherever a worker runs: it is part of what the parts have in common
-        self.options = {**scorer, "dtype": self.setup.placement.dtype}
         self.plan = Plan(
             command, self.setup, job, files.errors, self.source.fingerprint(), self.output.path, dict(scorer)
         )
-        self.fingerprint = self.plan.fingerprint()
         self.meter = Meter(on_change=display.update)
         self.done: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}  # counts of this run
         self._lock = Lock()
@@ -93,7 +91,7 @@ class _Run:
         if not self.output.is_folder and (counts := self._earlier_counts(folder)) is not None:
             self.display.say(f"{self.output.path} is complete: nothing to do (--overwrite starts anew)")
             return _PARTIAL_SUCCESS if counts.get("faulty") else 0
-        parts = start_parts(folder, self.fingerprint, self._cut, overwrite=self.files.overwrite)
+        parts = start_parts(folder, self.plan.fingerprint, self._cut, overwrite=self.files.overwrite)
         todo = self._todo(parts)
         self.display.start(
             [*self.plan.lines(), *work_lines(self.source, self.shard, self.shares, parts, todo)], self.plan.describe()
@@ -133,7 +131,7 @@ class _Run:
             return None
         record = read_record(self.output.record()) or {}
         difference = "it has no record" if not record else None
-        difference = difference or first_difference(record.get("fingerprint", {}), self.fingerprint)
+        difference = difference or first_difference(record.get("fingerprint", {}), self.plan.fingerprint)
         if difference is None:
             folder.discard()  # what a run left that was killed on its last step
             return dict(record["counts"])
@@ -187,7 +185,14 @@ class _Run:
         self, units: Iterator[Unit], on_done: Callable[[Unit, Mapping[str, Any]], None], parts: Parts
     ) -> dict[int, str]:
         files, shares = self.files, self.shares
-        task = Task(self.job, self.options, files.inputs, files.split, self.output.parts, files.errors)
+        if not self.places and shares.engine == "local":
+            scorer = Scorer(self.setup)
+            Pipeline(scorer, self.job, self.source, parts, files.errors, self.meter, self.stop).run(units, on_done)
+            scorer.close()  # not on an error, which must not wait for what is in the model
+            return {}
+        # the same dtype wherever a worker runs: it is part of what the parts have in common
+        options = {**self.options, "dtype": self.setup.placement.dtype}
+        task = Task(self.job, options, files.inputs, files.split, self.output.parts, files.errors)
         if shares.engine == "ray":
             from batchscore.ray_crew import run_on_ray
 
@@ -201,21 +206,16 @@ class _Run:
                 on_done=on_done,
                 say=self.display.say,
             )
-        if self.places:
-            crew = Crew(
-                task,
-                self.places,
-                self.meter,
-                self.stop,
-                max_restarts=shares.max_restarts,
-                on_done=on_done,
-                say=self.display.say,
-            )
-            return crew.run(units)
-        pipeline = task.pipeline(self.meter, self.stop)
-        pipeline.run(units, on_done)
-        pipeline.scorer.close()
-        return {}
+        crew = Crew(
+            task,
+            self.places,
+            self.meter,
+            self.stop,
+            max_restarts=shares.max_restarts,
+            on_done=on_done,
+            say=self.display.say,
+        )
+        return crew.run(units)
 
     def _finish(self, parts: Parts) -> int:
         """Assemble the output if that is this run's to do, and write the record."""

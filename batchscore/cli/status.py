@@ -29,14 +29,14 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     batchscore merge scores/ --out scores.parquet
     """
     from batchscore.cli.display import explained
+    from batchscore.io.output import find_parts
     from batchscore.merging import assemble
-    from batchscore.progress import parts_of
     from batchscore.stop import Stop
 
     with explained():
         stop = Stop()
         stop.listen()
-        parts = parts_of(out)
+        parts = find_parts(out)
         assemble(parts, file, stop, partial=partial)
         if not quiet:
             typer.echo(f"{len(parts.finished()):,} of {len(parts.units):,} units -> {file}", err=True)

@@ -7,7 +7,8 @@ at fault, and a window of JSON Lines pays eight bytes a row for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class Block:
     file: str  # as the user named it
     positions: Sequence[int]  # [rows], place of each in its file
     unit: Literal["row", "line"]  # rows count from 0 (Parquet, datasets), lines from 1 (JSONL)
-    faults: Sequence[Fault] = field(default=())  # rows of the table that could not be read; they are null
+    faults: Sequence[Fault] = ()  # rows of the table that could not be read; they are null
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -52,7 +53,20 @@ def count_steps(rows: int) -> Iterator[Steps]:
         yield Steps(numbers, numbers, lambda row: None)
 
 
+def table_steps(tables: Iterator[pa.Table]) -> Iterator[Steps]:
+    """Steps of rows that are grouped by the first column of their tables."""
+    at = 0
+    for table in tables:
+        rows = np.arange(at + 1, at + len(table) + 1)
+        yield Steps(rows, rows, partial(_value, table.column(0)))
+        at += len(table)
+
+
 _ROWS_A_STEP = 1 << 18
+
+
+def _value(column: pa.ChunkedArray, row: int) -> object:
+    return column[row].as_py()
 
 
 class Reader(Protocol):

@@ -8,13 +8,10 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
-
-from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError
-from batchscore.io.block import Block, RowCursor, Steps, count_steps
+from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError, first_line
+from batchscore.io.block import Block, RowCursor, Steps, count_steps, table_steps
 from batchscore.io.schema import join
 from batchscore.io.storage import iso_time
 from batchscore.types import Span
@@ -35,7 +32,7 @@ class DatasetReader:
         self._dataset = dataset
         self._rows = rows
         self._is_streamed = rows is None or not hasattr(dataset, "select")
-        self._cursor: RowCursor | None = None
+        self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
 
     def column_names(self) -> list[str]:
         """From the features or, where a streamed dataset declares none, from its first row."""
@@ -55,17 +52,11 @@ class DatasetReader:
         """Row by row where their number is known, else by reading through."""
         if group is None and self._rows is not None:
             yield from count_steps(self._rows)
-            return
-        at = 0
-        for table in self._stream([group or self.column_names()[0]], 0):
-            rows = np.arange(at + 1, at + len(table) + 1)
-            yield Steps(rows, rows, partial(_value, table.column(0)))
-            at += len(table)
+        else:
+            yield from table_steps(self._stream([group or self.column_names()[0]], 0))
 
     def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
         """The rows of a span; a streamed dataset is read up to there."""
-        if self._cursor is None:
-            self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
         tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
             raise InputError(f"{self.file} has fewer rows than when the job began", hint="see that it has not changed")
@@ -80,9 +71,7 @@ class DatasetReader:
 
     def close(self) -> None:
         """Leave the stream."""
-        if self._cursor is not None:
-            self._cursor.close()
-        self._cursor = None
+        self._cursor.close()
 
     def _chosen(self, columns: Sequence[str] | None) -> Any:
         if columns is None:
@@ -111,10 +100,6 @@ class DatasetReader:
                 gc.collect()
 
 
-def _value(column: Any, row: int) -> object:
-    return column[row].as_py()
-
-
 def open_folder(folder: str, split: str | None) -> DatasetReader:
     """Open what `save_to_disk` wrote."""
     datasets = _import_datasets(folder)
@@ -135,8 +120,8 @@ def open_hub(name: str, split: str | None, file: str) -> DatasetReader:
     try:
         splits = datasets.load_dataset(name, streaming=True)
     except Exception as error:  # the Hub client's own, and whatever a dataset's files raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NotFoundError(f"{file} is no file here and no dataset of the Hub: {reason}", hint=_HUB_HINT) from error
+        message = f"{file} is no file here and no dataset of the Hub: {first_line(error)}"
+        raise NotFoundError(message, hint=_HUB_HINT) from error
     chosen = _choose(splits, split, file)
     declared = (chosen.info.splits or {}).get(str(chosen.split))
     return DatasetReader(file, chosen, declared.num_examples if declared else None)

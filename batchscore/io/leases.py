@@ -14,8 +14,8 @@ from time import time
 from typing import Any
 
 from batchscore.errors import RuntimeFailureError
-from batchscore.io.parts import JOB, Parts
-from batchscore.io.storage import LocalFolder, is_over, writer_id
+from batchscore.io.parts import JOB, Parts, part_name
+from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.types import Unit
 
 BEAT_SECONDS = 10.0
@@ -108,7 +108,7 @@ class Leases:
             except FileNotFoundError:
                 return False  # let go of just now; the next round looks again
             # a name comes back where a container starts again
-            if holder != owner and is_at_work(self._folder, holder):
+            if holder != owner and _state(self._folder, holder) is not None:
                 return False
             self._folder.remove(name)
             if not self._folder.create(name, owner.encode()):
@@ -117,32 +117,23 @@ class Leases:
         return True
 
 
-def is_at_work(folder: LocalFolder, owner: str) -> bool:
-    """Whether a process has touched its file within three beats, and is not known to have ended since."""
-    if is_over(owner):
-        return False
-    try:
-        beat = float(json.loads(bytes(folder.read(_worker(owner))))["beat_seconds"])
-    except (OSError, ValueError, KeyError):
-        return False
-    age = folder.age(_worker(owner))
-    return age is not None and age < _BEATS * beat
-
-
 def workers(parts: Parts) -> list[dict[str, Any]]:
     """What the processes that are at work say of themselves."""
-    folder, found = parts.folder, []
-    for name in folder.names():
-        if not name.startswith("worker-"):
-            continue
-        try:
-            state = json.loads(bytes(folder.read(name)))
-        except (OSError, ValueError):
-            continue
-        age = folder.age(name) if isinstance(folder, LocalFolder) else time() - state["time"]
-        if age is not None and age < _BEATS * state["beat_seconds"] and not is_over(name[7:-5]):
-            found.append({"process": name[7:-5], **state})
-    return found
+    owners = [name[7:-5] for name in parts.folder.names() if name.startswith("worker-")]
+    states = [(owner, _state(parts.folder, owner)) for owner in owners]
+    return [{"process": owner, **state} for owner, state in states if state is not None]
+
+
+def _state(folder: Folder, owner: str) -> dict[str, Any] | None:
+    """What a process says of itself, if it has within three beats and is not known to have ended since."""
+    if is_over(owner):
+        return None
+    try:
+        state: dict[str, Any] = json.loads(bytes(folder.read(_worker(owner))))
+        age = folder.age(_worker(owner)) if isinstance(folder, LocalFolder) else time() - state["time"]
+        return state if age is not None and age < _BEATS * state["beat_seconds"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _worker(owner: str) -> str:
@@ -150,4 +141,4 @@ def _worker(owner: str) -> str:
 
 
 def _lease(unit: Unit) -> str:
-    return f"part-{unit.index:05}.lease"
+    return part_name(unit.index, "lease")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from batchscore.io.parts import Parts
 from batchscore.io.schema import join
+from batchscore.types import offsets_of
 
 Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int64], NDArray[np.int32]]]
 
@@ -54,9 +55,10 @@ def merge_rankings(
         scratch: a folder for piles.
         documents_a_pile: how many are ranked at once.
     """
-    documents = sum(parts.part(unit).counts["ranked"] for unit in units)
+    known = [parts.part(unit) for unit in units]
+    documents = sum(part.counts["ranked"] for part in known)
     count = max(1, -(-documents // documents_a_pile))
-    empty = join([parts.schema(unit).empty_table() for unit in units], [f"part {unit}" for unit in units])
+    empty = join([part.schema.empty_table() for part in known], [f"part {unit}" for unit in units])
     column = empty.column_names[0]
     with ExitStack() as stack:
         dealt = stack.enter_context(_Piles(count, scratch))
@@ -82,7 +84,6 @@ class _Piles:
     """Tables dealt out by number: in memory if there is one pile, else in a file each."""
 
     def __init__(self, count: int, scratch: str) -> None:
-        self._count = count
         self._folder = tempfile.TemporaryDirectory(prefix=".batchscore-merge-", dir=scratch) if count > 1 else None
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._held: list[pa.Table] = []
@@ -174,7 +175,6 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
 
     A part counts a query's documents from 0, so those of the parts before are added.
     """
-    table = table.sort_by("first")
     codes = table[column].combine_chunks().dictionary_encode()
     groups, queries = codes.indices.to_numpy(), len(codes.dictionary)
     counts = table["num_documents"].to_numpy()
@@ -193,7 +193,7 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
     results = flat.take(pa.array(rows)).drop_columns(["index", "rank_by"])
     results = results.append_column("index", pa.array(index[rows])).append_column("rank", pa.array(ranks))
     results = results.select([name for name in _RESULT if name in results.column_names])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(document_groups[rows], minlength=queries))])
+    offsets = offsets_of(np.bincount(document_groups[rows], minlength=queries))
     _, first = np.unique(groups, return_index=True)
     return pa.table(
         {

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from batchscore.errors import OutputError
-from batchscore.io.parts import JOB
+from batchscore.io.parts import JOB, Parts, open_parts
 from batchscore.io.sink import require_writable
 from batchscore.io.storage import is_url, local_path, open_folder, require_store
 
@@ -61,11 +61,12 @@ def open_output(path: str) -> Output:
     return Output(name, path.endswith("/") or os.path.isdir(path))
 
 
-def find_output(path: str) -> Output:
-    """Where the job is that wrote, or is to write, `path`; OutputError if there is none."""
+def find_parts(path: str) -> Parts:
+    """The parts of the job that writes `path`, a file or a folder; OutputError if there is none."""
     output = open_output(path)
-    if not output.is_folder and is_url(path) and JOB in open_folder(path).names():
+    if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
         output = Output(output.path, True)
-    if JOB not in open_folder(output.parts).names():
+    parts = open_parts(open_folder(output.parts))
+    if parts is None:
         raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run that is not finished")
-    return output
+    return parts

@@ -7,16 +7,17 @@ speed on remote disks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, InputFile, RowCursor, Steps, count_steps
+from batchscore.io.block import Block, InputFile, RowCursor, Steps, count_steps, table_steps
 from batchscore.io.storage import is_url, open_file
-from batchscore.types import Span
+from batchscore.types import Span, offsets_of
 
 SUFFIXES = (".parquet", ".pq")
 _BUFFER_BYTES = 1 << 20  # of each column being read; 0 would load its whole row group
@@ -27,7 +28,10 @@ class ParquetReader(InputFile):
     """One Parquet file."""
 
     first_place = 0
-    _cursor: RowCursor | None = None
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._cursor = RowCursor(self._group_start, self._tables)
 
     def column_names(self) -> list[str]:
         """From the footer."""
@@ -49,22 +53,11 @@ class ParquetReader(InputFile):
             with self._open() as file:
                 rows = file.metadata.num_rows
             yield from count_steps(rows)
-            return
-        at = 0
-        for table in self._tables([group], 0):
-            rows = np.arange(at + 1, at + len(table) + 1)
-            yield Steps(rows, rows, partial(_value, table[group]))
-            at += len(table)
+        else:
+            yield from table_steps(self._tables([group], 0))
 
     def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
         """The rows of a span."""
-        if self._cursor is None:
-            with self._open() as file:
-                metadata = file.metadata
-            starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
-            self._cursor = RowCursor(
-                lambda row: int(starts[max(np.searchsorted(starts, row, side="right") - 1, 0)]), self._tables
-            )
         tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
             raise InputError(f"{self.file} has fewer rows than when the job began", hint=_HINT)
@@ -72,9 +65,7 @@ class ParquetReader(InputFile):
 
     def close(self) -> None:
         """Close the file."""
-        if self._cursor is not None:
-            self._cursor.close()
-        self._cursor = None
+        self._cursor.close()
 
     def _joined(self, tables: Sequence[pa.Table], columns: Sequence[str] | None) -> pa.Table:
         if tables:
@@ -84,13 +75,22 @@ class ParquetReader(InputFile):
         names = schema.names if columns is None else [name for name in schema.names if name in columns]
         return schema.empty_table().select(names)
 
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """int64 [row groups + 1]: first row of each, and all rows."""
+        with self._open() as file:
+            groups = range(file.metadata.num_row_groups)
+            return offsets_of([file.metadata.row_group(group).num_rows for group in groups])
+
+    def _group_start(self, row: int) -> int:
+        """First row of the row group that holds a row."""
+        return int(self._starts[max(np.searchsorted(self._starts, row, side="right") - 1, 0)])
+
     def _tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
         """The rows from the row group on that begins at `start`."""
         done = start
+        groups = np.flatnonzero(self._starts[:-1] >= start).tolist()
         with self._open() as file:
-            metadata = file.metadata
-            starts = np.cumsum([0, *(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))])
-            groups = [group for group in range(metadata.num_row_groups) if starts[group] >= start]
             try:
                 for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
                     yield pa.Table.from_batches([batch])
@@ -111,7 +111,3 @@ class ParquetReader(InputFile):
 
 
 _HINT = "write or download the file again"
-
-
-def _value(column: pa.ChunkedArray, row: int) -> object:
-    return column[row].as_py()

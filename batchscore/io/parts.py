@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchscore.errors import InputError, OutputError, RuntimeFailureError
+from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.schema import KEEP_HINT
 from batchscore.io.storage import TEMPORARY, Folder
 from batchscore.types import Span, Unit
@@ -46,6 +46,7 @@ class Part:
     unit: int
     counts: Mapping[str, Any]
     faults: Sequence[Mapping[str, Any]]  # rows at fault, as they are reported
+    schema: pa.Schema  # of its rows
 
 
 class Parts:
@@ -63,7 +64,7 @@ class Parts:
 
     def has(self, unit: Unit) -> bool:
         """Whether a unit has a part."""
-        return self.folder.has(_part(unit.index))
+        return self.folder.has(part_name(unit.index))
 
     def complete(self) -> bool:
         """Whether every unit has a part."""
@@ -81,7 +82,7 @@ class Parts:
                 self.part(unit)
             except InputError:
                 damaged.append(unit)
-                self.folder.remove(_part(unit))
+                self.folder.remove(part_name(unit))
         return damaged
 
     def write(
@@ -95,34 +96,30 @@ class Parts:
             pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         except (pa.ArrowException, ValueError) as error:
             raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
-        self.folder.write(_part(unit.index), buffer.getvalue())
+        self.folder.write(part_name(unit.index), buffer.getvalue())
         for passing in ("progress", "failed"):
-            self.folder.remove(_part(unit.index, passing))
+            self.folder.remove(part_name(unit.index, passing))
 
     def part(self, unit: int) -> Part:
         """What a part says of itself; InputError if it is damaged or of another job."""
         return self._opened(unit)[1]
 
     def read(self, unit: int) -> pa.Table:
-        """The rows of a part; InputError if it is damaged, in which case it is gone afterwards."""
+        """The rows of a part; RuntimeFailureError if it is damaged, in which case it is gone afterwards."""
         try:
             file, _ = self._opened(unit)
             return file.read().replace_schema_metadata(None)
         except (pa.ArrowException, OSError, ValueError, InputError) as error:
-            self.folder.remove(_part(unit))
+            self.folder.remove(part_name(unit))
             raise RuntimeFailureError(
-                f"{self.folder.path}/{_part(unit)} was damaged and has been removed: {first_line(error)}",
+                f"{self.folder.path}/{part_name(unit)} was damaged and has been removed: {first_line(error)}",
                 hint="run the same command again: only this unit's rows will be scored again",
             ) from error
-
-    def schema(self, unit: int) -> pa.Schema:
-        """Columns of a part."""
-        return self._opened(unit)[0].schema_arrow.remove_metadata()
 
     def progress(self, unit: Unit, rows: int) -> NDArray[np.float32]:
         """float32 [rows]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
         try:
-            content = memoryview(self.folder.read(_part(unit.index, "progress")))
+            content = memoryview(self.folder.read(part_name(unit.index, "progress")))
             header = self._header(rows)
             if bytes(content[: len(header)]) == header and len(content) == len(header) + 4 * rows:
                 return np.array(np.frombuffer(content[len(header) :], np.float32))
@@ -132,11 +129,11 @@ class Parts:
 
     def save_progress(self, unit: Unit, raw: NDArray[np.float32]) -> None:
         """Keep the raw scores of a unit that is not finished."""
-        self.folder.write(_part(unit.index, "progress"), self._header(len(raw)) + raw.tobytes())
+        self.folder.write(part_name(unit.index, "progress"), self._header(len(raw)) + raw.tobytes())
 
     def fail(self, unit: int, why: str) -> None:
         """Note why a unit was given up; the next run tries it again."""
-        self.folder.write(_part(unit, "failed"), json.dumps({"why": why}).encode())
+        self.folder.write(part_name(unit, "failed"), json.dumps({"why": why}).encode())
 
     def failed(self) -> dict[int, str]:
         """Units that were given up, and why."""
@@ -157,13 +154,13 @@ class Parts:
             self.folder.remove(name)
 
     def _opened(self, unit: int) -> tuple[pq.ParquetFile, Part]:
-        name = f"{self.folder.path}/{_part(unit)}"
+        name = f"{self.folder.path}/{part_name(unit)}"
         try:
-            file = pq.ParquetFile(pa.BufferReader(self.folder.read(_part(unit))), page_checksum_verification=True)
+            file = pq.ParquetFile(pa.BufferReader(self.folder.read(part_name(unit))), page_checksum_verification=True)
             told = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b'{"job": null, "unit": null}'))
             job, of = told["job"], told["unit"]
             if (job, of) == (self._id, unit):
-                return file, Part(unit, told["counts"], told["faults"])
+                return file, Part(unit, told["counts"], told["faults"], file.schema_arrow.remove_metadata())
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{name} is damaged: {first_line(error)}") from error
         raise InputError(f"{name} is of another job")
@@ -277,14 +274,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _digest(fingerprint: Fingerprint) -> str:
     return blake2b(json.dumps(fingerprint, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _part(unit: int, suffix: str = "parquet") -> str:
+def part_name(unit: int, suffix: str = "parquet") -> str:
+    """Name of a unit's part, or of what is beside it."""
     return f"part-{unit:05}.{suffix}"

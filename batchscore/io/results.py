@@ -10,23 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchscore.types import Texts
+from batchscore.types import Texts, offsets_of
 
 
 def rows_with_scores(
     table: pa.Table, rows: NDArray[np.int64], columns: Mapping[str, NDArray[Any]], *, keep_others: bool
 ) -> pa.Table:
     """`table` with further columns, whose values are those of `rows`; other rows are left out, or have null there."""
-    if len(rows) == len(table):
-        values = {name: pa.array(column) for name, column in columns.items()}
-    elif keep_others:
+    values = {name: pa.array(column) for name, column in columns.items()}
+    if keep_others and len(rows) < len(table):
         place = np.full(len(table), -1)
         place[rows] = np.arange(len(rows))
         take = pa.array(place, mask=place < 0)
-        values = {name: pa.array(column).take(take) for name, column in columns.items()}
-    else:
+        values = {name: column.take(take) for name, column in values.items()}
+    elif len(rows) < len(table):
         table = table.take(pa.array(rows))
-        values = {name: pa.array(column) for name, column in columns.items()}
     for name, column in values.items():
         table = table.append_column(name, column)
     return table
@@ -70,6 +68,6 @@ def candidates(
     if texts is not None:
         fields["document"] = pa.array(texts.values, pa.large_string()).take(pa.array(texts.codes[rows]))
     structs = pa.StructArray.from_arrays(list(fields.values()), list(fields))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=len(ids)))])
+    offsets = offsets_of(np.bincount(groups, minlength=len(ids)))
     results = pa.LargeListArray.from_arrays(pa.array(offsets), structs)
     return pa.table({column: ids, "num_documents": num_documents, "results": results})

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import NotFoundError, UsageError
@@ -23,7 +22,7 @@ from batchscore.io import hf, jsonl, parquet
 from batchscore.io.block import Block, Reader, Steps
 from batchscore.io.schema import join, require_columns
 from batchscore.io.storage import is_url, list_files, local_path
-from batchscore.types import Fault, Span, Unit
+from batchscore.types import Fault, Span, Unit, offsets_of
 
 _READERS: dict[str, Callable[[str], Reader]] = {
     **dict.fromkeys(parquet.SUFFIXES, parquet.ParquetReader),
@@ -53,9 +52,9 @@ class Chunk:
 
     def faults(self) -> list[Fault]:
         """Rows that could not be read."""
-        starts = np.cumsum([0, *map(len, self.blocks)])
+        starts = offsets_of([len(block) for block in self.blocks]).tolist()
         return [
-            replace(fault, row=int(start) + fault.row)
+            replace(fault, row=start + fault.row)
             for block, start in zip(self.blocks, starts[:-1], strict=True)
             for fault in block.faults
         ]

@@ -32,6 +32,7 @@ from batchscore.errors import (
     OutputError,
     RuntimeFailureError,
     UsageError,
+    first_line,
 )
 
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
@@ -57,21 +58,21 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
         return pafs.FileSystem.from_uri(_uri(url))  # type: ignore[no-any-return]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if scheme in _NATIVE and not isinstance(error, pa.ArrowNotImplementedError):
-            raise UsageError(f"{url} cannot be used: {_first_line(error)}", hint="check the URL") from error
+            raise UsageError(f"{url} cannot be used: {first_line(error)}", hint="check the URL") from error
     except OSError as error:
-        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
+        raise NotFoundError(f"{url} cannot be reached: {first_line(error)}", hint=_ACCESS) from error
     import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise MissingDependencyError(f"{url}: {_first_line(error)}", hint="install the package named there") from error
+        raise MissingDependencyError(f"{url}: {first_line(error)}", hint="install the package named there") from error
     except Exception as error:
         if isinstance(error, ValueError) and scheme not in fsspec.available_protocols():
             raise UsageError(
                 f"{url}: no file system is known for {scheme}://", hint="check what is before ://"
             ) from error
-        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
+        raise NotFoundError(f"{url} cannot be reached: {first_line(error)}", hint=_ACCESS) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
 
 
@@ -99,38 +100,38 @@ def open_file(path: str) -> Any:
     try:
         return system.open_input_file(place)
     except Exception as error:  # clients of fsspec raise what they like
-        raise InputError(f"{path} cannot be read: {_first_line(error)}", hint=_ACCESS) from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}", hint=_ACCESS) from error
 
 
 def stat_file(path: str) -> tuple[int, str | None]:
     """(bytes, time of the last change in ISO 8601); InputError for an empty or unreadable file."""
-    if is_url(path):
-        return _stat_url(path)
     try:
-        stat = os.stat(path)
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{path} cannot be read: permission denied")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="check that it is still there") from error
-    if not stat.st_size:
+        size, modified = _stat_url(path) if is_url(path) else _stat_local(path)
+    except BatchscoreError:
+        raise
+    except Exception as error:  # clients of fsspec raise what they like
+        raise InputError(f"{path} cannot be read: {first_line(error)}", hint="check that it is still there") from error
+    if not size:
         raise InputError(f"{path} is empty", hint="leave the file out, or write it again")
+    return size, modified
+
+
+def _stat_local(path: str) -> tuple[int, str | None]:
+    stat = os.stat(path)
+    if not os.access(path, os.R_OK):
+        raise PermissionError("permission denied")
     return stat.st_size, iso_time(stat.st_mtime)
 
 
 def _stat_url(url: str) -> tuple[int, str | None]:
     system, place = file_system(url)
-    try:
-        found = system.get_file_info(place)
-        if not found.is_file:
-            raise FileNotFoundError("no such file")
-        modified = None if found.mtime_ns is None else iso_time(found.mtime_ns / 1e9)
-        if modified is None and isinstance(system, pafs.PyFileSystem):
-            modified = _version(system.handler.fs, place)
-    except Exception as error:  # clients of fsspec raise what they like
-        raise InputError(f"{url} cannot be read: {_first_line(error)}", hint="check that it is still there") from error
-    if not found.size:
-        raise InputError(f"{url} is empty", hint="leave the file out, or write it again")
-    return found.size, modified
+    found = system.get_file_info(place)
+    if not found.is_file:
+        raise FileNotFoundError("no such file")
+    modified = None if found.mtime_ns is None else iso_time(found.mtime_ns / 1e9)
+    if modified is None and isinstance(system, pafs.PyFileSystem):
+        modified = _version(system.handler.fs, place)
+    return found.size or 0, modified
 
 
 def _version(system: Any, path: str) -> str | None:
@@ -160,7 +161,7 @@ def list_files(url: str) -> list[str]:
     except FileNotFoundError as error:
         raise NotFoundError(f"{url}: no such file or folder", hint="check the path and the access") from error
     except Exception as error:  # clients of fsspec raise what they like
-        raise NotFoundError(f"{url} cannot be reached: {_first_line(error)}", hint=_ACCESS) from error
+        raise NotFoundError(f"{url} cannot be reached: {first_line(error)}", hint=_ACCESS) from error
     pattern = re.compile(_pattern(path)) if wild else None
     hidden = re.compile(r"(^|/)\." if wild else r"(^|/)[._]")
     kept = [name for name in found if not hidden.search(name.removeprefix(base))]
@@ -235,29 +236,17 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file that is there whole or not at all, also after a power cut."""
-        temporary = self._temporary(name)
-        with explained(os.path.join(self.path, name)):
-            try:
-                self._fill(temporary, content)
-                os.replace(temporary, os.path.join(self.path, name))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.remove(temporary)
-                raise
+        with self._filled(name, content) as temporary:
+            os.replace(temporary, os.path.join(self.path, name))
             sync_folder(self.path)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless it is there; of several that try at once one wins."""
-        temporary = self._temporary(name)
-        with explained(os.path.join(self.path, name)):
-            try:
-                self._fill(temporary, content)
+        try:
+            with self._filled(name, content) as temporary:
                 os.link(temporary, os.path.join(self.path, name))  # fails where rename would replace
-            except FileExistsError:
-                return False
-            finally:
-                with contextlib.suppress(OSError):
-                    os.remove(temporary)
+        except FileExistsError:
+            return False
         return True
 
     def remove(self, name: str) -> None:
@@ -295,11 +284,20 @@ class LocalFolder:
         # threads too may write one file at once
         return os.path.join(self.path, f".{name}{TEMPORARY}{writer_id()}-{threading.get_ident()}")
 
-    def _fill(self, path: str, content: bytes | pa.Buffer) -> None:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    @contextmanager
+    def _filled(self, name: str, content: bytes | pa.Buffer) -> Iterator[str]:
+        """A temporary file that is safe on the disk, to be given its name; afterwards it is gone."""
+        temporary = self._temporary(name)
+        with explained(os.path.join(self.path, name)):
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                with contextlib.suppress(OSError):  # it may have its name by now
+                    os.remove(temporary)
 
 
 class RemoteFolder:
@@ -341,7 +339,7 @@ class RemoteFolder:
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless it is there; of several that try at once the last wins."""
-        if name in self.names():
+        if self.has(name):
             return False
         self.write(name, content)
         return True
@@ -448,9 +446,5 @@ def _reached(what: str, path: str, *passed: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, (BatchscoreError, *passed)):
             raise
-        message = f"cannot {what} {path}: {_first_line(error)}"
+        message = f"cannot {what} {path}: {first_line(error)}"
         raise RuntimeFailureError(message, hint=f"{_ACCESS}, then run again to go on") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchscore.errors import CheckpointError, NotFoundError, UsageError
+from batchscore.errors import CheckpointError, NotFoundError, UsageError, first_line
 from batchscore.models.options import updated
 
 Json = dict[str, Any]
@@ -272,11 +272,6 @@ def _folder_of(model: str, revision: str | None) -> Path:
     if Path(model).exists():
         raise CheckpointError(f"{model} is a file", hint="pass the folder that holds config.json and the weights")
     return _download(model, revision)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _download(model: str, revision: str | None) -> Path:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from batchscore.errors import BatchscoreError, CheckpointError
-from batchscore.models.checkpoint import Checkpoint, first_line, open_checkpoint
+from batchscore.errors import BatchscoreError, CheckpointError, first_line
+from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.configs import load_config
 from batchscore.models.options import merged, read_values, taken_apart
 from batchscore.models.resolve import resolve

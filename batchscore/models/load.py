@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
 from transformers.utils import logging
 
-from batchscore.errors import CheckpointError, UsageError
+from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.arch.row import Rename, Row
-from batchscore.models.checkpoint import Checkpoint, first_line
+from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import Head, answer_head, load_dense, make_activation, take_head
 from batchscore.models.lora import merge_adapter
 from batchscore.models.options import nearest

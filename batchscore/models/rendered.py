@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import CheckpointError, InputError, RowError, UsageError
-from batchscore.models.checkpoint import first_line
+from batchscore.errors import CheckpointError, InputError, RowError, UsageError, first_line
 from batchscore.models.cuts import LIBRARY_LIMITS, Limits, cutter
 from batchscore.models.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, sliced, slices_ids
 from batchscore.models.spec import ModelSpec

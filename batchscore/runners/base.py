@@ -20,8 +20,8 @@ from batchscore.errors import (
     InputError,
     RowError,
     RuntimeFailureError,
+    first_line,
 )
-from batchscore.models.checkpoint import first_line
 from batchscore.models.load import Loaded
 from batchscore.models.prompts import shortened
 from batchscore.models.readouts import States
