@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.documents import explode, is_nested
+from batchscore.io.documents import explode, is_nested, place_in
 from batchscore.io.merge import merge_rankings, merge_rows
 from batchscore.io.parts import Parts
 from batchscore.io.results import candidates, encode_ids, rows_with_scores
@@ -252,7 +252,7 @@ class _Candidates:
 
 def _groups_of(chunk: Chunk, column: str, faults: dict[int, Fault]) -> tuple[NDArray[np.int64], Any]:
     """(int64 [rows], number of each row's query in order of first appearance; ids); a null id is a fault of its row."""
-    groups, ids = encode_ids(chunk.table[column])
+    groups, ids = encode_ids(chunk.table[column], place_in(chunk, column)(0))
     for row in np.flatnonzero(groups < 0).tolist():
         faults.setdefault(row, Fault(row, column, "null", "is null", "every row needs its query's id"))
     return groups, ids

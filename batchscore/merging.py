@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 
-from batchscore.errors import OutputError
+from batchscore.errors import InputError, OutputError
+from batchscore.io import jsonl
 from batchscore.io.output import Output
 from batchscore.io.parts import JOB, Parts
 from batchscore.io.records import write_lines
@@ -27,6 +28,7 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
 
     Raises:
         OutputError: units are missing and `partial` is not asked for.
+        InputError: the format cannot hold what the parts hold.
         RuntimeFailureError: a part is damaged.
         StoppedError: the end was asked for.
     """
@@ -38,10 +40,16 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
             hint="run the job again to go on with it" + (", or pass --partial to merge what there is" if units else ""),
         )
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    with closing(job_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
-        for table in tables:
-            stop.check()
-            sink.write(table)
+    try:
+        with closing(job_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+            for table in tables:
+                stop.check()
+                sink.write(table)
+    except InputError as error:  # a column that changes its type, which lines of JSON do not mind
+        if parts.fingerprint["command"] != "score" or file.lower().endswith(jsonl.SUFFIXES):
+            raise
+        hint = f"all is scored: `batchscore merge {parts.folder.path} --out NAME.jsonl` takes the column as it is"
+        raise InputError(error.message, hint=hint) from error
 
 
 def write_errors(parts: Parts, output: Output) -> None:

@@ -196,7 +196,8 @@ class Pipeline:
             pairs, scores = growing.joined()
             table = self.job.table(loaded, pairs, scores, keep_faulty=self.errors == "null")
             faults = [record for record, _ in (*loaded.faults, *growing.faults)]
-            faults.sort(key=lambda record: (record["file"], record["row"]))
+            order = {reader.file: place for place, reader in enumerate(self.source.readers)}
+            faults.sort(key=lambda record: (order[record["file"]], record["row"]))
             counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), **growing.counts}
             if "num_documents" in table.column_names:
                 counts["ranked"] = len(table["results"].combine_chunks().flatten())

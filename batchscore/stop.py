@@ -20,6 +20,11 @@ from batchscore.errors import StoppedError
 
 T = TypeVar("T")
 
+
+class Interrupted(BaseException):
+    """What a signal raises where nobody looks for it: libraries catch every Exception, to say or try something else."""
+
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 GRACE_SECONDS = 3.0  # for what is in the model; with saving and leaving, less than 5
 _POLL_SECONDS = 0.1
@@ -79,6 +84,15 @@ class Stop:
         finally:
             self.polled = False
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block in which a signal may raise wherever it is; it leaves as StoppedError."""
+        try:
+            yield
+        except Interrupted:
+            self.check()
+            raise
+
     def result(self, future: Future[T]) -> T:
         """What the future gives; StoppedError as soon as the end is asked for, though it be there."""
         self.check()
@@ -93,14 +107,17 @@ class Stop:
         self.unsettled = self.unsettled or bool(late)
 
     def listen(self) -> None:
-        """Take the signals a scheduler or a person sends, from now on; a signal that is ignored stays so."""
+        """Take the signals a scheduler or a person sends, from now on; one that is ignored stays so.
+
+        Where nobody polls they raise Interrupted, which `interruptible` turns into StoppedError.
+        """
 
         def handle(number: int, frame: object) -> None:
             if self.requested:
                 os._exit(128 + number)
             self.request(signal.Signals(number).name)
             if not self.polled:
-                self.check()
+                raise Interrupted
 
         for number in _heard():
             signal.signal(number, handle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -46,6 +47,7 @@ def poll(process: int) -> int | None:
 
 def main() -> None:
     """Answer until the input ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
     for line in sys.stdin:
         asked = json.loads(line)
         if "poll" in asked:

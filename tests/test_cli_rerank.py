@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
@@ -188,3 +189,23 @@ def test_lists_are_seen_behind_a_first_row_without_one(tiny: Tiny) -> None:
 
     assert result.exit_code == 7, result.output
     assert read("out.jsonl") == expected(tiny("bert_mean"))
+
+
+@pytest.mark.parametrize("bad", [[1], {"a": 1}], ids=["list", "struct"])
+def test_an_id_that_cannot_tell_queries_apart_is_refused(tiny: Tiny, bad: Any) -> None:
+    write("in.jsonl", [{"qid": bad, "query": "q", "document": "d"}])
+    result = rerank(tiny("bert_ce"), "--in", "in.jsonl", "--query-id-column", "qid", "--out", "out.jsonl")
+    assert result.exit_code == 5
+    assert "in.jsonl, line 1: column 'qid' is " in result.stderr
+
+
+def test_views_are_read_as_plain_strings(tiny: Tiny) -> None:
+    """polars and DuckDB may leave them in a file's schema."""
+    plain = pa.Table.from_pylist(LONG)
+    views = plain.cast(pa.schema([(name, pa.string_view()) for name in plain.column_names]))
+    for name, table in (("plain", plain), ("views", views)):
+        pq.write_table(table, f"{name}.parquet")
+        options = ["--query-id-column", "qid", "--return-documents", "--out", f"{name}.jsonl", "--window-rows", "7"]
+        assert rerank(tiny("bert_ce"), "--in", f"{name}.parquet", *options).exit_code == 0
+    assert pq.read_schema("views.parquet").field("qid").type == pa.string_view()
+    assert Path("views.jsonl").read_bytes() == Path("plain.jsonl").read_bytes()

@@ -82,6 +82,35 @@ def test_bad_rows_are_left_out_and_listed(tiny: Tiny, window: str) -> None:
 
 
 @pytest.mark.usefixtures("bad_lines")
+def test_scores_alone_are_those_of_the_good_rows(tiny: Tiny) -> None:
+    assert score(tiny("bert_ce"), "--keep-columns", "none").exit_code == 7
+    rows = read("out.jsonl")
+    assert [set(row) for row in rows] == [{"score"}] * 3  # the id of line 8 is no fault when nobody asks for it
+
+
+def test_the_list_has_the_order_of_the_input(tiny: Tiny) -> None:
+    for name in "ab":
+        Path(f"{name}.jsonl").write_text('{"query": "q", "document": "x"}\n{"query": null, "document": "x"}\n')
+    options = ["score", "--model", tiny("bert_ce"), "--in", "b.jsonl", "--in", "a.jsonl", "--out", "out.jsonl"]
+    assert CliRunner().invoke(app, options).exit_code == 7
+    assert [fault["file"] for fault in read("out.jsonl.errors.jsonl")] == ["b.jsonl", "a.jsonl"]
+
+
+def test_a_column_that_changes_its_type_is_taken_by_lines(tiny: Tiny) -> None:
+    """What is scored is not lost because a Parquet file cannot hold it."""
+    rows = [{"id": 1, "query": "q", "document": "x"}, {"id": "two", "query": "q", "document": "y"}]
+    jobs.write_rows("in.jsonl", rows)
+    model = ["--model", tiny("bert_ce")]
+    command = ["score", *model, "--in", "in.jsonl", "--out", "out.parquet", "--window-rows", "1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 5
+    assert "column 'id' is string, and int64 in the rows before" in result.stderr
+    assert "`batchscore merge .out.parquet.parts --out NAME.jsonl`" in result.stderr
+    assert CliRunner().invoke(app, ["merge", ".out.parquet.parts", "--out", "out.jsonl"]).exit_code == 0
+    assert [row["id"] for row in read("out.jsonl")] == [1, "two"]
+
+
+@pytest.mark.usefixtures("bad_lines")
 def test_null_keeps_every_row_in_its_place(tiny: Tiny) -> None:
     result = score(tiny("bert_ce"), "--errors", "null", "--details")
 

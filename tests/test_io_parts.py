@@ -81,6 +81,15 @@ def test_that_a_part_is_there_is_the_whole_state(tmp_path: Path) -> None:
     ]
 
 
+def test_a_column_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    parts, kind = start(tmp_path), pa.int64()
+    for _ in range(120):
+        kind = pa.list_(kind)
+    with pytest.raises(InputError, match="cannot hold these values: .*deep"):
+        finish(parts, 0, table=pa.table({"deep": pa.array([None], kind)}))
+    assert parts.finished() == set()
+
+
 def test_a_part_reads_back_the_same_and_tells_its_counts_and_faults(tmp_path: Path) -> None:
     parts = start(tmp_path)
     finish(parts, 2, 0, table=TABLE.replace_schema_metadata({"pandas": "{}"}))

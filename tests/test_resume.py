@@ -259,6 +259,18 @@ def test_a_second_signal_ends_a_run_at_once(tiny: Tiny) -> None:
     assert run.returncode == 143
 
 
+def test_a_signal_while_the_weights_are_loaded_is_no_fault_of_theirs(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes minutes for a large model."""
+    jobs.write_rows("in.parquet", jobs.random_rows(10))
+    monkeypatch.setattr("batchscore.models.load._check_report", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    result = run("score", tiny("bert_ce"), "--in", "in.parquet", "--out", "out/")
+
+    assert result.exit_code == 75, result.stderr
+    assert "stopped by SIGUSR1; 0 of 1 units are done" in result.stderr
+
+
 def test_max_seconds_is_a_signal_by_the_clock(tiny: Tiny) -> None:
     jobs.write_rows("in.parquet", ROWS)
     code, said = jobs.finish(

@@ -146,6 +146,7 @@ import signal, sys, time
 from batchscore.errors import StoppedError
 from batchscore.stop import Stop
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
 stop = Stop()
 """
 
@@ -169,8 +170,12 @@ with stop.polling():
 UNPOLLED = """
 stop.listen()
 try:
-    print("ready", flush=True)
-    time.sleep(60)
+    with stop.interruptible():
+        print("ready", flush=True)
+        try:
+            time.sleep(60)
+        except Exception:  # as libraries do
+            print("caught", flush=True)
 except StoppedError as error:
     print(error.message, flush=True)
     sys.exit(error.exit_code)

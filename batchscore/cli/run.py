@@ -44,7 +44,7 @@ def run(command: str, job: Job, scorer: Mapping[str, Any], files: Files, shares:
     if shares.max_seconds is not None:
         stop.after(shares.max_seconds)
     try:
-        with explained(display, stop):
+        with explained(display, stop), stop.interruptible():
             code = _Run(command, job, scorer, files, shares, stop, display).run()
     finally:
         display.stop()
@@ -98,10 +98,11 @@ class _Run:
         )
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
         try:
-            given_up = self._score(parts, todo) if todo else {}
-            for unit, why in given_up.items():
-                parts.fail(unit, why)
-            code = self._finish(parts) if not given_up else 0
+            with self.stop.interruptible():
+                given_up = self._score(parts, todo) if todo else {}
+                for unit, why in given_up.items():
+                    parts.fail(unit, why)
+                code = self._finish(parts) if not given_up else 0
         except BatchscoreError as error:
             if self._leaves_nothing(parts):
                 folder.discard()

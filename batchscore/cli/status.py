@@ -33,9 +33,9 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     from batchscore.merging import assemble
     from batchscore.stop import Stop
 
-    with explained():
-        stop = Stop()
-        stop.listen()
+    stop = Stop()
+    stop.listen()
+    with explained(), stop.interruptible():
         parts = find_parts(out)
         assemble(parts, file, stop, partial=partial)
         if not quiet:

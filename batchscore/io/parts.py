@@ -91,12 +91,14 @@ class Parts:
         """Finish a unit."""
         told = {"job": self._id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table = table.replace_schema_metadata({_KEY: json.dumps(told, ensure_ascii=False).encode()})
-        buffer = pa.BufferOutputStream()
+        stream = pa.BufferOutputStream()
         try:
-            pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        except (pa.ArrowException, ValueError) as error:
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+            content = stream.getvalue()
+            pq.read_schema(pa.BufferReader(content))  # Arrow writes columns nested deeper than it reads
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
-        self.folder.write(part_name(unit.index), buffer.getvalue())
+        self.folder.write(part_name(unit.index), content)
         for passing in ("progress", "failed"):
             self.folder.remove(part_name(unit.index, passing))
 

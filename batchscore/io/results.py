@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchscore.errors import InputError
 from batchscore.types import Texts, offsets_of
 
 
@@ -18,6 +19,8 @@ def rows_with_scores(
 ) -> pa.Table:
     """`table` with further columns, whose values are those of `rows`; other rows are left out, or have null there."""
     values = {name: pa.array(column) for name, column in columns.items()}
+    if not table.num_columns and not keep_others:
+        return pa.table(values)  # Arrow loses the length of a table without columns that rows are taken of
     if keep_others and len(rows) < len(table):
         place = np.full(len(table), -1)
         place[rows] = np.arange(len(rows))
@@ -30,8 +33,16 @@ def rows_with_scores(
     return table
 
 
-def encode_ids(ids: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
-    """(int64 [rows], numbers in order of first appearance, -1 where null; the id of each number)."""
+def encode_ids(ids: pa.ChunkedArray, place: str) -> tuple[NDArray[np.int64], pa.Array]:
+    """(int64 [rows], numbers in order of first appearance, -1 where null; the id of each number).
+
+    InputError, which calls the column `place`, for lists and structs.
+    """
+    if pa.types.is_nested(ids.type):
+        raise InputError(
+            f"{place} is {ids.type}, which cannot tell queries apart",
+            hint="name a column of texts or numbers with --query-id-column",
+        )
     if pa.types.is_dictionary(ids.type):
         ids = ids.cast(ids.type.value_type)
     if pa.types.is_null(ids.type):

@@ -33,6 +33,26 @@ def join(tables: Sequence[pa.Table], places: Sequence[str]) -> pa.Table:
         raise _clash(tables, places) from error
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """The same with plain strings and bytes for those that are views, of which Arrow cannot take rows."""
+    plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
+    return table if plain.equals(table.schema) else table.cast(plain)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if kind == pa.string_view():
+        return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
+
+
 def _clash(tables: Sequence[pa.Table], places: Sequence[str]) -> InputError:
     """Join one column at a time, one table more at a time, until it fails: only done once the fast way has failed."""
     for name in dict.fromkeys(name for table in tables for name in table.column_names):

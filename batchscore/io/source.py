@@ -20,7 +20,7 @@ import pyarrow as pa
 from batchscore.errors import NotFoundError, UsageError
 from batchscore.io import hf, jsonl, parquet
 from batchscore.io.block import Block, Reader, Steps
-from batchscore.io.schema import join, require_columns
+from batchscore.io.schema import join, require_columns, without_views
 from batchscore.io.storage import is_url, list_files, local_path
 from batchscore.types import Fault, Span, Unit, offsets_of
 
@@ -207,7 +207,8 @@ def _join(blocks: Sequence[Block], columns: Sequence[str] | None, wanted: Mappin
     places = [block.locate(0) if len(block) else block.file for block in blocks]
     table = join([*(block.table for block in blocks), absent], [*places, ""])
     # files carry metadata of their writers (pandas, datasets) that no longer holds for the output
-    return table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
+    table = table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
+    return without_views(table)
 
 
 def open_source(paths: Sequence[str], *, split: str | None = None) -> Source:
