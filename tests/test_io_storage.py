@@ -24,6 +24,7 @@ from batchscore.io.storage import (
     LocalFolder,
     RemoteFolder,
     file_system,
+    is_over,
     is_url,
     list_files,
     local_path,
@@ -31,6 +32,7 @@ from batchscore.io.storage import (
     open_folder,
     stat_file,
     upload,
+    writer_id,
 )
 
 
@@ -100,6 +102,34 @@ def test_a_folder_is_discarded_with_all_in_it(folder: Folder, tmp_path: Path) ->
     assert beside.names() == []
     if folder.is_local:
         assert os.listdir(tmp_path / "deep") == []
+
+
+def test_what_a_killed_process_was_discarding_goes_with_the_next(tmp_path: Path) -> None:
+    folder = LocalFolder(str(tmp_path / "[parts]"))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    machine = writer_id().rpartition("-")[0]
+    for owner in (f"{machine}-{dead.pid}", f"{machine}-{os.getppid()}", "elsewhere-1"):
+        os.mkdir(f"{folder.path}.trash-{owner}")
+    folder.discard()
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        f"[parts].trash-{owner}" for owner in (f"{machine}-{os.getppid()}", "elsewhere-1")
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs namespaces")
+def test_containers_of_one_host_are_told_apart() -> None:
+    """Both may have a process 1, and what is over here may be at work there."""
+    code = "from batchscore.io.storage import is_over, writer_id; print(writer_id(), is_over('{}'))"
+    command = [sys.executable, "-c", code.format(writer_id())]
+    inner = subprocess.run(["unshare", "--pid", "--fork", *command], capture_output=True, text=True, check=False)
+    if inner.returncode:
+        pytest.skip("needs the right to make a namespace")
+    name, is_over_there = inner.stdout.split()
+    assert name.rpartition("-")[0] != writer_id().rpartition("-")[0]
+    assert name.endswith("-1")
+    assert is_over_there == "False"
+    assert not is_over(name)
 
 
 def test_subfolders_are_no_files(folder: Folder) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import jobs
 from batchscore.cli.main import app
+from batchscore.io.storage import writer_id
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -322,7 +322,8 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
         score(tiny("bert_ce"), "out.parquet", "--shard", f"{index}/2")
     dead = jobs.start("--version")
     dead.communicate()
-    killed_while_merging(".out.parquet.parts", f"{socket.gethostname()}-{dead.pid}")
+    machine = writer_id().rpartition("-")[0]
+    killed_while_merging(".out.parquet.parts", f"{machine}-{dead.pid}")
     result = score(tiny("bert_ce"), "out.parquet", *shares)
 
     assert result.exit_code == 0, result.output

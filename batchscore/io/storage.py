@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -36,6 +38,7 @@ from batchscore.errors import (
 )
 
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
+_OUTERMOST = 0xEFFFFFFC  # inode of Linux's first PID namespace
 _BUCKETS = {"s3", "gcs", "abfs"}  # pyarrow's names of stores that have no folders
 _NATIVE = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # schemes that are pyarrow's
 _ACCESS = "check the address, the credentials and the network"
@@ -175,10 +178,10 @@ def list_files(url: str) -> list[str]:
     return sorted(urls)
 
 
-def _pattern(glob: str) -> str:
+def _pattern(wild: str) -> str:
     """A regular expression for `*`, `**`, `?` and `[...]`."""
     translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", glob)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])", wild)
     classes = {part: f"(?!/){fnmatch.translate(part)[4:-3]}" for part in parts if part[:1] == "["}  # of (?s:[...])\Z
     return "".join(translated.get(part) or classes.get(part) or re.escape(part) for part in parts)
 
@@ -256,10 +259,12 @@ class LocalFolder:
 
     def discard(self) -> None:
         """Remove all of it: renamed first, so that no half of it is ever taken for the whole."""
-        trash = f"{self.path}.trash-{writer_id()}"
+        trash = f"{self.path}.trash-"
         with explained(self.path), contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+            os.rename(self.path, trash + writer_id())
+        for left in glob.glob(f"{glob.escape(trash)}*"):  # also by a process that was killed at this
+            if left == trash + writer_id() or is_over(left.removeprefix(trash)):
+                shutil.rmtree(left, ignore_errors=True)
 
     def age(self, name: str) -> float | None:
         """Seconds since a file was last touched, by the clock of the disk it is on; None if it is not there."""
@@ -408,8 +413,8 @@ def sync_folder(path: str) -> None:
 
 def is_over(writer: str) -> bool:
     """Whether a process is known to be no more; of another machine nothing is known."""
-    host, _, process = writer.rpartition("-")
-    if host != socket.gethostname() or not process.isdigit():
+    machine, _, process = writer.rpartition("-")
+    if machine != _machine() or not process.isdigit():
         return False
     try:
         os.kill(int(process), 0)
@@ -422,7 +427,16 @@ def is_over(writer: str) -> bool:
 
 def writer_id() -> str:
     """Names this process among all that may write to one folder."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"{_machine()}-{os.getpid()}"
+
+
+@cache
+def _machine() -> str:
+    """The host and, in a container, its namespace: those of one host may share its name, and each has a process 1."""
+    namespace = _OUTERMOST
+    with contextlib.suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    return socket.gethostname() + (f".{namespace:x}" if namespace != _OUTERMOST else "")
 
 
 @contextmanager
@@ -433,9 +447,10 @@ def explained(path: str) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        raise RuntimeFailureError(
-            f"cannot write {path}: {error.strerror or error}", hint="make room on the disk, then run again to go on"
-        ) from error
+        hint = "make room on the disk, then run again to go on"
+        if isinstance(error, FileNotFoundError):
+            hint = "its folder is gone: maybe another run has merged it meanwhile; run again to see"
+        raise RuntimeFailureError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 @contextmanager
