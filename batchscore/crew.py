@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock, Thread, Timer
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from batchscore.backlog import Backlog
@@ -27,6 +27,8 @@ from batchscore.task import Task
 from batchscore.types import Unit
 
 _POLL_SECONDS = 0.2
+_BEAT_SECONDS = 2.0  # between two signs of life of a worker
+SILENCE_SECONDS = 60.0  # after which it is taken for dead: stopped, or stuck in a driver
 _TELL_SECONDS = 0.5  # between two messages on progress
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for a child to save and leave
 
@@ -68,7 +70,8 @@ class _Worker:
     units: list[Unit] = field(default_factory=list)  # in work
     idle: bool = False  # asked for a unit when there was none
     told_end: bool = False
-    lost: str = ""  # why it says that it cannot go on
+    lost: str = ""  # why it cannot go on
+    heard: float | None = None  # when it last said something; None: it is loading Python
 
 
 class Crew:
@@ -108,6 +111,7 @@ class Crew:
                     ends: dict[Any, _Worker] = {}
                     for worker in self._workers:
                         ends |= {worker.messages: worker, worker.process.sentinel: worker}
+                    self._end_silent()
                     for worker in {id(ends[end]): ends[end] for end in wait(list(ends), _POLL_SECONDS)}.values():
                         self._listen(worker)
                 self._backlog.require_empty()
@@ -138,6 +142,13 @@ class Crew:
                     worker.told_end = True
                     self._send(worker, None)
 
+    def _end_silent(self) -> None:
+        """Kill workers that give no sign of life, which then are found dead."""
+        for worker in self._workers:
+            if worker.heard is not None and monotonic() - worker.heard > SILENCE_SECONDS and not worker.lost:
+                worker.lost = f"no sign of life for {SILENCE_SECONDS:.0f} s"
+                worker.process.kill()
+
     def _send(self, worker: _Worker, message: int | None) -> None:
         with suppress(OSError):  # it is dead; its sentinel will say so
             worker.messages.send(message)
@@ -148,6 +159,7 @@ class Crew:
         with suppress(EOFError, OSError):
             while worker.messages.poll():
                 kind, *content = worker.messages.recv()
+                worker.heard = monotonic()
                 if kind == "want":
                     worker.idle = True
                 elif kind == "progress":
@@ -216,7 +228,13 @@ def _work(task: Task, device: str, messages: Connection, orders: Connection) -> 
         timer.daemon = True
         timer.start()
 
+    def beat() -> None:
+        while True:
+            tell("alive")
+            sleep(_BEAT_SECONDS)
+
     Thread(target=obey, daemon=True).start()
+    Thread(target=beat, daemon=True).start()
     code = 1
     try:
         pipeline = task.pipeline(Meter(on_change=_teller(tell)), stop, device=device)

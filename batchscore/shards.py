@@ -27,16 +27,32 @@ def find_shard(given: str | None, environment: Mapping[str, str]) -> Shard:
             "both torchrun (RANK) and a Slurm array (SLURM_ARRAY_TASK_ID) say which shard this is", hint=_SAY
         )
     if torchrun:
-        return Shard(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
+        return _checked(Shard(_number(environment, "RANK"), _number(environment, "WORLD_SIZE"), "torchrun"))
     # a batch script has SLURM_PROCID 0 as well; only a step has several processes
     step = "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1) if step else 1
-    process = int(environment["SLURM_PROCID"]) if step else 0
+    process = _number(environment, "SLURM_PROCID") if step else 0
     if array:
         index, count = _array_place(environment)
         origin = "Slurm array and srun" if tasks > 1 else "Slurm array"
-        return Shard(index * tasks + process, count * tasks, origin)
-    return Shard(process, tasks, "srun") if tasks > 1 else Shard()
+        return _checked(Shard(index * tasks + process, count * tasks, origin))
+    return _checked(Shard(process, tasks, "srun")) if tasks > 1 else Shard()
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment[name]
+    if not value.isdecimal():
+        raise UsageError(f"{name}={value!r} in the environment is not a number", hint=f"unset it, or {_SAY}")
+    return int(value)
+
+
+def _checked(shard: Shard) -> Shard:
+    if not 0 <= shard.index < shard.count:
+        raise UsageError(
+            f"by the environment ({shard.origin}) this is shard {shard.index} of {shard.count}, which there is not",
+            hint=_SAY,
+        )
+    return shard
 
 
 def _parsed(given: str) -> Shard:

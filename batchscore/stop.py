@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from threading import Event, Timer
+from threading import TIMEOUT_MAX, Event, Timer
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -125,6 +125,6 @@ class Stop:
 
     def after(self, seconds: float) -> None:
         """Ask for the end when so many seconds have passed."""
-        timer = Timer(max(0.0, seconds), self.request, ["--max-seconds"])
+        timer = Timer(min(max(0.0, seconds), TIMEOUT_MAX), self.request, ["--max-seconds"])
         timer.daemon = True
         timer.start()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchscore.api import Scorer
-from batchscore.errors import Errors, RuntimeFailureError
-from batchscore.io.parts import Parts, open_parts
+from batchscore.errors import Errors, InputError, RuntimeFailureError
+from batchscore.io.parts import Parts, first_difference, open_parts
 from batchscore.io.source import open_source
 from batchscore.io.storage import open_folder
 from batchscore.jobs import Job
@@ -37,5 +37,9 @@ class Task:
     def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
         """A pipeline with a model of its own, on another device if one is named."""
         options = dict(self.scorer) if device is None else {**self.scorer, "device": device}
-        source = open_source(self.inputs, split=self.split)
-        return Pipeline(Scorer(**options), self.job, source, self.parts(), self.errors, meter, stop)
+        parts, source = self.parts(), open_source(self.inputs, split=self.split)
+        # folders and patterns are looked through once more, and a file may have come or gone meanwhile
+        changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
+        if changed is not None:
+            raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
+        return Pipeline(Scorer(**options), self.job, source, parts, self.errors, meter, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs
+from batchscore import crew
 from batchscore.crew import Crew, Place, find_places
-from batchscore.errors import DeviceLostError, RuntimeFailureError
+from batchscore.errors import DeviceLostError, InputError, RuntimeFailureError
 from batchscore.io.parts import Parts, start_parts
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import open_folder
@@ -44,6 +46,17 @@ class DeadlyJob(ScoreJob):
                 raise DeviceLostError("cuda:0 failed: CUDA error: an illegal memory access was encountered")
             os._exit(9)
         return super().load(source, unit)
+
+
+@dataclass(frozen=True)
+class StoppedJob(DeadlyJob):
+    """Stops its process, as a debugger or a driver might, when it first reads a unit."""
+
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        if unit.index == self.deadly and not Path("died").exists():
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return ScoreJob.load(self, source, unit)
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,9 @@ def rows(here: Path) -> None:
 
 def started(model: str, job: ScoreJob, kind: type[Task] = Task) -> tuple[Task, Parts]:
     source = open_source(["in.parquet"])
-    parts = start_parts(open_folder("parts"), {"job": 1}, lambda: source.units(50), overwrite=False)
+    parts = start_parts(
+        open_folder("parts"), {"inputs": source.fingerprint()}, lambda: source.units(50), overwrite=False
+    )
     return kind(job, {"model": model}, ["in.parquet"], None, "parts", "quarantine"), parts
 
 
@@ -92,7 +107,7 @@ class Run:
         self.meter = Meter(total=300)
         stop = Stop()
         stop.after(120)  # a parent that hangs is to fail the test
-        crew = Crew(
+        workforce = Crew(
             task,
             [Place("cpu", 1)] * workers,
             self.meter,
@@ -101,7 +116,7 @@ class Run:
             on_done=self._note,
             say=self.said.append,
         )
-        self.given_up = crew.run(iter(parts.units))
+        self.given_up = workforce.run(iter(parts.units))
 
     def _note(self, unit: Unit, counts: Mapping[str, Any]) -> None:
         self.done.append(unit.index)
@@ -143,6 +158,25 @@ def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny, kind: type[T
     task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True), kind)
     with pytest.raises(RuntimeFailureError, match="no worker is left"):
         Run(task, parts, restarts=0)
+
+
+@pytest.mark.slow
+def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SILENCE_SECONDS", 5.0)
+    task, parts = started(tiny("bert_ce"), StoppedJob(deadly=3))
+    run = Run(task, parts)
+
+    assert run.given_up == {}
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert run.said == ["worker on cpu died (no sign of life for 5 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_finds_another_input_ends_the_job(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), ScoreJob())
+    jobs.write_rows("in.parquet", ROWS[:299])
+    with pytest.raises(InputError, match=r"not what it was when the job began: inputs\[0\]"):
+        Run(task, parts)
 
 
 @pytest.mark.slow

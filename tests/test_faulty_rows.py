@@ -123,6 +123,17 @@ def test_null_keeps_every_row_in_its_place(tiny: Tiny) -> None:
 
 
 @pytest.mark.usefixtures("bad_lines")
+def test_a_run_that_goes_on_lists_the_rows_of_those_before(tiny: Tiny) -> None:
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.jsonl", "--out", "out/", "--window-rows", "3"]
+    assert CliRunner().invoke(app, options).exit_code == 7
+    listed = Path("out/_errors.jsonl").read_bytes()
+    os.remove("out/_errors.jsonl")  # as if it had been killed before that
+    os.remove(f"out/{jobs.parts('out')[-1]}")
+    assert CliRunner().invoke(app, [*options, "--shard", "0/1"]).exit_code == 7
+    assert Path("out/_errors.jsonl").read_bytes() == listed
+
+
+@pytest.mark.usefixtures("bad_lines")
 def test_fail_ends_with_the_first(tiny: Tiny) -> None:
     result = score(tiny("bert_ce"), "--errors", "fail")
 

@@ -42,7 +42,7 @@ def part_of(
     rows: Sequence[Row], top_n: int = 0, *, ids: bool = True, texts: bool = True, keep: bool = False
 ) -> pa.Table:
     """What a unit of these rows leaves: its best documents of each query, numbered among those in this part."""
-    groups, queries = encode_ids(pa.chunked_array([[row["query"] for row in rows]]))
+    groups, queries = encode_ids(pa.chunked_array([[row["query"] for row in rows]]), "the query")
     documents = [row for row in rows if row["text"] is not None]
     groups = groups[[row["text"] is not None for row in rows]]
     counts = np.bincount(groups, minlength=len(queries))

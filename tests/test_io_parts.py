@@ -22,7 +22,7 @@ import pytest
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError
 from batchscore.io.parts import JOB, Parts, first_difference, open_parts, start_parts, total
-from batchscore.io.storage import Folder, LocalFolder, open_folder
+from batchscore.io.storage import Folder, LocalFolder, open_folder, writer_id
 from batchscore.types import Span, Unit
 
 FINGERPRINT = {
@@ -90,6 +90,27 @@ def test_a_column_that_could_not_be_read_again_is_not_written(tmp_path: Path) ->
     assert parts.finished() == set()
 
 
+def test_a_folder_that_is_another_jobs_by_now_takes_no_part(tmp_path: Path) -> None:
+    ours = start(tmp_path)
+    other = start_parts(LocalFolder(str(tmp_path)), {"of": "another"}, lambda: UNITS, overwrite=True)
+    with pytest.raises(OutputError, match="was taken by another job meanwhile"):
+        finish(ours, 0)
+    assert other.finished() == set()
+    other.folder.discard()
+    with pytest.raises(OutputError, match="is gone: another run has finished the job"):
+        finish(ours, 0)
+
+
+def test_tidying_leaves_what_another_is_writing(tmp_path: Path) -> None:
+    parts, dead = start(tmp_path), subprocess.Popen(["true"])
+    dead.wait()
+    machine = writer_id().rpartition("-")[0]
+    for owner in (dead.pid, os.getppid()):
+        (tmp_path / f"._errors.jsonl.tmp-{machine}-{owner}-77").touch()
+    parts.tidy()
+    assert sorted(os.listdir(tmp_path)) == [f"._errors.jsonl.tmp-{machine}-{os.getppid()}-77", JOB]
+
+
 def test_a_part_reads_back_the_same_and_tells_its_counts_and_faults(tmp_path: Path) -> None:
     parts = start(tmp_path)
     finish(parts, 2, 0, table=TABLE.replace_schema_metadata({"pandas": "{}"}))
@@ -143,7 +164,6 @@ def test_what_is_of_passing_use_goes_and_the_job_stays(tmp_path: Path) -> None:
         "worker-host-1.json",
         "part-00001.lease",
         "part-merge.lease",
-        ".part-00001.parquet.tmp-h-1",
     ]:
         (tmp_path / name).touch()
     parts.tidy()

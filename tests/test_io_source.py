@@ -415,12 +415,12 @@ def test_a_file_that_shrank_or_went_after_it_was_cut_is_named(suffix: str) -> No
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: len(content) // 2])
     try:
-        text = fault(InputError, lambda: source.read(units[3], None, {}, []))
+        text = fault(InputError, lambda: source.readers[0].read(units[3].spans[0], None, []))
         assert text.startswith((f"{path} is shorter than when the job began", f"{path}, line 151: cannot be read"))
     finally:
         source.close()
     os.remove(path)
-    assert fault(InputError, lambda: source.read(units[3], None, {}, [])).startswith(f"{path} cannot be read: No such")
+    assert fault(InputError, lambda: source.read(units[3], None, {}, [])).startswith(f"{path} cannot be read: ")
 
 
 def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
@@ -428,11 +428,22 @@ def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
     units = source.units(5)
     numbered("a.parquet", 8)
     try:
-        assert fault(InputError, lambda: source.read(units[1], None, {}, [])).startswith(
+        assert fault(InputError, lambda: source.readers[0].read(units[1].spans[0], None, [])).startswith(
             "a.parquet has fewer rows than"
         )
     finally:
         source.close()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_file_that_was_replaced_after_it_was_cut_is_named(name: str) -> None:
+    """Its rows would go by the name of the old ones."""
+    source = open_source([numbered(name, 9)])
+    units = source.units(5)
+    os.replace(numbered(f"new-{name}", 9), name)
+    os.utime(name, (0, 0))
+    text = fault(InputError, lambda: source.read(units[0], None, {}, []))
+    assert text.startswith(f"{name} has changed since the job began")
 
 
 @pytest.mark.parametrize("declared", [8, 100])

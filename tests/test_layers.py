@@ -30,8 +30,9 @@ ALLOWED = {
     "merging": BASE | {"io", "jobs", "stop"},
     "progress": BASE | {"io"},
     "task": BASE | {"api", "io", "jobs", "pipeline", "stop"},
-    "crew": BASE | {"pipeline", "runners", "stop", "task"},
-    "ray_crew": BASE | {"crew", "io", "pipeline", "plan", "runners", "stop", "task"},
+    "backlog": BASE,
+    "crew": BASE | {"backlog", "pipeline", "runners", "stop", "task"},
+    "ray_crew": BASE | {"backlog", "io", "pipeline", "plan", "runners", "stop", "task"},
     "inspection": BASE | {"models", "runners"},
     "cli": BASE
     | {

@@ -167,3 +167,17 @@ def test_torchrun_inside_of_an_array_is_refused(more: Environment) -> None:
     with pytest.raises(UsageError, match=r"both torchrun \(RANK\) and a Slurm array \(SLURM_ARRAY_TASK_ID\)") as caught:
         find_shard(None, array(1, range(4)) | torchrun(0, 2) | more)
     assert "--shard I/N" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x' in the environment is not a number"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE='' in the environment is not a number"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "shard 3 of 2, which there is not"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "shard 0 of 0, which there is not"),
+    ],
+)
+def test_what_a_launcher_cannot_mean_is_refused(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        find_shard(None, environment)

@@ -307,6 +307,27 @@ def test_a_folder_that_is_merged_stands_beside_its_file(tiny: Tiny) -> None:
     assert len(jobs.parts("parts")) == 10
 
 
+def test_a_merge_overwrites_no_input_and_no_part(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    score(tiny("bert_ce"), "parts/")
+    before = jobs.contents("parts"), Path("in.parquet").read_bytes()
+    for out in ("in.parquet", "./in.parquet", "parts/part-00000.parquet"):
+        assert run("merge", "parts/", "--out", out).exit_code == 2
+    assert (jobs.contents("parts"), Path("in.parquet").read_bytes()) == before
+
+
+def test_a_file_that_merge_would_write_is_not_replaced_unasked(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    Path("parts.parquet").write_text("somebody's")
+    result = score(tiny("bert_ce"), "parts/", "--merge")
+    assert result.exit_code == 8
+    assert "parts.parquet, which --merge writes, is there already" in result.stderr
+    assert Path("parts.parquet").read_text() == "somebody's"
+    for _ in range(2):
+        assert score(tiny("bert_ce"), "parts/", "--merge", "--overwrite").exit_code == 0
+    assert score(tiny("bert_ce"), "parts/", "--merge").exit_code == 0
+
+
 def killed_while_merging(folder: str, owner: str) -> None:
     """What a process leaves that was killed in the assembly a moment ago."""
     state = {"shard": "0/1", "units": [], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -95,12 +95,14 @@ class Display:
             self._bar = None
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        with suppress(OSError, SystemExit):  # a reader that went away; rich would end the program
+            self._console.print(line, markup=False)
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
         if not self._quiet or event == "error":
-            sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
-            sys.stderr.flush()
+            with suppress(OSError):
+                sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+                sys.stderr.flush()
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from batchscore.cli.options import Files, Shares
 from batchscore.errors import RuntimeFailureError, UsageError
 from batchscore.io.output import Output
+from batchscore.io.parts import Parts
 from batchscore.io.source import Source
-from batchscore.io.storage import is_url
+from batchscore.io.storage import is_url, local_path, split_url
 from batchscore.shards import find_shard
 from batchscore.types import Shard
 
@@ -59,9 +60,20 @@ def refuse_overwriting_input(source: Source, output: Output) -> None:
     for file in source.fingerprint():
         name = str(file["name"])
         for out in (output.path, output.file):
-            is_same = os.path.exists(out) and os.path.exists(name) and os.path.samefile(name, out)
-            if is_same or name == out:
+            if _is_same(name, out):
                 raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
+
+
+def refuse_merging_into(parts: Parts, file: str) -> None:
+    """Raise UsageError if a merge would overwrite an input of the job, or one of its parts."""
+    if any(_is_same(file, name["name"]) for name in parts.fingerprint["inputs"]):
+        raise UsageError(f"--out {file} is an input of the job", hint="choose another output")
+    if _is_same(split_url(local_path(file))[0], parts.folder.path):
+        raise UsageError(f"--out {file} lies among the job's parts", hint="choose another folder")
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 def refuse_together(files: Files, shares: Shares, shard: Shard, output: Output) -> None:
@@ -69,7 +81,7 @@ def refuse_together(files: Files, shares: Shares, shard: Shard, output: Output) 
     if files.overwrite and shard.count > 1:
         raise UsageError(
             "--overwrite in one of several shards would throw away what others did",
-            hint=f"remove {output.path} before the shards start",
+            hint=f"remove {output.parts} before the shards start",
         )
     if shares.claim == "dynamic" and is_url(output.parts):
         raise UsageError(

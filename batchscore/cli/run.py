@@ -19,7 +19,7 @@ from batchscore.cli.options import Files, Shares
 from batchscore.cli.summary import peak_rss_mb, summary_lines, work_lines
 from batchscore.crew import Crew, find_places
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
-from batchscore.io.leases import Leases, Presence
+from batchscore.io.leases import Leases, Presence, workers
 from batchscore.io.output import open_output
 from batchscore.io.parts import JOB, Parts, first_difference, start_parts, total
 from batchscore.io.records import exists, read_record, write_record
@@ -83,6 +83,7 @@ class _Run:
         )
         self.meter = Meter(on_change=display.update)
         self.done: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}  # counts of this run
+        self.faulty_before = False  # whether units that an earlier run did have rows at fault
         self._lock = Lock()
 
     def run(self) -> int:
@@ -91,6 +92,12 @@ class _Run:
         if not self.output.is_folder and (counts := self._earlier_counts(folder)) is not None:
             self.display.say(f"{self.output.path} is complete: nothing to do (--overwrite starts anew)")
             return _PARTIAL_SUCCESS if counts.get("faulty") else 0
+        new = not folder.has(JOB)
+        if new and self.output.is_folder and self.files.merge and not self.files.overwrite and exists(self.output.file):
+            raise OutputError(
+                f"{self.output.file}, which --merge writes, is there already, and not of this job",
+                hint="pass --overwrite to replace it, or choose another output",
+            )
         parts = start_parts(folder, self.plan.fingerprint, self._cut, overwrite=self.files.overwrite)
         todo = self._todo(parts)
         self.display.start(
@@ -111,7 +118,7 @@ class _Run:
             done = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
             raise StoppedError(f"{error.message}; {done}", hint=error.hint) from error
         finally:
-            if self.done["faulty"]:
+            if self.done["faulty"] or self.faulty_before:
                 write_errors(parts, self.output)
         if given_up:
             unit, why = next(iter(given_up.items()))
@@ -124,7 +131,8 @@ class _Run:
     def _leaves_nothing(self, parts: Parts) -> bool:
         """Whether a run that ends early has done nothing that is worth a folder."""
         alone = self.shard.count == 1 and self.shares.claim == "static" and not self.output.is_folder
-        return alone and parts.is_bare()
+        others = [worker for worker in workers(parts) if worker["process"] != writer_id()]
+        return alone and parts.is_bare() and not others
 
     def _earlier_counts(self, folder: Folder) -> Mapping[str, Any] | None:
         """Counts of a finished run of this very job; OutputError if the output is of something else."""
@@ -154,6 +162,7 @@ class _Run:
         if damaged := parts.check([unit.index for unit in mine if unit.index in done]):
             self.display.say(f"parts {', '.join(map(str, damaged))} were damaged: scored again")
         done -= set(damaged)
+        self.faulty_before = any(parts.part(unit.index).faults for unit in mine if unit.index in done)
         return [unit for unit in mine if unit.index not in done]
 
     def _score(self, parts: Parts, todo: Sequence[Unit]) -> dict[int, str]:
@@ -247,7 +256,7 @@ class _Run:
             elif merges or not self.files.merge:  # else another is at the merge, and its files are not in the way
                 parts.tidy()
         self.display.finish(summary_lines(self.plan, self.output, self.done, counts, result, record), counts)
-        return _PARTIAL_SUCCESS if counts.get("faulty") else 0
+        return _PARTIAL_SUCCESS if counts.get("faulty") or self.faulty_before else 0
 
     def _merge(self, parts: Parts, *, alone: bool) -> bool:
         """Assemble the output, or wait until another shard has; whether it was this one."""

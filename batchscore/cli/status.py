@@ -29,6 +29,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     batchscore merge scores/ --out scores.parquet
     """
     from batchscore.cli.display import explained
+    from batchscore.cli.doors import refuse_merging_into
     from batchscore.io.output import find_parts
     from batchscore.merging import assemble
     from batchscore.stop import Stop
@@ -37,6 +38,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     stop.listen()
     with explained(), stop.interruptible():
         parts = find_parts(out)
+        refuse_merging_into(parts, file)
         assemble(parts, file, stop, partial=partial)
         if not quiet:
             typer.echo(f"{len(parts.finished()):,} of {len(parts.units):,} units -> {file}", err=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchscore.errors import InputError
 from batchscore.io.storage import stat_file
 from batchscore.types import Fault, Span
 
@@ -83,6 +84,7 @@ class Reader(Protocol):
     def size(self) -> int: ...  # bytes, 0: unknown
     @property
     def modified(self) -> str | None: ...  # ISO 8601
+    def require_unchanged(self) -> None: ...  # since it was opened
     def column_names(self) -> list[str]: ...  # cheap: the schema, or the keys of the first line
     def has_column(self, column: str) -> bool: ...  # in any row
     def head(self, columns: Sequence[str]) -> pa.Table: ...  # the first row, for its types
@@ -97,6 +99,14 @@ class InputFile:
     def __init__(self, file: str) -> None:
         self.file = file
         self.size, self.modified = stat_file(file)
+
+    def require_unchanged(self) -> None:
+        """InputError if the file was written to or replaced meanwhile."""
+        if stat_file(self.file) != (self.size, self.modified):
+            raise InputError(
+                f"{self.file} has changed since the job began",
+                hint="what is done stays: put the file back, or start anew",
+            )
 
 
 class RowCursor:

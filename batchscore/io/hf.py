@@ -34,6 +34,9 @@ class DatasetReader:
         self._is_streamed = rows is None or not hasattr(dataset, "select")
         self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
 
+    def require_unchanged(self) -> None:
+        """Nothing: it stays open."""
+
     def column_names(self) -> list[str]:
         """From the features or, where a streamed dataset declares none, from its first row."""
         return list(self._dataset.column_names or next(iter(self._dataset), {}))

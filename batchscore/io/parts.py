@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.schema import KEEP_HINT
-from batchscore.io.storage import TEMPORARY, Folder
+from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.types import Span, Unit
 
 JOB = "_job.json"
 _KEY = b"batchscore"
+_PART = re.compile(r"part-\d+\.parquet")
 _PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"part-\d+\.parquet|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
@@ -60,7 +61,7 @@ class Parts:
 
     def finished(self) -> set[int]:
         """Units that have a part."""
-        return {int(name[5:-8]) for name in self.folder.names() if re.fullmatch(r"part-\d+\.parquet", name)}
+        return {int(name[5:-8]) for name in self.folder.names() if _PART.fullmatch(name)}
 
     def has(self, unit: Unit) -> bool:
         """Whether a unit has a part."""
@@ -88,7 +89,7 @@ class Parts:
     def write(
         self, unit: Unit, table: pa.Table, counts: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Finish a unit."""
+        """Finish a unit; OutputError if the folder is another job's by now, or gone."""
         told = {"job": self._id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table = table.replace_schema_metadata({_KEY: json.dumps(told, ensure_ascii=False).encode()})
         stream = pa.BufferOutputStream()
@@ -98,6 +99,7 @@ class Parts:
             pq.read_schema(pa.BufferReader(content))  # Arrow writes columns nested deeper than it reads
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
+        self._require_ours()
         self.folder.write(part_name(unit.index), content)
         for passing in ("progress", "failed"):
             self.folder.remove(part_name(unit.index, passing))
@@ -140,7 +142,7 @@ class Parts:
     def failed(self) -> dict[int, str]:
         """Units that were given up, and why."""
         names = [name for name in self.folder.names() if re.fullmatch(r"part-\d+\.failed", name)]
-        return {int(name[5:-7]): json.loads(bytes(self.folder.read(name)))["why"] for name in names}
+        return {int(name[5:-7]): str(json.loads(bytes(self.folder.read(name)))["why"]) for name in names}
 
     def faults(self) -> list[Mapping[str, Any]]:
         """The rows at fault of all finished units, in input order."""
@@ -153,7 +155,19 @@ class Parts:
     def tidy(self) -> None:
         """Remove what is of no use once every unit has its part."""
         for name in filter(_PASSING.fullmatch, self.folder.names()):
-            self.folder.remove(name)
+            # one that is being written is its writer's business
+            if TEMPORARY not in name or is_over(name.rpartition(TEMPORARY)[2].rpartition("-")[0]):
+                self.folder.remove(name)
+
+    def _require_ours(self) -> None:
+        there = open_parts(self.folder)
+        if there is None:
+            raise OutputError(
+                f"{self.folder.path} is gone: another run has finished the job, or somebody removed it",
+                hint="run the same command again to see",
+            )
+        if there._id != self._id:
+            raise OutputError(f"{self.folder.path} was taken by another job meanwhile", hint="choose another output")
 
     def _opened(self, unit: int) -> tuple[pq.ParquetFile, Part]:
         name = f"{self.folder.path}/{part_name(unit)}"

@@ -136,6 +136,7 @@ class Source:
     ) -> Block:
         if self._open != span.file:
             self.close()
+            self.readers[span.file].require_unchanged()
             self._open = span.file
         reader = self.readers[span.file]
         unchecked = {column: flag for column, flag in wanted.items() if (span.file, column) not in self._checked}

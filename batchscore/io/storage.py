@@ -225,7 +225,7 @@ class LocalFolder:
         """Files in it, sorted."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path) if entry.is_file())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def has(self, name: str) -> bool:
