@@ -418,7 +418,7 @@ def test_a_file_that_shrank_or_went_after_it_was_cut_is_named(suffix: str) -> No
         text = fault(InputError, lambda: source.readers[0].read(units[3].spans[0], None, []))
         assert text.startswith((f"{path} is shorter than when the job began", f"{path}, line 151: cannot be read"))
     finally:
-        source.close()
+        source.readers[0].close()
     os.remove(path)
     assert fault(InputError, lambda: source.read(units[3], None, {}, [])).startswith(f"{path} cannot be read: ")
 
@@ -432,7 +432,7 @@ def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
             "a.parquet has fewer rows than"
         )
     finally:
-        source.close()
+        source.readers[0].close()
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
