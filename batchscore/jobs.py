@@ -263,6 +263,7 @@ def _require_runs(source: Source, column: str, limit: int | None) -> None:
     seen, last, left = set[int](), object(), 2**62 if limit is None else limit
     for reader in source.readers:
         for steps in reader.steps(column):
+            source.on_step()
             for row in range(min(len(steps.ends), left)):
                 value = steps.value(row)
                 if value == last:

@@ -19,7 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchscore.errors import BatchscoreError, InputError, MissingDependencyError, NotFoundError, UsageError
+from batchscore.errors import (
+    BatchscoreError,
+    InputError,
+    MissingDependencyError,
+    NotFoundError,
+    StoppedError,
+    UsageError,
+)
 from batchscore.io import hf, jsonl, parquet
 from batchscore.io.hf import DatasetReader
 from batchscore.io.source import Chunk, Source, open_source
@@ -1018,3 +1025,18 @@ def test_a_streamed_dataset_with_more_rows_than_its_card_says_is_refused() -> No
     last = source.units(3)[-1]
     with pytest.raises(InputError, match="hf:org/name has more rows than the 5 of its card"):
         source.read(last, ["n"], {}, [])
+
+
+def test_cutting_can_be_ended(small_tables: None) -> None:
+    """Lines are read through to be counted, which takes its time."""
+    source, steps = open_source([numbered("a.jsonl", 100)]), list[int]()
+
+    def stop() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise StoppedError("enough")
+
+    source.on_step = stop
+    with pytest.raises(StoppedError, match="enough"):
+        source.units(10)
+    assert len(steps) == 3

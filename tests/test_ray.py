@@ -23,7 +23,14 @@ from typer.testing import CliRunner
 import jobs
 from batchscore import ray_crew
 from batchscore.cli.main import app
-from batchscore.errors import BatchscoreError, DeviceLostError, InputError, MissingDependencyError, RuntimeFailureError
+from batchscore.errors import (
+    BatchscoreError,
+    DeviceLostError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+    RuntimeFailureError,
+)
 from batchscore.jobs import ScoreJob
 from batchscore.pipeline import Meter
 from batchscore.stop import Stop
@@ -243,8 +250,8 @@ def test_an_actor_returns_errors(task: Task, here: Path) -> None:
     shutil.rmtree("parts")  # which comes to light when the part is written, with no other unit behind it
     error = actor.run(1)
 
-    assert isinstance(error, RuntimeFailureError)
-    assert "cannot write parts/part-00001.parquet" in error.message
+    assert isinstance(error, OutputError)
+    assert "parts is gone" in error.message
 
 
 # ---- a driver, with a Ray that does what it is told

@@ -68,6 +68,7 @@ class _Run:
         self.job, self.options, self.files, self.shares = job, scorer, files, shares
         self.stop, self.display = stop, display
         self.source = open_source(files.inputs, split=files.split)
+        self.source.on_step = stop.check  # cutting a large file of lines takes minutes
         self.output = open_output(files.out)
         self.shard = shard_of(shares)
         self.limits = MaxErrors.parsed(files.max_errors)

@@ -50,6 +50,13 @@ class Output:
         elif self.is_folder:
             if os.path.exists(self.path) and not os.path.isdir(self.path):
                 raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
+            there = self.path
+            while not os.path.exists(there):
+                there = os.path.dirname(there) or "."
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise OutputError(
+                    f"cannot write into {self.path}: no permission to write in {there}", hint="choose another folder"
+                )
         else:
             require_writable(self.path)
 

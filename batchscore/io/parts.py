@@ -33,6 +33,7 @@ from batchscore.types import Span, Unit
 
 JOB = "_job.json"
 _KEY = b"batchscore"
+_AGAIN = "run the job again: what is damaged is scored again"
 _PART = re.compile(r"part-\d+\.parquet")
 _PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"part-\d+\.parquet|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
@@ -178,8 +179,8 @@ class Parts:
             if (job, of) == (self._id, unit):
                 return file, Part(unit, told["counts"], told["faults"], file.schema_arrow.remove_metadata())
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{name} is damaged: {first_line(error)}") from error
-        raise InputError(f"{name} is of another job")
+            raise InputError(f"{name} is damaged: {first_line(error)}", hint=_AGAIN) from error
+        raise InputError(f"{name} is of another job", hint=_AGAIN)
 
     def _header(self, rows: int) -> bytes:
         return struct.pack("<16sq", self._id.encode()[:16], rows)

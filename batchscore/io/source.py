@@ -65,6 +65,7 @@ class Source:
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers = readers
+        self.on_step: Callable[[], None] = lambda: None  # called now and then while all rows are gone through
         self._open: int | None = None  # the file that is being read
         self._checked: set[tuple[int, str]] = set()  # file and column
         self._types: dict[str, pa.DataType] = {}
@@ -107,8 +108,10 @@ class Source:
             cutter.start_file(number, reader.first_place)
             if group is not None and number:
                 _require(reader, {group: "--query-id-column"})
-            if not all(map(cutter.add, reader.steps(group))):
-                break
+            for steps in reader.steps(group):
+                self.on_step()
+                if not cutter.add(steps):
+                    return cutter.units()
         return cutter.units()
 
     def read(self, unit: Unit, columns: Sequence[str] | None, flags: Mapping[str, str], texts: Sequence[str]) -> Chunk:
