@@ -196,7 +196,7 @@ class Pipeline:
             pairs, scores = growing.joined()
             table = self.job.table(loaded, pairs, scores, keep_faulty=self.errors == "null")
             faults = [record for record, _ in (*loaded.faults, *growing.faults)]
-            order = {reader.file: place for place, reader in enumerate(self.source.readers)}
+            order = {self.source.readers[span.file].file: span.file for span in loaded.unit.spans}
             faults.sort(key=lambda record: (order[record["file"]], record["row"]))
             counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), **growing.counts}
             if "num_documents" in table.column_names:

@@ -34,12 +34,11 @@ class Task:
             raise RuntimeFailureError(f"{self.folder} is gone", hint="run the same command again")
         return parts
 
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
-        """A pipeline with a model of its own, on another device if one is named."""
-        options = dict(self.scorer) if device is None else {**self.scorer, "device": device}
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
+        """A pipeline with a model of its own on this device."""
         parts, source = self.parts(), open_source(self.inputs, split=self.split)
         # folders and patterns are looked through once more, and a file may have come or gone meanwhile
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
-        return Pipeline(Scorer(**options), self.job, source, parts, self.errors, meter, stop)
+        return Pipeline(Scorer(**{**self.scorer, "device": device}), self.job, source, parts, self.errors, meter, stop)

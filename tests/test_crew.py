@@ -73,7 +73,7 @@ class UnwritableJob(ScoreJob):
 class SilentTask(Task):
     """A task whose model cannot be loaded."""
 
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         raise RuntimeFailureError("no such weights", hint="look for them")
 
 
@@ -81,7 +81,7 @@ class SilentTask(Task):
 class DeadlyTask(Task):
     """A task whose model kills the process that loads it."""
 
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str | None = None) -> Pipeline:
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         os._exit(9)
 
 

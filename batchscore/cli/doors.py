@@ -66,7 +66,7 @@ def refuse_overwriting_input(source: Source, output: Output) -> None:
 
 def refuse_merging_into(parts: Parts, file: str) -> None:
     """Raise UsageError if a merge would overwrite an input of the job, or one of its parts."""
-    if any(_is_same(file, name["name"]) for name in parts.fingerprint["inputs"]):
+    if any(_is_same(file, source["name"]) for source in parts.fingerprint["inputs"]):
         raise UsageError(f"--out {file} is an input of the job", hint="choose another output")
     if _is_same(split_url(local_path(file))[0], parts.folder.path):
         raise UsageError(f"--out {file} lies among the job's parts", hint="choose another folder")

@@ -132,8 +132,7 @@ class _Run:
     def _leaves_nothing(self, parts: Parts) -> bool:
         """Whether a run that ends early has done nothing that is worth a folder."""
         alone = self.shard.count == 1 and self.shares.claim == "static" and not self.output.is_folder
-        others = [worker for worker in workers(parts) if worker["process"] != writer_id()]
-        return alone and parts.is_bare() and not others
+        return alone and parts.is_bare() and all(worker["process"] == writer_id() for worker in workers(parts))
 
     def _earlier_counts(self, folder: Folder) -> Mapping[str, Any] | None:
         """Counts of a finished run of this very job; OutputError if the output is of something else."""

@@ -36,7 +36,7 @@ _KEY = b"batchscore"
 _AGAIN = "run the job again: what is damaged is scored again"
 _PART = re.compile(r"part-\d+\.parquet")
 _PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
-_OURS = re.compile(rf"part-\d+\.parquet|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
+_OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
 
@@ -54,8 +54,10 @@ class Part:
 class Parts:
     """The parts of one job in one folder."""
 
-    def __init__(self, folder: Folder, job: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Folder, description: bytes) -> None:
+        job = json.loads(description)
         self.folder = folder
+        self._description = description  # of the job, as it was read
         self.fingerprint: Fingerprint = job["fingerprint"]
         self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
         self._id = _digest(self.fingerprint)
@@ -143,7 +145,7 @@ class Parts:
     def failed(self) -> dict[int, str]:
         """Units that were given up, and why."""
         names = [name for name in self.folder.names() if re.fullmatch(r"part-\d+\.failed", name)]
-        return {int(name[5:-7]): str(json.loads(bytes(self.folder.read(name)))["why"]) for name in names}
+        return {int(name[5:-7]): json.loads(bytes(self.folder.read(name)))["why"] for name in names}
 
     def faults(self) -> list[Mapping[str, Any]]:
         """The rows at fault of all finished units, in input order."""
@@ -161,13 +163,14 @@ class Parts:
                 self.folder.remove(name)
 
     def _require_ours(self) -> None:
-        there = open_parts(self.folder)
-        if there is None:
+        try:
+            description = bytes(self.folder.read(JOB))
+        except FileNotFoundError as error:
             raise OutputError(
                 f"{self.folder.path} is gone: another run has finished the job, or somebody removed it",
                 hint="run the same command again to see",
-            )
-        if there._id != self._id:
+            ) from error
+        if description != self._description:
             raise OutputError(f"{self.folder.path} was taken by another job meanwhile", hint="choose another output")
 
     def _opened(self, unit: int) -> tuple[pq.ParquetFile, Part]:
@@ -205,7 +208,7 @@ def open_parts(folder: Folder) -> Parts | None:
     except FileNotFoundError:
         return None
     try:
-        return Parts(folder, json.loads(content))
+        return Parts(folder, content)
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{folder.path}/{JOB} cannot be read: {error}", hint="remove the folder") from error
 
