@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.documents import explode, is_nested, place_in
+from batchscore.io.documents import explode, require_fields
 from batchscore.io.merge import merge_rankings, merge_rows
 from batchscore.io.parts import Parts
 from batchscore.io.results import candidates, encode_ids, rows_with_scores
+from batchscore.io.schema import Shape, is_nested
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import read_texts
 from batchscore.ranking import positions_in_groups, rank_rows
@@ -74,7 +75,7 @@ class ScoreJob:
         """One pair a row."""
         kept = self.keep_columns
         columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
-        chunk = source.read(unit, columns, self._flags, list(self._flags))
+        chunk = source.read(unit, columns, self._flags, dict.fromkeys(self._flags, "text"))
         self._refuse_clash(chunk.table.column_names)
         faults = {fault.row: fault for fault in chunk.faults()}
         queries = read_texts(chunk, self.query_column, faults)
@@ -130,6 +131,9 @@ class RerankJob:
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         columns = self._columns(source)
+        if columns.nested:
+            kind, place = source.column_type(columns.document), f"{source.readers[0].file}: column {columns.document!r}"
+            require_fields(kind, self.document_id_column, place)
         if columns.query_id in _RANKED:
             raise UsageError(
                 f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
@@ -147,7 +151,7 @@ class RerankJob:
     def load(self, source: Source, unit: Unit) -> Loaded:
         """One pair a document."""
         columns = self._columns(source)
-        chunk = source.read(unit, list(columns.flags), columns.flags, [*columns.texts])
+        chunk = source.read(unit, list(columns.flags), columns.flags, columns.shapes)
         row_faults = {fault.row: fault for fault in chunk.faults()}
         faults: dict[int, Fault] = {}
         queries = read_texts(chunk, self.query_column, row_faults)
@@ -222,8 +226,8 @@ class RerankJob:
         if document_id:
             flags[document_id] = "--document-id-column"
             source.require(flags)
-        texts = [self.query_column] if nested else [self.query_column, document]
-        return _RerankColumns(self._id_name, document, document_id, nested, flags, texts)
+        shapes: dict[str, Shape] = {self.query_column: "text", document: "documents" if nested else "text"}
+        return _RerankColumns(self._id_name, document, document_id, nested, flags, shapes)
 
 
 _NESTED_SHARE = 64  # of a window's rows, where each carries a list of documents
@@ -237,7 +241,7 @@ class _RerankColumns:
     document_id: str | None  # of long rows; a list's documents carry their ids
     nested: bool  # a row lists the documents of its query
     flags: Mapping[str, str]  # column -> the option that names it
-    texts: Sequence[str]  # columns that hold strings
+    shapes: Mapping[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ class _Candidates:
 
 def _groups_of(chunk: Chunk, column: str, faults: dict[int, Fault]) -> tuple[NDArray[np.int64], Any]:
     """(int64 [rows], number of each row's query in order of first appearance; ids); a null id is a fault of its row."""
-    groups, ids = encode_ids(chunk.table[column], place_in(chunk, column)(0))
+    groups, ids = encode_ids(chunk.table[column], f"{chunk.locate(0)}: column {column!r}")
     for row in np.flatnonzero(groups < 0).tolist():
         faults.setdefault(row, Fault(row, column, "null", "is null", "every row needs its query's id"))
     return groups, ids

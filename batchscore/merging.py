@@ -6,8 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 
-from batchscore.errors import InputError, OutputError
-from batchscore.io import jsonl
+from batchscore.errors import OutputError
 from batchscore.io.output import Output
 from batchscore.io.parts import JOB, Parts
 from batchscore.io.records import write_lines
@@ -40,16 +39,10 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
             hint="run the job again to go on with it" + (", or pass --partial to merge what there is" if units else ""),
         )
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    try:
-        with closing(job_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
-            for table in tables:
-                stop.check()
-                sink.write(table)
-    except InputError as error:  # a column that changes its type, which lines of JSON do not mind
-        if parts.fingerprint["command"] != "score" or file.lower().endswith(jsonl.SUFFIXES):
-            raise
-        hint = f"all is scored: `batchscore merge {parts.folder.path} --out NAME.jsonl` takes the column as it is"
-        raise InputError(error.message, hint=hint) from error
+    with closing(job_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+        for table in tables:
+            stop.check()
+            sink.write(table)
 
 
 def write_errors(parts: Parts, output: Output) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block
-from batchscore.io.documents import Documents, explode, is_nested
+from batchscore.io.documents import Documents, explode, require_fields
+from batchscore.io.schema import is_nested
 from batchscore.io.source import Chunk
 from batchscore.types import Fault
 
@@ -94,20 +95,29 @@ def test_empty_lists_are_no_documents(column: Any) -> None:
 @pytest.mark.parametrize(
     ("column", "id_field", "message"),
     [
-        (["a"], None, "line 1: column 'documents' is string, not a list"),
-        ([[], [1]], None, "line 2: column 'documents[0]' is int64, not text"),
-        ([[{"title": "a"}]], None, "line 1: column 'documents': its documents have no text field; fields: title"),
-        ([[{"body": "a", "content": "b"}]], None, "line 1: column 'documents': its documents have no text field"),
-        ([[{"text": 1}]], None, "line 1: column 'documents[0]' is int64, not text"),
-        ([[{"text": "a"}]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: text"),
-        ([["a"]], "url", "line 1: column 'documents': its documents have no field 'url'; fields: none"),
+        ([[{"title": "a"}]], None, "no text field; fields: title"),
+        ([[{"body": "a", "content": "b"}]], None, "no text field; fields: body, content"),
+        ([[{"text": "a"}]], "url", "no field 'url'; fields: text"),
+        ([["a"]], "url", "no field 'url'; fields: none"),
     ],
 )
-def test_a_column_of_no_documents_is_an_error(column: Any, id_field: str | None, message: str) -> None:
+def test_a_column_whose_documents_lack_a_field_is_an_error(column: Any, id_field: str | None, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        explode(chunk_of(column), "documents", id_field, {}, {})
-    assert caught.value.message.startswith(f"pairs.jsonl, {message}")
+        require_fields(pa.array(column).type, id_field, "here")
+    assert caught.value.message == f"here: its documents have {message}"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("column", [[[]], [None], [[None]], STRINGS, STRUCTS])
+def test_a_column_that_may_hold_documents_is_none(column: Any) -> None:
+    require_fields(pa.array(column).type, None, "here")
+
+
+def test_rows_none_of_whose_documents_has_the_fields_are_at_fault() -> None:
+    """As a part of a file of lines may be."""
+    faults: dict[int, Fault] = {}
+    documents = explode(chunk_of([[{"title": "a"}], [{"title": "b"}]]), "documents", "url", {}, faults)
+    assert (sorted(faults), documents.ids) == ([0, 1], None)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,7 @@ def test_a_document_without_a_text_is_a_fault_of_that_document(
     documents = explode(chunk_of(column), "documents", None, row_faults, faults)
     assert row_faults == {}
     assert {document: fault.column for document, fault in faults.items()} == nulls
-    assert {(fault.code, fault.message) for fault in faults.values()} == {("null", "is null")}
+    assert {(fault.code, fault.message) for fault in faults.values()} == {("null", "is null, or no text")}
     assert texts_of(documents) == texts
 
 

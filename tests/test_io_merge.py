@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchscore.errors import InputError, RuntimeFailureError
+from batchscore.errors import RuntimeFailureError
 from batchscore.io import merge
 from batchscore.io.merge import merge_rankings, merge_rows
 from batchscore.io.parts import Parts, start_parts
@@ -232,10 +232,13 @@ def test_an_id_that_only_some_parts_have_is_null_in_the_others(tmp_path: Path, p
     assert merged(parts, tmp_path / "scratch", pile=pile)["document_id"].to_pylist() == ["x", None]
 
 
-def test_types_that_do_not_go_together_name_the_part(tmp_path: Path) -> None:
-    parts = make_parts(tmp_path / "job", [part_of(documents("a", 0.5)), part_of(documents(1, 0.5))])
-    with pytest.raises(InputError, match=r"part 1: column 'query' is int64, and string in the rows before"):
-        merged(parts, tmp_path / "scratch")
+@pytest.mark.parametrize("pile", [1, 100])
+def test_ids_whose_types_do_not_go_together_become_text(tmp_path: Path, pile: int) -> None:
+    units = [documents("a", 0.5, ids=["x"]), documents(1, 0.5, ids=[7]), documents("1", 0.75, ids=[None])]
+    parts = make_parts(tmp_path / "job", [part_of(unit) for unit in units])
+    table = merged(parts, tmp_path / "scratch", pile=pile)
+    assert table["query"].to_pylist() == ["a", "1", "1"]
+    assert table["document_id"].to_pylist() == ["x", None, "7"]
 
 
 @pytest.mark.parametrize("pile", [3, 100])

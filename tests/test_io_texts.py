@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from batchscore.errors import InputError
 from batchscore.io.block import Block
 from batchscore.io.source import Chunk
 from batchscore.io.texts import read_texts
@@ -53,21 +52,6 @@ def test_no_rows_are_no_texts(kind: pa.DataType) -> None:
     faults: dict[int, Fault] = {}
     texts = read_texts(chunk_of(pa.array([], kind)), "document", faults)
     assert (list(texts.values), texts.codes.tolist(), faults) == ([], [], {})
-
-
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [
-        (pa.array([1, 2]), "0.parquet, row 10: column 'document' is int64, not text"),
-        (pa.array([["a"], ["b"]]), "0.parquet, row 10: column 'document' is list<item: string>, not text"),
-        (pa.array([b"a", b"b"]), "0.parquet, row 10: column 'document' is binary, not text"),
-    ],
-)
-def test_a_column_without_texts_is_an_error(column: pa.Array, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        read_texts(chunk_of(column), "document", {})
-    assert caught.value.message == message
-    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

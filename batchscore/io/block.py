@@ -6,7 +6,7 @@ at fault, and a window of JSON Lines pays eight bytes a row for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
+from batchscore.io.schema import Shape
 from batchscore.io.storage import stat_file
 from batchscore.types import Fault, Span
 
@@ -87,9 +88,9 @@ class Reader(Protocol):
     def require_unchanged(self) -> None: ...  # since it was opened
     def column_names(self) -> list[str]: ...  # cheap: the schema, or the keys of the first line
     def has_column(self, column: str) -> bool: ...  # in any row
-    def head(self, columns: Sequence[str]) -> pa.Table: ...  # the first row, for its types
+    def head(self, columns: Sequence[str]) -> pa.Table: ...  # first rows, for their types
     def steps(self, group: str | None) -> Iterator[Steps]: ...
-    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str]) -> Block: ...
+    def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block: ...
     def close(self) -> None: ...  # what `read` keeps open to go on from
 
 

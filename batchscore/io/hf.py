@@ -12,7 +12,7 @@ from typing import Any
 
 from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError, first_line
 from batchscore.io.block import Block, RowCursor, Steps, count_steps, table_steps
-from batchscore.io.schema import join
+from batchscore.io.schema import Shape, join
 from batchscore.io.storage import iso_time
 from batchscore.types import Span
 
@@ -58,7 +58,7 @@ class DatasetReader:
         else:
             yield from table_steps(self._stream([group or self.column_names()[0]], 0))
 
-    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
+    def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span; a streamed dataset is read up to there."""
         tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:
@@ -69,7 +69,7 @@ class DatasetReader:
                 f"{self.file} has more rows than the {self._rows:,} of its card",
                 hint="download it with save_to_disk, and name the folder",
             )
-        table = join(tables, [self.file] * len(tables)) if tables else self._empty(columns)
+        table = join(tables) if tables else self._empty(columns)
         return Block(table, self.file, range(span.start, span.stop), "row")
 
     def close(self) -> None:

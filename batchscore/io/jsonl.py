@@ -6,7 +6,6 @@ that is broken. A line that cannot be read is a row of nulls and a fault.
 
 from __future__ import annotations
 
-import bisect
 import codecs
 import io
 import itertools
@@ -14,7 +13,8 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -23,17 +23,17 @@ import pyarrow as pa
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block, InputFile, Steps
-from batchscore.io.schema import KEEP_HINT
+from batchscore.io.schema import TEXT_FIELDS, Shape, json_text, text_field
 from batchscore.io.storage import open_file
-from batchscore.types import Fault, Span
+from batchscore.types import Fault, Span, offsets_of
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in _COMPRESSIONS)
 
 _BUFFER_BYTES = 1 << 20
 _HEAD_LINES = 1000  # looked through for a column's type
-_LINES = 4096  # held at once while units are cut, and their bytes
-_LINES_BYTES = 8 << 20
+_LINES = 4096  # held at once while units are cut
+_LINES_BYTES = 8 << 20  # of either
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNSTORABLE = (pa.ArrowException, OverflowError)
 
@@ -55,7 +55,7 @@ class JsonlReader(InputFile):
 
     def column_names(self) -> list[str]:
         """The keys of the first object; later lines may have more."""
-        return list(next(self._readable()))
+        return list(next(self._readable())[1])
 
     def has_column(self, column: str) -> bool:
         """Whether any line has this key."""
@@ -69,13 +69,13 @@ class JsonlReader(InputFile):
         return False
 
     def head(self, columns: Sequence[str]) -> pa.Table:
-        """One row with the first value of each column, null where the first lines have none."""
-        first = dict.fromkeys(columns)
-        for value in itertools.islice(self._readable(), _HEAD_LINES):
-            first = {name: value.get(name) if found is None else found for name, found in first.items()}
-            if None not in first.values():
+        """The first lines, of each column the values whose kind is the most frequent."""
+        lines, size = [], 0
+        for line, value in itertools.islice(self._readable(), _HEAD_LINES):
+            lines.append(value)
+            if (size := size + len(line)) > _LINES_BYTES:
                 break
-        return pa.table({name: _example(found) for name, found in first.items()})
+        return pa.table({name: _of_one_kind([line.get(name) for line in lines]) for name in columns})
 
     def steps(self, group: str | None) -> Iterator[Steps]:
         """All lines that are not blank."""
@@ -99,10 +99,10 @@ class JsonlReader(InputFile):
         if ends:
             yield taken()
 
-    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
+    def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The lines of a span, over the keys that occur in them; a key that a line lacks is null there.
 
-        `texts` are columns of strings: anything else there is a fault of its row.
+        In columns of `shapes` anything else is a fault of its row; other columns hold any values.
         """
         content = self._bytes(span)
         lines, values = array("q"), list[dict[str, Any]]()
@@ -118,7 +118,7 @@ class JsonlReader(InputFile):
             lines.append(number)
             values.append(value)
         names = dict.fromkeys(key for value in values for key in value if columns is None or key in columns)
-        read = {name: _column(name, values, faults, is_text=name in texts) for name in names}
+        read = {name: _column(name, values, shapes.get(name), faults) for name in names}
         table = pa.table(read) if read else _bare(len(lines))
         return Block(table, self.file, lines, "line", _first_of_each_row(faults))
 
@@ -168,8 +168,8 @@ class JsonlReader(InputFile):
         except (pa.ArrowException, OSError) as error:
             raise _fault(self.file, number + 1, f"cannot be read: {error}", _AGAIN) from error
 
-    def _readable(self) -> Iterator[dict[str, Any]]:
-        """The objects that can be read; if there is none, the fault of the first line is raised."""
+    def _readable(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """The lines that can be read, and their objects; if there is none, the fault of the first line is raised."""
         fault: InputError | None = None
         found = False
         with closing(self._open()) as stream:
@@ -182,7 +182,7 @@ class JsonlReader(InputFile):
                     fault = fault or _fault(self.file, number, str(error), error.hint)
                     continue
                 found = True
-                yield value
+                yield line, value
         if not found:
             raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
 
@@ -235,33 +235,68 @@ def _bare(rows: int) -> pa.Table:
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))])
 
 
-def _example(value: Any) -> pa.Array:
-    """A value, or a null of as much of its type as can be told."""
-    try:
-        return pa.array([value])
-    except _UNSTORABLE:
-        return pa.nulls(1, pa.list_(pa.null()) if isinstance(value, list) else pa.null())
+def _of_one_kind(values: Sequence[Any]) -> pa.Array:
+    """The values of the kind that is the most frequent, null for others."""
+    kinds = Counter(type(value) for value in values if value is not None)
+    kind = max(kinds, key=kinds.__getitem__, default=None)
+    same = [value if type(value) is kind else None for value in values]
+    return _documents(same) if kind is list else _carried(same)
 
 
-def _column(name: str, rows: list[dict[str, Any]], faults: list[Fault], *, is_text: bool) -> pa.Array:
-    """A column of the rows; a value that is not of its type becomes null and a fault of its row."""
+def _column(name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: list[Fault]) -> pa.Array:
+    """A column of the rows; where it has a shape, a value of another becomes null and a fault of its row."""
     values = [row.get(name) for row in rows]
-    if is_text:
-        for row, value in enumerate(values):
-            if value is not None and not isinstance(value, str):
-                faults.append(Fault(row, name, "not-text", f"is a JSON {_NAMES[type(value)]}, not text", _TEXT_HINT))
-                values[row] = None
-        return pa.array(values, pa.string())
-    while True:
-        try:
-            return pa.array(values)
-        except _UNSTORABLE:
-            for row, what in (_misfits(values) or _first_misfit(values)).items():
-                faults.append(Fault(row, name, "type", what, KEEP_HINT))
-                values[row] = None
+    if shape is None:
+        return _carried(values)
+    kind, code, what, hint = _SHAPES[shape]
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, kind):
+            faults.append(Fault(row, name, code, f"is a JSON {_NAMES[type(value)]}, not {what}", hint))
+            values[row] = None
+    return pa.array(values, pa.string()) if shape == "text" else _documents(values)
 
 
-_TEXT_HINT = "convert it to a string, or name another column"
+_SHAPES: dict[Shape, tuple[type, str, str, str]] = {
+    "text": (str, "not-text", "text", "convert it to a string, or name another column"),
+    "documents": (list, "not-list", "a list", "an empty list means no documents"),
+}
+
+
+def _carried(values: Sequence[Any]) -> pa.Array:
+    """Values in the type that Arrow finds for them all; what has none, or what Parquet does not hold, becomes text."""
+    try:
+        found = pa.array(values)
+    except _UNSTORABLE:
+        return pa.array(map(json_text, values), pa.string())
+    if found.type == pa.struct([]):  # null goes with the fields that objects may have elsewhere
+        return pa.nulls(len(values))
+    return pa.array(map(json_text, values), pa.string()) if _has_bare_struct(found.type) else found
+
+
+def _has_bare_struct(kind: pa.DataType) -> bool:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    return kind == pa.struct([]) or any(_has_bare_struct(field.type) for field in fields)
+
+
+def _documents(lists: Sequence[list[Any] | None]) -> pa.Array:
+    """Lists of structs with a text; strings among them are texts, and what else is none has a null there."""
+    flat = [document for documents in lists for document in documents or ()]
+    fields = list(dict.fromkeys(name for document in flat if isinstance(document, dict) for name in document))
+    text = text_field(fields) or "text"
+    columns = {}
+    for name in dict.fromkeys([text, *fields]):
+        values = [
+            document.get(name) if isinstance(document, dict) else document if name == text else None
+            for document in flat
+        ]
+        if name in TEXT_FIELDS:
+            columns[name] = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
+        else:
+            columns[name] = _carried(values)
+    offsets = pa.array(offsets_of([len(documents or ()) for documents in lists]))
+    missing = pa.array([documents is None for documents in lists])
+    structs = pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    return pa.LargeListArray.from_arrays(offsets, structs, mask=missing)
 
 
 def _first_of_each_row(faults: Sequence[Fault]) -> list[Fault]:
@@ -270,46 +305,3 @@ def _first_of_each_row(faults: Sequence[Fault]) -> list[Fault]:
     for fault in faults:
         first.setdefault(fault.row, fault)
     return [first[row] for row in sorted(first)]
-
-
-def _misfits(values: list[Any]) -> dict[int, str]:
-    """What is wrong with values that have no type in common with those before, which a few of these stand for."""
-    found: dict[int, str] = {}
-    kinds, kind, has_wide = list[Any](), pa.null(), False
-    for row, value in enumerate(values):
-        if value is None:
-            continue
-        try:
-            now = pa.array([*kinds, value]).type
-        except _UNSTORABLE:
-            found[row] = _misfit(value, kind)
-            continue
-        is_wide = isinstance(value, int) and abs(value) > _EXACT and not has_wide
-        if now != kind or is_wide:
-            kinds.append(value)
-            kind, has_wide = now, has_wide or is_wide
-    return found
-
-
-_EXACT = 2**53  # integers above it go with no float
-
-
-def _first_misfit(values: list[Any]) -> dict[int, str]:
-    """The first of them, where none stands out by itself; bisected, as every longer prefix fails too."""
-    first = bisect.bisect_left(range(len(values)), True, key=lambda last: not _fits(values[: last + 1]))
-    return {first: _misfit(values[first], pa.array(values[:first]).type)}
-
-
-def _fits(values: list[Any]) -> bool:
-    try:
-        pa.array(values)
-    except _UNSTORABLE:
-        return False
-    return True
-
-
-def _misfit(value: Any, kind: pa.DataType) -> str:
-    try:
-        return f"is {pa.array([value]).type}, and {kind} on the lines before"
-    except _UNSTORABLE as error:
-        return f"cannot be stored: {error}"

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -58,13 +59,14 @@ def merge_rankings(
     known = [parts.part(unit) for unit in units]
     documents = sum(part.counts["ranked"] for part in known)
     count = max(1, -(-documents // documents_a_pile))
-    empty = join([part.schema.empty_table() for part in known], [f"part {unit}" for unit in units])
-    column = empty.column_names[0]
+    empty = [part.schema.empty_table() for part in known]
+    fit = partial(_fitted, join([_queries(table) for table in empty]), join([_documents(table) for table in empty]))
+    column = empty[0].column_names[0]
     with ExitStack() as stack:
         dealt = stack.enter_context(_Piles(count, scratch))
         queries = _Queries()
         for unit in units:
-            table = join([empty, parts.read(unit)], [column] * 2)
+            table = fit(parts.read(unit))
             hashes = _hashes(table[column])
             first = queries.add(hashes, np.diff(table["results"].combine_chunks().offsets))
             dealt.deal(table.append_column("first", pa.array(first)), hashes % count)
@@ -78,6 +80,22 @@ def merge_rankings(
             for table in ordered.tables(pile):
                 whole = table.sort_by("first").drop_columns("first")
                 yield from _nested_tables(whole) if nested else _flat_tables(whole, column)
+
+
+def _fitted(queries: pa.Table, documents: pa.Table, part: pa.Table) -> pa.Table:
+    """A part in the types that all parts have in common, of which there are these empty tables."""
+    joined = join([documents, _documents(part)])
+    offsets = offsets_of(np.diff(part["results"].combine_chunks().offsets))
+    results = pa.LargeListArray.from_arrays(pa.array(offsets), _structs(joined))
+    return join([queries, _queries(part)]).append_column("results", results)
+
+
+def _queries(part: pa.Table) -> pa.Table:
+    return part.drop_columns("results")
+
+
+def _documents(part: pa.Table) -> pa.Table:
+    return pa.Table.from_struct_array(part["results"].combine_chunks().flatten())
 
 
 class _Piles:

@@ -6,7 +6,7 @@ speed on remote disks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block, InputFile, RowCursor, Steps, count_steps, table_steps
+from batchscore.io.schema import Shape
 from batchscore.io.storage import is_url, open_file
 from batchscore.types import Span, offsets_of
 
@@ -54,7 +55,7 @@ class ParquetReader(InputFile):
         else:
             yield from table_steps(self._tables([group], 0))
 
-    def read(self, span: Span, columns: Sequence[str] | None, texts: Sequence[str] = ()) -> Block:
+    def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span."""
         tables = self._cursor.read(columns, span.start, span.stop)
         if sum(map(len, tables)) < span.rows:

@@ -1,19 +1,28 @@
 """Tables that should agree on their columns: whether a column is there, and what type holds the rows of all.
 
-The join is permissive (null to anything, int to float, a struct gains fields): files written at different times read as
-one, at the price that a column's type may change from one window to the next.
+The join is permissive (null to anything, int to float, a struct gains fields, and what has nothing in common becomes
+text): files written at different times read as one, at the price that a column's type may change from one window to the
+next.
 """
 
 from __future__ import annotations
 
+import base64
 import difflib
+import json
 from collections.abc import Mapping, Sequence
+from datetime import date, time
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from batchscore.errors import InputError
 
-KEEP_HINT = "give the column one type, or leave it out with --keep-columns"
+KEEP_HINT = "give the column another type, or leave it out with --keep-columns"
+TEXT_HINT = "convert it to strings, or name another column"
+TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
+Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with one
+_TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:
@@ -25,18 +34,77 @@ def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) 
             raise InputError(f"column {column!r} not found in {file}; columns: {', '.join(names)}", hint=hint)
 
 
-def join(tables: Sequence[pa.Table], places: Sequence[str]) -> pa.Table:
-    """All rows as one table, null where a column is absent; InputError names the column and the place of a clash."""
+def is_nested(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list a row."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def text_field(names: Sequence[str]) -> str | None:
+    """Of a document's fields `text`, or the only one with another of its names."""
+    found = [name for name in TEXT_FIELDS if name in names]
+    return found[0] if "text" in found or len(found) == 1 else None
+
+
+def require_shape(kind: pa.DataType, shape: Shape, column: str, place: str) -> None:
+    """Raise InputError, which says that the column is at `place`, if no value of this type can be what it must be."""
+    name = column
+    if shape == "documents":
+        if pa.types.is_null(kind):
+            return
+        if not is_nested(kind):
+            hint = "name a list with --document-column"
+            raise InputError(f"{place}: column {column!r} is {kind}, not a list", hint=hint)
+        kind, name = kind.value_type, f"{column}[]"
+        if pa.types.is_struct(kind):
+            field = text_field([part.name for part in kind])
+            kind, name = pa.null() if field is None else kind.field(field).type, f"{name}.{field}"
+    if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in _TEXTS:
+        raise InputError(f"{place}: column {name!r} is {kind}, not text", hint=TEXT_HINT)
+
+
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+    """All rows as one table, null where a column is absent; columns whose types do not go together become text."""
+    if (joined := _joined(tables)) is not None:
+        return joined
+    tables = list(tables)
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        places = [place for place, table in enumerate(tables) if name in table.column_names]
+        if _joined([tables[place].select([name]) for place in places]) is None:
+            for place in places:
+                table = tables[place]
+                tables[place] = table.set_column(table.column_names.index(name), name, _as_text(table[name]))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table | None:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise _clash(tables, places) from error
+    except pa.ArrowException:
+        return None
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if column.type in _TEXTS:
+        return column
+    return pa.chunked_array([pa.array(map(json_text, column.to_pylist()), pa.large_string())])
+
+
+def json_text(value: Any) -> str | None:
+    """A string as it is, and anything else as JSON writes it."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=no_json)
+
+
+def no_json(value: Any) -> str:
+    """What JSON writes for a value that it has no form of: base64, ISO 8601, or what `str` gives."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if isinstance(value, (date, time)) else str(value)
 
 
 def without_views(table: pa.Table) -> pa.Table:
     """The same with plain strings and bytes for those that are views, of which Arrow cannot take rows."""
-    plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
-    return table if plain.equals(table.schema) else table.cast(plain)
+    schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
+    return table if schema.equals(table.schema) else table.cast(schema)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -51,21 +119,3 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
     return kind
-
-
-def _clash(tables: Sequence[pa.Table], places: Sequence[str]) -> InputError:
-    """Join one column at a time, one table more at a time, until it fails: only done once the fast way has failed."""
-    for name in dict.fromkeys(name for table in tables for name in table.column_names):
-        parts: list[pa.Table] = []
-        for table, place in zip(tables, places, strict=True):
-            if name not in table.column_names:
-                continue
-            parts.append(table.select([name]))
-            try:
-                before = pa.concat_tables(parts, promote_options="permissive").schema.types[0]
-            except pa.ArrowException:
-                here = table.schema.field(name).type
-                return InputError(
-                    f"{place}: column {name!r} is {here}, and {before} in the rows before", hint=KEEP_HINT
-                )
-    return InputError(f"{places[0]}: the columns of these rows cannot be joined", hint=KEEP_HINT)

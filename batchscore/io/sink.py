@@ -6,14 +6,12 @@ half output and keeps the older one, at the price of room for both.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import date, time
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
-from batchscore.io.schema import KEEP_HINT, join
+from batchscore.io.schema import KEEP_HINT, join, no_json
 from batchscore.io.storage import TEMPORARY, is_over, is_url, require_store, split_url, sync_folder, upload, writer_id
 
 
@@ -131,17 +129,16 @@ class _ParquetWriter:
     """The schema is that of all tables so far: when one widens it, what is there is rewritten."""
 
     def __init__(self, path: str, temporary: str) -> None:
-        self._path = path
         self._temporary = temporary
         self._file: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._file is None:
             self._file = self._open(table.schema)
-        fitted = self._fit(table, self._file.schema)
-        if fitted.schema != self._file.schema:
-            self._widen(fitted.schema)
-        self._file.write_table(fitted)
+        schema = _fit(table, self._file.schema).schema
+        if schema != self._file.schema:
+            self._widen(schema)
+        self._file.write_table(_fit(table, self._file.schema))
 
     def close(self) -> None:
         assert self._file is not None, "a sink needs one table at least, to know its columns"
@@ -150,18 +147,21 @@ class _ParquetWriter:
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
         return pq.ParquetWriter(self._temporary, schema, compression="zstd")
 
-    def _fit(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
-        return join([schema.empty_table(), table], [self._path] * 2)
-
     def _widen(self, schema: pa.Schema) -> None:
-        """Rewrite the file under `schema`, one row group at a time."""
+        """Rewrite the file under `schema`, or a wider one if its rows need it, one row group at a time."""
         self.close()
         narrow = pq.ParquetFile(self._temporary)
         os.remove(self._temporary)  # stays readable while it is open
-        self._file = self._open(schema)
         with narrow:
             for group in range(narrow.num_row_groups):
-                self._file.write_table(self._fit(narrow.read_row_group(group), schema))
+                schema = _fit(narrow.read_row_group(group), schema).schema
+            self._file = self._open(schema)
+            for group in range(narrow.num_row_groups):
+                self._file.write_table(_fit(narrow.read_row_group(group), schema))
+
+
+def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return join([schema.empty_table(), table])
 
 
 class _JsonlWriter:
@@ -186,15 +186,9 @@ _WRITERS: dict[str, Callable[[str, str], _Writer]] = {
 
 def _json_line(row: dict[str, Any]) -> str:
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text) + "\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=no_json) + "\n"
     except ValueError:  # only walk rows that have a NaN
-        return json.dumps(_finite(row), ensure_ascii=False, default=_as_text) + "\n"
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value.isoformat() if isinstance(value, (date, time)) else str(value)
+        return json.dumps(_finite(row), ensure_ascii=False, default=no_json) + "\n"
 
 
 def _finite(value: Any) -> Any:

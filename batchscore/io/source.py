@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchscore.errors import NotFoundError, UsageError
+from batchscore.errors import InputError, NotFoundError, UsageError
 from batchscore.io import hf, jsonl, parquet
 from batchscore.io.block import Block, Reader, Steps
-from batchscore.io.schema import join, require_columns, without_views
+from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape, without_views
 from batchscore.io.storage import is_url, list_files, local_path
 from batchscore.types import Fault, Span, Unit, offsets_of
 
@@ -83,7 +83,7 @@ class Source:
         return self.readers[0].column_names()
 
     def column_type(self, column: str) -> pa.DataType:
-        """Type of a column of the first file, as far as its first row tells."""
+        """Type of a column of the first file, as far as its first rows tell."""
         if column not in self._types:
             self._types[column] = self.readers[0].head([column]).schema.field(column).type
         return self._types[column]
@@ -114,7 +114,9 @@ class Source:
                     return cutter.units()
         return cutter.units()
 
-    def read(self, unit: Unit, columns: Sequence[str] | None, flags: Mapping[str, str], texts: Sequence[str]) -> Chunk:
+    def read(
+        self, unit: Unit, columns: Sequence[str] | None, flags: Mapping[str, str], shapes: Mapping[str, Shape]
+    ) -> Chunk:
         """The rows of a unit.
 
         Args:
@@ -122,11 +124,12 @@ class Source:
             columns: what to read, in this order; None: all.
             flags: column -> the option that names it, for the error when a file lacks it; these are required even
                 where all columns are read.
-            texts: columns that hold strings; where a file has no types, anything else is a fault of its row.
+            shapes: what columns must hold. Anything else is an error where the file has types, and else a fault of
+                its row.
         """
         wanted = {**dict.fromkeys(columns or (), "--keep-columns"), **flags}
-        blocks = [self._block(span, columns, wanted, texts) for span in unit.spans]
-        return Chunk(_join(blocks, columns, wanted), tuple(blocks))
+        blocks = [self._block(span, columns, wanted, shapes) for span in unit.spans]
+        return Chunk(_join(blocks, columns, wanted, shapes), tuple(blocks))
 
     def close(self) -> None:
         """Close what `read` left open."""
@@ -135,7 +138,11 @@ class Source:
         self._open = None
 
     def _block(
-        self, span: Span, columns: Sequence[str] | None, wanted: Mapping[str, str], texts: Sequence[str]
+        self,
+        span: Span,
+        columns: Sequence[str] | None,
+        wanted: Mapping[str, str],
+        shapes: Mapping[str, Shape],
     ) -> Block:
         if self._open != span.file:
             self.close()
@@ -146,7 +153,15 @@ class Source:
         if unchecked:
             _require(reader, unchecked)
             self._checked |= {(span.file, column) for column in unchecked}
-        return reader.read(span, columns, texts)
+        block = reader.read(span, columns, shapes)
+        names = block.table.column_names
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise InputError(f"{reader.file} has several columns {twice!r}", hint="rename them, or pass --keep-columns")
+        if len(block):
+            for column in shapes.keys() & set(names):
+                require_shape(block.table.schema.field(column).type, shapes[column], column, block.locate(0))
+        return block
 
 
 def _require(reader: Reader, wanted: Mapping[str, str]) -> None:
@@ -205,14 +220,19 @@ class _Cutter:
         self._spans, self._filled = [], 0
 
 
-def _join(blocks: Sequence[Block], columns: Sequence[str] | None, wanted: Mapping[str, str]) -> pa.Table:
+def _join(
+    blocks: Sequence[Block], columns: Sequence[str] | None, wanted: Mapping[str, str], shapes: Mapping[str, Shape]
+) -> pa.Table:
     """The window's table; a wanted column that none of its rows has is there, and null."""
     absent = pa.schema([(name, pa.null()) for name in wanted]).empty_table()
-    places = [block.locate(0) if len(block) else block.file for block in blocks]
-    table = join([*(block.table for block in blocks), absent], [*places, ""])
+    table = join([*(without_views(block.table) for block in blocks), absent])
+    for column, shape in shapes.items():
+        kind = table.schema.field(column).type
+        if shape == "documents" and not (is_nested(kind) or pa.types.is_null(kind)):
+            message = f"{blocks[-1].file}: column {column!r} lists other kinds of documents than the files before"
+            raise InputError(message, hint="write all files with strings, or all with structs")
     # files carry metadata of their writers (pandas, datasets) that no longer holds for the output
-    table = table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
-    return without_views(table)
+    return table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
 
 
 def open_source(paths: Sequence[str], *, split: str | None = None) -> Source:

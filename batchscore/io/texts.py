@@ -12,35 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchscore.errors import InputError
 from batchscore.io.source import Chunk
 from batchscore.types import Fault, Texts
-
-_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 Faults = dict[int, Fault]  # the first of each row
 
 
 def read_texts(chunk: Chunk, column: str, faults: Faults) -> Texts:
     """Texts of `column`, one a row; rows that have none are added to `faults`."""
-    return encode_texts(chunk.table[column], lambda row: column, chunk.locate, faults)
+    return encode_texts(chunk.table[column], lambda row: column, faults)
 
 
 def encode_texts(
-    texts: pa.ChunkedArray, name: Callable[[int], str], locate: Callable[[int], str], faults: Faults
+    texts: pa.ChunkedArray, name: Callable[[int], str], faults: Faults, *, absent: str = "is null"
 ) -> Texts:
-    """Encode an Arrow column; `name` and `locate` say what errors call a row's column and place."""
-    kind = texts.type.value_type if pa.types.is_dictionary(texts.type) else texts.type
-    if kind not in _TEXT_TYPES and len(texts):
-        raise InputError(
-            f"{locate(0)}: column {name(0)!r} is {texts.type}, not text",
-            hint="convert it to strings, or name another column",
-        )
+    """Encode a column of strings; `name` says what a fault calls the column in a row, `absent` what a null is."""
     # decoded and 64-bit: a slice's dictionary holds texts of other rows, and 2 GiB of texts overflow 32-bit offsets
     texts = texts.cast(pa.large_string())
     if texts.null_count:
         for row in np.flatnonzero(pc.is_null(texts)).tolist():
-            faults.setdefault(row, Fault(row, name(row), "null", "is null", _NULL_HINT))
+            faults.setdefault(row, Fault(row, name(row), "null", absent, _NULL_HINT))
         texts = texts.fill_null("")
     encoded = texts.combine_chunks().dictionary_encode()
     try:
