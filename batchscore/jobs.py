@@ -5,6 +5,7 @@ A job reads a unit into pairs and makes a table of their scores. Columns are che
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,8 +146,9 @@ class RerankJob:
         rows = max(1, window_rows // _NESTED_SHARE) if columns.nested else window_rows
         if listwise:
             _require_runs(source, columns.query_id, self.limit)
-        most = _ENDLESS if listwise else None
-        return source.units(rows, group=columns.query_id, most=most, limit=self.limit)
+        # a listwise model must have all documents of a query at once
+        stretch = math.inf if listwise else 2
+        return source.units(rows, group=columns.query_id, stretch=stretch, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> Loaded:
         """One pair a document."""
@@ -231,7 +233,6 @@ class RerankJob:
 
 
 _NESTED_SHARE = 64  # of a window's rows, where each carries a list of documents
-_ENDLESS = 2**62  # a listwise model must have all documents of a query at once
 
 
 @dataclass(frozen=True, slots=True)

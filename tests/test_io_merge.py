@@ -289,7 +289,7 @@ def test_rows_are_merged_in_the_order_of_their_units(tmp_path: Path) -> None:
     assert [table["n"].to_pylist() for table in merge_rows(parts, [0, 2, 3])] == [[0, 0], [2, 2], [3, 3]]
 
 
-def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path) -> None:
+def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     units, size = 16, 4000
     tables = []
@@ -305,7 +305,8 @@ def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path) -> No
     assert sum(table.nbytes for table in tables) > 19_000_000
     del tables
     held = {}
-    for pile in (2000, 10**6):
+    for pile, size_of_pile in ((2000, 2**40), (10**6, 600_000), (10**7, 2**40)):
+        monkeypatch.setattr(merge, "_BYTES_A_PILE", size_of_pile)
         before, held[pile], rows = pa.total_allocated_bytes(), 0, 0
         for table in merge_rankings(
             parts, range(units), rank_rows, nested=True, scratch=str(tmp_path), documents_a_pile=pile
@@ -313,4 +314,5 @@ def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path) -> No
             rows += sum(map(len, table["results"]))
             held[pile] = max(held[pile], pa.total_allocated_bytes() - before)
         assert rows == units * size
-    assert held[2000] < 4_000_000 < 19_000_000 < held[10**6]
+    assert held[2000] < 4_000_000 < 19_000_000 < held[10**7]
+    assert held[10**6] < 4_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import random
 import sys
@@ -658,8 +659,8 @@ def test_long_lines_are_not_held_while_units_are_cut(group: str | None) -> None:
     line = json.dumps({"query": "q", "documents": ["x" * 100_000]})
     Path("a.jsonl").write_text((line + "\n") * 500)
     source = open_source(["a.jsonl"])
-    assert peak(lambda: source.units(16, group=group, most=64)) < 30_000_000
-    assert [unit.rows for unit in source.units(16, group=group, most=64)][:2] == [64, 64] if group else [16, 16]
+    assert peak(lambda: source.units(16, group=group, stretch=4)) < 30_000_000
+    assert [unit.rows for unit in source.units(16, group=group, stretch=4)][:2] == [64, 64] if group else [16, 16]
 
 
 def test_counted_rows_are_not_listed_one_by_one() -> None:
@@ -1005,7 +1006,7 @@ def test_a_unit_ends_where_a_run_does_unless_it_is_full(suffix: str, seed: int) 
     source = open_source(files)
     for size in (1, 2, 5, 11, 1000):
         for most in (None, size, size + 3, 2**62):
-            units = source.units(size, group="q", most=most)
+            units = source.units(size, group="q", stretch=2 if most is None else most / size)
             assert_is_cut_by_runs(values, [unit.rows for unit in units], size, most or 2 * size)
             chunks = [source.read(unit, ["n"], {}, {}) for unit in units]
             assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(len(values)))
@@ -1017,7 +1018,7 @@ def test_no_run_of_a_value_is_divided(rows: int) -> None:
     values = ["a", "a", "b", "c", "c", "c", "a", "d"]
     files = [write("1.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[:5])])]
     files.append(write("2.jsonl", [{"q": q, "n": n} for n, q in enumerate(values[5:])]))
-    chunks = chunks_of(open_source(files), rows, ["q"], group="q", most=sys.maxsize)
+    chunks = chunks_of(open_source(files), rows, ["q"], group="q", stretch=math.inf)
     found = [chunk.table["q"].to_pylist() for chunk in chunks]
 
     assert [value for part in found for value in part] == values
@@ -1026,21 +1027,51 @@ def test_no_run_of_a_value_is_divided(rows: int) -> None:
     assert places == [f"1.jsonl, line {n}" for n in range(1, 6)] + [f"2.jsonl, line {n}" for n in range(1, 4)]
 
 
+@pytest.mark.parametrize("group", [None, "q"])
+def test_a_unit_is_full_by_its_bytes_too(group: str | None) -> None:
+    """Long lines fill it as many short ones do."""
+    draw = random.Random(5)
+    rows = [{"q": n // 3, "text": "x" * draw.choice([1, 50, 400, 3000])} for n in range(200)]
+    sizes = [len(json.dumps(row)) + 1 for row in rows]
+    source = open_source([write("1.jsonl", rows[:70]), write("2.jsonl", rows[70:])])
+    units = source.units(20, size=2000, group=group)
+    start = 0
+    for unit in units[:-1]:
+        stop = start + unit.rows
+        filled = max(unit.rows / 20, sum(sizes[start:stop]) / 2000)
+        before = max((unit.rows - 1) / 20, sum(sizes[start : stop - 1]) / 2000)
+        assert filled >= 1
+        assert before < (1 if group is None else 2)
+        assert group is None or filled >= 2 or stop % 3 == 0
+        start = stop
+    assert start + units[-1].rows == 200
+    assert [unit.rows for unit in source.units(20, size=1, group=group, stretch=1)] == [1] * 200
+
+
+def test_a_unit_of_parquet_is_full_by_the_bytes_of_its_rows_on_average(here: Path) -> None:
+    texts = [os.urandom(500).hex() for _ in range(400)]
+    pq.write_table(pa.table({"text": texts, "q": [0] * 400}), "a.parquet", row_group_size=100)
+    for options in ({}, {"group": "q", "stretch": 1}):
+        units = open_source(["a.parquet"]).units(400, size=50_000, **options)
+        assert len(units) == 9  # 1,012 bytes a row
+        assert sum(unit.rows for unit in units) == 400
+
+
 def test_a_run_goes_on_from_parquet_to_lines() -> None:
     paths = [write("a.parquet", [{"q": 7}] * 3), write("b.jsonl", [{"q": 7}, {"q": 8}]), write("c.jsonl", [{"q": 8}])]
-    assert [unit.rows for unit in open_source(paths).units(1, group="q", most=99)] == [4, 2]
+    assert [unit.rows for unit in open_source(paths).units(1, group="q", stretch=99)] == [4, 2]
 
 
 def test_a_line_that_cannot_be_read_is_a_run_of_its_own() -> None:
     write_bytes("a.jsonl", b'{"q": 1}\n{"q": 1}\n{\n{\n{"q": 1}\n{}\n{}\n')
-    assert [unit.rows for unit in open_source(["a.jsonl"]).units(1, group="q", most=99)] == [2, 1, 1, 1, 2]
+    assert [unit.rows for unit in open_source(["a.jsonl"]).units(1, group="q", stretch=99)] == [2, 1, 1, 1, 2]
 
 
 def test_runs_of_a_saved_dataset_are_seen(small_tables: None) -> None:
     datasets = pytest.importorskip("datasets")
     values = [value for value, count in zip("abcab", [1, 7, 2, 6, 3], strict=True) for _ in range(count)]
     reader = DatasetReader("saved", datasets.Dataset.from_dict({"q": values}), len(values))
-    units = Source([reader]).units(3, group="q", most=100)
+    units = Source([reader]).units(3, group="q", stretch=33)
     assert [unit.rows for unit in units] == [8, 8, 3]
     assert [len(list(run)) for _, run in groupby(values)] == [1, 7, 2, 6, 3]
 

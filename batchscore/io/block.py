@@ -45,22 +45,23 @@ class Steps:
 
     ends: NDArray[np.int64]  # [rows], position in the file behind each
     places: NDArray[np.int64]  # [rows], the number that errors give to the row behind each
+    sizes: NDArray[np.int64]  # [rows], bytes of each, about; 0: unknown
     value: Callable[[int], Any]  # of the column by which rows are grouped, in row i of these
 
 
-def count_steps(rows: int) -> Iterator[Steps]:
-    """Steps of rows that nothing is known of but their number."""
+def count_steps(rows: int, size: int) -> Iterator[Steps]:
+    """Steps of rows of which only their number and their bytes on average are known."""
     for start in range(0, rows, _ROWS_A_STEP):
         numbers = np.arange(start + 1, min(start + _ROWS_A_STEP, rows) + 1)
-        yield Steps(numbers, numbers, lambda row: None)
+        yield Steps(numbers, numbers, np.full(len(numbers), size), lambda row: None)
 
 
-def table_steps(tables: Iterator[pa.Table]) -> Iterator[Steps]:
-    """Steps of rows that are grouped by the first column of their tables."""
+def table_steps(tables: Iterator[pa.Table], size: int) -> Iterator[Steps]:
+    """Steps of rows that are grouped by the first column of their tables, of so many bytes on average."""
     at = 0
     for table in tables:
         rows = np.arange(at + 1, at + len(table) + 1)
-        yield Steps(rows, rows, partial(_value, table.column(0)))
+        yield Steps(rows, rows, np.full(len(rows), size), partial(_value, table.column(0)))
         at += len(table)
 
 

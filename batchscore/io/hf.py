@@ -53,10 +53,11 @@ class DatasetReader:
 
     def steps(self, group: str | None) -> Iterator[Steps]:
         """Row by row where their number is known, else by reading through."""
+        size = self.size // max(1, self._rows or 0)
         if group is None and self._rows is not None:
-            yield from count_steps(self._rows)
+            yield from count_steps(self._rows, size)
         else:
-            yield from table_steps(self._stream([group or self.column_names()[0]], 0))
+            yield from table_steps(self._stream([group or self.column_names()[0]], 0), size)
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span; a streamed dataset is read up to there."""

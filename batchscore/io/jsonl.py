@@ -83,7 +83,8 @@ class JsonlReader(InputFile):
 
         def taken() -> Steps:
             held = lines[:]
-            return Steps(np.array(ends), np.array(places), lambda row: self._value(held[row], group))
+            sizes = np.diff(np.array(ends), prepend=begun)
+            return Steps(np.array(ends), np.array(places), sizes, lambda row: self._value(held[row], group))
 
         with closing(self._open()) as stream:
             for number, line in self._lines(stream):

@@ -26,6 +26,7 @@ from batchscore.types import offsets_of
 Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int64], NDArray[np.int32]]]
 
 _DOCUMENTS_A_PILE = 500_000
+_BYTES_A_PILE = 256 << 20
 _ROWS_A_TABLE = 65_536  # written at once
 _RESULT = ("index", "document_id", "rank", "relevance_score", "document")
 
@@ -57,8 +58,8 @@ def merge_rankings(
         documents_a_pile: how many are ranked at once.
     """
     known = [parts.part(unit) for unit in units]
-    documents = sum(part.counts["ranked"] for part in known)
-    count = max(1, -(-documents // documents_a_pile))
+    documents, size = sum(part.counts["ranked"] for part in known), sum(part.size for part in known)
+    count = max(1, -(-documents // documents_a_pile), -(-size // _BYTES_A_PILE))
     empty = [part.schema.empty_table() for part in known]
     fit = partial(_fitted, join([_queries(table) for table in empty]), join([_documents(table) for table in empty]))
     column = empty[0].column_names[0]

@@ -51,9 +51,9 @@ class ParquetReader(InputFile):
     def steps(self, group: str | None) -> Iterator[Steps]:
         """From the footer, or else the column `group` from beginning to end."""
         if group is None:
-            yield from count_steps(int(self._starts[-1]))
+            yield from count_steps(int(self._starts[-1]), self._row_size)
         else:
-            yield from table_steps(self._tables([group], 0))
+            yield from table_steps(self._tables([group], 0), self._row_size)
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span."""
@@ -80,6 +80,14 @@ class ParquetReader(InputFile):
         with self._open() as file:
             groups = range(file.metadata.num_row_groups)
             return offsets_of([file.metadata.row_group(group).num_rows for group in groups])
+
+    @cached_property
+    def _row_size(self) -> int:
+        """Bytes of a row, encoded and unpacked, on average."""
+        with self._open() as file:
+            groups = range(file.metadata.num_row_groups)
+            size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+            return int(size // max(1, file.metadata.num_rows))
 
     def _group_start(self, row: int) -> int:
         """First row of the row group that holds a row."""

@@ -49,6 +49,7 @@ class Part:
     counts: Mapping[str, Any]
     faults: Sequence[Mapping[str, Any]]  # rows at fault, as they are reported
     schema: pa.Schema  # of its rows
+    size: int  # bytes of its rows, unpacked
 
 
 class Parts:
@@ -180,7 +181,8 @@ class Parts:
             told = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b'{"job": null, "unit": null}'))
             job, of = told["job"], told["unit"]
             if (job, of) == (self._id, unit):
-                return file, Part(unit, told["counts"], told["faults"], file.schema_arrow.remove_metadata())
+                size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
+                return file, Part(unit, told["counts"], told["faults"], file.schema_arrow.remove_metadata(), size)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{name} is damaged: {first_line(error)}", hint=_AGAIN) from error
         raise InputError(f"{name} is of another job", hint=_AGAIN)

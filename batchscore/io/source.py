@@ -1,7 +1,7 @@
 """The input as one sequence of units, whatever files it is made of.
 
-A unit spans files and holds a number of rows. Memory is bounded by it, and the price is that no step of the pipeline
-sees more than one. Units are cut by reading through the lines of files that have no row counts, once a job.
+A unit spans files and holds a number of rows, fewer where these are long. Memory is bounded by it, and the price is
+that no step of the pipeline sees more than one. Files that have no row counts are read through once a job to be cut.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import InputError, NotFoundError, UsageError
@@ -23,6 +24,8 @@ from batchscore.io.block import Block, Reader, Steps
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape, without_views
 from batchscore.io.storage import is_url, list_files, local_path
 from batchscore.types import Fault, Span, Unit, offsets_of
+
+_UNIT_BYTES = 32 << 20  # some three units are held at once, as Arrow, as Python and as tokens
 
 _READERS: dict[str, Callable[[str], Reader]] = {
     **dict.fromkeys(parquet.SUFFIXES, parquet.ParquetReader),
@@ -93,17 +96,24 @@ class Source:
         require_columns(self.column_names(), flags, self.readers[0].file)
 
     def units(
-        self, rows: int, *, group: str | None = None, most: int | None = None, limit: int | None = None
+        self,
+        rows: int,
+        *,
+        size: int = _UNIT_BYTES,
+        group: str | None = None,
+        stretch: float = 2,
+        limit: int | None = None,
     ) -> list[Unit]:
-        """Cut the input into units of `rows` rows, the last one shorter; an empty input is one empty unit.
+        """Cut the input into units that are full, the last one less so; an empty input is one empty unit.
 
         Args:
-            rows: of a unit.
+            rows: at which a unit is full.
+            size: bytes at which it is full, as far as files tell them.
             group: a column: runs of equal values in it are not divided.
-            most: rows of a unit that ends with such a run; a longer run is divided.
+            stretch: how much fuller than full a unit may be that ends with such a run; a longer run is divided.
             limit: rows in all.
         """
-        cutter = _Cutter(rows, rows if group is None else most or 2 * rows, sys.maxsize if limit is None else limit)
+        cutter = _Cutter(rows, size, 1 if group is None else stretch, sys.maxsize if limit is None else limit)
         for number, reader in enumerate(self.readers):
             cutter.start_file(number, reader.first_place)
             if group is not None and number:
@@ -172,13 +182,13 @@ def _require(reader: Reader, wanted: Mapping[str, str]) -> None:
 
 
 class _Cutter:
-    """Cuts rows that come in steps into units of `size` rows; up to `most`, a run of equal values is not divided."""
+    """Cuts rows that come in steps into units that are full by their rows or bytes, `stretch` times so within a run."""
 
-    def __init__(self, size: int, most: int, limit: int) -> None:
-        self._size, self._most, self._left = size, most, limit
+    def __init__(self, rows: int, size: int, stretch: float, limit: int) -> None:
+        self._full_rows, self._full_size, self._stretch, self._left = rows, size, stretch, limit
         self._units: list[Unit] = []
         self._spans: list[Span] = []
-        self._filled = 0  # rows of the unit that is growing
+        self._rows, self._size = 0, 0  # of the unit that is growing, and its bytes
         self._file, self._at, self._place = 0, 0, 0  # where the next row is
         self._last: Callable[[], Any] = object  # value of the row before
 
@@ -189,12 +199,15 @@ class _Cutter:
     def add(self, steps: Steps) -> bool:
         """Take rows; False once the limit is reached."""
         at, count = 0, min(len(steps.ends), self._left)
+        sizes = offsets_of(steps.sizes)
         while at < count:
-            if self._filled >= self._size and (self._filled >= self._most or steps.value(at) != self._last()):
+            if self._filled >= 1 and (self._filled >= self._stretch or steps.value(at) != self._last()):
                 self._close()
             # when full, row by row to the end of the run
-            taken = min(count - at, max(self._size - self._filled, 1))
+            room = int(np.searchsorted(sizes, sizes[at] + self._full_size - self._size)) - at
+            taken = min(count - at, max(min(self._full_rows - self._rows, room), 1))
             self._extend(taken, int(steps.ends[at + taken - 1]), int(steps.places[at + taken - 1]))
+            self._size += int(sizes[at + taken] - sizes[at])
             at += taken
             self._last = partial(steps.value, at - 1)
         self._left -= count
@@ -206,18 +219,23 @@ class _Cutter:
             self._close()
         return self._units
 
+    @property
+    def _filled(self) -> float:
+        """How full the unit is that is growing."""
+        return max(self._rows / self._full_rows, self._size / self._full_size)
+
     def _extend(self, rows: int, stop: int, place: int) -> None:
         if self._spans and self._spans[-1].file == self._file:
             before = self._spans[-1]
             self._spans[-1] = replace(before, stop=stop, rows=before.rows + rows)
         else:
             self._spans.append(Span(self._file, self._at, stop, rows, self._place))
-        self._filled += rows
+        self._rows += rows
         self._at, self._place = stop, place
 
     def _close(self) -> None:
         self._units.append(Unit(len(self._units), tuple(self._spans or [Span(0, 0, 0, 0, 0)])))
-        self._spans, self._filled = [], 0
+        self._spans, self._rows, self._size = [], 0, 0
 
 
 def _join(
