@@ -108,6 +108,8 @@ class ScoreJob:
     def _refuse_clash(self, existing: Sequence[str]) -> None:
         added = [self.score_column, *(_DETAILS if self.details else ())]
         carried = existing if self.keep_columns is None else self.keep_columns
+        if len(set(added)) < len(added):
+            raise UsageError(f"--details adds a column {self.score_column!r} too", hint="pass another --score-column")
         clash = next((name for name in added if name in carried), None)
         if clash is not None:
             raise UsageError(
@@ -155,16 +157,17 @@ class RerankJob:
         columns = self._columns(source)
         chunk = source.read(unit, list(columns.flags), columns.flags, columns.shapes)
         row_faults = {fault.row: fault for fault in chunk.faults()}
-        faults: dict[int, Fault] = {}
+        missing: dict[int, Fault] = {}  # documents without a text
         queries = read_texts(chunk, self.query_column, row_faults)
         groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
-            documents = explode(chunk, columns.document, self.document_id_column, row_faults, faults)
+            documents = explode(chunk, columns.document, self.document_id_column, row_faults, missing)
             parents, texts, document_ids = documents.parents, documents.texts, documents.ids
             starts = np.searchsorted(parents, parents)
         else:
             parents = np.arange(len(chunk.table))
-            texts = read_texts(chunk, columns.document, row_faults)
+            texts = read_texts(chunk, columns.document, missing)
+            row_faults = {**missing, **row_faults}  # a document is a row
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             starts = None
 
@@ -177,13 +180,16 @@ class RerankJob:
 
         of_rows = _sorted_reports(row_faults, partial(_reported, chunk))
         good = np.flatnonzero(~np.isin(parents, list(row_faults)))
-        good = np.setdiff1d(good, list(faults), assume_unique=True)
+        good = np.setdiff1d(good, list(missing), assume_unique=True)
         groups = groups[parents]
         pairs = Pairs(Texts(queries.values, queries.codes[parents]), texts, lists=groups)
         if len(good) < len(pairs):
             pairs = pairs.rows(good)
-        extra = _Candidates(groups, ids, document_ids, texts if self.return_documents else None)
-        return Loaded(unit, pairs, good, [*of_rows, *_sorted_reports(faults, report)], report, extra)
+        codes = texts.codes.copy()
+        codes[list(missing)] = -1
+        extra = _Candidates(groups, ids, document_ids, Texts(texts.values, codes) if self.return_documents else None)
+        of_documents = _sorted_reports(missing, report) if columns.nested else []
+        return Loaded(unit, pairs, good, [*of_rows, *of_documents], report, extra)
 
     def table(self, loaded: Loaded, pairs: NDArray[np.int64], scores: Scores, *, keep_faulty: bool) -> Any:
         """One row a query, with its candidates in rank order."""
@@ -252,7 +258,7 @@ class _Candidates:
     groups: NDArray[np.int64]  # [documents], which query; -1: none
     ids: Any  # [queries]
     document_ids: Any  # [documents] or None
-    texts: Texts | None
+    texts: Texts | None  # code -1: none
 
 
 def _groups_of(chunk: Chunk, column: str, faults: dict[int, Fault]) -> tuple[NDArray[np.int64], Any]:

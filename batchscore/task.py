@@ -37,7 +37,7 @@ class Task:
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device."""
         parts, source = self.parts(), open_source(self.inputs, split=self.split)
-        # folders and patterns are looked through once more, and a file may have come or gone meanwhile
+        # files may have changed meanwhile
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")

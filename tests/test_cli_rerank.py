@@ -125,6 +125,20 @@ def test_nested_writes_one_row_a_query(tiny: Tiny, suffix: str) -> None:
     assert out[-1] == {"qid": "none", "results": []}
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_document_that_is_null_is_returned_as_null(tiny: Tiny, nested: bool) -> None:
+    rows: Rows = [{"query": "a", "document": text} for text in ("x", None, "")]
+    write("in.jsonl", [{"query": "a", "documents": [row["document"] for row in rows]}] if nested else rows)
+    result = rerank(
+        tiny("bert_mean"), "--in", "in.jsonl", "--out", "out.jsonl", "--return-documents", "--errors", "null"
+    )
+
+    assert result.exit_code == 7, result.output
+    documents = [(row["index"], row["document"], row["relevance_score"] is None) for row in read("out.jsonl")]
+    assert sorted(documents) == [(0, "x", False), (1, None, True), (2, "", False)]
+    assert len(read("out.jsonl.errors.jsonl")) == 1
+
+
 def test_number_ids_stay_numbers(tiny: Tiny) -> None:
     write("in.parquet", [{"qid": 7, "query": "a", "document_id": 1, "document": "x"}])
     rerank(tiny("bert_mean"), "--in", "in.parquet", "--out", "out.parquet", "--query-id-column", "qid")

@@ -102,6 +102,19 @@ def test_keep_columns_chooses_what_is_carried(tiny: Tiny, kept: str, columns: li
     assert len(pq.read_table("out.parquet")) == len(ROWS)
 
 
+@pytest.mark.parametrize("out", ["data/out.jsonl", "data/out/"])
+@pytest.mark.parametrize("pattern", ["data", "data/", "data/**", "./data/*", "data/*.jsonl"])
+def test_an_output_among_the_inputs_is_not_one_of_them(tiny: Tiny, pattern: str, out: str) -> None:
+    os.mkdir("data")
+    write("data/a.jsonl", [*ROWS, {"query": None, "document": "x"}])
+    options = [tiny("bert_mean"), "--in", pattern, "--out", out, "--window-rows", "3"]
+    for run in (["--shard", "0/2"], ["--shard", "1/2", "--merge"], []):
+        result = score(*options, *run)
+        assert result.exit_code in (0, 7), result.output
+    assert result.exit_code == 7
+    assert len(read("data/out.jsonl") if out.endswith("l") else pq.read_table("data/out.parquet")) == len(ROWS)
+
+
 def test_columns_may_have_other_names(tiny: Tiny) -> None:
     write("pairs.jsonl", [{"q": row["query"], "text": row["document"]} for row in ROWS])
     names = ["--query-column", "q", "--document_column", "text", "--score-column", "s"]  # underscores are dashes
@@ -256,6 +269,7 @@ def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None
             "'nope' not found in pairs.jsonl",
         ),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-column", "logit", "--details"], 2, "'logit' too"),
     ],
 )
 def test_a_wrong_call_is_named_and_leaves_no_output(tiny: Tiny, options: list[str], code: int, said: str) -> None:

@@ -67,9 +67,9 @@ class _Run:
     ) -> None:
         self.job, self.options, self.files, self.shares = job, scorer, files, shares
         self.stop, self.display = stop, display
-        self.source = open_source(files.inputs, split=files.split)
-        self.source.on_step = stop.check  # cutting a large file of lines takes minutes
         self.output = open_output(files.out)
+        self.source = open_source(files.inputs, split=files.split, skip=self.output.owns)
+        self.source.on_step = stop.check  # cutting a large file of lines takes minutes
         self.shard = shard_of(shares)
         self.limits = MaxErrors.parsed(files.max_errors)
         self.output.check()
@@ -202,7 +202,14 @@ class _Run:
             return {}
         # the same dtype wherever a worker runs: it is part of what the parts have in common
         options = {**self.options, "dtype": self.setup.placement.dtype}
-        task = Task(self.job, options, files.inputs, files.split, self.output.parts, files.errors)
+        task = Task(
+            self.job,
+            options,
+            [reader.file for reader in self.source.readers],
+            files.split,
+            self.output.parts,
+            files.errors,
+        )
         if shares.engine == "ray":
             from batchscore.ray_crew import run_on_ray
 

@@ -43,6 +43,13 @@ class Output:
         """The run record, of a shard if there are several."""
         return f"{self.path}/_run{shard}.json" if self.is_folder else f"{self.path}.run{shard}.json"
 
+    def owns(self, path: str) -> bool:
+        """Whether a run with this output writes this file."""
+        names = path, self.path, self.file, self.errors
+        path, own, *others = (name if is_url(name) else os.path.abspath(name) for name in names)
+        is_record = path.startswith(f"{own}.run") and path.endswith(".json")
+        return path in (own, *others) or (path.startswith(f"{own}/") if self.is_folder else is_record)
+
     def check(self) -> None:
         """Raise UsageError or OutputError for what cannot be written there."""
         if self.is_folder and is_url(self.path):

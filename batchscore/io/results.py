@@ -70,14 +70,15 @@ def candidates(
         groups: int64 [kept], ascending: which query a document is of.
         values: columns of the kept documents; NaN is null.
         document_ids: of all documents.
-        texts: of all documents, if they are to be kept.
+        texts: of all documents, if they are to be kept; code -1 is null.
         rows: int64 [kept], the kept of all documents.
     """
     fields = {name: pa.array(value, from_pandas=True) for name, value in values.items()}
     if document_ids is not None:
         fields["document_id"] = document_ids.take(pa.array(rows))
     if texts is not None:
-        fields["document"] = pa.array(texts.values, pa.large_string()).take(pa.array(texts.codes[rows]))
+        codes = texts.codes[rows]
+        fields["document"] = pa.array(texts.values, pa.large_string()).take(pa.array(codes, mask=codes < 0))
     structs = pa.StructArray.from_arrays(list(fields.values()), list(fields))
     offsets = offsets_of(np.bincount(groups, minlength=len(ids)))
     results = pa.LargeListArray.from_arrays(pa.array(offsets), structs)

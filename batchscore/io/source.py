@@ -253,33 +253,39 @@ def _join(
     return table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
 
 
-def open_source(paths: Sequence[str], *, split: str | None = None) -> Source:
+def open_source(
+    paths: Sequence[str], *, split: str | None = None, skip: Callable[[str], bool] = lambda file: False
+) -> Source:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
+
+    Files for which `skip` holds are left out of folders and of what a pattern matches.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    readers = [reader for path in paths for reader in _open(path, split)]
+    readers = [reader for path in paths for reader in _open(path, split, skip)]
     if split is not None and not any(isinstance(reader, hf.DatasetReader) for reader in readers):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
     return Source(readers)
 
 
-def _open(path: str, split: str | None) -> list[Reader]:
+def _open(path: str, split: str | None, skip: Callable[[str], bool]) -> list[Reader]:
     path = local_path(path)
     if is_url(path):
-        return [_open_file(file) for file in _supported(list_files(path), path)]
+        return [_open_file(file) for file in _supported(list_files(path), path, skip)]
     if path.startswith("hf:"):
         return [hf.open_hub(path.removeprefix("hf:"), split, path)]
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, marker)) for marker in hf.MARKERS):
             return [hf.open_folder(path, split)]
-        return [_open_file(file) for file in _files_under(path)]
+        return [_open_file(file) for file in _files_under(path, skip)]
     if os.path.exists(path):
         return [_open_file(path)]
-    if matches := sorted(filter(os.path.exists, glob.glob(path, recursive=True))):
+    if matches := sorted(
+        match for match in glob.glob(path, recursive=True) if os.path.exists(match) and not skip(match)
+    ):
         # `**` matches folders and the files in them: each file is read once
-        return list({reader.file: reader for match in matches for reader in _open(match, split)}.values())
+        return list({reader.file: reader for match in matches for reader in _open(match, split, skip)}.values())
     if re.fullmatch(r"[\w-]+/[\w-]+", path):  # a suffix means a file; `hf:` opens a dataset with a dot in its name
         return [hf.open_hub(path, split, path)]
     raise NotFoundError(f"{path}: no such file or folder", hint="check the path; a Hub dataset is hf:org/name")
@@ -292,21 +298,21 @@ def _open_file(file: str) -> Reader:
     raise UsageError(f"cannot read {file}: its suffix is none of {', '.join(_READERS)}", hint="convert the file")
 
 
-def _files_under(folder: str) -> list[str]:
+def _files_under(folder: str, skip: Callable[[str], bool]) -> list[str]:
     """Supported files below `folder`, sorted; hidden names (. or _ first) are left out, as Spark and Hive do."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] not in "._"]
         names = [name for name in files if name[0] not in "._" and name.lower().endswith(tuple(_READERS))]
         found += [os.path.join(place, name) for name in names]
-    return sorted(_supported(found, folder))
+    return sorted(_supported(found, folder, skip))
 
 
-def _supported(files: Sequence[str], folder: str) -> list[str]:
-    """Those with a suffix that can be read; NotFoundError if there are none."""
+def _supported(files: Sequence[str], folder: str, skip: Callable[[str], bool]) -> list[str]:
+    """Those with a suffix that can be read and not to be skipped; NotFoundError if there are none."""
     if files == [folder]:
         return [folder]  # named outright: its suffix is refused by name
-    found = [file for file in files if file.lower().endswith(tuple(_READERS))]
+    found = [file for file in files if file.lower().endswith(tuple(_READERS)) and not skip(file)]
     if not found:
         raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_READERS)}", hint="check the folder")
     return found
