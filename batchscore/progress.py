@@ -19,7 +19,7 @@ def job_status(path: str) -> dict[str, Any]:
     done, failed, at_work = parts.finished(), parts.failed(), workers(parts)
     running = {unit for worker in at_work for unit in worker["units"]} - done
     counts = total([parts.part(unit).counts for unit in sorted(done)])
-    all_rows, rows = sum(unit.rows for unit in parts.units), counts.get("rows", 0)
+    rows = counts.get("rows", 0)
     speed = sum(worker["rows_per_second"] for worker in at_work)
     gone = set(failed) - done - running
     return {
@@ -34,8 +34,8 @@ def job_status(path: str) -> dict[str, Any]:
             "missing": len(parts.units) - len(done | running | gone),
             "failed": len(gone),
         },
-        "rows": {"total": all_rows, "done": rows, "faulty": counts.get("faulty", 0)},
+        "rows": {"total": parts.rows, "done": rows, "faulty": counts.get("faulty", 0)},
         "failed": {str(unit): failed[unit] for unit in sorted(gone)},
         "workers": at_work,
-        "eta_seconds": round((all_rows - rows) / speed) if speed else None,
+        "eta_seconds": round((parts.rows - rows) / speed) if speed else None,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jobs
 from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.errors import DeviceMemoryError, RuntimeFailureError
+from batchscore.io.parts import Parts
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.types import Batch
 
@@ -147,7 +149,48 @@ def test_more_than_max_errors_end_a_run(tiny: Tiny, most: str, code: int) -> Non
         assert len(read("out.jsonl.errors.jsonl")) == 6
 
 
-@pytest.mark.parametrize("most", ["-1", "x", "5%%"])
+@pytest.mark.parametrize("folder", [[], ["--out", "parts/"]], ids=["file", "folder"])
+@pytest.mark.usefixtures("bad_lines")
+def test_max_errors_hold_for_all_runs_of_a_job(tiny: Tiny, folder: list[str]) -> None:
+    options = ["--window-rows", "3", *folder]
+    for _ in range(5):
+        result = score(tiny("bert_ce"), *options, "--max-errors", "4")
+        assert result.exit_code == 6, result.output
+    assert score(tiny("bert_ce"), *options).exit_code == 7
+    assert score(tiny("bert_ce"), *options, "--max-errors", "7").exit_code == 7  # it is complete
+    assert score(tiny("bert_ce"), *options, "--max-errors", "4").exit_code == 6
+
+
+@pytest.mark.parametrize("out", ["out.jsonl", "parts/"])
+def test_rows_at_fault_of_other_shards_count_before_the_end(
+    tiny: Tiny, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = [{"query": "a", "document": None if number % 4 < 2 else "x"} for number in range(16)]
+    jobs.write_rows("in.jsonl", bad)
+    options = ["--window-rows", "4", "--max-errors", "5", "--out", out, "--merge"]
+    assert score(tiny("bert_ce"), *options, "--shard", "0/2").exit_code == 7
+    plain, calls = Parts.counts, count()
+    with monkeypatch.context() as patch:  # as if both had begun at once
+        patch.setattr(Parts, "counts", lambda parts: plain(parts) if next(calls) else {})
+        result = score(tiny("bert_ce"), *options, "--shard", "1/2")
+    assert result.exit_code == 6, result.output
+    assert "8 of 16 rows are at fault, more than --max-errors 5" in result.stderr
+    assert not Path("out.jsonl").exists()
+    assert score(tiny("bert_ce"), *options, "--shard", "0/2").exit_code == 6  # which has nothing left to score
+    options[3] = "50%"
+    assert score(tiny("bert_ce"), *options, "--shard", "0/2").exit_code == 7
+
+
+def test_a_share_is_that_of_all_rows_of_the_job(tiny: Tiny) -> None:
+    """Or a job would end with its first bad unit."""
+    rows = [{"query": "a", "document": None if number < 29 else "x"} for number in range(100)]
+    jobs.write_rows("in.jsonl", rows)
+    for most, code in (("28.9%", 6), ("29%", 7)):
+        options = ["--window-rows", "30", "--max-errors", most, "--out", f"{code}.jsonl"]
+        assert score(tiny("bert_ce"), *options).exit_code == code
+
+
+@pytest.mark.parametrize("most", ["-1", "x", "5%%", "nan", "nan%"])
 def test_max_errors_is_a_number_or_a_share(tiny: Tiny, most: str) -> None:
     jobs.write_rows("in.jsonl", jobs.random_rows(3))
     assert score(tiny("bert_ce"), "--max-errors", most).exit_code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 
 from batchscore.cli.options import Files, Shares
 from batchscore.errors import RuntimeFailureError, UsageError
@@ -27,31 +28,31 @@ def shard_of(shares: Shares) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class MaxErrors:
-    """How many rows may be at fault."""
+    """How many rows of a job may be at fault."""
 
     number: float
-    is_share: bool  # of the rows so far
+    is_share: bool  # in percent of the job's rows
 
     @classmethod
     def parsed(cls, text: str | None) -> MaxErrors:
         """From N or P%."""
         if text is None:
-            return cls(float("inf"), is_share=False)
+            return cls(inf, is_share=False)
         try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            number = float(text.removesuffix("%"))
         except ValueError:
             number = -1.0
-        if number < 0:
+        if not number >= 0:  # nor is nan
             raise UsageError(f"--max-errors {text!r} is not a number of rows or a percentage", hint="such as 100 or 1%")
         return cls(number, text.endswith("%"))
 
     def check(self, faulty: int, rows: int) -> None:
-        """Raise RuntimeFailureError if these are too many."""
-        if faulty > self.number * (rows if self.is_share else 1):
-            limit = f"{self.number:.6g}" if not self.is_share else f"{100 * self.number:.6g}%"
+        """Raise RuntimeFailureError if so many of the job's rows are too many."""
+        if faulty > (self.number * rows / 100 if self.is_share else self.number):
+            limit = f"{self.number:.6g}{'%' if self.is_share else ''}"
             raise RuntimeFailureError(
                 f"{faulty:,} of {rows:,} rows are at fault, more than --max-errors {limit}",
-                hint="see the list of errors; what is done stays",
+                hint="see the list of errors; what is done stays, and a run that allows more goes on with it",
             )
 
 

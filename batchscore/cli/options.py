@@ -303,7 +303,11 @@ ErrorsOption = Annotated[
 ]
 MaxErrors = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(metavar="N|P%", help="Stop when more rows than that are at fault.", rich_help_panel=_INPUT),
+    typer.Option(
+        metavar="N|P%",
+        help="Stop when more rows than that are at fault, or than P% of the whole job's; earlier runs count too.",
+        rich_help_panel=_INPUT,
+    ),
 ]
 MaxSeconds = Annotated[
     Optional[float],  # noqa: UP045

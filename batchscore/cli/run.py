@@ -91,6 +91,7 @@ class _Run:
         """The exit code."""
         folder = open_folder(self.output.parts)
         if not self.output.is_folder and (counts := self._earlier_counts(folder)) is not None:
+            self.limits.check(counts.get("faulty", 0), counts["rows"])
             self.display.say(f"{self.output.path} is complete: nothing to do (--overwrite starts anew)")
             return _PARTIAL_SUCCESS if counts.get("faulty") else 0
         new = not folder.has(JOB)
@@ -107,7 +108,8 @@ class _Run:
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
         try:
             with self.stop.interruptible():
-                given_up = self._score(parts, todo) if todo else {}
+                faulty = self._require_few_errors(parts)
+                given_up = self._score(parts, todo, faulty) if todo else {}
                 for unit, why in given_up.items():
                     parts.fail(unit, why)
                 code = self._finish(parts) if not given_up else 0
@@ -165,8 +167,16 @@ class _Run:
         self.faulty_before = any(parts.part(unit.index).faults for unit in mine if unit.index in done)
         return [unit for unit in mine if unit.index not in done]
 
-    def _score(self, parts: Parts, todo: Sequence[Unit]) -> dict[int, str]:
-        """Score the units; those that were given up, and why."""
+    def _require_few_errors(self, parts: Parts) -> int:
+        """Rows at fault in units that are done, whoever did them; RuntimeFailureError if they are too many."""
+        if self.files.max_errors is None:  # reading other shards' parts for nothing
+            return 0
+        faulty: int = parts.counts().get("faulty", 0)
+        self.limits.check(faulty, parts.rows)
+        return faulty
+
+    def _score(self, parts: Parts, todo: Sequence[Unit], faulty: int) -> dict[int, str]:
+        """Score the units, `faulty` rows being at fault elsewhere; those that were given up, and why."""
         with Presence(parts, self._shard_name) as presence:
             leases = Leases(parts, presence) if self.shares.claim == "dynamic" else None
 
@@ -182,7 +192,7 @@ class _Run:
                     leases.release(unit)
                 with self._lock:
                     self.done = total([self.done, counts])
-                    self.limits.check(self.done["faulty"], self.done["rows"])
+                    self.limits.check(faulty + self.done["faulty"], parts.rows)
 
             try:
                 return self._work(units(), on_done, parts)
@@ -244,10 +254,12 @@ class _Run:
         result = self.output.parts
         if missing:
             self.display.say(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
-        elif merges and not gone:
-            with self.meter.timed("write"):
-                merges = self._merge(parts, alone=alone)
-            result = self.output.file
+        elif not gone:
+            self._require_few_errors(parts)  # of those who were at work meanwhile too
+            if merges:
+                with self.meter.timed("write"):
+                    merges = self._merge(parts, alone=alone)
+                result = self.output.file
         whole = not missing and not gone and (alone or merges)
         counts = {
             **(parts.counts() if whole else self.done),

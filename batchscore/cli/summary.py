@@ -17,8 +17,8 @@ from batchscore.types import Shard, Unit
 
 def work_lines(source: Source, shard: Shard, shares: Shares, parts: Parts, todo: Sequence[Unit]) -> list[str]:
     """The input, whose share of it this is, and what of that is not done yet."""
-    files, rows = len(source.readers), sum(unit.rows for unit in parts.units)
-    units, here = len(parts.units), sum(unit.rows for unit in todo)
+    files, units, rows = len(source.readers), len(parts.units), parts.rows
+    here = sum(unit.rows for unit in todo)
     lines = [f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}"]
     if shard.count > 1 or shares.claim == "dynamic":
         how = "as they come" if shares.claim == "dynamic" else "by turns"

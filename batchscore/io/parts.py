@@ -18,6 +18,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -62,6 +63,11 @@ class Parts:
         self.fingerprint: Fingerprint = job["fingerprint"]
         self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
         self._id = _digest(self.fingerprint)
+
+    @cached_property
+    def rows(self) -> int:
+        """Of the whole job."""
+        return sum(unit.rows for unit in self.units)
 
     def finished(self) -> set[int]:
         """Units that have a part."""
