@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import jobs
 from batchscore.cli.main import app
+from batchscore.io.parts import Parts
 from batchscore.io.storage import writer_id
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -350,6 +352,39 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
     assert result.exit_code == 0, result.output
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
     assert not Path(".out.parquet.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "left", "code", "said"),
+    [
+        (0, "out.parquet*", 0, "out.parquet is complete: another run has finished it meanwhile"),
+        (1, "out.parquet*", 7, "out.parquet is complete: another run has finished it meanwhile"),
+        (0, "out.parquet", 8, "out.parquet is there already, and of another job: it has no record"),
+        (0, "none", 8, "is gone: another run has finished the job, or somebody removed it"),
+    ],
+)
+def test_a_run_whose_job_another_finishes_finds_it_complete(
+    tiny: Tiny, bad: int, left: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.write_rows("in.parquet", [*ROWS[:100], *[{**ROWS[100], "document": None}] * bad])
+    score(tiny("bert_ce"), "out.parquet")
+    found = {path: path.read_bytes() for path in Path().glob(left)}
+    for path in Path().glob("out.parquet*"):
+        path.unlink()
+    plain = Parts.write
+
+    def write(parts: Parts, *unit: Any) -> None:
+        for path, content in found.items():
+            path.write_bytes(content)
+        parts.folder.discard()
+        plain(parts, *unit)
+
+    monkeypatch.setattr(Parts, "write", write)
+    result = score(tiny("bert_ce"), "out.parquet")
+
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert {path: path.read_bytes() for path in Path().glob("*out.parquet*")} == found
 
 
 def test_a_merge_waits_for_another_until_it_is_silent(tiny: Tiny) -> None:

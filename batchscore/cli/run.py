@@ -90,10 +90,8 @@ class _Run:
     def run(self) -> int:
         """The exit code."""
         folder = open_folder(self.output.parts)
-        if not self.output.is_folder and (counts := self._earlier_counts(folder)) is not None:
-            self.limits.check(counts.get("faulty", 0), counts["rows"])
-            self.display.say(f"{self.output.path} is complete: nothing to do (--overwrite starts anew)")
-            return _PARTIAL_SUCCESS if counts.get("faulty") else 0
+        if (code := self._code_of_complete(folder, "nothing to do (--overwrite starts anew)")) is not None:
+            return code
         new = not folder.has(JOB)
         if new and self.output.is_folder and self.files.merge and not self.files.overwrite and exists(self.output.file):
             raise OutputError(
@@ -114,9 +112,13 @@ class _Run:
                     parts.fail(unit, why)
                 code = self._finish(parts) if not given_up else 0
         except BatchscoreError as error:
+            stopped = isinstance(error, StoppedError)
+            why = "another run has finished it meanwhile"
+            if not stopped and (code := self._code_of_complete(folder, why)) is not None:
+                return code
             if self._leaves_nothing(parts):
                 folder.discard()
-            if not isinstance(error, StoppedError):
+            if not stopped:
                 raise
             done = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
             raise StoppedError(f"{error.message}; {done}", hint=error.hint) from error
@@ -136,16 +138,19 @@ class _Run:
         alone = self.shard.count == 1 and self.shares.claim == "static" and not self.output.is_folder
         return alone and parts.is_bare() and all(worker["process"] == writer_id() for worker in workers(parts))
 
-    def _earlier_counts(self, folder: Folder) -> Mapping[str, Any] | None:
-        """Counts of a finished run of this very job; OutputError if the output is of something else."""
-        if self.files.overwrite or folder.has(JOB) or not exists(self.output.path):
+    def _code_of_complete(self, folder: Folder, why: str) -> int | None:
+        """The exit code if this very job is finished, which it says; OutputError if the output is of something else."""
+        if self.output.is_folder or self.files.overwrite or folder.has(JOB) or not exists(self.output.path):
             return None
         record = read_record(self.output.record()) or {}
         difference = "it has no record" if not record else None
         difference = difference or first_difference(record.get("fingerprint", {}), self.plan.fingerprint)
         if difference is None:
             folder.discard()  # what a run left that was killed on its last step
-            return dict(record["counts"])
+            counts = record["counts"]
+            self.limits.check(counts.get("faulty", 0), counts["rows"])
+            self.display.say(f"{self.output.path} is complete: {why}")
+            return _PARTIAL_SUCCESS if counts.get("faulty") else 0
         raise OutputError(
             f"{self.output.path} is there already, and of another job: {difference}",
             hint="pass --overwrite to replace it, or choose another output",
