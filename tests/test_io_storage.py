@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import resource
@@ -195,6 +196,21 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path, call: str, monkeyp
     with pytest.raises(RuntimeFailureError, match="cannot write .*a: Input/output error"):
         LocalFolder(str(tmp_path)).create("a", b"new")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_is_created_once_where_there_are_no_hard_links(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    folder = LocalFolder(str(tmp_path))
+    assert folder.create("a", b"first")
+    assert not folder.create("a", b"second")
+    assert content(folder, "a") == b"first"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:

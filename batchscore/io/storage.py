@@ -8,6 +8,7 @@ for a file twice while it is being replaced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import glob
 import os
@@ -38,6 +39,7 @@ from batchscore.errors import (
 )
 
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without hard links
 _OUTERMOST = 0xEFFFFFFC  # inode of Linux's first PID namespace
 _BUCKETS = {"s3", "gcs", "abfs"}  # pyarrow's names of stores that have no folders
 _NATIVE = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # schemes that are pyarrow's
@@ -247,7 +249,7 @@ class LocalFolder:
         """Write a file unless it is there; of several that try at once one wins."""
         try:
             with self._filled(name, content) as temporary:
-                os.link(temporary, os.path.join(self.path, name))  # fails where rename would replace
+                _claim(temporary, os.path.join(self.path, name))
         except FileExistsError:
             return False
         return True
@@ -303,6 +305,17 @@ class LocalFolder:
             finally:
                 with contextlib.suppress(OSError):  # it may have its name by now
                     os.remove(temporary)
+
+
+def _claim(temporary: str, path: str) -> None:
+    """Give a file a name that nobody has; else FileExistsError, where a rename would replace."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # for a moment it is there and empty
+        os.replace(temporary, path)
 
 
 class RemoteFolder:
