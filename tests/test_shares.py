@@ -276,6 +276,25 @@ def test_status_of_a_file_is_that_of_its_hidden_parts(tiny: Tiny) -> None:
     assert run("status", "out.parquet").stdout.splitlines()[-1] == "53% of the rows, nobody is at work"
 
 
+def test_a_file_that_is_finished_is_complete_by_its_record(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", [*ROWS[:100], {**ROWS[100], "document": None}])
+    score(tiny("bert_ce"), "parts/")
+    score(tiny("bert_ce"), "out.parquet")
+    merged = run("merge", "out.parquet", "--out", "x.parquet")
+    assert (merged.exit_code, Path("x.parquet").exists()) == (8, False)
+    assert "out.parquet is complete: nothing to merge" in merged.stderr
+
+    assert run("status", "out.parquet").stdout.splitlines() == [
+        "job      score of in.parquet",
+        "rows     101 of 101 done, 1 at fault",
+        "complete",
+    ]
+    found, of_parts = (json.loads(run("status", path, "--json").stdout) for path in ("out.parquet", "parts"))
+    assert of_parts == {**found, "folder": "parts", "units": of_parts["units"]}
+    os.remove("out.parquet")
+    assert run("status", "out.parquet").exit_code == 8
+
+
 @pytest.mark.parametrize("command", [["status"], ["merge", "--out", "x.parquet"]])
 def test_a_folder_without_a_job_is_named(command: list[str]) -> None:
     os.mkdir("empty")

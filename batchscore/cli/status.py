@@ -30,7 +30,8 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     """
     from batchscore.cli.display import explained
     from batchscore.cli.doors import refuse_merging_into
-    from batchscore.io.output import find_parts
+    from batchscore.errors import OutputError
+    from batchscore.io.output import find_parts, find_record
     from batchscore.merging import assemble
     from batchscore.stop import Stop
 
@@ -38,6 +39,9 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     stop.listen()
     with explained(), stop.interruptible():
         parts = find_parts(out)
+        if parts is None:
+            find_record(out)
+            raise OutputError(f"{out} is complete: nothing to merge", hint="it is the merged output itself")
         refuse_merging_into(parts, file)
         assemble(parts, file, stop, partial=partial)
         if not quiet:
@@ -46,12 +50,13 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
 
 def _lines(found: dict[str, Any]) -> list[str]:
     units, rows = found["units"], found["rows"]
-    lines = [
-        f"job      {found['command']} of {', '.join(found['inputs'])}",
-        f"units    {units['done']:,} of {units['total']:,} done, {units['running']:,} running, "
-        f"{units['missing']:,} missing, {units['failed']:,} failed",
-        f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} at fault",
-    ]
+    lines = [f"job      {found['command']} of {', '.join(found['inputs'])}"]
+    if units is not None:
+        lines.append(
+            f"units    {units['done']:,} of {units['total']:,} done, {units['running']:,} running, "
+            f"{units['missing']:,} missing, {units['failed']:,} failed"
+        )
+    lines.append(f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} at fault")
     for worker in found["workers"]:
         speed = f"{worker['rows_per_second']:,.0f} rows/s"
         lines.append(f"worker   {worker['process']}, shard {worker['shard']}: units {worker['units']}, {speed}")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from batchscore.errors import OutputError
 from batchscore.io.parts import JOB, Parts, open_parts
+from batchscore.io.records import exists, read_record
 from batchscore.io.sink import require_writable
 from batchscore.io.storage import is_url, local_path, open_folder, require_store
 
@@ -75,12 +77,18 @@ def open_output(path: str) -> Output:
     return Output(name, path.endswith("/") or os.path.isdir(path))
 
 
-def find_parts(path: str) -> Parts:
-    """The parts of the job that writes `path`, a file or a folder; OutputError if there is none."""
+def find_parts(path: str) -> Parts | None:
+    """The parts of the job that writes `path`, a file or a folder, if there are any."""
     output = open_output(path)
     if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
         output = Output(output.path, True)
-    parts = open_parts(open_folder(output.parts))
-    if parts is None:
-        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run that is not finished")
-    return parts
+    return open_parts(open_folder(output.parts))
+
+
+def find_record(path: str) -> dict[str, Any]:
+    """The record of the job that wrote the file `path` and left no parts; OutputError if there is none."""
+    output = open_output(path)
+    record = read_record(output.record()) if not output.is_folder and exists(output.file) else None
+    if record is None or "fingerprint" not in record:
+        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run")
+    return record
