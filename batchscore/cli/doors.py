@@ -91,3 +91,5 @@ def refuse_together(files: Files, shares: Shares, shard: Shard, output: Output) 
         )
     if shares.devices is not None and shares.engine == "ray":
         raise UsageError("--devices is for this machine, and --engine ray takes what the cluster has", hint="drop one")
+    if shares.ray_address is not None and shares.engine != "ray":
+        raise UsageError("--ray-address without --engine ray says nothing", hint="add --engine ray, or drop it")

@@ -353,7 +353,7 @@ Engine = Annotated[
 ]
 RayAddress = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Of the cluster's head. (default: RAY_ADDRESS, else a local one)", rich_help_panel=_RUN),
+    typer.Option(help="Of --engine ray's cluster. (default: RAY_ADDRESS, else a local one)", rich_help_panel=_RUN),
 ]
 OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of a run.", show_default=False)]
 MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz, .zst).")]
