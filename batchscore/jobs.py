@@ -65,6 +65,8 @@ class ScoreJob:
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
+        if "" in (self.keep_columns or ()):
+            raise UsageError("--keep-columns has a name that is empty", hint="all, none, or names such as id,query")
         source.require(self._flags)
         self._refuse_clash(source.column_names())
 

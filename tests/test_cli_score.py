@@ -268,6 +268,12 @@ def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None
             5,
             "'nope' not found in pairs.jsonl",
         ),
+        (
+            ["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", ""],
+            2,
+            "--keep-columns has a name that is empty",
+        ),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,"], 2, "a name that is empty"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-column", "logit", "--details"], 2, "'logit' too"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "without --engine ray"),
