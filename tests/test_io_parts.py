@@ -370,9 +370,12 @@ def test_what_an_overwriting_left_half_removed_is_no_job_and_goes(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"fingerprint": {}, "units": [[[1]]]}'])
-def test_a_description_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
+def test_a_description_that_cannot_be_read_is_named_and_overwritten(tmp_path: Path, content: str) -> None:
+    finish(start(tmp_path), 0)
     (tmp_path / JOB).write_text(content)
     assert refused(lambda: start(tmp_path)).startswith(f"{tmp_path}/{JOB} cannot be read: ")
+    assert start(tmp_path, overwrite=True).finished() == set()
+    assert start(tmp_path).units == UNITS
 
 
 # ---- progress

@@ -210,7 +210,7 @@ def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def open_parts(folder: Folder) -> Parts | None:
-    """The job in a folder, if there is one."""
+    """The job in a folder, if there is one; OutputError if its description is damaged."""
     try:
         content = bytes(folder.read(JOB))
     except FileNotFoundError:
@@ -218,7 +218,9 @@ def open_parts(folder: Folder) -> Parts | None:
     try:
         return Parts(folder, content)
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{folder.path}/{JOB} cannot be read: {error}", hint="remove the folder") from error
+        raise OutputError(
+            f"{folder.path}/{JOB} cannot be read: {error}", hint="run the job with --overwrite to start anew"
+        ) from error
 
 
 def start_parts(
@@ -230,12 +232,18 @@ def start_parts(
         folder: of the parts.
         fingerprint: JSON-able, what decides the scores.
         cut: makes the units of a new job.
-        overwrite: throw away what another job, or this one when it is complete, left in the folder.
+        overwrite: throw away what another job, a damaged one, or this one when it is complete, left in the folder.
 
     Raises:
-        OutputError: the folder holds another job, or no job and other files.
+        OutputError: the folder holds another job, a damaged one, or no job and other files.
     """
-    there = open_parts(folder)
+    there, is_stale = None, False
+    try:
+        there = open_parts(folder)
+    except OutputError:
+        if not overwrite:
+            raise
+        is_stale = True
     if there is not None:
         difference = first_difference(there.fingerprint, fingerprint)
         if difference is None and not (overwrite and there.complete()):
@@ -245,15 +253,16 @@ def start_parts(
                 f"{folder.path} holds the parts of another job: {difference}",
                 hint="pass --overwrite to start anew, or choose another output",
             )
+        is_stale = True
     names = folder.names()
     if (foreign := _foreign(folder, names, is_job=there is not None)) is not None:
         raise OutputError(
             f"{folder.path} is a folder with other files, such as {foreign}", hint="choose an empty or a new folder"
         )
-    if there is not None:
+    if is_stale:
         folder.remove(JOB)  # first, so that nothing takes what is left for a job
     folder.make()
-    if there is not None or JOB not in names:  # else another process has just begun
+    if is_stale or JOB not in names:  # else another process has just begun
         for name in names:
             if name != JOB and TEMPORARY not in name:  # which another may be writing
                 folder.remove(name)
