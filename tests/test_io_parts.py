@@ -413,6 +413,20 @@ def test_torn_progress_and_that_of_other_rows_or_another_job_is_none(tmp_path: P
     assert np.isnan(other.progress(UNITS[0], 3)).all()
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"{}", b"\xff"])
+def test_a_damaged_note_of_failure_is_one_of_an_unknown_reason(tmp_path: Path, content: bytes) -> None:
+    parts = start(tmp_path)
+    parts.fail(0, "2 workers died on it")
+    (tmp_path / "part-00001.failed").write_bytes(content)
+    assert parts.failed() == {0: "2 workers died on it", 1: "unknown: the note of it is damaged"}
+
+
+def test_a_note_of_failure_that_goes_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = start(tmp_path)
+    monkeypatch.setattr(LocalFolder, "names", lambda *_: ["part-00001.failed"])
+    assert parts.failed() == {}
+
+
 def test_a_part_takes_the_place_of_progress_and_failure(tmp_path: Path) -> None:
     parts = start(tmp_path)
     parts.save_progress(UNITS[0], np.ones(3, np.float32))

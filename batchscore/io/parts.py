@@ -17,6 +17,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -151,8 +152,12 @@ class Parts:
 
     def failed(self) -> dict[int, str]:
         """Units that were given up, and why."""
-        names = [name for name in self.folder.names() if re.fullmatch(r"part-\d+\.failed", name)]
-        return {int(name[5:-7]): json.loads(bytes(self.folder.read(name)))["why"] for name in names}
+        found = {}
+        for name in self.folder.names():
+            if re.fullmatch(r"part-\d+\.failed", name):
+                with suppress(FileNotFoundError):  # another run has done the unit since
+                    found[int(name[5:-7])] = _why(self.folder.read(name))
+        return found
 
     def faults(self) -> list[Mapping[str, Any]]:
         """The rows at fault of all finished units, in input order."""
@@ -195,6 +200,13 @@ class Parts:
 
     def _header(self, rows: int) -> bytes:
         return struct.pack("<16sq", self._id.encode()[:16], rows)
+
+
+def _why(note: pa.Buffer) -> str:
+    try:
+        return str(json.loads(bytes(note))["why"])
+    except (ValueError, KeyError, TypeError):  # it is for people, and the unit is tried again in any case
+        return "unknown: the note of it is damaged"
 
 
 def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
