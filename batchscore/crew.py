@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Lock, Thread, Timer
@@ -124,7 +124,8 @@ class Crew:
         ours, theirs = context.Pipe()
         orders, ordered = context.Pipe()
         process = context.Process(target=_work, args=(self._task, place.device, theirs, ordered), daemon=True)
-        with _threads(place.threads):
+        resource_tracker.ensure_running()  # start would, and with signals let through from there on
+        with _threads(place.threads), _signals_held():
             process.start()
         theirs.close()
         ordered.close()
@@ -210,10 +211,21 @@ def _threads(count: int | None) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A block in which signals wait; for a process that is started in it, until it lets them through."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _work(task: Task, device: str, messages: Connection, orders: Connection) -> None:
     """The worker's side; ends the process."""
     for number in SIGNALS:  # a terminal or a scheduler sends them to all; the parent decides
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held while Python was loaded
     stop, lock = Stop(), Lock()
 
     def tell(*message: Any) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -169,6 +171,31 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monke
     assert run.given_up == {}
     assert ids(parts) == [row["id"] for row in ROWS]
     assert run.said == ["worker on cpu died (no sign of life for 5 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1], ids=lambda sent: sent.name)
+def test_signals_to_all_leave_workers_alone_from_their_first_moment(
+    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They take seconds to load Python, in which a terminal's Ctrl-C would have each print where it was."""
+    told: list[int] = []
+
+    def tell() -> None:
+        while len(told) < 2:
+            for child in psutil.Process().children():
+                if child.pid not in told and "spawn_main" in " ".join(child.cmdline()):
+                    child.send_signal(sent)
+                    told.append(child.pid)
+
+    task, parts = started(tiny("bert_ce"), ScoreJob())
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(tell)
+        run = Run(task, parts, workers=2)
+
+    assert (run.said, capfd.readouterr().err) == ([], "")
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.slow
