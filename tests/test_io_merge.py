@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -19,7 +20,7 @@ from batchscore.io import merge
 from batchscore.io.merge import merge_rankings, merge_rows
 from batchscore.io.parts import Parts, start_parts
 from batchscore.io.results import candidates, encode_ids
-from batchscore.io.storage import LocalFolder
+from batchscore.io.storage import LocalFolder, writer_id
 from batchscore.ranking import rank_rows
 from batchscore.types import Span, Texts, Unit
 
@@ -273,6 +274,19 @@ def test_nothing_is_left_of_a_merge_that_was_not_finished(tmp_path: Path, how: s
             list(tables)
         assert parts.finished() == {0, 1, 2, 3, 5}
     assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_piles_of_a_merge_that_was_killed_go_with_the_next(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    machine = writer_id().rpartition("-")[0]
+    owners = [f"{machine}-{dead.pid}", f"{machine}-{os.getppid()}", f"elsewhere-{dead.pid}"]
+    for owner in owners:
+        (tmp_path / "scratch" / f".batchscore-merge-{owner}-x1y2z3_w" / "0").mkdir(parents=True)
+    parts = make_parts(tmp_path / "job", [part_of(documents(query, 0.5, 0.25)) for query in "abcdef"])
+    scratch = str(tmp_path / "scratch")
+    list(merge_rankings(parts, range(6), rank_rows, nested=False, scratch=scratch, documents_a_pile=2))
+    assert sorted(os.listdir(scratch)) == sorted(f".batchscore-merge-{owner}-x1y2z3_w" for owner in owners[1:])
 
 
 def test_only_the_given_parts_are_merged(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ bounded by the largest pile and 24 bytes a query; the price is that everything i
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 
 from batchscore.io.parts import Parts
 from batchscore.io.schema import join
+from batchscore.io.storage import is_over, writer_id
 from batchscore.types import offsets_of
 
 Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int64], NDArray[np.int32]]]
 
 _DOCUMENTS_A_PILE = 500_000
 _BYTES_A_PILE = 256 << 20
+_PILES = ".batchscore-merge-"  # begins the name of their folder
 _ROWS_A_TABLE = 65_536  # written at once
 _RESULT = ("index", "document_id", "rank", "relevance_score", "document")
 
@@ -99,11 +102,21 @@ def _documents(part: pa.Table) -> pa.Table:
     return pa.Table.from_struct_array(part["results"].combine_chunks().flatten())
 
 
+def _remove_orphans(scratch: str) -> None:
+    """Remove the piles of processes of this machine that are no more."""
+    for name in os.listdir(scratch):
+        if name.startswith(_PILES) and is_over(name.removeprefix(_PILES).rpartition("-")[0]):
+            shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
+
+
 class _Piles:
     """Tables dealt out by number: in memory if there is one pile, else in a file each."""
 
     def __init__(self, count: int, scratch: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix=".batchscore-merge-", dir=scratch) if count > 1 else None
+        self._folder = None
+        if count > 1:
+            _remove_orphans(scratch)
+            self._folder = tempfile.TemporaryDirectory(prefix=f"{_PILES}{writer_id()}-", dir=scratch)
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._held: list[pa.Table] = []
 
