@@ -19,6 +19,8 @@ import jobs
 from batchscore.cli.main import app
 from batchscore.io.parts import Parts
 from batchscore.io.storage import writer_id
+from batchscore.merging import assemble
+from batchscore.types import Unit
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -373,6 +375,7 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
     assert not Path(".out.parquet.parts").exists()
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before its last part", "after it"])
 @pytest.mark.parametrize(
     ("bad", "left", "code", "said"),
     [
@@ -383,20 +386,24 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
     ],
 )
 def test_a_run_whose_job_another_finishes_finds_it_complete(
-    tiny: Tiny, bad: int, left: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, bad: int, left: str, code: int, said: str, written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.write_rows("in.parquet", [*ROWS[:100], *[{**ROWS[100], "document": None}] * bad])
+    jobs.write_rows("in.parquet", [*[{**ROWS[100], "document": None}] * bad, *ROWS[:100]])
     score(tiny("bert_ce"), "out.parquet")
     found = {path: path.read_bytes() for path in Path().glob(left)}
     for path in Path().glob("out.parquet*"):
         path.unlink()
     plain = Parts.write
 
-    def write(parts: Parts, *unit: Any) -> None:
-        for path, content in found.items():
-            path.write_bytes(content)
-        parts.folder.discard()
-        plain(parts, *unit)
+    def write(parts: Parts, unit: Unit, *content: Any) -> None:
+        if written or unit.index == 0:
+            plain(parts, unit, *content)
+        if unit.index == 1:
+            for path, made in found.items():
+                path.write_bytes(made)
+            parts.folder.discard()
+            if not written:
+                plain(parts, unit, *content)
 
     monkeypatch.setattr(Parts, "write", write)
     result = score(tiny("bert_ce"), "out.parquet")
@@ -404,6 +411,18 @@ def test_a_run_whose_job_another_finishes_finds_it_complete(
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert {path: path.read_bytes() for path in Path().glob("*out.parquet*")} == found
+
+
+def test_what_two_runs_assemble_at_once_has_its_counts(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.write_rows("in.parquet", ROWS[:100])
+
+    def both(parts: Parts, *arguments: Any) -> None:
+        assemble(parts, *arguments)
+        parts.folder.discard()  # by the other
+
+    monkeypatch.setattr("batchscore.cli.run.assemble", both)
+    assert score(tiny("bert_ce"), "out.parquet").exit_code == 0
+    assert json.loads(Path("out.parquet.run.json").read_text("utf-8"))["counts"]["rows"] == 100
 
 
 def test_a_merge_waits_for_another_until_it_is_silent(tiny: Tiny) -> None:

@@ -253,9 +253,13 @@ class _Run:
         """Assemble the output if that is this run's to do, and write the record."""
         alone = self.shard.count == 1 and self.shares.claim == "static"
         merges = self.files.merge or (alone and not self.output.is_folder)
+        if alone:
+            parts.require_ours()
         missing = len(parts.units) - len(parts.finished())
         gone = not parts.folder.has(JOB)  # asked last: another shard was the last, and has merged meanwhile
         missing = 0 if gone else missing
+        whole = not missing and not gone and (alone or merges)
+        counts = parts.counts() if whole else {}  # now: whoever else assembles the same may remove the parts
         result = self.output.parts
         if missing:
             self.display.say(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
@@ -265,12 +269,8 @@ class _Run:
                 with self.meter.timed("write"):
                     merges = self._merge(parts, alone=alone)
                 result = self.output.file
-        whole = not missing and not gone and (alone or merges)
-        counts = {
-            **(parts.counts() if whole else self.done),
-            "seconds": self._seconds(),
-            "peak_rss_mb": peak_rss_mb(),
-        }
+        whole = whole and (alone or merges)
+        counts = {**(counts if whole else self.done), "seconds": self._seconds(), "peak_rss_mb": peak_rss_mb()}
         record = self.output.record("" if whole else f"-{self._process_name}")
         write_record(record, self.plan.record(counts))
         if not missing and not gone:

@@ -110,7 +110,7 @@ class Parts:
             pq.read_schema(pa.BufferReader(content))  # Arrow writes columns nested deeper than it reads
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
-        self._require_ours()
+        self.require_ours()
         self.folder.write(part_name(unit.index), content)
         for passing in ("progress", "failed"):
             self.folder.remove(part_name(unit.index, passing))
@@ -174,7 +174,8 @@ class Parts:
             if TEMPORARY not in name or is_over(name.rpartition(TEMPORARY)[2].rpartition("-")[0]):
                 self.folder.remove(name)
 
-    def _require_ours(self) -> None:
+    def require_ours(self) -> None:
+        """Raise OutputError if the folder is another job's by now, or gone."""
         try:
             description = bytes(self.folder.read(JOB))
         except FileNotFoundError as error:
