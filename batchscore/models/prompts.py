@@ -29,17 +29,26 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     prompt_length = _prompt_length(tokenizer, spec, spec.query_prompt, budget, spec.max_length)
     if prompt_length and keep_end:
         raise UsageError("--truncation-side left would cut the prompt that stands before queries")
-    limit = ALL if slices_ids(spec) else budget
+    # of finished ids no more are left than max_length, and one more tells that they were cut
+    limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
+    strings = prepared(pairs.queries, spec.query_prompt, spec), prepared(pairs.documents, "", spec)
     (queries, query_lengths), (documents, document_lengths) = (
-        tokenizer.tokenize(prepared(texts, prompt, spec), limit, keep_end=keep_end)
-        for texts, prompt in ((pairs.queries, spec.query_prompt), (pairs.documents, ""))
+        tokenizer.tokenize(texts, limit, keep_end=keep_end) for texts in strings
     )
+    if slices_ids(spec):
+        query_lengths, document_lengths = queries.lengths, documents.lengths
     first, codes = distinct_pairs(pairs)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     full = query_lengths[left], document_lengths[right]
     refuse_long(spec, first[full[0] + full[1] > budget])
     rule: Truncation = "longest-first" if spec.truncation == "prompt-end" else spec.truncation
-    query_kept, document_kept = cutter(rule)(full[0] - prompt_length, full[1], limit - prompt_length)
+    if rule == "longest-first" and (room - prompt_length) % 2:
+        # the odd token goes to the longer text, and where neither fits estimates do not tell which that is
+        rivals = (full[0] > room) & (full[1] > room - prompt_length)
+        for texts, lengths, index in zip(strings, full, (left, right), strict=True):
+            distinct, inverse = np.unique(index[rivals], return_inverse=True)
+            lengths[rivals] = np.array([tokenizer.count(texts[code]) for code in distinct], np.int64)[inverse]
+    query_kept, document_kept = cutter(rule)(full[0] - prompt_length, full[1], room - prompt_length)
     kept = query_kept + prompt_length, document_kept
     items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
     if not spec.pair_of_empty and (empty := kept[1] == 0).any():
@@ -132,11 +141,13 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
         pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
     budget = _text_budget(replace(spec, max_length=length), pattern)
     prompt_length = _prompt_length(tokenizer, spec, prompt, budget, length)
-    strings, limit = prepared(texts, prompt, spec), ALL if slices_ids(spec) else budget
+    strings, keep_end = prepared(texts, prompt, spec), spec.truncation_side == "left"
     tokens, lengths = (
-        _kept_ends(tokenizer, strings, prompt_length, limit)
-        if spec.truncation_side == "left" and limit < ALL
-        else tokenizer.tokenize(strings, limit)
+        tokenizer.tokenize(strings, spec.max_length + 1, keep_end=keep_end)  # as in pair_work
+        if slices_ids(spec)
+        else _kept_ends(tokenizer, strings, prompt_length, budget)
+        if keep_end
+        else tokenizer.tokenize(strings, budget)
     )
     items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
     cut = (bit * (lengths > budget)).astype(np.uint8)
@@ -172,12 +183,11 @@ def _kept_ends(
     tokenizer: TextTokenizer, strings: list[str], prompt_length: int, budget: int
 ) -> tuple[Items, NDArray[np.int64]]:
     """As `tokenize`, but a text that is too long keeps its prompt and its end."""
-    whole, lengths = tokenizer.tokenize(strings, ALL)
-    kept = np.minimum(lengths, budget)
-    offsets = offsets_of(kept)
-    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
-    skipped = np.where(places >= prompt_length, np.repeat(lengths - kept, kept), 0)
-    return Items(whole.ids[np.repeat(whole.offsets[:-1], kept) + places + skipped], offsets), lengths
+    ends, lengths = tokenizer.tokenize(strings, budget, keep_end=True)
+    long = np.flatnonzero(lengths > (budget if prompt_length else ALL))
+    starts, _ = tokenizer.tokenize([strings[place] for place in long], prompt_length)
+    ends.ids[ranges(ends.offsets[long], starts.lengths)] = starts.ids
+    return ends, lengths
 
 
 def _kept(

@@ -24,6 +24,7 @@ from batchscore.models.templates import PIECE, Template
 from batchscore.models.tokenizer import Spans, TextTokenizer, assemble, num_specials
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
 
+_LONG = 64  # characters a token: a text of more does not fit, or is worth the look
 _AT_ONCE = 512  # prompts whose characters are held by token
 _UNCUTTABLE = "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it"
 _CUTTABLE = "shorten the text, or use a template that writes query and document as they are"
@@ -42,11 +43,11 @@ def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template,
     first, codes = distinct_pairs(pairs)
     queries, documents = prepared(pairs.queries, "", spec), prepared(pairs.documents, "", spec)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
+    fitter = _Fitter(tokenizer, spec, template)
     prompts = [
-        _rendered(template, spec, queries[q], documents[d], int(row))
+        fitter.bounded(_rendered(template, spec, queries[q], documents[d], int(row)))
         for row, q, d in zip(first, left, right, strict=True)
     ]
-    fitter = _Fitter(tokenizer, spec, template)
     bodies, cut = fitter.fit(prompts, first)
     return Work(fitter.framed(bodies), 0, codes, codes, cut[codes])
 
@@ -69,6 +70,22 @@ class _Fitter:
     tokenizer: TextTokenizer
     spec: ModelSpec
     template: Template
+
+    def bounded(self, prompt: _Prompt) -> _Prompt:
+        """The prompt with less of texts that do not fit, so that it is not tokenised whole."""
+        whole, texts = self._limits.whole, (prompt.query, prompt.document)
+        if max(map(len, texts)) <= _LONG * whole or self.spec.truncation == "longest-first":  # which compares lengths
+            return prompt
+        try:
+            self._check_texts(prompt)
+        except InputError:  # matters only if it is too long
+            return prompt
+        keep_end = self.spec.truncation_side == "left"
+        query, document = (
+            self.tokenizer.without_middle(text, whole, keep_end=keep_end) if len(text) > _LONG * whole else text
+            for text in texts
+        )
+        return _Prompt(query, document, self._filled(query, document))
 
     def fit(self, prompts: Sequence[_Prompt], rows: NDArray[np.int64]) -> tuple[list[Ids], NDArray[np.uint8]]:
         """(ids of each prompt without the tokenizer's special tokens, cut bits)."""
@@ -121,6 +138,16 @@ class _Fitter:
         except Exception as error:
             raise InputError(_UNCUTTABLE, hint=_CUTTABLE) from error
         return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]
+
+    def _filled(self, query: str, document: str) -> list[str]:
+        """The pieces of the prompt of two texts, if the template writes them as they are."""
+        texts = {_QUERY: query, _DOCUMENT: document}
+        return ["".join(texts.get(part, part) for part in parts) for parts in self._layout]
+
+    def _check_texts(self, prompt: _Prompt) -> None:
+        """Refuse a prompt whose template changes its texts, so that they cannot be found in it."""
+        if self._filled(prompt.query, prompt.document) != prompt.pieces:
+            raise InputError(_UNCUTTABLE, hint=_CUTTABLE)
 
     @cached_property
     def _limits(self) -> Limits:
@@ -176,8 +203,7 @@ class _Fitter:
         """For the query and for the document int64: places, in the whole prompt, of tokens that end inside the text."""
         texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
         found: dict[str, list[NDArray[np.int64]]] = {_QUERY: [], _DOCUMENT: []}
-        if ["".join(texts.get(part, part) for part in parts) for parts in self._layout] != prompt.pieces:
-            raise InputError(_UNCUTTABLE, hint=_CUTTABLE)
+        self._check_texts(prompt)
         before = 0
         for parts, (ids, spans) in zip(self._layout, encoded, strict=True):
             start = 0
@@ -211,7 +237,7 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
         raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
     queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
     documents = _without_marks(prepared(pairs.documents, "", spec))
-    query_lengths, document_lengths = (tokenizer.tokenize(texts, ALL)[1] for texts in (queries, documents))
+    query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
     bare, first, second = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
     bare, beside = bare + _SLACK, second - first + _SLACK  # what a prompt and a document cost beside their texts
     most = (spec.max_length - bare - beside) // 4  # of a query, which the prompt names twice

@@ -4,15 +4,19 @@ A text is tokenised once, without special tokens; sequences are assembled from t
 tokenisation serve every pair a text is part of, and lets truncation cut a text without touching the structure.
 tokenizer.json is taken as it stands: the tokenizer classes of transformers 5 rebuild normalisers from their own code,
 which changes ids from one version to the next.
+
+Of a text far longer than what is kept of it only a piece is tokenised (`TextTokenizer.tokenize`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import combining
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +28,11 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
+_MARGIN = 128  # tokens beside a cut that may differ from the whole text's; more than a word of WordPiece has (100)
+_CHARS_A_TOKEN = 8  # of a piece, to begin with
+_NEAR = 256  # characters in which a place to cut is looked for
+# where an end of a text may begin: tokenizers put something before its first word, so this has a second edge close by
+_EDGE = re.compile(r"(?<=\S)(?:\n(?=\w)| \S{1,32}(?= \S))")
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _PROBES = (("what is it?", "It is A, not B."), ("Zwölf Öfen", "北京"), ("a", "b c"))
 
@@ -96,14 +105,23 @@ class TextTokenizer:
     def tokenize(
         self, texts: Sequence[str], max_tokens: int, *, keep_end: bool = False
     ) -> tuple[Items, NDArray[np.int64]]:
-        """(ids of each text without special tokens, `max_tokens` from its start or end; int64 [n], how many it has)."""
+        """(ids of each text without special tokens, `max_tokens` from its start or end; int64 [n], how many it has).
+
+        Of a text of many more characters only a start or an end is read that has `_MARGIN` tokens more than are kept:
+        those kept are the whole text's, and how many that has is an estimate, above `max_tokens`. An end begins at the
+        edge of a word, so that nothing before it has a say in its tokens; a text without such an edge is read whole.
+        A start is cut at a space or, where none is near (Chinese, one endless word), anywhere. Then the ids rest on the
+        margin: a word that WordPiece does not call unknown has 100 tokens at most; where best paths of Unigram part,
+        and how far back a letter changes merges of BPE, is within a few tokens in practice.
+        """
         ids: list[NDArray[np.int32]] = []
         lengths: list[int] = []
-        for part in _slices(texts, _SLICE_CHARS):
-            encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False)]
-            lengths.extend(map(len, encoded))
-            kept = slice(-max_tokens, None) if keep_end else slice(max_tokens)
-            ids.extend(np.array(text[kept], np.int32) for text in encoded)
+        kept = slice(-max_tokens, None) if keep_end else slice(max_tokens)
+        encode = self._tokenizer.encode_batch_fast
+        for text, (piece, encoding) in zip(texts, _bounded(encode, texts, max_tokens, keep_end=keep_end), strict=True):
+            of_piece = encoding.ids
+            lengths.append(len(of_piece) * len(text) // max(1, len(piece)))
+            ids.append(np.array(of_piece[kept], np.int32))
         full = np.array(lengths, np.int64)
         joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
         return Items(joined, offsets_of(np.minimum(full, max_tokens))), full
@@ -122,11 +140,17 @@ class TextTokenizer:
     def shorten(self, text: str, max_tokens: int) -> str:
         """The longest start of a text that has at most `max_tokens` tokens."""
         while True:
-            ((ids, spans),) = self.spans([text])
-            if len(ids) <= max_tokens:
+            ((_, encoding),) = _bounded(self._tokenizer.encode_batch, [text], max_tokens)
+            if len(encoding) <= max_tokens:
                 return text
             # a shorter text may fall into more tokens than it had as part of the longer one
-            text = text[: min(int(spans[max_tokens - 1, 1]) if max_tokens else 0, len(text) - 1)]
+            text = text[: min(encoding.offsets[max_tokens - 1][1] if max_tokens else 0, len(text) - 1)]
+
+    def without_middle(self, text: str, max_tokens: int, *, keep_end: bool) -> str:
+        """A text too long for `max_tokens`, with the tokens `tokenize` gives, that begins and ends as this one does."""
+        ((kept, _),) = _bounded(self._tokenizer.encode_batch_fast, [text], max_tokens, keep_end=keep_end)
+        rest = min(len(text) - len(kept), _MARGIN * _CHARS_A_TOKEN)
+        return text[:rest] + kept if keep_end else kept + text[len(text) - rest :]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact name."""
@@ -189,6 +213,37 @@ def _is_special(part: Special | Slot, token: int) -> bool:
 def _content(token: Any) -> str:
     """A token of tokenizer_config.json, which may be an object with flags."""
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _bounded(
+    encode: Callable[..., list[Encoding]], texts: Sequence[str], max_tokens: int, *, keep_end: bool = False
+) -> Iterator[tuple[str, Encoding]]:
+    """(a start or end of each text that has the `max_tokens` tokens of it and a margin, or the text; its encoding)."""
+    enough = max_tokens + _MARGIN
+    for part in _slices(texts, _SLICE_CHARS):
+        read: dict[int, tuple[str, Encoding]] = {}
+        places, chars = list(range(len(part))), enough * _CHARS_A_TOKEN
+        while places:
+            pieces = [_piece(part[place], chars, keep_end=keep_end) for place in places]
+            read |= zip(places, zip(pieces, encode(pieces, add_special_tokens=False), strict=True), strict=True)
+            places = [p for p in places if len(read[p][0]) < len(part[p]) and len(read[p][1]) < enough]
+            chars *= 4
+        yield from (read[place] for place in range(len(part)))
+
+
+def _piece(text: str, chars: int, *, keep_end: bool) -> str:
+    """A start or end of a text of about so many characters; the text where it has no more."""
+    if len(text) <= chars:
+        return text
+    if keep_end:
+        edge = _EDGE.search(text, len(text) - chars)
+        return text[edge.start() :] if edge else ""
+    stop = text.rfind(" ", chars - _NEAR, chars)
+    if stop < 0:
+        stop = chars
+        while stop < len(text) and combining(text[stop]):  # normalising may put these in another order
+            stop += 1
+    return text[:stop].rstrip()  # spaces belong to what follows them
 
 
 def _slices(texts: Sequence[str], max_chars: int) -> Iterator[Sequence[str]]:
