@@ -155,6 +155,12 @@ def test_number_ids_stay_numbers(tiny: Tiny) -> None:
         ([{"query": "a"}], [], 5, "column 'document' not found in in.jsonl; columns: query"),
         ([{"query": "a", "documents": ["x", None]}], [], 5, "in.jsonl, line 1: column 'documents[1]' is null"),
         ([{"query": "a", "documents": [{"body": "x", "text": None}]}], [], 5, "in.jsonl, line 1"),
+        (
+            [{"query": "a", "documents": [{"title": "x"}]}],
+            [],
+            5,
+            "have no text field; fields: title\nhint: name the text",
+        ),
         ([{"query": "a", "documents": [1, 2]}], [], 5, "column 'documents[0]' is null, or no text"),
         ([{"qid": None, "query": "a", "document": "b"}], ["--query-id-column", "qid"], 5, "column 'qid' is null"),
         ([{"query": "a", "document": "b", "rank": 3}], ["--query-id-column", "rank"], 2, "'rank'"),

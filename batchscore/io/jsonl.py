@@ -284,8 +284,9 @@ def _documents(lists: Sequence[list[Any] | None]) -> pa.Array:
     flat = [document for documents in lists for document in documents or ()]
     fields = list(dict.fromkeys(name for document in flat if isinstance(document, dict) for name in document))
     text = text_field(fields) or "text"
+    names = [*fields, *(text for document in flat if isinstance(document, str))] or [text]
     columns = {}
-    for name in dict.fromkeys([text, *fields]):
+    for name in dict.fromkeys(names):
         values = [
             document.get(name) if isinstance(document, dict) else document if name == text else None
             for document in flat
