@@ -22,7 +22,8 @@ from batchscore.types import Span, offsets_of
 
 SUFFIXES = (".parquet", ".pq")
 _BUFFER_BYTES = 1 << 20  # of each column being read; 0 would load its whole row group
-_ROWS = 16_384  # a table of the stream
+_ROWS = 16_384  # at most in a table of the stream, and about so many bytes
+_BYTES = 8 << 20
 
 
 class ParquetReader(InputFile):
@@ -95,11 +96,11 @@ class ParquetReader(InputFile):
 
     def _tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
         """The rows from the row group on that begins at `start`."""
-        done = start
+        done, rows = start, max(1, min(_ROWS, _BYTES // max(1, self._row_size)))
         groups = np.flatnonzero(self._starts[:-1] >= start).tolist()
         with self._open() as file:
             try:
-                for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
+                for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
                     yield pa.Table.from_batches([batch])
                     done += batch.num_rows
             except (pa.ArrowException, OSError) as error:
