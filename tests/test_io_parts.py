@@ -360,11 +360,14 @@ def test_a_job_is_not_lost_where_it_cannot_be_overwritten(tmp_path: Path) -> Non
     assert start(tmp_path).finished() == {0}
 
 
-def test_what_an_overwriting_left_half_removed_is_no_job_and_goes(tmp_path: Path) -> None:
+def test_parts_without_a_job_go_only_where_they_may_be_overwritten(tmp_path: Path) -> None:
     finish(start(tmp_path, OTHER), 0, 1)
     (tmp_path / JOB).unlink()
     (tmp_path / "part-00002.progress").touch()
-    parts = start(tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    assert "holds parts, and no _job.json" in refused(lambda: start(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == before
+    parts = start(tmp_path, overwrite=True)
     assert parts.finished() == set()
     assert os.listdir(tmp_path) == [JOB]
 
@@ -456,10 +459,12 @@ def test_threads_that_begin_at_once_agree_on_one_job(tmp_path: Path) -> None:
                 finish(start(folder, OTHER), 0)
                 (folder / JOB).unlink()
 
-            def begin(mark: int, folder: Path = folder, barrier: Barrier = barrier) -> list[Unit]:
+            def begin(
+                mark: int, folder: Path = folder, barrier: Barrier = barrier, overwrite: bool = number % 2 > 0
+            ) -> list[Unit]:
                 barrier.wait()
                 return start_parts(
-                    LocalFolder(str(folder)), FINGERPRINT, lambda: marked_units(mark), overwrite=False
+                    LocalFolder(str(folder)), FINGERPRINT, lambda: marked_units(mark), overwrite=overwrite
                 ).units
 
             marks = draw.sample(range(1, 100), count)

@@ -245,10 +245,11 @@ def start_parts(
         folder: of the parts.
         fingerprint: JSON-able, what decides the scores.
         cut: makes the units of a new job.
-        overwrite: throw away what another job, a damaged one, or this one when it is complete, left in the folder.
+        overwrite: throw away what another job, a damaged one, one without a description, or this one when it is
+            complete, left in the folder.
 
     Raises:
-        OutputError: the folder holds another job, a damaged one, or no job and other files.
+        OutputError: the folder holds another job, a damaged one, parts of no job, or no job and other files.
     """
     there, is_stale = None, False
     try:
@@ -271,6 +272,11 @@ def start_parts(
     if (foreign := _foreign(folder, names, is_job=there is not None)) is not None:
         raise OutputError(
             f"{folder.path} is a folder with other files, such as {foreign}", hint="choose an empty or a new folder"
+        )
+    if not overwrite and JOB not in names and any(map(_PART.fullmatch, names)):
+        raise OutputError(
+            f"{folder.path} holds parts, and no {JOB} that says of what",
+            hint="put it back, or pass --overwrite to start anew",
         )
     if is_stale:
         folder.remove(JOB)  # first, so that nothing takes what is left for a job
