@@ -22,7 +22,7 @@ from typing import Any
 from batchscore.backlog import Backlog
 from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, UsageError
 from batchscore.pipeline import LULL_SECONDS, Meter
-from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop
+from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, held
 from batchscore.task import Task
 from batchscore.types import Unit
 
@@ -125,7 +125,7 @@ class Crew:
         orders, ordered = context.Pipe()
         process = context.Process(target=_work, args=(self._task, place.device, theirs, ordered), daemon=True)
         resource_tracker.ensure_running()  # start would, and with signals let through from there on
-        with _threads(place.threads), _signals_held():
+        with _threads(place.threads), held(SIGNALS):
             process.start()
         theirs.close()
         ordered.close()
@@ -209,16 +209,6 @@ def _threads(count: int | None) -> Iterator[None]:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = before
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """A block in which signals wait; for a process that is started in it, until it lets them through."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _work(task: Task, device: str, messages: Connection, orders: Connection) -> None:

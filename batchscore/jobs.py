@@ -187,9 +187,12 @@ class RerankJob:
         pairs = Pairs(Texts(queries.values, queries.codes[parents]), texts, lists=groups)
         if len(good) < len(pairs):
             pairs = pairs.rows(good)
-        codes = texts.codes.copy()
-        codes[list(missing)] = -1
-        extra = _Candidates(groups, ids, document_ids, Texts(texts.values, codes) if self.return_documents else None)
+        shown = None
+        if self.return_documents:
+            codes = texts.codes.copy()
+            codes[list(missing)] = -1
+            shown = Texts(texts.values, codes)
+        extra = _Candidates(groups, ids, document_ids, shown)
         of_documents = _sorted_reports(missing, report) if columns.nested else []
         return Loaded(unit, pairs, good, [*of_rows, *of_documents], report, extra)
 

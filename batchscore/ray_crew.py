@@ -26,7 +26,7 @@ from batchscore.io.parts import first_difference, open_parts
 from batchscore.io.storage import open_folder
 from batchscore.pipeline import LULL_SECONDS, Meter, Pipeline
 from batchscore.plan import Plan
-from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop
+from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, held
 from batchscore.task import Task
 from batchscore.types import Unit
 
@@ -124,14 +124,13 @@ def _signals_kept() -> Iterator[None]:
     """A block in which Ray may be started: it takes SIGTERM for itself, and would die of what a scheduler tells all."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     news = set(SIGNALS) - {signal.SIGTERM, signal.SIGINT}  # Ray ends itself by the one, and blocks the other
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, news)  # which processes inherit
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with held(news):  # which processes inherit
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Event, Timer
@@ -34,6 +34,16 @@ def leave_on_signals() -> None:
     """Have a signal end the program on the spot, as one that may be run again: for as long as nothing is done."""
     for number in _heard():
         signal.signal(number, lambda *_: os._exit(StoppedError.exit_code))
+
+
+@contextmanager
+def held(numbers: Iterable[int]) -> Iterator[None]:
+    """A block in which these signals wait; for a process that is started in it, until it lets them through."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _heard() -> list[signal.Signals]:

@@ -258,13 +258,15 @@ class _Run:
         missing = len(parts.units) - len(parts.finished())
         gone = not parts.folder.has(JOB)  # asked last: another shard was the last, and has merged meanwhile
         missing = 0 if gone else missing
-        whole = not missing and not gone and (alone or merges)
-        counts = parts.counts() if whole else {}  # now: whoever else assembles the same may remove the parts
+        complete = not missing and not gone
+        whole = complete and (alone or merges)
+        # now: whoever else assembles the same may remove the parts
+        counts = parts.counts() if whole or (complete and self.files.max_errors is not None) else {}
         result = self.output.parts
         if missing:
             self.display.say(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
-        elif not gone:
-            self._require_few_errors(parts)  # of those who were at work meanwhile too
+        elif complete:
+            self.limits.check(counts.get("faulty", 0), parts.rows)  # those of others who were at work meanwhile too
             if merges:
                 with self.meter.timed("write"):
                     merges = self._merge(parts, alone=alone)
@@ -273,7 +275,7 @@ class _Run:
         counts = {**(counts if whole else self.done), "seconds": self._seconds(), "peak_rss_mb": peak_rss_mb()}
         record = self.output.record("" if whole else f"-{self._process_name}")
         write_record(record, self.plan.record(counts))
-        if not missing and not gone:
+        if complete:
             if not self.output.is_folder:
                 if merges:
                     parts.folder.discard()

@@ -282,11 +282,12 @@ def _has_bare_struct(kind: pa.DataType) -> bool:
 def _documents(lists: Sequence[list[Any] | None]) -> pa.Array:
     """Lists of structs with a text; strings among them are texts, and what else is none has a null there."""
     flat = [document for documents in lists for document in documents or ()]
-    fields = list(dict.fromkeys(name for document in flat if isinstance(document, dict) for name in document))
-    text = text_field(fields) or "text"
-    names = [*fields, *(text for document in flat if isinstance(document, str))] or [text]
+    fields = dict.fromkeys(name for document in flat if isinstance(document, dict) for name in document)
+    text = text_field(list(fields)) or "text"
+    if not fields or any(isinstance(document, str) for document in flat):
+        fields.setdefault(text)
     columns = {}
-    for name in dict.fromkeys(names):
+    for name in fields:
         values = [
             document.get(name) if isinstance(document, dict) else document if name == text else None
             for document in flat

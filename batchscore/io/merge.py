@@ -8,7 +8,6 @@ bounded by the largest pile and 24 bytes a query; the price is that everything i
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from batchscore.io.parts import Parts
 from batchscore.io.schema import join
-from batchscore.io.storage import is_over, writer_id
+from batchscore.io.storage import remove_orphans, writer_id
 from batchscore.types import offsets_of
 
 Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int64], NDArray[np.int32]]]
@@ -102,20 +101,13 @@ def _documents(part: pa.Table) -> pa.Table:
     return pa.Table.from_struct_array(part["results"].combine_chunks().flatten())
 
 
-def _remove_orphans(scratch: str) -> None:
-    """Remove the piles of processes of this machine that are no more."""
-    for name in os.listdir(scratch):
-        if name.startswith(_PILES) and is_over(name.removeprefix(_PILES).rpartition("-")[0]):
-            shutil.rmtree(os.path.join(scratch, name), ignore_errors=True)
-
-
 class _Piles:
     """Tables dealt out by number: in memory if there is one pile, else in a file each."""
 
     def __init__(self, count: int, scratch: str) -> None:
         self._folder = None
         if count > 1:
-            _remove_orphans(scratch)
+            remove_orphans(scratch, _PILES, numbered=True)
             self._folder = tempfile.TemporaryDirectory(prefix=f"{_PILES}{writer_id()}-", dir=scratch)
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._held: list[pa.Table] = []

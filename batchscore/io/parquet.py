@@ -26,6 +26,11 @@ _ROWS = 16_384  # at most in a table of the stream, and about so many bytes
 _BYTES = 8 << 20
 
 
+def unpacked_size(footer: pq.FileMetaData) -> int:
+    """Bytes of a file's rows, encoded and unpacked."""
+    return sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+
+
 class ParquetReader(InputFile):
     """One Parquet file."""
 
@@ -51,10 +56,11 @@ class ParquetReader(InputFile):
 
     def steps(self, group: str | None) -> Iterator[Steps]:
         """From the footer, or else the column `group` from beginning to end."""
+        starts, row_size = self._layout
         if group is None:
-            yield from count_steps(int(self._starts[-1]), self._row_size)
+            yield from count_steps(int(starts[-1]), row_size)
         else:
-            yield from table_steps(self._tables([group], 0), self._row_size)
+            yield from table_steps(self._tables([group], 0), row_size)
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span."""
@@ -76,28 +82,23 @@ class ParquetReader(InputFile):
         return schema.empty_table().select(names)
 
     @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        """int64 [row groups + 1]: first row of each, and all rows."""
+    def _layout(self) -> tuple[NDArray[np.int64], int]:
+        """(int64 [row groups + 1]: first row of each, and all rows; bytes of a row, unpacked, on average)."""
         with self._open() as file:
             groups = range(file.metadata.num_row_groups)
-            return offsets_of([file.metadata.row_group(group).num_rows for group in groups])
-
-    @cached_property
-    def _row_size(self) -> int:
-        """Bytes of a row, encoded and unpacked, on average."""
-        with self._open() as file:
-            groups = range(file.metadata.num_row_groups)
-            size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-            return int(size // max(1, file.metadata.num_rows))
+            starts = offsets_of([file.metadata.row_group(group).num_rows for group in groups])
+            return starts, unpacked_size(file.metadata) // max(1, file.metadata.num_rows)
 
     def _group_start(self, row: int) -> int:
         """First row of the row group that holds a row."""
-        return int(self._starts[max(np.searchsorted(self._starts, row, side="right") - 1, 0)])
+        starts, _ = self._layout
+        return int(starts[max(np.searchsorted(starts, row, side="right") - 1, 0)])
 
     def _tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
         """The rows from the row group on that begins at `start`."""
-        done, rows = start, max(1, min(_ROWS, _BYTES // max(1, self._row_size)))
-        groups = np.flatnonzero(self._starts[:-1] >= start).tolist()
+        starts, row_size = self._layout
+        done, rows = start, max(1, min(_ROWS, _BYTES // max(1, row_size)))
+        groups = np.flatnonzero(starts[:-1] >= start).tolist()
         with self._open() as file:
             try:
                 for batch in file.iter_batches(rows, row_groups=groups, columns=columns):

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
+from batchscore.io.parquet import unpacked_size
 from batchscore.io.schema import KEEP_HINT
 from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.types import Span, Unit
@@ -193,8 +194,8 @@ class Parts:
             told = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b'{"job": null, "unit": null}'))
             job, of = told["job"], told["unit"]
             if (job, of) == (self._id, unit):
-                size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
-                return file, Part(unit, told["counts"], told["faults"], file.schema_arrow.remove_metadata(), size)
+                schema, size = file.schema_arrow.remove_metadata(), unpacked_size(file.metadata)
+                return file, Part(unit, told["counts"], told["faults"], schema, size)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{name} is damaged: {first_line(error)}", hint=_AGAIN) from error
         raise InputError(f"{name} is of another job", hint=_AGAIN)

@@ -19,7 +19,6 @@ import pyarrow as pa
 from batchscore.errors import InputError
 
 KEEP_HINT = "give the column another type, or leave it out with --keep-columns"
-TEXT_HINT = "convert it to strings, or name another column"
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
 Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with one
 _TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
@@ -59,7 +58,8 @@ def require_shape(kind: pa.DataType, shape: Shape, column: str, place: str) -> N
             field = text_field([part.name for part in kind])
             kind, name = pa.null() if field is None else kind.field(field).type, f"{name}.{field}"
     if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in _TEXTS:
-        raise InputError(f"{place}: column {name!r} is {kind}, not text", hint=TEXT_HINT)
+        hint = "convert it to strings, or name another column"
+        raise InputError(f"{place}: column {name!r} is {kind}, not text", hint=hint)
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:

@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
 from batchscore.io.schema import KEEP_HINT, join, no_json
-from batchscore.io.storage import TEMPORARY, is_over, is_url, require_store, split_url, sync_folder, upload, writer_id
+from batchscore.io.storage import (
+    TEMPORARY,
+    is_url,
+    remove_orphans,
+    require_store,
+    split_url,
+    sync_folder,
+    upload,
+    writer_id,
+)
 
 
 def open_sink(path: str) -> Sink:
@@ -61,7 +70,7 @@ class Sink:
         if is_url(path):
             folder = tempfile.gettempdir()
         self._temporary = os.path.join(folder, f".{name}{TEMPORARY}{writer_id()}")
-        _remove_orphans(folder or ".", f".{name}{TEMPORARY}")
+        remove_orphans(folder or ".", f".{name}{TEMPORARY}")
         with _explained(path):
             self._writer = writer(path, self._temporary)
 
@@ -100,14 +109,6 @@ class Sink:
             os.remove(self._temporary)
 
 
-def _remove_orphans(folder: str, prefix: str) -> None:
-    """Remove what processes of this machine that are no more left behind."""
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            if name.startswith(prefix) and is_over(name.removeprefix(prefix)):
-                os.remove(os.path.join(folder, name))
-
-
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
     try:
@@ -135,10 +136,11 @@ class _ParquetWriter:
     def write(self, table: pa.Table) -> None:
         if self._file is None:
             self._file = self._open(table.schema)
-        schema = _fit(table, self._file.schema).schema
-        if schema != self._file.schema:
-            self._widen(schema)
-        self._file.write_table(_fit(table, self._file.schema))
+        fitted = _fit(table, self._file.schema)
+        if fitted.schema != self._file.schema:
+            self._widen(fitted.schema)
+            fitted = _fit(table, self._file.schema)
+        self._file.write_table(fitted)
 
     def close(self) -> None:
         assert self._file is not None, "a sink needs one table at least, to know its columns"

@@ -169,8 +169,9 @@ class Source:
             twice = max(names, key=names.count)
             raise InputError(f"{reader.file} has several columns {twice!r}", hint="rename them, or pass --keep-columns")
         if len(block):
-            for column in shapes.keys() & set(names):
-                require_shape(block.table.schema.field(column).type, shapes[column], column, block.locate(0))
+            for column, shape in shapes.items():
+                if column in names:
+                    require_shape(block.table.schema.field(column).type, shape, column, block.locate(0))
         return block
 
 

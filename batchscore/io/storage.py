@@ -438,6 +438,24 @@ def is_over(writer: str) -> bool:
     return False
 
 
+def remove_orphans(folder: str, prefix: str, *, numbered: bool = False) -> None:
+    """Remove what processes of this machine that are no more left behind.
+
+    Args:
+        folder: where.
+        prefix: of the names, before the `writer_id`.
+        numbered: whether a dash and something more come behind it.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            writer = entry.name.removeprefix(prefix)
+            if entry.name.startswith(prefix) and is_over(writer.rpartition("-")[0] if numbered else writer):
+                if entry.is_dir():
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.remove(entry.path)
+
+
 def writer_id() -> str:
     """Names this process among all that may write to one folder."""
     return f"{_machine()}-{os.getpid()}"

@@ -47,7 +47,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
         rivals = (full[0] > room) & (full[1] > room - prompt_length)
         for texts, lengths, index in zip(strings, full, (left, right), strict=True):
             distinct, inverse = np.unique(index[rivals], return_inverse=True)
-            lengths[rivals] = np.array([tokenizer.count(texts[code]) for code in distinct], np.int64)[inverse]
+            lengths[rivals] = tokenizer.tokenize([texts[code] for code in distinct], ALL)[1][inverse]
     query_kept, document_kept = cutter(rule)(full[0] - prompt_length, full[1], room - prompt_length)
     kept = query_kept + prompt_length, document_kept
     items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
