@@ -13,14 +13,14 @@ import numpy as np
 
 from batchscore.errors import BatchscoreError, RowError
 from batchscore.models.arch import ARCHITECTURES, supported
-from batchscore.models.arch.row import Row
+from batchscore.models.arch.entry import Architecture
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.door import open_model
 from batchscore.models.heads import value_range
-from batchscore.models.load import Loaded, load_model
+from batchscore.models.load import LoadedModel, load_model
+from batchscore.models.open import open_model
 from batchscore.models.spec import ModelSpec
-from batchscore.models.templates import Template
-from batchscore.models.tokenizer import TextTokenizer
+from batchscore.models.text.templates import Template
+from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.runners.build import read_texts_of, runner_kind
 from batchscore.runners.cache import OutputCache
 from batchscore.types import Pairs, Texts
@@ -67,7 +67,7 @@ def inspect_model(
     except BatchscoreError as error:
         inspection.problems.append(error)
         return inspection
-    loaded: Loaded | None = None
+    loaded: LoadedModel | None = None
     try:
         loaded = _dry(checkpoint, spec, tokenizer)
         inspection.facts["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
@@ -82,17 +82,19 @@ def inspect_model(
     return inspection
 
 
-def _dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> Loaded:
+def _dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> LoadedModel:
     """Zeros that take no memory go through the same loading as weights."""
     return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=True)
 
 
 def _sample(
-    spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, loaded: Loaded | None, pairs: Pairs
+    spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, loaded: LoadedModel | None, pairs: Pairs
 ) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
     # laying out sequences needs no weights; whether the model has a vector for each token can be told with them
-    engine = runner_kind(spec)(spec, template, tokenizer, cast("Loaded", loaded), "cpu", OutputCache(0, "cpu"), None)
+    engine = runner_kind(spec)(
+        spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", OutputCache(0, "cpu"), None
+    )
     items = (engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)).items
     sides = ["query", "document"] if len(items) == 2 else ["pair"]
     sequences = []
@@ -127,7 +129,7 @@ def architecture_table() -> list[dict[str, str]]:
     ]
 
 
-def _readout(row: Row) -> str:
+def _readout(row: Architecture) -> str:
     if row.listwise:
         return "marked tokens"
     return "every token" if row.score_type == "late-interaction" else row.pooling

@@ -37,7 +37,7 @@ def leave_on_signals() -> None:
 
 
 @contextmanager
-def held(numbers: Iterable[int]) -> Iterator[None]:
+def blocked_signals(numbers: Iterable[int]) -> Iterator[None]:
     """A block in which these signals wait; for a process that is started in it, until it lets them through."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:

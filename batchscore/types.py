@@ -190,30 +190,6 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive rows of one input file."""
-
-    file: int  # which of the inputs
-    start: int  # position of the first row: its number, or its byte in a file of lines
-    stop: int  # position behind the last row
-    rows: int
-    place: int  # what errors call the first row: its number, or its line
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The rows that one part of the output holds: what is read, scored, written and resumed as a whole."""
-
-    index: int
-    spans: tuple[Span, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows of all spans."""
-        return sum(span.rows for span in self.spans)
-
-
-@dataclass(frozen=True, slots=True)
 class Fault:
     """What is wrong with one row."""
 
@@ -222,16 +198,3 @@ class Fault:
     code: str  # a word for programs, such as "null"
     message: str
     hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which share of the units is this process's: every `count`-th, from `index` on."""
-
-    index: int = 0
-    count: int = 1
-    origin: str = "one process"  # where that was read off
-
-    def units(self, units: Sequence[Unit]) -> list[Unit]:
-        """The units of this shard, in order."""
-        return list(units[self.index :: self.count])

@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from batchscore import Scorer
-from batchscore.api import set_up
 from batchscore.errors import InputError, UsageError
-from batchscore.jobs import ScoreJob
-from batchscore.models.door import open_model
+from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.plan import Plan
+from batchscore.models.open import open_model
 from batchscore.models.spec import ModelSpec
-from batchscore.plan import Plan
+from batchscore.scorer import set_up
 from batchscore.types import CUT_NAMES, Pairs, Texts, Work
 
 Tiny = Callable[[str], str]
@@ -239,7 +239,7 @@ def test_another_engine_than_vllm_is_not_known(tiny: Tiny) -> None:
 @pytest.mark.parametrize("asked", [{"query_prompt": "q: "}, {"query_prompt_name": "query"}])
 def test_a_prompt_that_is_asked_for_is_left_out_and_the_plan_says_so(tiny: Tiny, asked: dict[str, str]) -> None:
     setup = set_up(tiny("bert_mean"), dtype="float32", compat="vllm", **asked)  # type: ignore[arg-type]
-    lines = Plan("score", setup, ScoreJob(), "quarantine", [], "x.parquet", {}).lines()
+    lines = Plan("score", setup, ScoreCommand(), "quarantine", [], "x.parquet", {}).lines()
 
     assert setup.spec.query_prompt == ""
     assert any("as vLLM reads it (--compat vllm)" in line for line in lines)

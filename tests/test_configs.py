@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from batchscore.errors import UsageError
-from batchscore.models.configs import load_config
-from batchscore.models.options import RULES
+from batchscore.models.resolve.configs import load_config
+from batchscore.models.resolve.options import RULES
 from batchscore.resources import find_resource, shipped_files
 
 SHIPPED = shipped_files("configs")

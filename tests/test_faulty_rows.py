@@ -20,7 +20,7 @@ import jobs
 from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.errors import DeviceMemoryError, RuntimeFailureError
-from batchscore.io.parts import Parts
+from batchscore.jobs.parts import Parts
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.types import Batch
 

@@ -18,7 +18,6 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForSequenceClassification
 
 import checkpoints
-from batchscore.api import Scorer
 from batchscore.errors import BatchscoreError, CheckpointError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.heads import Head, activate, answer_head, load_dense, make_activation, take_head, value_range
@@ -26,7 +25,8 @@ from batchscore.models.load import Loaded, load_model
 from batchscore.models.resolve import resolve
 from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
 from batchscore.models.spec import DenseSpec, Layer
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.text.tokenizer import load_tokenizer
+from batchscore.scorer import Scorer
 
 Tiny = Callable[[str], str]
 

@@ -31,7 +31,7 @@ from batchscore.errors import (
 from batchscore.io import hf, jsonl, parquet
 from batchscore.io.hf import DatasetReader
 from batchscore.io.source import Chunk, Source, open_source
-from batchscore.types import Unit
+from batchscore.io.units import Unit
 
 pytestmark = pytest.mark.usefixtures("here")
 

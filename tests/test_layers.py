@@ -16,44 +16,24 @@ ALLOWED = {
     "types": set(),
     "errors": set(),
     "resources": {"errors"},
-    "scheduler": {"types"},
-    "ranking": set(),
+    "stop": BASE,
     "models": BASE,
     "runners": BASE | {"models"},
+    "engine": BASE | {"models", "runners", "stop"},
+    "scorer": BASE | {"engine", "models", "runners", "stop"},
     "io": BASE,
-    "api": BASE | {"models", "runners", "scheduler", "ranking", "stop"},
-    "shards": BASE,
-    "stop": BASE,
-    "jobs": BASE | {"io", "ranking"},
-    "pipeline": BASE | {"api", "io", "jobs", "stop"},
-    "plan": BASE | {"api", "jobs", "models"},
-    "merging": BASE | {"io", "jobs", "stop"},
-    "progress": BASE | {"io"},
-    "task": BASE | {"api", "io", "jobs", "pipeline", "stop"},
-    "backlog": BASE,
-    "crew": BASE | {"backlog", "pipeline", "runners", "stop", "task"},
-    "ray_crew": BASE | {"backlog", "io", "pipeline", "plan", "runners", "stop", "task"},
+    "jobs": BASE | {"engine", "io", "models", "runners", "scorer", "stop"},
     "inspection": BASE | {"models", "runners"},
-    "cli": BASE
-    | {
-        "api",
-        "crew",
-        "inspection",
-        "io",
-        "jobs",
-        "merging",
-        "pipeline",
-        "plan",
-        "progress",
-        "ray_crew",
-        "shards",
-        "stop",
-    }
-    | {"task", ""},
-    "": {"api"},  # batchscore/__init__.py
+    "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", ""},
+    "": {"jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
-HEAVY = {"torch": {"models", "runners"}, "transformers": {"models", "runners"}, "pyarrow": {"io"}, "datasets": {"io"}}
+HEAVY = {
+    "torch": {"models", "runners"},
+    "transformers": {"models", "runners"},
+    "pyarrow": {"io", "jobs"},
+    "datasets": {"io"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -100,7 +80,7 @@ def test_every_layer_is_in_the_table() -> None:
 def test_what_a_model_means_is_decided_without_torch() -> None:
     """A wrong option or a template with a syntax error is refused before the seconds that torch takes to load."""
     code = (
-        "import sys, batchscore.models.door, batchscore.models.rendered, batchscore.models.templates\n"
+        "import sys, batchscore.models.open, batchscore.models.text.rendered, batchscore.models.text.templates\n"
         "print(sorted({'torch', 'transformers', 'pyarrow', 'datasets'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.load import Loaded, load_model
 from batchscore.models.resolve import resolve
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.text.tokenizer import load_tokenizer
 
 Tiny = Callable[[str], str]
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
-from batchscore.models import rendered
-from batchscore.models import tokenizer as tokenizer_module
 from batchscore.models.checkpoint import open_checkpoint
-from batchscore.models.prompts import pair_work, shortened, text_work
-from batchscore.models.rendered import list_work, template_work
 from batchscore.models.resolve import resolve
-from batchscore.models.templates import Template
-from batchscore.models.tokenizer import _EDGE, TextTokenizer
+from batchscore.models.text import rendered
+from batchscore.models.text import tokenizer as tokenizer_module
+from batchscore.models.text.prompts import pair_work, shortened, text_work
+from batchscore.models.text.rendered import list_work, template_work
+from batchscore.models.text.templates import Template
+from batchscore.models.text.tokenizer import _EDGE, TextTokenizer
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts, Work
 
 Tiny = Callable[[str], str]

@@ -14,15 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from batchscore import Scorer
-from batchscore.api import ScorerOptions, set_up
 from batchscore.cli import options as cli_options
 from batchscore.cli.main import app
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.door import ModelOptions, open_model
-from batchscore.models.options import RULES, merged, read_values, taken_apart
-from batchscore.models.prompts import shortened
+from batchscore.models.open import ModelOptions, open_model
+from batchscore.models.resolve.options import RULES, merged, read_values, taken_apart
 from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.text.prompts import shortened
+from batchscore.models.text.tokenizer import load_tokenizer
+from batchscore.scorer import ScorerOptions, set_up
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import HIDDEN, TOKENS, pairs
 

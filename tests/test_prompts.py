@@ -12,13 +12,13 @@ import pytest
 from tokenizers import Tokenizer
 
 import checkpoints
-from batchscore.api import Scorer
 from batchscore.errors import BatchscoreError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.prompts import pair_work, text_work
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import TextTokenizer, load_tokenizer, num_specials
+from batchscore.models.text.prompts import pair_work, text_work
+from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer, num_specials
+from batchscore.scorer import Scorer
 from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
 
 Tiny = Callable[[str], str]

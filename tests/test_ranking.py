@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from batchscore.ranking import positions_in_groups, rank_rows
+from batchscore.engine.ranking import positions_in_groups, rank_rows
 
 
 def rank(groups: list[int], index: list[int], scores: list[float], top_n: int = 0) -> list[tuple[int, int]]:

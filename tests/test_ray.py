@@ -21,7 +21,6 @@ import pytest
 from typer.testing import CliRunner
 
 import jobs
-from batchscore import ray_crew
 from batchscore.cli.main import app
 from batchscore.errors import (
     BatchscoreError,
@@ -31,11 +30,12 @@ from batchscore.errors import (
     OutputError,
     RuntimeFailureError,
 )
-from batchscore.jobs import ScoreJob
-from batchscore.pipeline import Meter
+from batchscore.io.units import Span, Unit
+from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.pipeline import Meter
+from batchscore.jobs.workers import ray as ray_crew
+from batchscore.jobs.workers.job import WorkerJob
 from batchscore.stop import Stop
-from batchscore.task import Task
-from batchscore.types import Span, Unit
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -44,7 +44,7 @@ ROWS, UNITS = 8_000, 40
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray puts one into the home folder
 CLUSTER = """
 import os, sys
-from batchscore.ray_crew import _cluster
+from batchscore.jobs.workers.ray import _cluster
 from batchscore.stop import Stop
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 with _cluster(None, Stop()) as ray:
@@ -208,16 +208,18 @@ def test_what_the_cluster_has_decides_the_workers(nodes: list[Any], device: str,
 
 
 @pytest.fixture
-def task(tiny: Tiny) -> Task:
+def task(tiny: Tiny) -> WorkerJob:
     """Three units, one of which is done."""
     jobs.write_rows("in.parquet", jobs.random_rows(60))
     assert CliRunner().invoke(app, [*arguments(tiny, Path("."), rows=20), "--out", "parts/"]).exit_code == 0
     for unit in (1, 2):
         os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
-    return Task(ScoreJob(), {"model": tiny("bert_ce"), "window_rows": 20}, ["./in.parquet"], None, "parts", "fail")
+    return WorkerJob(
+        ScoreCommand(), {"model": tiny("bert_ce"), "window_rows": 20}, ["./in.parquet"], None, "parts", "fail"
+    )
 
 
-def test_an_actor_scores_units(task: Task, here: Path) -> None:
+def test_an_actor_scores_units(task: WorkerJob, here: Path) -> None:
     actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
 
     assert "cpu of " in str(actor.load())
@@ -229,11 +231,11 @@ def test_an_actor_scores_units(task: Task, here: Path) -> None:
     actor.leave()
 
 
-def quarantined(task: Task) -> Task:
-    return Task(task.job, task.scorer, task.inputs, task.split, task.folder, "quarantine")
+def quarantined(task: WorkerJob) -> WorkerJob:
+    return WorkerJob(task.job, task.scorer, task.inputs, task.split, task.folder, "quarantine")
 
 
-def test_an_actor_refuses_to_score_something_else(task: Task, here: Path) -> None:
+def test_an_actor_refuses_to_score_something_else(task: WorkerJob, here: Path) -> None:
     error = ray_crew._Actor(task, "cpu", str(here)).load()
 
     assert isinstance(error, RuntimeFailureError)
@@ -244,7 +246,7 @@ def test_an_actor_refuses_to_score_something_else(task: Task, here: Path) -> Non
     assert "does not see" in str(ray_crew._Actor(task, "cpu", str(here)).load())
 
 
-def test_an_actor_returns_errors(task: Task, here: Path) -> None:
+def test_an_actor_returns_errors(task: WorkerJob, here: Path) -> None:
     actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
     actor.load()
     shutil.rmtree("parts")  # which comes to light when the part is written, with no other unit behind it

@@ -15,11 +15,11 @@ import checkpoints
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
-from batchscore.models.rendered import list_work, template_work
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
-from batchscore.models.templates import PIECE, Template
-from batchscore.models.tokenizer import TextTokenizer, num_specials
+from batchscore.models.text.rendered import list_work, template_work
+from batchscore.models.text.templates import PIECE, Template
+from batchscore.models.text.tokenizer import TextTokenizer, num_specials
 from batchscore.runners.build import read_texts_of
 from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
 

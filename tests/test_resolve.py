@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import checkpoints
-from batchscore.api import Scorer
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.configs import load_config
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.configs import load_config
 from batchscore.models.spec import DenseSpec, Layer, ModelSpec
+from batchscore.scorer import Scorer
 
 Tiny = Callable[[str], str]
 Edit = Callable[..., Path]

@@ -182,8 +182,8 @@ def test_raw_scores_of_an_unfinished_unit_are_gone_on_with(tiny: Tiny) -> None:
     assert score(model, "whole/", "--batch-tokens", "256").exit_code == 0
     shutil.copytree("whole", "half")
     reader = pq.read_table("half/part-00003.parquet")
-    from batchscore.io.parts import open_parts
     from batchscore.io.storage import open_folder
+    from batchscore.jobs.parts import open_parts
 
     half = open_parts(open_folder("half"))
     assert half is not None

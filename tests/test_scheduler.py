@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from batchscore.scheduler import collate, plan_packs
+from batchscore.engine.scheduler import collate, plan_packs
 from batchscore.types import Batch, Items, Pairs, Texts, Work, offsets_of, ranges
 
 

@@ -22,7 +22,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError, StoppedError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.load import load_model
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import TOKENS, WORDS, pairs

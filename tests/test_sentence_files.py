@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 
 from batchscore import Scorer
 from batchscore.errors import BatchscoreError, CheckpointError, UsageError
-from batchscore.models import sentence_files as files
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.prompts import text_work
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve import saved_files as files
 from batchscore.models.spec import Marks, ModelSpec
-from batchscore.models.tokenizer import load_tokenizer
+from batchscore.models.text.prompts import text_work
+from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.runners.build import read_texts_of
 from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from batchscore.errors import UsageError
-from batchscore.shards import find_shard
-from batchscore.types import Shard, Unit
+from batchscore.io.units import Unit
+from batchscore.jobs.shards import Shard, find_shard
 
 Environment = dict[str, str]
 

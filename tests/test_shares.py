@@ -17,10 +17,10 @@ from typer.testing import CliRunner, Result
 
 import jobs
 from batchscore.cli.main import app
-from batchscore.io.parts import Parts
 from batchscore.io.storage import writer_id
-from batchscore.merging import assemble
-from batchscore.types import Unit
+from batchscore.io.units import Unit
+from batchscore.jobs.merge import assemble
+from batchscore.jobs.parts import Parts
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -16,7 +16,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
-from batchscore.models.templates import Template, find_template, uses
+from batchscore.models.text.templates import Template, find_template, uses
 from batchscore.resources import shipped_files
 from batchscore.runners.build import read_texts_of
 

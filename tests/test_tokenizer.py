@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import checkpoints
 from batchscore.errors import CheckpointError
-from batchscore.models import tokenizer as tokenizer_module
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
-from batchscore.models.tokenizer import Pattern, Special, TextTokenizer, assemble, load_tokenizer, num_specials
+from batchscore.models.text import tokenizer as tokenizer_module
+from batchscore.models.text.tokenizer import Pattern, Special, TextTokenizer, assemble, load_tokenizer, num_specials
 from batchscore.types import Items
 
 Tiny = Callable[[str], str]

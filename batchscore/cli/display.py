@@ -19,7 +19,7 @@ from batchscore.errors import BatchscoreError
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # which needs torch
-    from batchscore.pipeline import Meter
+    from batchscore.jobs.pipeline import Meter
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -32,9 +32,9 @@ def rerank(
     """
     leave_on_signals()  # of the seconds that loading takes nothing is lost
     from batchscore.cli.run import run
-    from batchscore.jobs import RerankJob
+    from batchscore.jobs.commands import RerankCommand
 
-    job = RerankJob(
+    job = RerankCommand(
         query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit
     )
     run("rerank", job, {"model": model, **settings, **device}, files, shares)

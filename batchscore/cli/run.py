@@ -12,26 +12,26 @@ from typing import Any
 
 import typer
 
-from batchscore.api import Scorer, set_up
 from batchscore.cli.display import Display, explained
-from batchscore.cli.doors import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
 from batchscore.cli.options import Files, Shares
 from batchscore.cli.summary import peak_rss_mb, summary_lines, work_lines
-from batchscore.crew import Crew, find_places
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
-from batchscore.io.leases import Leases, Presence, workers
-from batchscore.io.output import open_output
-from batchscore.io.parts import JOB, Parts, first_difference, start_parts, total
-from batchscore.io.records import exists, read_record, write_record
 from batchscore.io.source import open_source
 from batchscore.io.storage import Folder, open_folder, writer_id
-from batchscore.jobs import Job
-from batchscore.merging import assemble, write_errors
-from batchscore.pipeline import Meter, Pipeline
-from batchscore.plan import Plan
+from batchscore.io.units import Unit
+from batchscore.jobs.checks import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
+from batchscore.jobs.commands import Job
+from batchscore.jobs.leases import Leases, Presence, workers
+from batchscore.jobs.merge import assemble, write_errors
+from batchscore.jobs.output import open_output
+from batchscore.jobs.parts import JOB, Parts, first_difference, start_parts, total
+from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.plan import Plan
+from batchscore.jobs.records import exists, read_record, write_record
+from batchscore.jobs.workers.job import WorkerJob
+from batchscore.jobs.workers.processes import Crew, find_slots
+from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
-from batchscore.task import Task
-from batchscore.types import Unit
 
 _PARTIAL_SUCCESS = 7
 _MERGE_POLL_SECONDS = 0.5
@@ -76,7 +76,7 @@ class _Run:
         refuse_overwriting_input(self.source, self.output)
         refuse_together(files, shares, self.shard, self.output)
         job.check(self.source)
-        self.places = find_places(shares.devices) if shares.devices is not None else []
+        self.places = find_slots(shares.devices) if shares.devices is not None else []
         placed = {"device": self.places[0].device} if self.places else {}
         self.setup = set_up(**{**scorer, **placed})
         self.plan = Plan(
@@ -217,7 +217,7 @@ class _Run:
             return {}
         # the same dtype wherever a worker runs: it is part of what the parts have in common
         options = {**self.options, "dtype": self.setup.placement.dtype}
-        task = Task(
+        task = WorkerJob(
             self.job,
             options,
             [reader.file for reader in self.source.readers],
@@ -226,7 +226,7 @@ class _Run:
             files.errors,
         )
         if shares.engine == "ray":
-            from batchscore.ray_crew import run_on_ray
+            from batchscore.jobs.workers.ray import run_on_ray
 
             return run_on_ray(
                 task,

@@ -28,9 +28,9 @@ def score(
     """
     leave_on_signals()  # of the seconds that loading takes nothing is lost
     from batchscore.cli.run import run
-    from batchscore.jobs import ScoreJob
+    from batchscore.jobs.commands import ScoreCommand
 
     names = tuple(name.strip() for name in keep_columns.split(","))
     kept = {"all": None, "none": ()}.get(keep_columns, names)
-    job = ScoreJob(query_column, document_column, score_column, kept, details, limit)
+    job = ScoreCommand(query_column, document_column, score_column, kept, details, limit)
     run("score", job, {"model": model, **settings, **device}, files, shares)

@@ -16,7 +16,7 @@ def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
     batchscore status scores/
     """
     from batchscore.cli.display import explained
-    from batchscore.progress import job_status
+    from batchscore.jobs.status import job_status
 
     with explained():
         found = job_status(out)
@@ -29,10 +29,10 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     batchscore merge scores/ --out scores.parquet
     """
     from batchscore.cli.display import explained
-    from batchscore.cli.doors import refuse_merging_into
     from batchscore.errors import OutputError
-    from batchscore.io.output import find_parts, find_record
-    from batchscore.merging import assemble
+    from batchscore.jobs.checks import refuse_merging_into
+    from batchscore.jobs.merge import assemble
+    from batchscore.jobs.output import find_parts, find_record
     from batchscore.stop import Stop
 
     stop = Stop()

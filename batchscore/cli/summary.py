@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchscore.cli.options import Shares
-from batchscore.io.output import Output
-from batchscore.io.parts import Parts
 from batchscore.io.source import Source
-from batchscore.plan import Plan
-from batchscore.types import Shard, Unit
+from batchscore.io.units import Unit
+from batchscore.jobs.output import Output
+from batchscore.jobs.parts import Parts
+from batchscore.jobs.plan import Plan
+from batchscore.jobs.shards import Shard
 
 
 def work_lines(source: Source, shard: Shard, shares: Shares, parts: Parts, todo: Sequence[Unit]) -> list[str]:

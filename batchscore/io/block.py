@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.schema import Shape
 from batchscore.io.storage import stat_file
-from batchscore.types import Fault, Span
+from batchscore.io.units import Span, Steps
+from batchscore.types import Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +35,6 @@ class Block:
     def locate(self, row: int) -> str:
         """Where a person finds this row: "pairs.jsonl, line 3"."""
         return f"{self.file}, {self.unit} {self.positions[row]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Consecutive rows of a file as the cutter of units sees them."""
-
-    ends: NDArray[np.int64]  # [rows], position in the file behind each
-    places: NDArray[np.int64]  # [rows], the number that errors give to the row behind each
-    sizes: NDArray[np.int64]  # [rows], bytes of each, about; 0: unknown
-    value: Callable[[int], Any]  # of the column by which rows are grouped, in row i of these
-
-
-def count_steps(rows: int, size: int) -> Iterator[Steps]:
-    """Steps of rows of which only their number and their bytes on average are known."""
-    for start in range(0, rows, _ROWS_A_STEP):
-        numbers = np.arange(start + 1, min(start + _ROWS_A_STEP, rows) + 1)
-        yield Steps(numbers, numbers, np.full(len(numbers), size), lambda row: None)
-
-
-def table_steps(tables: Iterator[pa.Table], size: int) -> Iterator[Steps]:
-    """Steps of rows that are grouped by the first column of their tables, of so many bytes on average."""
-    at = 0
-    for table in tables:
-        rows = np.arange(at + 1, at + len(table) + 1)
-        yield Steps(rows, rows, np.full(len(rows), size), partial(_value, table.column(0)))
-        at += len(table)
-
-
-_ROWS_A_STEP = 1 << 18
-
-
-def _value(column: pa.ChunkedArray, row: int) -> object:
-    return column[row].as_py()
 
 
 class Reader(Protocol):

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError, first_line
-from batchscore.io.block import Block, RowCursor, Steps, count_steps, table_steps
+from batchscore.io.block import Block, RowCursor
 from batchscore.io.schema import Shape, join
 from batchscore.io.storage import iso_time
-from batchscore.types import Span
+from batchscore.io.units import Span, Steps, count_steps, table_steps
 
 _ROWS = 4096  # a table of the stream
 MARKERS = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder

@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, InputFile, Steps
+from batchscore.io.block import Block, InputFile
 from batchscore.io.schema import TEXT_FIELDS, Shape, json_text, text_field
 from batchscore.io.storage import open_file
-from batchscore.types import Fault, Span, offsets_of
+from batchscore.io.units import Span, Steps
+from batchscore.types import Fault, offsets_of
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in _COMPRESSIONS)

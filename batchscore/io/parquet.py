@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, InputFile, RowCursor, Steps, count_steps, table_steps
+from batchscore.io.block import Block, InputFile, RowCursor
 from batchscore.io.schema import Shape
 from batchscore.io.storage import is_url, open_file
-from batchscore.types import Span, offsets_of
+from batchscore.io.units import Span, Steps, count_steps, table_steps
+from batchscore.types import offsets_of
 
 SUFFIXES = (".parquet", ".pq")
 _BUFFER_BYTES = 1 << 20  # of each column being read; 0 would load its whole row group

@@ -12,18 +12,17 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
-import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import InputError, NotFoundError, UsageError
 from batchscore.io import hf, jsonl, parquet
-from batchscore.io.block import Block, Reader, Steps
+from batchscore.io.block import Block, Reader
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape, without_views
 from batchscore.io.storage import is_url, list_files, local_path
-from batchscore.types import Fault, Span, Unit, offsets_of
+from batchscore.io.units import Span, Unit, UnitBuilder
+from batchscore.types import Fault, offsets_of
 
 _UNIT_BYTES = 32 << 20  # some three units are held at once, as Arrow, as Python and as tokens
 
@@ -113,16 +112,16 @@ class Source:
             stretch: how much fuller than full a unit may be that ends with such a run; a longer run is divided.
             limit: rows in all.
         """
-        cutter = _Cutter(rows, size, 1 if group is None else stretch, sys.maxsize if limit is None else limit)
+        builder = UnitBuilder(rows, size, 1 if group is None else stretch, sys.maxsize if limit is None else limit)
         for number, reader in enumerate(self.readers):
-            cutter.start_file(number, reader.first_place)
+            builder.start_file(number, reader.first_place)
             if group is not None and number:
                 _require(reader, {group: "--query-id-column"})
             for steps in reader.steps(group):
                 self.on_step()
-                if not cutter.add(steps):
-                    return cutter.units()
-        return cutter.units()
+                if not builder.add(steps):
+                    return builder.units()
+        return builder.units()
 
     def read(
         self, unit: Unit, columns: Sequence[str] | None, flags: Mapping[str, str], shapes: Mapping[str, Shape]
@@ -180,63 +179,6 @@ def _require(reader: Reader, wanted: Mapping[str, str]) -> None:
     names = reader.column_names()
     later = [column for column in wanted if column not in names and reader.has_column(column)]
     require_columns([*names, *later], wanted, reader.file)
-
-
-class _Cutter:
-    """Cuts rows that come in steps into units that are full by their rows or bytes, `stretch` times so within a run."""
-
-    def __init__(self, rows: int, size: int, stretch: float, limit: int) -> None:
-        self._full_rows, self._full_size, self._stretch, self._left = rows, size, stretch, limit
-        self._units: list[Unit] = []
-        self._spans: list[Span] = []
-        self._rows, self._size = 0, 0  # of the unit that is growing, and its bytes
-        self._file, self._at, self._place = 0, 0, 0  # where the next row is
-        self._last: Callable[[], Any] = object  # value of the row before
-
-    def start_file(self, number: int, first_place: int) -> None:
-        """The next rows are of this file."""
-        self._file, self._at, self._place = number, 0, first_place
-
-    def add(self, steps: Steps) -> bool:
-        """Take rows; False once the limit is reached."""
-        at, count = 0, min(len(steps.ends), self._left)
-        sizes = offsets_of(steps.sizes)
-        while at < count:
-            if self._filled >= 1 and (self._filled >= self._stretch or steps.value(at) != self._last()):
-                self._close()
-            # when full, row by row to the end of the run
-            room = int(np.searchsorted(sizes, sizes[at] + self._full_size - self._size)) - at
-            taken = min(count - at, max(min(self._full_rows - self._rows, room), 1))
-            self._extend(taken, int(steps.ends[at + taken - 1]), int(steps.places[at + taken - 1]))
-            self._size += int(sizes[at + taken] - sizes[at])
-            at += taken
-            self._last = partial(steps.value, at - 1)
-        self._left -= count
-        return self._left > 0
-
-    def units(self) -> list[Unit]:
-        """All units, the growing one too."""
-        if self._spans or not self._units:
-            self._close()
-        return self._units
-
-    @property
-    def _filled(self) -> float:
-        """How full the unit is that is growing."""
-        return max(self._rows / self._full_rows, self._size / self._full_size)
-
-    def _extend(self, rows: int, stop: int, place: int) -> None:
-        if self._spans and self._spans[-1].file == self._file:
-            before = self._spans[-1]
-            self._spans[-1] = replace(before, stop=stop, rows=before.rows + rows)
-        else:
-            self._spans.append(Span(self._file, self._at, stop, rows, self._place))
-        self._rows += rows
-        self._at, self._place = stop, place
-
-    def _close(self) -> None:
-        self._units.append(Unit(len(self._units), tuple(self._spans or [Span(0, 0, 0, 0, 0)])))
-        self._spans, self._rows, self._size = [], 0, 0
 
 
 def _join(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, NotFoundError, UsageError, first_line
-from batchscore.models.options import updated
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -286,3 +285,13 @@ def _download(model: str, revision: str | None) -> Path:
             f"model {model!r} is not a folder and could not be fetched from the hub: {first_line(error)}",
             hint="check the spelling and the network, or download it and pass the folder",
         ) from error
+
+
+def updated(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the overrides; a nested one keeps the keys that an override does not name."""
+    nested = {
+        key: updated(config[key], value)
+        for key, value in overrides.items()
+        if isinstance(value, Mapping) and isinstance(config.get(key), Mapping)
+    }
+    return {**config, **overrides, **nested}

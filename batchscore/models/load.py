@@ -20,14 +20,14 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedCon
 from transformers.utils import logging
 
 from batchscore.errors import CheckpointError, UsageError, first_line
-from batchscore.models.arch.row import Rename, Row
+from batchscore.models.arch.entry import Architecture, Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import Head, answer_head, load_dense, make_activation, take_head
 from batchscore.models.lora import merge_adapter
-from batchscore.models.options import nearest
-from batchscore.models.resolve import find_row
+from batchscore.models.resolve import find_architecture
+from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
-from batchscore.models.tokenizer import TextTokenizer
+from batchscore.models.text.tokenizer import TextTokenizer
 
 # buffers old files carry, and heads for other tasks that a body does not read
 _UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)")
@@ -42,7 +42,7 @@ Layout = Literal["flat", "padded", "even"]  # end to end; padded to the longest;
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to run: float32 head, body in the chosen dtype."""
 
     bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
@@ -63,7 +63,7 @@ def load_model(
     attention: str,
     trust_remote_code: bool = False,
     dry: bool = False,
-) -> Loaded:
+) -> LoadedModel:
     """Load body and head.
 
     Args:
@@ -80,16 +80,16 @@ def load_model(
     Raises:
         CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
-    row = find_row(checkpoint)
-    tensors = _renamed(checkpoint.empty_tensors() if dry else checkpoint.read_tensors(), (*_OLD_NAMES, *row.renames))
+    arch = find_architecture(checkpoint)
+    tensors = _renamed(checkpoint.empty_tensors() if dry else checkpoint.read_tensors(), (*_OLD_NAMES, *arch.renames))
     names = sorted(tensors)
     head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), load_dense(checkpoint, spec.dense))
     with _named(checkpoint.name):
-        config = _native_config(checkpoint, row)
+        config = _native_config(checkpoint, arch)
 
     def body(adapter: str) -> tuple[Any, list[str]]:
         merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
-        return _load_body(checkpoint, spec, row, config, merged, dtype, trust_remote_code)
+        return _load_body(checkpoint, spec, arch, config, merged, dtype, trust_remote_code)
 
     with _named(checkpoint.name), _quiet():
         loaded = [body(adapter) for adapter in dict.fromkeys(spec.adapters)]
@@ -97,10 +97,10 @@ def load_model(
         vocabulary = bodies[0].get_input_embeddings().num_embeddings
     _check_width(checkpoint, spec, head, config)
     _check_positions(checkpoint, spec, bodies[0])
-    is_flat = _set_attention(bodies, row, attention, config)
+    is_flat = _set_attention(bodies, arch, attention, config)
     # the body's pooler is dropped; a head that is made of it has taken its tensors
     unread = {name for _, names in loaded for name in names} | {name for name in tensors if "pooler." in name}
-    return Loaded(
+    return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
         head=head.eval().requires_grad_(False).to(device),
         activation=make_activation(spec.activation),
@@ -110,9 +110,9 @@ def load_model(
     )
 
 
-def _set_attention(bodies: Sequence[Any], row: Row, attention: str, config: PreTrainedConfig | None) -> bool:
+def _set_attention(bodies: Sequence[Any], arch: Architecture, attention: str, config: PreTrainedConfig | None) -> bool:
     """Whether the bodies run without padding; they take the attention for it, or the one for padding."""
-    able = row.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
+    able = arch.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
     is_flat = able and attention != "sdpa"
     # some releases' sdpa loses the bound on products that Gemma 2 has
     padded = "eager" if getattr(config, "attn_logit_softcapping", None) else None
@@ -167,16 +167,16 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
 # ---- body
 
 
-def _native_config(checkpoint: Checkpoint, row: Row) -> PreTrainedConfig | None:
+def _native_config(checkpoint: Checkpoint, arch: Architecture) -> PreTrainedConfig | None:
     """The config object of the body's class; None for a kind that neither transformers nor this program has.
 
     Raises:
         UsageError: an override of config.json that nothing reads.
     """
-    content = row.translate(checkpoint.config)
+    content = arch.translate(checkpoint.config)
     kind = CONFIG_MAPPING[content["model_type"]] if content.get("model_type") in CONFIG_MAPPING else None
     if kind is None:
-        return PreTrainedConfig.from_dict(content) if row.body else None
+        return PreTrainedConfig.from_dict(content) if arch.body else None
     original = checkpoint.read_json("config.json")
     if "cutoff_layers" in checkpoint.overrides and "start_layer" not in original:
         raise UsageError("--hf-overrides: this model has no heads for layers, so nothing reads 'cutoff_layers'")
@@ -191,7 +191,7 @@ def _native_config(checkpoint: Checkpoint, row: Row) -> PreTrainedConfig | None:
 def _load_body(
     checkpoint: Checkpoint,
     spec: ModelSpec,
-    row: Row,
+    arch: Architecture,
     config: PreTrainedConfig | None,
     tensors: Mapping[str, Tensor],
     dtype: str,
@@ -210,8 +210,8 @@ def _load_body(
     if config.is_encoder_decoder:
         raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
-        module, _, name = row.body.partition(":")
-        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, row.body_renames)
+        module, _, name = arch.body.partition(":")
+        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, arch.body_renames)
     elif type(config) in MODEL_MAPPING:
         kind = MODEL_MAPPING[type(config)]
     else:
@@ -227,7 +227,7 @@ def _load_body(
     )
     for name, found, wanted in sorted(report["mismatched_keys"]):
         raise CheckpointError(f"{name} is {list(found)}, and by config.json it should be {list(wanted)}")
-    _check_report(report["missing_keys"], report["unexpected_keys"], spec, row)
+    _check_report(report["missing_keys"], report["unexpected_keys"], spec, arch)
     return model, sorted(report["unexpected_keys"])
 
 
@@ -258,10 +258,10 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: ModelSpec, row: Row) -> None:
+def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: ModelSpec, arch: Architecture) -> None:
     needed = [key for key in missing if not _NOT_NEEDED.search(key)]
-    others = [] if spec.head else [re.escape(layer.name) for layer in (*row.head, *row.mlm_head)]
-    allowed = re.compile("|".join([_UNREAD.pattern, *others, *([row.unread] if row.unread else [])]))
+    others = [] if spec.head else [re.escape(layer.name) for layer in (*arch.head, *arch.mlm_head)]
+    allowed = re.compile("|".join([_UNREAD.pattern, *others, *([arch.unread] if arch.unread else [])]))
     unread = [key for key in unexpected if not allowed.search(key)]
     for what, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:

@@ -22,12 +22,12 @@ from batchscore.errors import (
     RuntimeFailureError,
     first_line,
 )
-from batchscore.models.load import Loaded
-from batchscore.models.prompts import shortened
+from batchscore.models.load import LoadedModel
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
-from batchscore.models.templates import Template
-from batchscore.models.tokenizer import TextTokenizer
+from batchscore.models.text.prompts import shortened
+from batchscore.models.text.templates import Template
+from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.types import Batch, Items, Pairs, Work
@@ -67,13 +67,13 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Engine:
+class BaseRunner:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
     spec: ModelSpec
     template: Template | None  # of a pair; None: the tokenizer's own pair of segments
     tokenizer: TextTokenizer
-    model: Loaded
+    model: LoadedModel
     device: str
     cache: OutputCache
     last_layer: Any  # of the body, where it runs for first tokens alone; else None

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from batchscore.models.prompts import text_work
 from batchscore.models.readouts import pool
 from batchscore.models.similarity import VECTOR_SIMILARITIES
-from batchscore.runners.base import Engine, Index, positions_of
+from batchscore.models.text.prompts import text_work
+from batchscore.runners.base import BaseRunner, Index, positions_of
 from batchscore.types import Batch, Pairs, Work
 
 
-class BiEncoder(Engine):
+class BiEncoder(BaseRunner):
     """Distinct queries and distinct documents are the items; query vectors are held while documents stream by."""
 
     def sequences(self, pairs: Pairs) -> Work:

@@ -16,10 +16,10 @@ from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
-from batchscore.models.templates import Template
-from batchscore.models.tokenizer import TextTokenizer, load_tokenizer
+from batchscore.models.text.templates import Template
+from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer
 from batchscore.runners.attention import PACKED
-from batchscore.runners.base import Engine, Runner
+from batchscore.runners.base import BaseRunner, Runner
 from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.cross_encoder import CrossEncoder
@@ -76,7 +76,7 @@ def build_runner(
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
     if checkpoint.architecture not in ARCHITECTURES:
-        probe = Engine(spec, template, tokenizer, model, placement.device, cache, None)
+        probe = BaseRunner(spec, template, tokenizer, model, placement.device, cache, None)
         model = replace(model, layout=_probed_layout(probe))
     try:
         last_layer = take_last_layer(model.bodies[0], spec.layers) if model.layout == "flat" and spec.layers else None
@@ -90,7 +90,7 @@ def build_runner(
     return runner
 
 
-def _probed_layout(engine: Engine) -> Layout:
+def _probed_layout(engine: BaseRunner) -> Layout:
     """How a body of unknown build takes two sequences so that each gets the states it has alone.
 
     What it gives alone comes from transformers' own attention.

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.models.heads import activate
-from batchscore.models.prompts import pair_work
 from batchscore.models.readouts import pool
-from batchscore.models.rendered import template_work
-from batchscore.runners.base import Engine, Index
+from batchscore.models.text.prompts import pair_work
+from batchscore.models.text.rendered import template_work
+from batchscore.runners.base import BaseRunner, Index
 from batchscore.types import Batch, Pairs, Work
 
 
-class CrossEncoder(Engine):
+class CrossEncoder(BaseRunner):
     """Distinct pairs are the items; the raw score is the logit."""
 
     def sequences(self, pairs: Pairs) -> Work:

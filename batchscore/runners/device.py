@@ -26,7 +26,7 @@ class Placement:
     max_tokens: int  # of a pack, unless the user says otherwise
 
 
-def place(device: str, dtype: Dtype) -> Placement:
+def choose_device(device: str, dtype: Dtype) -> Placement:
     """Choose what "auto" leaves open.
 
     Raises:

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from batchscore.models.prompts import text_work
 from batchscore.models.similarity import maxsim
-from batchscore.runners.base import Engine, Index, positions_of
+from batchscore.models.text.prompts import text_work
+from batchscore.runners.base import BaseRunner, Index, positions_of
 from batchscore.types import Batch, Items, Pairs, Work
 
 Matrices = list[Tensor]  # float32 [tokens, dim] of each item
 
 
-class LateInteraction(Engine):
+class LateInteraction(BaseRunner):
     """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
 
     def sequences(self, pairs: Pairs) -> Work:

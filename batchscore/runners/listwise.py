@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from batchscore.models.rendered import list_work
-from batchscore.runners.base import Engine, Index
+from batchscore.models.text.rendered import list_work
+from batchscore.runners.base import BaseRunner, Index
 from batchscore.types import Batch, Items, Pairs, Work
 
 
-class Listwise(Engine):
+class Listwise(BaseRunner):
     """The prompts are the items. A score depends on the other documents of its prompt, by design of the model."""
 
     def sequences(self, pairs: Pairs) -> Work:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.row import Architecture, Json, Row, same
+from batchscore.models.arch.entry import Architecture, Entry, Json, same
 from batchscore.models.spec import Layer, PoolingMode
 
-LAST = Row(pooling="lasttoken")
+LAST = Architecture(pooling="lasttoken")
 SCORE = replace(LAST, score_type="cross-encoder", head=(Layer("score"),))
 
 # what each family is published for: (embeddings, rerankers)
@@ -47,12 +47,14 @@ def _llama_pooling(config: Json) -> PoolingMode:
     return _POOLINGS[name]
 
 
-def _nemotron(config: Json) -> Row:
-    return Row(hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config))
+def _nemotron(config: Json) -> Architecture:
+    return Architecture(
+        hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config)
+    )
 
 
-def _nemotron_pairs(config: Json) -> Row:
-    return Row(
+def _nemotron_pairs(config: Json) -> Architecture:
+    return Architecture(
         score_type="cross-encoder",
         hub="nvidia/llama-nemotron-rerank-1b-v2",
         translate=_llama_both_ways,
@@ -102,7 +104,7 @@ def _gemma2_layers(config: Json) -> Json:
     return {**shortened, "model_type": "gemma2", "num_hidden_layers": layers}
 
 
-def _layerwise(config: Json) -> Row:
+def _layerwise(config: Json) -> Architecture:
     _, start, step = (config.get(key, default) for key, default in _LAYERWISE)
     head = Layer(f"lm_head.{(_cutoff(config) - start) // step}.linear_head")
     is_gemma = config.get("model_type") == "cost_wise_gemma"
@@ -125,7 +127,7 @@ def _gemma(config: Json) -> Json:
 
 _TRANSLATIONS = {"Gemma": _gemma}
 
-DECODERS: dict[str, Architecture] = {
+DECODERS: dict[str, Entry] = {
     **{
         f"{family}{kind}": replace(
             row, hub=hubs[row.score_type == "cross-encoder"], translate=_TRANSLATIONS.get(family, same)
@@ -140,7 +142,7 @@ DECODERS: dict[str, Architecture] = {
     "Gemma3ForCausalLM": LAST,
     "Lfm2Model": replace(LAST, flat=False),  # a convolution runs across the joints
     "Lfm2ForCausalLM": replace(LAST, flat=False),
-    "GritLM": Row(
+    "GritLM": Architecture(
         hub="parasail-ai/GritLM-7B-vllm",
         translate=_unwindowed,
         pooling="mean",
@@ -151,12 +153,12 @@ DECODERS: dict[str, Architecture] = {
     ),
     "LlamaBidirectionalModel": _nemotron,
     "LlamaBidirectionalForSequenceClassification": _nemotron_pairs,
-    "VoyageQwen3BidirectionalEmbedModel": Row(
+    "VoyageQwen3BidirectionalEmbedModel": Architecture(
         hub="voyageai/voyage-4-nano", translate=_both_ways, pooling="mean", head=(Layer("linear"),)
     ),
     "LayerWiseMiniCPMForCausalLM": _layerwise,
     "CostWiseGemmaForCausalLM": lambda config: _layerwise({**config, "model_type": "cost_wise_gemma"}),
-    "JinaForRanking": Row(
+    "JinaForRanking": Architecture(
         score_type="cross-encoder",
         hub="jinaai/jina-reranker-v3",
         listwise=True,

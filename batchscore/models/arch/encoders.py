@@ -5,37 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.row import Architecture, Json, Rename, Row
+from batchscore.models.arch.entry import Architecture, Entry, Json, Rename
 from batchscore.models.spec import Layer
 
 # BERT's class keeps the first layer of its head in the body, as the "pooler"; RoBERTa's has a classifier of two layers
 _POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))
-_BERT = Row(layers="encoder.layer")
-_ROBERTA = Row(layers="encoder.layer", positions_after_pad=True)
+_BERT = Architecture(layers="encoder.layer")
+_ROBERTA = Architecture(layers="encoder.layer", positions_after_pad=True)
 _ROBERTA_HEAD = (Layer("classifier.dense", "tanh"), Layer("classifier.out_proj"))
 
 _ROBERTA_MLM = (Layer("lm_head.dense", "gelu"), Layer("lm_head.layer_norm"), Layer("lm_head.decoder"))
 
 
-def _bert_mlm(config: Json) -> Row:
+def _bert_mlm(config: Json) -> Architecture:
     stem = "cls.predictions"
     dense = Layer(f"{stem}.transform.dense", config.get("hidden_act", "gelu"))
     head = (dense, Layer(f"{stem}.transform.LayerNorm"), Layer(f"{stem}.decoder"))
     return replace(_BERT, hub="google-bert/bert-base-uncased", mlm_head=head)
 
 
-def _bert_splade(config: Json) -> Row:
+def _bert_splade(config: Json) -> Architecture:
     row = _bert_mlm(config)
     return replace(row, hub="naver/splade-v3", pooling="splade", head=row.mlm_head)
 
 
-def _distil_mlm(config: Json) -> Row:
+def _distil_mlm(config: Json) -> Architecture:
     dense = Layer("vocab_transform", config.get("activation", "gelu"))
     head = (dense, Layer("vocab_layer_norm"), Layer("vocab_projector"))
     return replace(_DISTIL, hub="distilbert/distilbert-base-uncased", mlm_head=head)
 
 
-def _modernbert_mlm(config: Json) -> Row:
+def _modernbert_mlm(config: Json) -> Architecture:
     dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
     head = (dense, Layer("head.norm"), Layer("decoder"))
     return replace(_MODERNBERT, hub="answerdotai/ModernBERT-base", mlm_head=head)
@@ -70,18 +70,18 @@ def _is_rotary(config: Json) -> bool:
     return config.get("position_embedding_type") == "rotary"
 
 
-def _jina_v3(config: Json) -> Row:
+def _jina_v3(config: Json) -> Architecture:
     adapters = tuple(config.get("lora_adaptations") or ())
-    return Row(hub="jinaai/jina-embeddings-v3", translate=_rotary_xlmr, pooling="mean", adapters=adapters)
+    return Architecture(hub="jinaai/jina-embeddings-v3", translate=_rotary_xlmr, pooling="mean", adapters=adapters)
 
 
-def _xlmr(config: Json) -> Row:
+def _xlmr(config: Json) -> Architecture:
     if _is_rotary(config):
         return _jina_v3(config)
     return replace(_ROBERTA, hub="BAAI/bge-m3", renames=_FLASH, mlm_head=_ROBERTA_MLM)
 
 
-def _xlmr_pairs(config: Json) -> Row:
+def _xlmr_pairs(config: Json) -> Architecture:
     row = replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", pooling="cls")
     return replace(row, score_type="cross-encoder", head=_ROBERTA_HEAD)
 
@@ -107,7 +107,7 @@ def _gte(config: Json) -> Json:
 
 
 _ROTARY_BERT = "batchscore.models.arch.rotary_bert:RotaryBertModel"
-_GTE = Row(
+_GTE = Architecture(
     hub="Alibaba-NLP/gte-multilingual-base",
     translate=_gte,
     body=_ROTARY_BERT,
@@ -162,9 +162,9 @@ def _nomic(config: Json) -> Json:
     }
 
 
-def _modernbert_pairs(config: Json) -> Row:
+def _modernbert_pairs(config: Json) -> Architecture:
     dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
-    return Row(
+    return Architecture(
         hub="Alibaba-NLP/gte-reranker-modernbert-base",
         score_type="cross-encoder",
         pooling=config.get("classifier_pooling", "cls"),
@@ -172,9 +172,9 @@ def _modernbert_pairs(config: Json) -> Row:
     )
 
 
-def _deberta_pairs(config: Json) -> Row:
+def _deberta_pairs(config: Json) -> Architecture:
     dense = Layer("pooler.dense", config.get("pooler_hidden_act", "gelu"))
-    return Row(
+    return Architecture(
         hub="mixedbread-ai/mxbai-rerank-base-v1",
         score_type="cross-encoder",
         head=(dense, Layer("classifier")),
@@ -182,14 +182,14 @@ def _deberta_pairs(config: Json) -> Row:
     )
 
 
-def _cross_encoder(row: Row, head: tuple[Layer, ...], hub: str) -> Row:
+def _cross_encoder(row: Architecture, head: tuple[Layer, ...], hub: str) -> Architecture:
     return replace(row, score_type="cross-encoder", head=head, hub=hub)
 
 
-_MODERNBERT = Row(hub="Alibaba-NLP/gte-modernbert-base")
-_DISTIL = Row(hub="sentence-transformers/msmarco-distilbert-base-v4")
+_MODERNBERT = Architecture(hub="Alibaba-NLP/gte-modernbert-base")
+_DISTIL = Architecture(hub="sentence-transformers/msmarco-distilbert-base-v4")
 
-ENCODERS: dict[str, Architecture] = {
+ENCODERS: dict[str, Entry] = {
     "BertForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "cross-encoder/ms-marco-MiniLM-L6-v2"),
     "RobertaForSequenceClassification": _cross_encoder(_ROBERTA, _ROBERTA_HEAD, "cross-encoder/quora-roberta-base"),
     "XLMRobertaForSequenceClassification": _xlmr_pairs,
@@ -233,20 +233,24 @@ ENCODERS: dict[str, Architecture] = {
     "NewModel": _GTE,
     "GteNewModel": _GTE,
     "GteModel": replace(_GTE, hub="Snowflake/snowflake-arctic-embed-m-v2.0"),
-    "NomicBertModel": Row(hub="nomic-ai/nomic-embed-text-v1.5", translate=_nomic, pooling="mean", body=_ROTARY_BERT),
+    "NomicBertModel": Architecture(
+        hub="nomic-ai/nomic-embed-text-v1.5", translate=_nomic, pooling="mean", body=_ROTARY_BERT
+    ),
 }
 
 
-def _colbert(config: Json) -> Row:
+def _colbert(config: Json) -> Architecture:
     """Stanford's files: a BERT, or Jina's XLM-R, and one projection."""
     if _is_rotary(config):
-        return Row("late-interaction", "jinaai/jina-colbert-v2", translate=_rotary_xlmr, head=(Layer("linear"),))
-    return Row("late-interaction", "colbert-ir/colbertv2.0", head=(Layer("linear"),))
+        return Architecture(
+            "late-interaction", "jinaai/jina-colbert-v2", translate=_rotary_xlmr, head=(Layer("linear"),)
+        )
+    return Architecture("late-interaction", "colbert-ir/colbertv2.0", head=(Layer("linear"),))
 
 
-COLBERTS: dict[str, Architecture] = {
+COLBERTS: dict[str, Entry] = {
     "HF_ColBERT": _colbert,
     "ColBERTJinaRobertaModel": lambda config: _colbert({**config, "position_embedding_type": "rotary"}),
-    "ColBERTModernBertModel": Row("late-interaction", "lightonai/GTE-ModernColBERT-v1"),
-    "ColBERTLfm2Model": Row("late-interaction", "LiquidAI/LFM2-ColBERT-350M", flat=False, pooling="lasttoken"),
+    "ColBERTModernBertModel": Architecture("late-interaction", "lightonai/GTE-ModernColBERT-v1"),
+    "ColBERTLfm2Model": Architecture("late-interaction", "LiquidAI/LFM2-ColBERT-350M", flat=False, pooling="lasttoken"),
 }

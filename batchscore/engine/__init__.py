@@ -1,0 +1,1 @@
+"""A window of pairs in, its scores out: packs, workers, retries."""

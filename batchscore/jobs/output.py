@@ -1,0 +1,94 @@
+"""Where a run's output, its parts and what it says of itself lie.
+
+Of a file the parts are hidden beside it until it is assembled; a folder is the parts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from batchscore.errors import OutputError
+from batchscore.io.sink import require_writable
+from batchscore.io.storage import is_url, local_path, open_folder, require_store
+from batchscore.jobs.parts import JOB, Parts, open_parts
+from batchscore.jobs.records import exists, read_record
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What `--out` means."""
+
+    path: str  # without a slash at the end
+    is_folder: bool
+
+    @property
+    def parts(self) -> str:
+        """The folder of the parts."""
+        if self.is_folder:
+            return self.path
+        folder, slash, name = self.path.rpartition("/")
+        return f"{folder}{slash}.{name}.parts"
+
+    @property
+    def file(self) -> str:
+        """What the parts are assembled to."""
+        return f"{self.path}.parquet" if self.is_folder else self.path
+
+    @property
+    def errors(self) -> str:
+        """The list of rows at fault."""
+        return f"{self.path}/_errors.jsonl" if self.is_folder else f"{self.path}.errors.jsonl"
+
+    def record(self, shard: str = "") -> str:
+        """The run record, of a shard if there are several."""
+        return f"{self.path}/_run{shard}.json" if self.is_folder else f"{self.path}.run{shard}.json"
+
+    def owns(self, path: str) -> bool:
+        """Whether a run with this output writes this file."""
+        names = path, self.path, self.file, self.errors
+        path, own, *others = (name if is_url(name) else os.path.abspath(name) for name in names)
+        is_record = path.startswith(f"{own}.run") and path.endswith(".json")
+        return path in (own, *others) or (path.startswith(f"{own}/") if self.is_folder else is_record)
+
+    def check(self) -> None:
+        """Raise UsageError or OutputError for what cannot be written there."""
+        if self.is_folder and is_url(self.path):
+            require_store(self.path)
+        elif self.is_folder:
+            if os.path.exists(self.path) and not os.path.isdir(self.path):
+                raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
+            there = self.path
+            while not os.path.exists(there):
+                there = os.path.dirname(there) or "."
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise OutputError(
+                    f"cannot write into {self.path}: no permission to write in {there}", hint="choose another folder"
+                )
+        else:
+            require_writable(self.path)
+
+
+def open_output(path: str) -> Output:
+    """A folder if it ends with a slash or is one already, else a file."""
+    path = local_path(path)
+    name = path if path.endswith("://") else path.rstrip("/") or "/"
+    return Output(name, path.endswith("/") or os.path.isdir(path))
+
+
+def find_parts(path: str) -> Parts | None:
+    """The parts of the job that writes `path`, a file or a folder, if there are any."""
+    output = open_output(path)
+    if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
+        output = Output(output.path, True)
+    return open_parts(open_folder(output.parts))
+
+
+def find_record(path: str) -> dict[str, Any]:
+    """The record of the job that wrote the file `path` and left no parts; OutputError if there is none."""
+    output = open_output(path)
+    record = read_record(output.record()) if not output.is_folder and exists(output.file) else None
+    if record is None or "fingerprint" not in record:
+        raise OutputError(f"{path} has no parts of a job", hint="name the --out of a run")
+    return record

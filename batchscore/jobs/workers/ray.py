@@ -1,0 +1,336 @@
+"""A Ray cluster instead of one machine: actors that score the units whose numbers they are given.
+
+Only those numbers and counts go through Ray: an actor reads the input and writes the parts by itself, so the folder is
+what it is without Ray, and any other run can go on with it. The price is that every node must see the same files under
+the same paths; an actor that finds others refuses to work. Ray's own restarts stay off, since they would not tell which
+unit an actor died on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from socket import create_connection, gethostname
+from textwrap import shorten
+from threading import Thread
+from typing import Any
+
+from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError, first_line
+from batchscore.io.storage import open_folder
+from batchscore.io.units import Unit
+from batchscore.jobs.parts import first_difference, open_parts
+from batchscore.jobs.pipeline import LULL_SECONDS, Meter, Pipeline
+from batchscore.jobs.plan import Plan
+from batchscore.jobs.workers.backlog import Backlog
+from batchscore.jobs.workers.job import WorkerJob
+from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
+
+_IN_WORK = 2  # units of an actor: one in the model, one being read or written
+_ACTORS_OF_A_NODE = 4  # at most, without GPUs: each holds a model of its own
+_CONNECT_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+_LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
+_STORE_BYTES = 128 << 20  # of a Ray that is started here; it has next to nothing to store
+
+
+def run_on_ray(
+    task: WorkerJob,
+    units: Iterator[Unit],
+    meter: Meter,
+    stop: Stop,
+    *,
+    address: str | None,
+    on_done: Callable[[Unit, Mapping[str, Any]], None],
+    say: Callable[[str], None],
+    max_restarts: int,
+) -> dict[int, str]:
+    """Have all units scored; those that were given up, and why.
+
+    Args:
+        task: what is done.
+        units: what it is done to.
+        meter: counts each unit when it is done.
+        stop: has the actors save and leave.
+        address: of the cluster; None: that of RAY_ADDRESS, or else one is started here.
+        on_done: called with the counts of each unit that has its part.
+        say: called with news.
+        max_restarts: how often an actor that died is started again.
+
+    Raises:
+        MissingDependencyError: there is no Ray, or a node lacks batchscore.
+        StoppedError: the end was asked for.
+        BatchscoreError: what an actor could not go on from, or no actor is left.
+    """
+    with _cluster(address, stop) as ray:
+        slots = _find_slots(ray.nodes(), task.scorer.get("device", "auto"))
+        say(f"ray      {len(slots)} workers at {ray.get_runtime_context().gcs_address}")
+        return _RayCrew(ray, task, meter, stop, on_done=on_done, say=say).run(units, slots, max_restarts)
+
+
+@contextmanager
+def _cluster(address: str | None, stop: Stop) -> Iterator[Any]:
+    """Ray, connected to its cluster; what was begun here ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("--engine ray needs Ray", hint="pip install 'batchscore[ray]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Ray tells it of deaths; we tell of them too
+        _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local", stop)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, stop: Stop) -> None:
+    from batchscore.runners.device import usable_cores
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    try:
+        _require_listener(address)
+        with _signals_kept():
+            ray.init(address, **options)
+    except SystemExit:  # how Ray takes SIGTERM meanwhile
+        stop.request("SIGTERM")
+        stop.check()
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        stop.check()  # Ray tries again when a signal raises
+        place = "Ray cannot be started here" if address == "local" else f"no Ray cluster answers at {address}"
+        raise RuntimeFailureError(
+            f"{place}: {first_line(error)}", hint="check it with `ray status`; RAY_AUTH_MODE=token if it wants a token"
+        ) from error
+
+
+def _require_listener(address: str) -> None:
+    """OSError if nobody listens at HOST:PORT, where Ray would go on trying for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """A block in which Ray may be started: it takes SIGTERM for itself, and would die of what a scheduler tells all."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    news = set(SIGNALS) - {signal.SIGTERM, signal.SIGINT}  # Ray ends itself by the one, and blocks the other
+    with blocked_signals(news):  # which processes inherit
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Room for an actor."""
+
+    device: str
+    options: Mapping[str, Any]  # what the actor asks Ray for
+
+
+def _find_slots(nodes: Sequence[Mapping[str, Any]], device: str) -> list[_Slot]:
+    """One for each GPU of the cluster; without GPUs, or on `--device cpu`, some for each node, the largest first."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in resources)
+    if gpus and device != "cpu":
+        return [_Slot("cuda", {"num_gpus": 1, "num_cpus": 0})] * gpus
+    if device.startswith("cuda"):
+        raise MissingDependencyError("the Ray cluster has no GPU", hint="--device cpu")
+    slots = []
+    for cpus in sorted((int(node.get("CPU", 0)) for node in resources), reverse=True):
+        count = min(cpus, _ACTORS_OF_A_NODE)
+        threads = cpus // max(1, count)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        slots += [_Slot("cpu", {"num_cpus": threads, "runtime_env": environment})] * count
+    if not slots:
+        raise MissingDependencyError("the Ray cluster has neither GPUs nor CPUs", hint="add a node to it")
+    return slots
+
+
+@dataclass
+class _Worker:
+    slot: _Slot
+    restarts: int  # that are left to its slot
+    actor: Any
+    loading: Any  # the call; None: it is ready
+    place: str  # for a person
+    calls: dict[Any, Unit] = field(default_factory=dict)  # the oldest first
+
+
+class _RayCrew:
+    """The driver's side."""
+
+    def __init__(
+        self,
+        ray: Any,
+        task: WorkerJob,
+        meter: Meter,
+        stop: Stop,
+        *,
+        on_done: Callable[[Unit, Mapping[str, Any]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._ray, self._task, self._meter, self._stop = ray, task, meter, stop
+        self._on_done, self._say = on_done, say
+        self._workers: list[_Worker] = []
+
+    def run(self, units: Iterator[Unit], slots: Sequence[_Slot], max_restarts: int) -> dict[int, str]:
+        """Have all units scored; those that were given up, and why."""
+        self._backlog = Backlog(units, self._say)
+        with self._stop.polling():
+            try:
+                for slot in slots:
+                    self._start(slot, max_restarts)
+                while self._give_out():
+                    self._stop.check()
+                    calls = {call: worker for worker in self._workers for call in worker.calls}
+                    calls |= {worker.loading: worker for worker in self._workers if worker.loading is not None}
+                    for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
+                        self._listen(calls[call], call)
+                self._backlog.require_empty()
+            finally:
+                self._dismiss()
+        return self._backlog.given_up
+
+    def _start(self, slot: _Slot, restarts: int) -> None:
+        # a call for each unit in work, and one that asks for the end
+        options = {**slot.options, "max_concurrency": _IN_WORK + 1}
+        actor = self._ray.remote(_Actor).options(**options).remote(self._task, slot.device, os.getcwd())
+        self._workers.append(_Worker(slot, restarts, actor, actor.load.remote(), slot.device))
+
+    def _give_out(self) -> bool:
+        """Keep every worker busy; whether there is anything to wait for."""
+        ready = [worker for worker in self._workers if worker.loading is None]
+        for number in range(_IN_WORK):
+            for worker in ready:
+                if len(worker.calls) == number and (unit := self._backlog.take(worker.calls.values())) is not None:
+                    worker.calls[worker.actor.run.remote(unit.index)] = unit
+        return any(worker.calls for worker in ready) or (bool(self._workers) and not ready)
+
+    def _listen(self, worker: _Worker, call: Any) -> None:
+        """Take in what a call has come to."""
+        try:
+            answer = self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            why = _last_line(error)
+            if getattr(error, "actor_init_failed", False):
+                raise MissingDependencyError(
+                    f"a node of the Ray cluster cannot start a worker: {why}",
+                    hint="install on every node what is installed here, in the same versions",
+                ) from error
+            self._bury(worker, why)
+            return
+        if isinstance(answer, DeviceLostError):
+            self._bury(worker, answer.message)
+        elif isinstance(answer, BatchscoreError):
+            raise answer
+        elif call == worker.loading:
+            worker.loading, worker.place = None, answer
+        else:
+            unit = worker.calls.pop(call)
+            self._meter.add(unit.rows, answer["tokens"])
+            self._on_done(unit, answer)
+
+    def _bury(self, worker: _Worker, why: str) -> None:
+        """End a worker that is dead or of no use, and start another if it has not been tried too often."""
+        self._workers.remove(worker)
+        self._ray.kill(worker.actor)  # one that lost its device is still there
+        if self._backlog.bury(worker.place, why, worker.calls.values(), worker.restarts):
+            self._start(worker.slot, worker.restarts - 1)
+
+    def _dismiss(self) -> None:
+        """Have every worker save, and end it."""
+        calls = [call for worker in self._workers for call in worker.calls]
+        if calls:
+            for worker in self._workers:
+                worker.actor.leave.remote()
+            self._ray.wait(calls, num_returns=len(calls), timeout=_LEAVE_SECONDS)
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+
+
+class _Actor:
+    """The worker's side: a pipeline in a thread, and calls that wait for their unit's part.
+
+    A BatchscoreError is returned instead of raised: Ray would wrap it.
+    """
+
+    def __init__(self, task: WorkerJob, device: str, folder: str) -> None:
+        with suppress(OSError):  # a node without it may still have what is named by whole paths
+            os.chdir(folder)
+        self._task, self._device, self._stop = task, device, Stop()
+        self._wanted: SimpleQueue[int] = SimpleQueue()
+        self._counts: dict[int, Future[Mapping[str, Any]]] = {}  # of a unit
+        self._end: Future[Mapping[str, Any]] = Future()  # an error
+
+    def load(self) -> str | BatchscoreError:
+        """Load the model; where that is."""
+        try:
+            self._pipeline = _open(self._task, self._device, self._stop)
+        except BatchscoreError as error:
+            return error
+        Thread(target=self._score, name="batchscore-score", daemon=True).start()
+        return f"{self._device} of {gethostname()}"
+
+    def run(self, index: int) -> Mapping[str, Any] | BatchscoreError:
+        """Score a unit; its counts."""
+        counts = self._counts[index] = Future()
+        self._wanted.put(index)
+        wait([counts, self._end], return_when=FIRST_COMPLETED)
+        try:
+            return counts.result() if counts.done() else self._end.result()
+        except BatchscoreError as error:
+            return error
+
+    def leave(self) -> None:
+        """Save what is in work, and end it."""
+        self._stop.request("the driver")
+
+    def _score(self) -> None:
+        try:
+            while True:
+                self._pipeline.run(self._units(self._wanted.get()), self._done)
+        except BaseException as error:  # for whoever waits
+            self._end.set_exception(error)
+
+    def _units(self, index: int) -> Iterator[Unit]:
+        """Units without a pause between them; behind the last, a part that could not be written comes to light."""
+        with suppress(Empty):
+            while True:
+                yield self._pipeline.parts.units[index]
+                index = self._wanted.get(timeout=LULL_SECONDS)
+
+    def _done(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+        self._counts.pop(unit.index).set_result(counts)
+
+
+def _open(task: WorkerJob, device: str, stop: Stop) -> Pipeline:
+    """The task's pipeline on this node; RuntimeFailureError if the node would score something else."""
+    hint = "every node needs the same files under the same paths"
+    parts = open_parts(open_folder(task.folder))
+    if parts is None:
+        raise RuntimeFailureError(f"{gethostname()} does not see {os.path.abspath(task.folder)}", hint=hint)
+    pipeline = task.pipeline(Meter(), stop, device=device)
+    expected, inputs, setup = parts.fingerprint, pipeline.source.fingerprint(), pipeline.scorer.setup
+    found = Plan(expected["command"], setup, task.job, task.errors, inputs, task.folder, task.scorer).fingerprint
+    if (difference := first_difference(expected, found)) is not None:
+        raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=hint)
+    return pipeline
+
+
+def _last_line(error: BaseException) -> str:
+    """What Ray says of a death comes last, behind a traceback or ids."""
+    return shorten((str(error).splitlines() or [type(error).__name__])[-1], 160)

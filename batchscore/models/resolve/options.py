@@ -1,0 +1,174 @@
+"""What a user may set: every option's name, its values, and the JSON options of the scoring documentation taken apart.
+
+Options come from the command line, from Scorer's keywords and from config files, under the same names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from batchscore.errors import UsageError
+from batchscore.models.checkpoint import updated
+from batchscore.models.spec import POOLING_MODES
+from batchscore.types import TRUNCATION_SIDES, ScoreType, Truncation
+
+Sourced = tuple[Any, str]  # a value and the file, architecture or option it came from
+Options = Mapping[str, Sourced]
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*values: Any) -> Rule:
+    return (lambda value: value in values), f"must be one of {', '.join(map(str, values))}"
+
+
+def _length(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+_TEXT: Rule = (lambda value: isinstance(value, str)), "must be text"
+_FLAG: Rule = (lambda value: isinstance(value, bool)), "must be true or false"
+_COUNT: Rule = (lambda value: type(value) is int and value >= 0), "must be a number of tokens, 0 for no limit"
+_LENGTH: Rule = _length, "must be a number of tokens, k for thousands and K for 1024s"
+_NUMBER: Rule = (lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)), "must be a number"
+_SCORE_TYPES = get_args(ScoreType)
+
+RULES: dict[str, Rule] = {
+    "score_type": _one_of(*_SCORE_TYPES),
+    "convert": _one_of("auto", "none", "embed", "classify"),
+    "compat": _one_of("vllm"),
+    "task": _TEXT,
+    "hf_overrides": ((lambda value: isinstance(value, dict)), "must be a JSON object"),
+    "pooler_config": ((lambda value: isinstance(value, dict)), "must be a JSON object"),
+    "pooling": _one_of(*POOLING_MODES),
+    "use_activation": _FLAG,
+    "logit_mean": _NUMBER,
+    "logit_sigma": ((lambda value: _NUMBER[0](value) and value != 0), "must be a number other than 0"),
+    "dimensions": ((lambda value: type(value) is int and value > 0), "must be a number of components"),
+    "similarity": _one_of("cosine", "dot"),
+    "chat_template": _TEXT,
+    "instruction": _TEXT,
+    "instruct": ((lambda value: isinstance(value, str) and "{instruction}" in value), "must hold {instruction}"),
+    "query_prompt": _TEXT,
+    "document_prompt": _TEXT,
+    "query_prompt_name": _TEXT,
+    "document_prompt_name": _TEXT,
+    "no_prompts": _FLAG,
+    "max_length": _LENGTH,
+    "max_model_len": _LENGTH,
+    "truncate_prompt_tokens": ((lambda value: value == -1 or _length(value)), "must be a number of tokens, or -1"),
+    # not "prompt-end": a prompt without its end means nothing, which only `compat` wants to see
+    "truncation": _one_of(*(rule for rule in get_args(Truncation) if rule != "prompt-end")),
+    "truncation_side": _one_of(*TRUNCATION_SIDES),
+    "query_length": _LENGTH,
+    "document_length": _LENGTH,
+    "max_tokens_per_query": _COUNT,
+    "max_tokens_per_doc": _COUNT,
+}
+
+_FEW = 40  # names in an error
+_LENGTHS = ("max_length", "max_model_len", "query_length", "document_length")
+_JSON = ("hf_overrides", "pooler_config")
+_UNITS = {"": 1, "k": 1_000, "K": 1_024, "m": 1_000_000, "M": 1_048_576}
+
+
+def read_values(options: Options) -> dict[str, Sourced]:
+    """Lengths such as "8k" as numbers, JSON text as objects; every value checked.
+
+    Raises:
+        UsageError: a value that its option cannot take.
+    """
+    for name in options:
+        if name not in RULES:
+            raise UsageError(f"unknown option {name!r}", hint=nearest(name, RULES))
+    read = {name: (_read(name, value), source) for name, (value, source) in options.items()}
+    for name, (value, source) in read.items():
+        is_valid, demand = RULES[name]
+        if not is_valid(value):
+            raise UsageError(f"{spelled(name, source)} {value!r}: {demand}")
+    return read
+
+
+def _read(name: str, value: Any) -> Any:
+    if name in _LENGTHS and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM]?)", value.strip())):
+        return int(match[1]) * _UNITS[match[2]]
+    if name in _JSON and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise UsageError(f"--{name.replace('_', '-')} is not valid JSON: {error}") from error
+    return value
+
+
+def merged(lower: Options, upper: Options) -> dict[str, Sourced]:
+    """Both, the upper winning; overrides of config.json are merged key by key."""
+    both = {**lower, **upper}
+    if "hf_overrides" in lower and "hf_overrides" in upper:
+        sources = f"{lower['hf_overrides'][1]}, {upper['hf_overrides'][1]}"
+        both["hf_overrides"] = (updated(lower["hf_overrides"][0], upper["hf_overrides"][0]), sources)
+    return both
+
+
+def taken_apart(options: Options) -> dict[str, Sourced]:
+    """Options that decide one field each, from those that bundle several or go by another engine's name."""
+    apart: dict[str, Sourced] = {}
+    for name, (value, source) in options.items():
+        expand = _EXPANSIONS.get(name)
+        for key, part in {name: value}.items() if expand is None else expand(value, source).items():
+            given = apart.setdefault(key, (part, source))
+            if given[0] != part:
+                raise UsageError(f"{given[1]} and {source} ask for different things: {given[0]!r} and {part!r}")
+    return apart
+
+
+def _pooler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    modes = {"CLS": "cls", "LAST": "lasttoken", "MEAN": "mean"} | {mode.upper(): mode for mode in POOLING_MODES}
+    tasks = {"embed": "bi-encoder", "classify": "cross-encoder", "token_embed": "late-interaction"}
+    apart: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("pooling_type", "seq_pooling_type"):
+            if "pooling" in apart:
+                raise UsageError(f"{source}: pooling_type and seq_pooling_type are both given", hint="pass one of them")
+            if str(value).upper() not in modes:
+                raise UsageError(f"{source}: {key} {value!r} is unknown; known: {', '.join(modes)}")
+            apart["pooling"] = modes[str(value).upper()]
+        elif key == "tok_pooling_type" and str(value).upper() == "ALL":
+            apart["score_type"] = "late-interaction"
+        elif key == "task" and str(value) in tasks:
+            apart["score_type"] = tasks[value]
+        elif key in ("use_activation", "dimensions", "logit_mean", "logit_sigma"):
+            apart[key] = read_values({key: (value, source)})[key][0]
+        else:
+            known = "pooling_type, seq_pooling_type, tok_pooling_type (ALL), task, use_activation, dimensions, "
+            raise UsageError(
+                f"{source}: {key} {value!r} would have no effect",
+                hint=f"keys that score: {known}logit_mean, logit_sigma",
+            )
+    return apart
+
+
+_CONVERSIONS = {"classify": {"score_type": "cross-encoder"}, "embed": {"score_type": "bi-encoder"}}
+
+_EXPANSIONS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
+    "pooler_config": _pooler,
+    "convert": lambda value, source: _CONVERSIONS.get(value, {}),
+    "no_prompts": lambda value, source: {"query_prompt": "", "document_prompt": ""} if value else {},
+    "max_model_len": lambda value, source: {"max_length": value},
+}
+
+
+def spelled(name: str, source: str) -> str:
+    """How to name an option to the user."""
+    return source if source.startswith("--") else f"{source}: {name}"
+
+
+def nearest(key: str, known: Mapping[str, Any]) -> str:
+    """A hint for a key that is not known."""
+    close = difflib.get_close_matches(key, known, 1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known)}" if len(known) <= _FEW else f"{len(known)} are known, none that is similar"

@@ -1,0 +1,213 @@
+"""What sentence-transformers, PyLate and ColBERT saved beside a checkpoint's weights, read into spec fields."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.checkpoint import SAVED, Checkpoint
+from batchscore.models.resolve.options import Sourced
+from batchscore.models.spec import POOLING_MODES, DenseSpec, Marks, PoolingMode
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+SIGMOID = "torch.nn.modules.activation.Sigmoid"
+TANH = "torch.nn.modules.activation.Tanh"
+
+_KINDS = {"Transformer", "Pooling", "Dense", "Normalize", "LogitScore", "MLMTransformer", "SpladePooling"}
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_PYLATE_KEYS = {"query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion"}
+ARTIFACT = "artifact.metadata"
+
+
+def module_kinds(checkpoint: Checkpoint) -> list[str]:
+    """The kinds of modules.json in order.
+
+    Raises:
+        CheckpointError: one that this program does not know, and so would leave out.
+    """
+    kinds = [module.kind for module in checkpoint.modules]
+    for kind in kinds:
+        if kind not in _KINDS:
+            raise CheckpointError(f"{checkpoint.name}: modules.json has a {kind}, which is not supported")
+    return kinds
+
+
+# ---- pooling
+
+_FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len"}
+_FLAGS |= {"weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
+
+
+def pooling(checkpoint: Checkpoint, default: PoolingMode, source: str) -> tuple[Sourced, Sourced]:
+    """(pooling modes, include_prompt): what the Pooling module says, else the architecture's mode."""
+    module = next((module for module in checkpoint.modules if module.kind == "Pooling"), None)
+    if module is None:
+        return ((default,), source), (True, "default")
+    file = f"{module.folder}/config.json"
+    modes = {_FLAGS.get(flag, flag) for flag in _active_modes(module.config)}
+    unknown = sorted(modes - set(POOLING_MODES))
+    if unknown or not modes:
+        raise CheckpointError(
+            f"{checkpoint.name}: {file} asks for pooling {', '.join(unknown) or 'by no mode at all'}",
+            hint=f"known modes: {', '.join(POOLING_MODES)}",
+        )
+    include_prompt = bool(module.config.get("include_prompt", True))
+    return (tuple(mode for mode in POOLING_MODES if mode in modes), file), (include_prompt, file)
+
+
+def vllm_pooling(checkpoint: Checkpoint, default: PoolingMode, source: str) -> Sourced:
+    """vLLM's reading: of the flags it knows the last wins; it knows CLS, the mean and the last token."""
+    module = next((module for module in checkpoint.modules if module.kind == "Pooling"), None)
+    known: dict[str, PoolingMode] = {"cls": "cls", "mean": "mean", "lasttoken": "lasttoken"}
+    names = [] if module is None else [flag.split("_")[0] for flag in _active_modes(module.config)]
+    modes = [known[name] for name in names if name in known]
+    return ((modes[-1],), "compat vllm") if modes else ((default,), source)
+
+
+def _active_modes(config: Mapping[str, Any]) -> list[str]:
+    """Both spellings: "pooling_mode": "mean" (or a list), and the flags "pooling_mode_mean_tokens": true."""
+    named = config.get("pooling_mode")
+    if named:
+        return [named] if isinstance(named, str) else list(named)
+    prefix = "pooling_mode_"
+    return [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
+
+
+def check_splade(checkpoint: Checkpoint) -> None:
+    """Refuse a SpladePooling other than max over log(1 + relu)."""
+    module = next(module for module in checkpoint.modules if module.kind == "SpladePooling")
+    asked = module.config.get("pooling_strategy", "max"), module.config.get("activation_function", "relu")
+    if asked != ("max", "relu"):
+        raise CheckpointError(f"{checkpoint.name}: SpladePooling by {' of '.join(asked)} is not supported")
+
+
+# ---- Dense modules
+
+
+def dense(checkpoint: Checkpoint) -> Sourced:
+    """The Dense modules of modules.json in order."""
+
+    def spec(folder: str, config: Mapping[str, Any]) -> DenseSpec:
+        if config.get("use_residual"):
+            raise CheckpointError(f"{checkpoint.name}: {folder} has a residual connection, which is not supported")
+        try:
+            return DenseSpec(
+                folder,
+                config["in_features"],
+                config["out_features"],
+                config.get("bias", True),
+                config.get("activation_function", TANH),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{checkpoint.name}: {folder}/config.json lacks {error}") from error
+
+    specs = tuple(spec(module.folder, module.config) for module in checkpoint.modules if module.kind == "Dense")
+    return specs, "modules.json" if specs else "default"
+
+
+def answer_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """(false token, true token), or (true token,), of a LogitScore module; () without one."""
+    module = next((module for module in checkpoint.modules if module.kind == "LogitScore"), None)
+    if module is None:
+        return ()
+    ids = (module.config.get("false_token_id"), module.config.get("true_token_id"))
+    return tuple(token for token in ids if token is not None)
+
+
+def activation(checkpoint: Checkpoint) -> Sourced:
+    """The function between logit and score: what sentence-transformers saved, else by problem_type, else sigmoid."""
+    config = checkpoint.config
+    saved = (
+        (checkpoint.saved.get("activation_fn"), SAVED),
+        ((config.get("sentence_transformers") or {}).get("activation_fn"), "config.json"),
+        (config.get("sbert_ce_default_activation_function"), "config.json"),
+        (IDENTITY if config.get("problem_type") == "regression" else None, "config.json problem_type"),
+        (SIGMOID, "default for one label"),
+    )
+    return next((name, source) for name, source in saved if name)
+
+
+# ---- prompts
+
+
+def prompt(checkpoint: Checkpoint, side: str) -> Sourced:
+    """The saved prompt of a side, "query" or "document"; one without its own gets the default."""
+    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
+    default = prompts.get(checkpoint.saved.get("default_prompt_name") or "", "")
+    names = ("query",) if side == "query" else _DOCUMENT_PROMPTS
+    # the first that is not empty: sentence-transformers writes "document": "" beside a real "passage"
+    text = next((prompts[name] for name in names if prompts.get(name)), default)
+    return text, SAVED if text else "default"
+
+
+_ROLES = re.compile(r"[\"'](query|document)[\"']")
+
+
+def chat_template(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """(template text, its variables) saved for the roles query and document; ("", {}) if there is none for these."""
+    in_config = checkpoint.tokenizer_config.get("chat_template")
+    text = checkpoint.read_text("chat_template.jinja") or (in_config if isinstance(in_config, str) else "")
+    if {match[1] for match in _ROLES.finditer(text)} != {"query", "document"}:
+        return "", {}
+    saved = checkpoint.sentence_config[1].get("processing_kwargs", {}).get("chat_template", {})
+    # restore_suffix: the end of a prompt survives here anyway
+    return text.removesuffix("\n"), {name: value for name, value in saved.items() if name != "restore_suffix"}
+
+
+def default_prompt(checkpoint: Checkpoint) -> Sourced:
+    """The prompt a saved cross-encoder has by default."""
+    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
+    text = prompts.get(checkpoint.saved.get("default_prompt_name") or "", "")
+    return text, SAVED if text else "default"
+
+
+def named_prompt(checkpoint: Checkpoint, name: str, option: str) -> str:
+    """The saved prompt of a name.
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
+    if name not in prompts:
+        known = ", ".join(prompts) or "none at all"
+        raise UsageError(f"{option} {name!r}: {checkpoint.name} has no such prompt", hint=f"it has {known}")
+    return prompts[name]
+
+
+# ---- ColBERT
+
+
+def is_colbert(checkpoint: Checkpoint) -> bool:
+    """Whether PyLate's or Stanford's settings are there."""
+    return bool(_PYLATE_KEYS & set(checkpoint.saved)) or bool(checkpoint.read_json(ARTIFACT))
+
+
+def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, str]:
+    """(marks, query length, document length, file): PyLate's settings if they are there, else Stanford's."""
+    saved = checkpoint.saved
+    if _PYLATE_KEYS & set(saved):
+        query, document = (saved.get(key) for key in ("query_prefix", "document_prefix"))
+        found = Marks(
+            query="[Q] " if query is None else query,
+            document="[D] " if document is None else document,
+            expand=saved.get("do_query_expansion", True),
+            attend=saved.get("attend_to_expansion_tokens", False),
+            skip=tuple(saved.get("skiplist_words") or ()),
+        )
+        return found, saved.get("query_length") or 32, saved.get("document_length") or 180, SAVED
+    artifact = checkpoint.read_json(ARTIFACT)
+    found = Marks(
+        query=artifact.get("query_token_id", "[unused0]"),
+        document=artifact.get("doc_token_id", "[unused1]"),
+        expand=True,
+        attend=artifact.get("attend_to_mask_tokens", False),
+        skip=tuple(string.punctuation) if artifact.get("mask_punctuation", True) else (),
+    )
+    if artifact.get("similarity", "cosine") != "cosine":
+        raise CheckpointError(f"{checkpoint.name}: {ARTIFACT} asks for similarity {artifact['similarity']!r}")
+    # without the file PyLate's defaults, with it Stanford's
+    document_length = artifact.get("doc_maxlen", 220) if artifact else 180
+    return found, artifact.get("query_maxlen", 32), document_length, ARTIFACT if artifact else "default"

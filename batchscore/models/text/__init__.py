@@ -1,0 +1,1 @@
+"""Texts into token sequences: tokenizer, prompts, templates, truncation."""

@@ -1,0 +1,281 @@
+"""Build the token sequences of a window: what the model reads for each distinct pair, or for each distinct text.
+
+Truncation happens here and in `rendered`, on the ids of the texts, so that special tokens and the order of segments
+survive every length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.models.spec import ModelSpec
+from batchscore.models.text.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
+from batchscore.models.text.truncation import LIBRARY_LIMITS, Lengths, rule_of
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
+
+ALL = 2**31 - 1  # tokens, where nothing is cut at tokenising
+Bits = NDArray[np.uint8]
+
+
+def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
+    """One sequence for each distinct pair, in the tokenizer's own pair pattern: a cross-encoder's window."""
+    if spec.truncation in LIBRARY_LIMITS:
+        raise UsageError(f"truncation {spec.truncation} is a rule for prompts, and this model reads a pair of segments")
+    budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
+    prompt_length = _prompt_length(tokenizer, spec, spec.query_prompt, budget, spec.max_length)
+    if prompt_length and keep_end:
+        raise UsageError("--truncation-side left would cut the prompt that stands before queries")
+    # of finished ids no more are left than max_length, and one more tells that they were cut
+    limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
+    strings = prepared(pairs.queries, spec.query_prompt, spec), prepared(pairs.documents, "", spec)
+    (queries, query_lengths), (documents, document_lengths) = (
+        tokenizer.tokenize(texts, limit, keep_end=keep_end) for texts in strings
+    )
+    if slices_ids(spec):
+        query_lengths, document_lengths = queries.lengths, documents.lengths
+    first, codes = distinct_pairs(pairs)
+    left, right = pairs.queries.codes[first], pairs.documents.codes[first]
+    full = query_lengths[left], document_lengths[right]
+    refuse_long(spec, first[full[0] + full[1] > budget])
+    rule: Truncation = "longest-first" if spec.truncation == "prompt-end" else spec.truncation
+    if rule == "longest-first" and (room - prompt_length) % 2:
+        # the odd token goes to the longer text, and where neither fits estimates do not tell which that is
+        rivals = (full[0] > room) & (full[1] > room - prompt_length)
+        for texts, lengths, index in zip(strings, full, (left, right), strict=True):
+            distinct, inverse = np.unique(index[rivals], return_inverse=True)
+            lengths[rivals] = tokenizer.tokenize([texts[code] for code in distinct], ALL)[1][inverse]
+    query_kept, document_kept = rule_of(rule)(full[0] - prompt_length, full[1], room - prompt_length)
+    kept = query_kept + prompt_length, document_kept
+    items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
+    if not spec.pair_of_empty and (empty := kept[1] == 0).any():
+        alone = assemble(tokenizer.single, [(queries, left, kept[0])], keep_end=keep_end)
+        items = _chosen(items, alone, empty)
+    cut = cut_bits(full, kept)
+    if slices_ids(spec):
+        items, cut = sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
+    return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
+
+
+def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
+    """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
+    (queries, query_cut), (documents, document_cut) = (
+        _encode_side(tokenizer, spec, texts, is_query=is_query)
+        for texts, is_query in ((pairs.queries, True), (pairs.documents, False))
+    )
+    cut = query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes]
+    refuse_long(spec, np.flatnonzero(cut))
+    return Work(
+        items=_join(queries, documents),
+        held=len(queries),
+        left=pairs.queries.codes,
+        right=pairs.documents.codes + np.int32(len(queries)),
+        cut=cut,
+    )
+
+
+def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
+    """(the pairs with their texts cut to max_tokens_per_query and max_tokens_per_doc, cut bits of each row)."""
+    cut = np.zeros(len(pairs), np.uint8)
+    if not (spec.max_tokens_per_query or spec.max_tokens_per_doc):
+        return pairs, cut
+    sides = []
+    for texts, limit, bit in (
+        (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
+        (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
+    ):
+        values = list(texts.values)
+        long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
+        for place in np.flatnonzero(long).tolist():
+            values[place] = tokenizer.shorten(values[place], limit)
+        cut |= (bit * long[texts.codes]).astype(np.uint8)
+        sides.append(Texts(values, texts.codes))
+    return replace(pairs, queries=sides[0], documents=sides[1]), cut
+
+
+def distinct_pairs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(the first row of each distinct pair, int32 [rows]: which distinct pair a row is)."""
+    keys = pairs.queries.codes.astype(np.int64) * len(pairs.documents.values) + pairs.documents.codes
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first, inverse.astype(np.int32).reshape(-1)
+
+
+def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bits:
+    """Bits of the sides that lost tokens."""
+    return (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
+
+
+def prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
+    """The strings to tokenise."""
+    strings = [prompt + text for text in texts.values] if prompt else list(texts.values)
+    return [text.lower() for text in strings] if spec.lower_case else strings
+
+
+def refuse_long(spec: ModelSpec, rows: Lengths) -> None:
+    """Under truncation "error", refuse the first of these rows."""
+    if spec.truncation == "error" and len(rows):
+        sides = {spec.query_length, spec.document_length} - {0, spec.max_length}
+        limits = "query_length or document_length" if sides else f"max_length {spec.max_length} tokens"
+        raise RowError(
+            sorted(rows.tolist()),
+            f"longer than {limits}",
+            code="too-long",
+            cause=InputError,
+            hint="pass --truncation document-first, or raise the limit",
+        )
+
+
+# ---- one side
+
+
+def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_query: bool) -> tuple[Items, Bits]:
+    """(sequences, cut bits) of one side's distinct texts."""
+    prompt = spec.query_prompt if is_query else spec.document_prompt
+    length = spec.query_length if is_query else spec.document_length
+    bit = CUT_QUERY if is_query else CUT_DOCUMENT
+    pattern = tokenizer.single
+    if spec.marks is not None:
+        pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
+    budget = _text_budget(replace(spec, max_length=length), pattern)
+    prompt_length = _prompt_length(tokenizer, spec, prompt, budget, length)
+    strings, keep_end = prepared(texts, prompt, spec), spec.truncation_side == "left"
+    tokens, lengths = (
+        tokenizer.tokenize(strings, spec.max_length + 1, keep_end=keep_end)  # as in pair_work
+        if slices_ids(spec)
+        else _kept_ends(tokenizer, strings, prompt_length, budget)
+        if keep_end
+        else tokenizer.tokenize(strings, budget)
+    )
+    items = assemble(pattern, [(tokens, np.arange(len(tokens)), tokens.lengths)])
+    cut = (bit * (lengths > budget)).astype(np.uint8)
+    if slices_ids(spec):
+        items, cut = sliced(items, spec, bit)
+    # a single segment's types are all 0, which is what a model assumes without them
+    items = replace(items, types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
+    if spec.marks is not None and spec.marks.expand and is_query:
+        items = _expanded(tokenizer, items, length, attend=spec.marks.attend)
+    return items, cut
+
+
+def _prompt_length(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, budget: int, max_length: int) -> int:
+    """Tokens of the text before a side's texts."""
+    length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt, spec), budget)[1][0])
+    if length >= budget:
+        raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {max_length}")
+    return length
+
+
+def _text_budget(spec: ModelSpec, pattern: Pattern) -> int:
+    """Tokens left for texts beside the special tokens."""
+    specials = num_specials(pattern)
+    if spec.max_length <= specials:
+        raise UsageError(
+            f"max_length {spec.max_length} leaves no room for text beside {specials} special tokens",
+            hint="raise --max-length",
+        )
+    return spec.max_length - specials
+
+
+def _kept_ends(
+    tokenizer: TextTokenizer, strings: list[str], prompt_length: int, budget: int
+) -> tuple[Items, NDArray[np.int64]]:
+    """As `tokenize`, but a text that is too long keeps its prompt and its end."""
+    ends, lengths = tokenizer.tokenize(strings, budget, keep_end=True)
+    long = np.flatnonzero(lengths > (budget if prompt_length else ALL))
+    starts, _ = tokenizer.tokenize([strings[place] for place in long], prompt_length)
+    ends.ids[ranges(ends.offsets[long], starts.lengths)] = starts.ids
+    return ends, lengths
+
+
+def _kept(
+    tokenizer: TextTokenizer, spec: ModelSpec, items: Items, prompt_length: int, *, is_query: bool
+) -> NDArray[np.bool_] | None:
+    """bool [tokens]: the tokens that count in the readout; None if all of them do."""
+    places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
+    if spec.drop_first:
+        return places > 0
+    if spec.marks is not None:
+        skipped = [tokenizer.token_id(token) for token in spec.marks.skip]
+        known = [token for token in skipped if token is not None]
+        return np.ones(len(items.ids), bool) if is_query else ~np.isin(items.ids, known)
+    if spec.include_prompt:
+        return None
+    # sentence-transformers' rule: a prompt, and the special tokens before it
+    leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
+    return places >= (leading + prompt_length if prompt_length else 0)
+
+
+# ---- ColBERT
+
+
+def _marked(tokenizer: TextTokenizer, pattern: Pattern, marker: str) -> Pattern:
+    """The pattern with a marker behind its first token."""
+    if not marker:
+        return pattern
+    token = tokenizer.token_id(marker)
+    if token is None:
+        raise CheckpointError(
+            f"the marker {marker!r} is not in the vocabulary",
+            hint="the tokenizer is not the one this model was trained with",
+        )
+    if not isinstance(pattern[0], Special):
+        raise CheckpointError("its tokenizer puts no token before a text, and the marker's place is behind that token")
+    return (pattern[0], Special(token, 0), *pattern[1:])
+
+
+def _expanded(tokenizer: TextTokenizer, items: Items, length: int, *, attend: bool) -> Items:
+    """Sequences filled up to `length` with a token whose state counts, whether or not others attend to it."""
+    filler = tokenizer.named("mask_token", "eos_token", "pad_token")
+    if filler is None:
+        raise CheckpointError("its tokenizer has no mask, EOS or padding token to expand queries with")
+    lengths, count = items.lengths, len(items)
+    where = ranges(np.arange(count) * length, lengths)
+    ids = np.full(count * length, filler, np.int32)
+    ids[where] = items.ids
+    seen = np.full(count * length, attend)
+    seen[where] = True
+    return Items(ids, offsets_of(np.full(count, length)), None, np.ones(len(ids), bool), None if attend else seen)
+
+
+# ---- vLLM's ways
+
+
+def slices_ids(spec: ModelSpec) -> bool:
+    """Whether finished ids are cut, special tokens and all: what a truncation side makes vLLM do."""
+    return spec.truncation == "prompt-end" and spec.truncation_side is not None
+
+
+def sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
+    """(sequences cut at one end to max_length, bits of those that were)."""
+    kept = np.minimum(items.lengths, spec.max_length)
+    starts = items.offsets[1:] - kept if spec.truncation_side == "left" else items.offsets[:-1]
+    where = ranges(starts, kept)
+    types = None if items.types is None else items.types[where]
+    return Items(items.ids[where], offsets_of(kept), types), (bits * (kept < items.lengths)).astype(np.uint8)
+
+
+def _chosen(first: Items, second: Items, take_second: NDArray[np.bool_]) -> Items:
+    """Sequence by sequence one of two."""
+    both = _join(first, second)
+    return both.take(np.arange(len(first)) + len(first) * take_second)
+
+
+def _join(first: Items, second: Items) -> Items:
+    """Sequences of both, end to end; where one of them lacks a column, its tokens have the column's default."""
+    offsets = offsets_of(np.concatenate([first.lengths, second.lengths]))
+
+    def column(name: str, default: int | bool) -> NDArray[np.generic] | None:
+        parts = [getattr(items, name) for items in (first, second)]
+        if parts[0] is None and parts[1] is None:
+            return None
+        filled = [
+            np.full(len(items.ids), default) if part is None else part
+            for items, part in zip((first, second), parts, strict=True)
+        ]
+        return np.concatenate(filled)
+
+    columns = {"types": column("types", 0), "keep": column("keep", True), "seen": column("seen", True)}
+    return Items(np.concatenate([first.ids, second.ids]), offsets, **columns)  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+"""Workers that die, answer no more or take a unit with them: the parent goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import jobs
+from batchscore.errors import DeviceLostError, InputError, RuntimeFailureError
+from batchscore.io.source import Source, open_source
+from batchscore.io.storage import open_folder
+from batchscore.io.units import Unit
+from batchscore.jobs.commands import Loaded, ScoreCommand
+from batchscore.jobs.parts import Parts, start_parts
+from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.workers import processes as crew
+from batchscore.jobs.workers.job import WorkerJob
+from batchscore.jobs.workers.processes import Crew, Slot, find_slots
+from batchscore.stop import Stop
+
+Tiny = Callable[[str], str]
+ROWS = jobs.random_rows(300)
+
+
+@dataclass(frozen=True)
+class DeadlyJob(ScoreCommand):
+    """Kills its process, or loses its device, when it reads a unit: the first time, or each time."""
+
+    deadly: int = -1
+    always: bool = False
+    loses_device: bool = False
+
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        first = not Path("died").exists()
+        if unit.index == self.deadly and (first or self.always):
+            Path("died").touch()
+            if self.loses_device:
+                raise DeviceLostError("cuda:0 failed: CUDA error: an illegal memory access was encountered")
+            os._exit(9)
+        return super().load(source, unit)
+
+
+@dataclass(frozen=True)
+class StoppedJob(DeadlyJob):
+    """Stops its process, as a debugger or a driver might, when it first reads a unit."""
+
+    def load(self, source: Source, unit: Unit) -> Loaded:
+        if unit.index == self.deadly and not Path("died").exists():
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return ScoreCommand.load(self, source, unit)
+
+
+@dataclass(frozen=True)
+class UnwritableJob(ScoreCommand):
+    """Fails when its last unit is written."""
+
+    def table(self, loaded: Loaded, *arguments: Any, **options: Any) -> pa.Table:
+        if loaded.unit.index == 5:
+            raise RuntimeFailureError("no space left", hint="make some")
+        return super().table(loaded, *arguments, **options)
+
+
+@dataclass(frozen=True)
+class SilentTask(WorkerJob):
+    """A task whose model cannot be loaded."""
+
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
+        raise RuntimeFailureError("no such weights", hint="look for them")
+
+
+@dataclass(frozen=True)
+class DeadlyTask(WorkerJob):
+    """A task whose model kills the process that loads it."""
+
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
+        os._exit(9)
+
+
+@pytest.fixture(autouse=True)
+def rows(here: Path) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+
+
+def started(model: str, job: ScoreCommand, kind: type[WorkerJob] = WorkerJob) -> tuple[WorkerJob, Parts]:
+    source = open_source(["in.parquet"])
+    parts = start_parts(
+        open_folder("parts"), {"inputs": source.fingerprint()}, lambda: source.units(50), overwrite=False
+    )
+    return kind(job, {"model": model}, ["in.parquet"], None, "parts", "quarantine"), parts
+
+
+class Run:
+    """A crew's run, and what came of it."""
+
+    def __init__(self, task: WorkerJob, parts: Parts, *, workers: int = 1, restarts: int = 3) -> None:
+        self.done: list[int] = []
+        self.said: list[str] = []
+        self.meter = Meter(total=300)
+        stop = Stop()
+        stop.after(120)  # a parent that hangs is to fail the test
+        workforce = Crew(
+            task,
+            [Slot("cpu", 1)] * workers,
+            self.meter,
+            stop,
+            max_restarts=restarts,
+            on_done=self._note,
+            say=self.said.append,
+        )
+        self.given_up = workforce.run(iter(parts.units))
+
+    def _note(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+        self.done.append(unit.index)
+        assert counts["rows"] == unit.rows
+
+
+def ids(parts: Parts) -> list[str]:
+    names = (f"parts/part-{unit:05}.parquet" for unit in sorted(parts.finished()))
+    return [row["id"] for name in names for row in pq.read_table(name).to_pylist()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loses_device", [False, True], ids=["dies", "loses its device"])
+def test_a_worker_that_fails_is_replaced_and_its_units_are_done_once(tiny: Tiny, loses_device: bool) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, loses_device=loses_device))
+    run = Run(task, parts)
+
+    assert run.given_up == {}
+    assert sorted(run.done) == list(range(6))
+    assert ids(parts) == [row["id"] for row in ROWS]
+    (said,) = run.said
+    assert ("illegal memory access" if loses_device else "exit code 9") in said
+    assert "started again, 2 restarts left" in said
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_two_workers_is_given_up_and_the_others_are_done(tiny: Tiny) -> None:
+    """Also the one before it, which is in the model when it is read."""
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, always=True))
+    run = Run(task, parts)
+
+    assert run.given_up == {2: "2 workers died on it, the last with exit code 9"}
+    assert ids(parts) == [row["id"] for row in ROWS[:100] + ROWS[150:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [WorkerJob, DeadlyTask], ids=["in a unit", "while loading"])
+def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny, kind: type[WorkerJob]) -> None:
+    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True), kind)
+    with pytest.raises(RuntimeFailureError, match="no worker is left"):
+        Run(task, parts, restarts=0)
+
+
+@pytest.mark.slow
+def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SILENCE_SECONDS", 5.0)
+    task, parts = started(tiny("bert_ce"), StoppedJob(deadly=3))
+    run = Run(task, parts)
+
+    assert run.given_up == {}
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert run.said == ["worker on cpu died (no sign of life for 5 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1], ids=lambda sent: sent.name)
+def test_signals_to_all_leave_workers_alone_from_their_first_moment(
+    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They take seconds to load Python, in which a terminal's Ctrl-C would have each print where it was."""
+    told: list[int] = []
+
+    def tell() -> None:
+        while len(told) < 2:
+            for child in psutil.Process().children():
+                if child.pid not in told and "spawn_main" in " ".join(child.cmdline()):
+                    child.send_signal(sent)
+                    told.append(child.pid)
+
+    task, parts = started(tiny("bert_ce"), ScoreCommand())
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(tell)
+        run = Run(task, parts, workers=2)
+
+    assert (run.said, capfd.readouterr().err) == ([], "")
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.slow
+def test_a_worker_that_finds_another_input_ends_the_job(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), ScoreCommand())
+    jobs.write_rows("in.parquet", ROWS[:299])
+    with pytest.raises(InputError, match=r"not what it was when the job began: inputs\[0\]"):
+        Run(task, parts)
+
+
+@pytest.mark.slow
+def test_a_last_part_that_cannot_be_written_ends_the_job(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), UnwritableJob())
+    with pytest.raises(RuntimeFailureError, match="^no space left\nhint: make some$"):
+        Run(task, parts)
+    assert parts.finished() == set(range(5))
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_raised_in_the_parent(tiny: Tiny) -> None:
+    task, parts = started(tiny("bert_ce"), ScoreCommand(), SilentTask)
+    with pytest.raises(RuntimeFailureError, match="^no such weights\nhint: look for them$"):
+        Run(task, parts, workers=2)
+
+
+def test_places_are_named_by_devices() -> None:
+    assert [place.device for place in find_slots("cuda:0, cuda:3")] == ["cuda:0", "cuda:3"]
+    assert [place.device for place in find_slots("cpu:3")] == ["cpu"] * 3
+    cores = len(os.sched_getaffinity(0))
+    assert {place.threads for place in find_slots("cpu:2")} == {max(1, cores // 2)}
+    assert {place.threads for place in find_slots(f"cpu:{8 * cores}")} == {1}
