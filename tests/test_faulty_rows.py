@@ -288,7 +288,7 @@ def test_torch_running_out_of_memory_is_told_from_other_failures(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     scorer = Scorer(tiny(name))
-    body = type(scorer._runner.model.bodies[0])
+    body = type(scorer.batcher._runner.model.bodies[0])
     for message in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "not enough memory"):
         monkeypatch.setattr(body, "forward", lambda *_, m=message, **__: (_ for _ in ()).throw(RuntimeError(m)))
         with pytest.raises(RuntimeFailureError, match="cpu has no memory left"):

@@ -19,8 +19,8 @@ RERANKER = {"config": "qwen3-reranker"}
 def tokens(model: str, **options: Any) -> tuple[list[str], int]:
     """(the tokens of PAIR, its cut bits)."""
     with Scorer(model, dtype="float32", **options) as scorer:
-        work = scorer.tokenize(PAIR)
-        return scorer._runner.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
+        work = scorer.batcher.tokenize(PAIR)
+        return scorer.batcher._runner.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("max_length", range(6, 30))

@@ -21,8 +21,9 @@ from batchscore.io.source import Source, open_source
 from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
 from batchscore.jobs.commands import Loaded, ScoreCommand
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, start_parts
-from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.workers import processes as crew
 from batchscore.jobs.workers.job import WorkerJob
 from batchscore.jobs.workers.processes import Crew, Slot, find_slots

@@ -132,20 +132,18 @@ class Parts:
                 hint="run the same command again: only this unit's rows will be scored again",
             ) from error
 
-    def progress(self, unit: Unit, rows: int) -> NDArray[np.float32]:
-        """float32 [rows]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
-        try:
+    def saved_scores(self, unit: Unit, rows: int, k: int) -> NDArray[np.float32]:
+        """float32 [rows, k]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
+        with suppress(OSError, ValueError):
             content = memoryview(self.folder.read(part_name(unit.index, "progress")))
-            header = self._header(rows)
-            if bytes(content[: len(header)]) == header and len(content) == len(header) + 4 * rows:
-                return np.array(np.frombuffer(content[len(header) :], np.float32))
-        except (OSError, ValueError):
-            pass
-        return np.full(rows, np.nan, np.float32)
+            header = self._header((rows, k))
+            if bytes(content[: len(header)]) == header and len(content) == len(header) + 4 * rows * k:
+                return np.array(np.frombuffer(content[len(header) :], np.float32)).reshape(rows, k)
+        return np.full((rows, k), np.nan, np.float32)
 
-    def save_progress(self, unit: Unit, raw: NDArray[np.float32]) -> None:
-        """Keep the raw scores of a unit that is not finished."""
-        self.folder.write(part_name(unit.index, "progress"), self._header(len(raw)) + raw.tobytes())
+    def save_scores(self, unit: Unit, raw: NDArray[np.float32]) -> None:
+        """Keep the raw scores, float32 [rows, k], of a unit that is not finished."""
+        self.folder.write(part_name(unit.index, "progress"), self._header(raw.shape) + raw.tobytes())
 
     def fail(self, unit: int, why: str) -> None:
         """Note why a unit was given up; the next run tries it again."""
@@ -200,8 +198,8 @@ class Parts:
             raise InputError(f"{name} is damaged: {first_line(error)}", hint=_AGAIN) from error
         raise InputError(f"{name} is of another job", hint=_AGAIN)
 
-    def _header(self, rows: int) -> bytes:
-        return struct.pack("<16sq", self._id.encode()[:16], rows)
+    def _header(self, shape: tuple[int, ...]) -> bytes:
+        return struct.pack("<16sqq", self._id.encode()[:16], *shape)
 
 
 def _why(note: pa.Buffer) -> str:

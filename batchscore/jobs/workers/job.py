@@ -9,9 +9,10 @@ from typing import Any
 from batchscore.errors import Errors, InputError, RuntimeFailureError
 from batchscore.io.source import open_source
 from batchscore.io.storage import open_folder
-from batchscore.jobs.commands import Job
+from batchscore.jobs.commands import Command
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, first_difference, open_parts
-from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.pipeline import Pipeline
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
 
@@ -20,7 +21,7 @@ from batchscore.stop import Stop
 class WorkerJob:
     """What is done to which input, into which folder."""
 
-    job: Job
+    job: Command
     scorer: Mapping[str, Any]  # keywords of Scorer
     inputs: Sequence[str]
     split: str | None
