@@ -193,8 +193,10 @@ class Scores:
 class Fault:
     """What is wrong with one row."""
 
-    row: int  # of the table or window that this is said of
-    column: str | None
-    code: str  # a word for programs, such as "null"
+    code: str  # a word for programs, for example "null"
     message: str
     hint: str | None = None
+    column: str | None = None
+
+
+Faults = dict[int, Fault]  # row of a table or window -> its first fault

@@ -97,7 +97,7 @@ def started(model: str, job: ScoreCommand, kind: type[WorkerJob] = WorkerJob) ->
     parts = start_parts(
         open_folder("parts"), {"inputs": source.fingerprint()}, lambda: source.units(50), overwrite=False
     )
-    return kind(job, {"model": model}, ["in.parquet"], None, "parts", "quarantine"), parts
+    return kind(job, {"model": model}, source.addresses(), "parts", "quarantine"), parts
 
 
 class Run:

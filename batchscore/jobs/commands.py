@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.ranking import positions_in_groups, rank_rows
-from batchscore.errors import InputError, UsageError
+from batchscore.errors import UsageError
 from batchscore.io.documents import explode, require_fields
 from batchscore.io.schema import Shape, is_nested
 from batchscore.io.source import Chunk, Source
@@ -39,7 +39,7 @@ class Loaded:
     pairs: Pairs  # of the rows that have both texts
     rows: NDArray[np.int64]  # [pairs], which of the output's rows each is
     faults: Sequence[tuple[Mapping[str, Any], Fault]]  # rows without a pair, as they are reported
-    report: Callable[[Fault], Mapping[str, Any]]  # of a fault in an output's row
+    report: Callable[[int, Fault], Mapping[str, Any]]  # of a fault in an output's row
     extra: Any  # what the table needs beside the scores
 
 
@@ -73,15 +73,16 @@ class ScoreCommand:
 
     def units(self, source: Source, window_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of a window each."""
-        return source.units(window_rows, limit=self.limit)
+        kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
+        return source.units(window_rows, columns={**kept, **self._flags}, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> Loaded:
         """One pair a row."""
         kept = self.keep_columns
         columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
-        chunk = source.read(unit, columns, self._flags, dict.fromkeys(self._flags, "text"))
+        chunk = source.read(unit, columns, dict.fromkeys(self._flags, "text"))
         self._refuse_clash(chunk.table.column_names)
-        faults = {fault.row: fault for fault in chunk.faults()}
+        faults = chunk.faults()
         queries = read_texts(chunk, self.query_column, faults)
         pairs = Pairs(queries, read_texts(chunk, self.document_column, faults))
         report = partial(_reported, chunk)
@@ -138,7 +139,7 @@ class RerankCommand:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         columns = self._columns(source)
         if columns.nested:
-            kind, place = source.column_type(columns.document), f"{source.readers[0].file}: column {columns.document!r}"
+            kind, place = source.column_type(columns.document), f"{source.files[0]}: column {columns.document!r}"
             require_fields(kind, self.document_id_column, place)
         if columns.query_id in _RANKED:
             raise UsageError(
@@ -150,16 +151,16 @@ class RerankCommand:
         columns = self._columns(source)
         rows = max(1, window_rows // _NESTED_SHARE) if columns.nested else window_rows
         if listwise:
-            _require_runs(source, columns.query_id, self.limit)
+            source.require_runs(columns.query_id, self.limit)
         # a listwise model must have all documents of a query at once
         stretch = math.inf if listwise else 2
-        return source.units(rows, group=columns.query_id, stretch=stretch, limit=self.limit)
+        return source.units(rows, columns=columns.flags, group=columns.query_id, stretch=stretch, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> Loaded:
         """One pair a document."""
         columns = self._columns(source)
-        chunk = source.read(unit, list(columns.flags), columns.flags, columns.shapes)
-        row_faults = {fault.row: fault for fault in chunk.faults()}
+        chunk = source.read(unit, list(columns.flags), columns.shapes)
+        row_faults = chunk.faults()
         missing: dict[int, Fault] = {}  # documents without a text
         queries = read_texts(chunk, self.query_column, row_faults)
         groups, ids = _groups_of(chunk, columns.query_id, row_faults)
@@ -174,12 +175,10 @@ class RerankCommand:
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             starts = None
 
-        def report(fault: Fault) -> Mapping[str, Any]:
-            row = int(parents[fault.row])
-            column = fault.column
-            if column is None and starts is not None:
-                column = f"{columns.document}[{fault.row - starts[fault.row]}]"
-            return _reported(chunk, Fault(row, column, fault.code, fault.message))
+        def report(document: int, fault: Fault) -> Mapping[str, Any]:
+            if fault.column is None and starts is not None:
+                fault = replace(fault, column=f"{columns.document}[{document - starts[document]}]")
+            return _reported(chunk, int(parents[document]), fault)
 
         of_rows = _sorted_reports(row_faults, partial(_reported, chunk))
         good = np.flatnonzero(~np.isin(parents, list(row_faults)))
@@ -271,29 +270,8 @@ def _groups_of(chunk: Chunk, column: str, faults: dict[int, Fault]) -> tuple[NDA
     """(int64 [rows], number of each row's query in order of first appearance; ids); a null id is a fault of its row."""
     groups, ids = encode_ids(chunk.table[column], f"{chunk.locate(0)}: column {column!r}")
     for row in np.flatnonzero(groups < 0).tolist():
-        faults.setdefault(row, Fault(row, column, "null", "is null", "every row needs its query's id"))
+        faults.setdefault(row, Fault("null", "is null", "every row needs its query's id", column))
     return groups, ids
-
-
-def _require_runs(source: Source, column: str, limit: int | None) -> None:
-    """Raise InputError where a query comes back after others: a listwise model must have all its documents at once."""
-    seen, last, left = set[int](), object(), 2**62 if limit is None else limit
-    for reader in source.readers:
-        for steps in reader.steps(column):
-            source.on_step()
-            for row in range(min(len(steps.ends), left)):
-                value = steps.value(row)
-                if value == last:
-                    continue
-                if (number := hash(str(value))) in seen:
-                    unit = "line" if reader.first_place else "row"
-                    raise InputError(
-                        f"{reader.file}, {unit} {steps.places[row] - 1}: its query came before, among other queries",
-                        hint="this model reads all documents of a query together: sort the input by query",
-                    )
-                seen.add(number)
-                last = value
-            left -= min(len(steps.ends), left)
 
 
 def _others(size: int, faults: Mapping[int, Fault]) -> NDArray[np.int64]:
@@ -304,13 +282,13 @@ def _others(size: int, faults: Mapping[int, Fault]) -> NDArray[np.int64]:
 
 
 def _sorted_reports(
-    faults: Mapping[int, Fault], report: Callable[[Fault], Mapping[str, Any]]
+    faults: Mapping[int, Fault], report: Callable[[int, Fault], Mapping[str, Any]]
 ) -> list[tuple[Mapping[str, Any], Fault]]:
-    return [(report(faults[row]), faults[row]) for row in sorted(faults)]
+    return [(report(row, faults[row]), faults[row]) for row in sorted(faults)]
 
 
-def _reported(chunk: Chunk, fault: Fault) -> Mapping[str, Any]:
+def _reported(chunk: Chunk, row: int, fault: Fault) -> Mapping[str, Any]:
     """JSON-able: where a fault is, and what it is."""
-    file, unit, number = chunk.place(fault.row)
-    place = {"row": number} if unit == "row" else {"row": number - 1, "line": number}
+    file, counts_in, number = chunk.location(row)
+    place = {"row": number} if counts_in == "row" else {"row": number - 1, "line": number}
     return {"file": file, **place, "column": fault.column, "code": fault.code, "message": fault.message}

@@ -152,8 +152,8 @@ class Pipeline:
         bad = np.isin(keys, keys[error.rows])
         found = []
         for pair in window.pairs[bad].tolist():
-            fault = Fault(int(window.loaded.rows[pair]), None, error.code, error.message, error.hint)
-            found.append((window.loaded.report(fault), fault))
+            fault = Fault(error.code, error.message, error.hint)
+            found.append((window.loaded.report(int(window.loaded.rows[pair]), fault), fault))
         self._refuse(found)
         window.faults += found
         window.pairs = window.pairs[~bad]
@@ -197,7 +197,7 @@ class Pipeline:
             pairs, scores = growing.joined()
             table = self.job.table(loaded, pairs, scores, keep_faulty=self.errors == "null")
             faults = [record for record, _ in (*loaded.faults, *growing.faults)]
-            order = {self.source.readers[span.file].file: span.file for span in loaded.unit.spans}
+            order = {self.source.files[span.file]: span.file for span in loaded.unit.spans}
             faults.sort(key=lambda record: (order[record["file"]], record["row"]))
             counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), **growing.counts}
             if "num_documents" in table.column_names:
