@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from batchscore.runners.attention import attend_from_first, packed_attention
-from batchscore.types import Batch
+from batchscore.runners.batch import runs_of
 
 LENGTHS = [9, 5, 5, 5, 2, 1]
 HEADS, DIM = 4, 8
@@ -27,9 +27,11 @@ def states(heads: int, seed: int) -> Tensor:
 
 def lengths() -> dict[str, Any]:
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
-    none = np.empty(0, np.int64)
-    runs = Batch(none, none, offsets, None, None).runs()
-    return {"sequence_runs": runs, "cu_seq_lens_q": torch.from_numpy(offsets), "max_length_q": max(LENGTHS)}
+    return {
+        "sequence_runs": runs_of(np.array(LENGTHS)),
+        "cu_seq_lens_q": torch.from_numpy(offsets),
+        "max_length_q": max(LENGTHS),
+    }
 
 
 def one_by_one(

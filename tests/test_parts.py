@@ -155,7 +155,7 @@ def test_counts_are_summed_by_name_and_by_depth() -> None:
 def test_what_is_of_passing_use_goes_and_the_job_stays(tmp_path: Path) -> None:
     parts = start(tmp_path)
     finish(parts, 0)
-    parts.save_progress(UNITS[1], np.zeros(3, np.float32))
+    parts.save_scores(UNITS[1], np.zeros((3, 1), np.float32))
     parts.fail(2, "twice")
     kept = ["_errors.jsonl", JOB, "_run-0-of-2.json", "part-00000.parquet"]
     for name in [
@@ -310,7 +310,7 @@ def test_another_job_in_the_folder_is_refused_and_left_alone(tmp_path: Path, don
 def test_overwriting_throws_away_all_of_another_job(tmp_path: Path, done: Sequence[int]) -> None:
     earlier = start(tmp_path)
     finish(earlier, *done)
-    earlier.save_progress(UNITS[1], np.zeros(3, np.float32))
+    earlier.save_scores(UNITS[1], np.zeros((3, 1), np.float32))
     ours = [
         "_run.json",
         "_run-1-of-2.json",
@@ -384,36 +384,39 @@ def test_a_description_that_cannot_be_read_is_named_and_overwritten(tmp_path: Pa
 # ---- progress
 
 
-def test_progress_reads_back_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("k", [1, 2])
+def test_saved_scores_read_back_bit_for_bit(tmp_path: Path, k: int) -> None:
+    """Also several numbers a row, as of several heads."""
     parts = start(tmp_path)
-    raw = np.array([1.5, np.nan, -0.0], np.float32)
-    raw[1:2].view(np.uint32)[:] = 0x7FC00123
-    parts.save_progress(UNITS[0], raw)
-    found = start(tmp_path).progress(UNITS[0], 3)
-    assert found.tobytes() == raw.tobytes()
+    raw = np.array([1.5, np.nan, -0.0] * k, np.float32).reshape(3, k)
+    raw.reshape(-1)[1:2].view(np.uint32)[:] = 0x7FC00123
+    parts.save_scores(UNITS[0], raw)
+    found = start(tmp_path).saved_scores(UNITS[0], 3, k)
+    assert (found.tobytes(), found.shape) == (raw.tobytes(), (3, k))
     found[0] = 2.0  # it is this process's own
-    assert parts.progress(UNITS[0], 3)[0] == 1.5
-    assert np.isnan(parts.progress(UNITS[1], 2)).all()
-    assert parts.progress(UNITS[1], 2).dtype == np.float32
-    parts.save_progress(UNITS[0], raw[:0])
-    assert parts.progress(UNITS[0], 0).tolist() == []
+    assert parts.saved_scores(UNITS[0], 3, k)[0, 0] == 1.5
+    assert np.isnan(parts.saved_scores(UNITS[0], 3, 3 - k)).all()
+    assert np.isnan(parts.saved_scores(UNITS[1], 2, k)).all()
+    assert parts.saved_scores(UNITS[1], 2, k).dtype == np.float32
+    parts.save_scores(UNITS[0], raw[:0])
+    assert parts.saved_scores(UNITS[0], 0, k).tolist() == []
 
 
-def test_torn_progress_and_that_of_other_rows_or_another_job_is_none(tmp_path: Path) -> None:
+def test_torn_scores_and_those_of_other_rows_or_another_job_are_none(tmp_path: Path) -> None:
     parts = start(tmp_path)
     path = tmp_path / "part-00000.progress"
-    parts.save_progress(UNITS[0], np.ones(3, np.float32))
+    parts.save_scores(UNITS[0], np.ones((3, 1), np.float32))
     whole = path.read_bytes()
     for content in [whole[:size] for size in range(len(whole))] + [whole + b"\0", whole[:3] + b"?" + whole[4:]]:
         path.write_bytes(content)
-        assert np.isnan(parts.progress(UNITS[0], 3)).all()
+        assert np.isnan(parts.saved_scores(UNITS[0], 3, 1)).all()
     path.write_bytes(whole)
-    assert np.isnan(parts.progress(UNITS[0], 2)).all()
-    assert np.isnan(parts.progress(UNITS[0], 4)).all()
-    assert parts.progress(UNITS[0], 3).tolist() == [1, 1, 1]
+    assert np.isnan(parts.saved_scores(UNITS[0], 2, 1)).all()
+    assert np.isnan(parts.saved_scores(UNITS[0], 4, 1)).all()
+    assert parts.saved_scores(UNITS[0], 3, 1).tolist() == [[1], [1], [1]]
     other = start(tmp_path / "other", OTHER)
     shutil.copy(path, tmp_path / "other")
-    assert np.isnan(other.progress(UNITS[0], 3)).all()
+    assert np.isnan(other.saved_scores(UNITS[0], 3, 1)).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"{}", b"\xff"])
@@ -432,8 +435,8 @@ def test_a_note_of_failure_that_goes_meanwhile_is_none(tmp_path: Path, monkeypat
 
 def test_a_part_takes_the_place_of_progress_and_failure(tmp_path: Path) -> None:
     parts = start(tmp_path)
-    parts.save_progress(UNITS[0], np.ones(3, np.float32))
-    parts.save_progress(UNITS[1], np.ones(3, np.float32))
+    parts.save_scores(UNITS[0], np.ones((3, 1), np.float32))
+    parts.save_scores(UNITS[1], np.ones((3, 1), np.float32))
     parts.fail(0, "two workers died")
     parts.fail(2, "é")
     assert parts.failed() == {0: "two workers died", 2: "é"}
@@ -556,7 +559,7 @@ def test_one_unit_written_by_several_at_once_is_whole(tmp_path: Path) -> None:
     tables = [pa.table({"n": np.full(20_000, mark)}) for mark in range(6)]
 
     def work(table: pa.Table) -> None:
-        parts.save_progress(UNITS[0], np.full(3, table["n"][0].as_py(), np.float32))
+        parts.save_scores(UNITS[0], np.full((3, 1), table["n"][0].as_py(), np.float32))
         finish(parts, 0, table=table)
 
     with ThreadPoolExecutor(len(tables)) as threads:
@@ -572,11 +575,11 @@ def test_a_job_on_a_store_is_as_on_a_disk(tmp_path: Path) -> None:
     folder = open_folder(f"memory://{tmp_path}/job")
     parts = start(folder)
     finish(parts, 0, 1)
-    parts.save_progress(UNITS[2], np.ones(1, np.float32))
+    parts.save_scores(UNITS[2], np.ones((1, 1), np.float32))
     again = start(folder)
     assert (again.units, again.finished(), again.complete()) == (UNITS, {0, 1}, False)
     assert again.read(1).equals(TABLE)
-    assert again.progress(UNITS[2], 1).tolist() == [1]
+    assert again.saved_scores(UNITS[2], 1, 1).tolist() == [[1]]
     assert "model.max_length was 512 and is 256" in refused(lambda: start(folder, OTHER))
     fsspec.filesystem("memory").pipe(f"{tmp_path}/job/part-00000.parquet", b"words")
     assert again.check([0, 1]) == [0]

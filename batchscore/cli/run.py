@@ -221,8 +221,7 @@ class _Run:
         task = WorkerJob(
             self.job,
             options,
-            [reader.file for reader in self.source.readers],
-            files.split,
+            self.source.addresses(),
             self.output.parts,
             files.errors,
         )

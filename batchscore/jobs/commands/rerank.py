@@ -63,12 +63,12 @@ class RerankCommand:
             source.require_runs(columns.query_id, self.limit)
         # a listwise model must have all documents of a query at once
         stretch = math.inf if listwise else 2
-        return source.units(rows, group=columns.query_id, stretch=stretch, limit=self.limit)
+        return source.units(rows, columns=columns.flags, group=columns.query_id, stretch=stretch, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> RankedRows:
         """One pair a document."""
         columns = self._columns(source)
-        chunk = source.read(unit, list(columns.flags), columns.flags, columns.shapes)
+        chunk = source.read(unit, list(columns.flags), columns.shapes)
         row_faults = chunk.faults()
         missing: Faults = {}  # documents without a text
         queries = read_texts(chunk, self.query_column, row_faults)

@@ -46,13 +46,14 @@ class ScoreCommand:
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of `unit_rows` rows."""
-        return source.units(unit_rows, limit=self.limit)
+        kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
+        return source.units(unit_rows, columns={**kept, **self._flags}, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> ScoredRows:
         """One pair a row."""
         kept = self.keep_columns
         columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
-        chunk = source.read(unit, columns, self._flags, dict.fromkeys(self._flags, "text"))
+        chunk = source.read(unit, columns, dict.fromkeys(self._flags, "text"))
         self._refuse_clash(chunk.table.column_names)
         faults = chunk.faults()
         queries = read_texts(chunk, self.query_column, faults)

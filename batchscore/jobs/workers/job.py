@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from batchscore.errors import Errors, InputError, RuntimeFailureError
-from batchscore.io.source import open_source
+from batchscore.io.source import Addresses
 from batchscore.io.storage import open_folder
 from batchscore.jobs.commands import Command
 from batchscore.jobs.meter import Meter
@@ -23,8 +23,7 @@ class WorkerJob:
 
     job: Command
     scorer: Mapping[str, Any]  # keywords of Scorer
-    inputs: Sequence[str]
-    split: str | None
+    inputs: Addresses
     folder: str  # of the parts
     errors: Errors
 
@@ -37,7 +36,7 @@ class WorkerJob:
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device."""
-        parts, source = self.parts(), open_source(self.inputs, split=self.split)
+        parts, source = self.parts(), self.inputs.open()
         # files may have changed meanwhile
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
