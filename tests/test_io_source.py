@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import pickle
 import random
 import sys
 import tracemalloc
@@ -151,7 +152,7 @@ def test_rows_are_located_by_line_in_jsonl_and_by_row_elsewhere() -> None:
         "a.parquet, row 0",
     ]
     assert chunks[1].locate(1) == "a.parquet, row 2"
-    assert chunks[0].place(1) == ("pairs.jsonl", "line", 4)
+    assert chunks[0].location(1) == ("pairs.jsonl", "line", 4)
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == [0, 1, 2, 0, 1, 2]
 
 
@@ -374,7 +375,7 @@ def test_a_row_has_one_fault_at_most() -> None:
 )
 def test_a_carried_column_without_a_type_of_its_own_is_text_and_no_fault(values: Any, expected: Any) -> None:
     (chunk,) = chunks_of(open_source([write("a.jsonl", [{"n": value} for value in values])]), 9)
-    assert chunk.faults() == []
+    assert chunk.faults() == {}
     assert chunk.table["n"].to_pylist() == expected
 
 
@@ -754,7 +755,7 @@ def test_a_name_that_is_no_path_is_looked_up_on_the_hub(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     text = fault(NotFoundError, lambda: open_source(["org/name"]))
-    assert text.startswith("org/name is no file here and no dataset of the Hub: Dataset 'org/name' doesn't exist")
+    assert text.startswith("org/name is neither a file nor a dataset on the Hub: Dataset 'org/name' doesn't exist")
     assert asked == [("org/name", True)]
 
 
@@ -1099,3 +1100,77 @@ def test_cutting_can_be_ended(small_tables: None) -> None:
     with pytest.raises(StoppedError, match="enough"):
         source.units(10)
     assert len(steps) == 3
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_a_key_that_the_first_lines_lack_is_looked_for_while_units_are_divided(
+    suffix: str, opened: list[CountedFile]
+) -> None:
+    rows = [{"n": n, "text": os.urandom(100).hex()} for n in range(5000)]
+    path = write(f"a.{suffix}", [*rows, {"n": 5000, "late": 1}])
+    source = open_source([path])
+    units = source.units(1000, columns={"late": "--keep-columns"}, limit=2000)  # past the limit too
+    assert [row["late"] for row in source.read(units[1], ["late"], {}).table.to_pylist()] == [None] * 1000
+    source.close()
+    assert len([file for file in opened if file.count]) == 3  # for the schema, to divide, and to read
+
+
+def test_looking_for_a_key_can_be_ended(small_tables: None) -> None:
+    source = open_source([write("a.jsonl", [{"n": n} for n in range(100)])])
+    steps: list[int] = []
+
+    def stop() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise StoppedError("enough")
+
+    source.on_step = stop
+    with pytest.raises(StoppedError, match="enough"):
+        source.units(1, columns={"late": "--keep-columns"}, limit=1)
+
+
+# ---- another process
+
+
+def test_addresses_open_the_same_input_in_another_process(saved: list[dict[str, Any]]) -> None:
+    numbered("part-1.jsonl", 2)
+    source = open_source(["part-*.jsonl", "one"], skip=lambda file: False)
+    numbered("part-2.jsonl", 2, 5)  # comes too late
+    again = pickle.loads(pickle.dumps(source.addresses())).open()
+    assert again.fingerprint() == source.fingerprint()
+    assert again.files == source.files == ["part-1.jsonl", "one"]
+    assert read(again, 3, ["n"]) == read(source, 3, ["n"])
+
+
+def test_addresses_keep_the_split() -> None:
+    datasets = pytest.importorskip("datasets")
+    splits = {name: datasets.Dataset.from_dict({"n": [number]}) for number, name in enumerate(("train", "test"))}
+    datasets.DatasetDict(splits).save_to_disk("two")
+    assert read(open_source(["two"], split="test").addresses().open()) == [{"n": 1}]
+
+
+# ---- runs
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_query_that_comes_back_is_named_with_its_row(suffix: str) -> None:
+    rows = [{"q": value} for value in "aabbc"]
+    source = open_source([write(f"1.{suffix}", rows), write(f"2.{suffix}", [{"q": value} for value in "cda"])])
+    place = {"parquet": "row 2", "jsonl": "line 3"}[suffix]
+    text = fault(InputError, lambda: source.require_runs("q", None))
+    assert text.startswith(f"2.{suffix}, {place}: its query came before, among other queries")
+    source.require_runs("q", 7)  # rows before that
+
+
+# ---- inputs of another kind
+
+
+@pytest.mark.parametrize(
+    "row", [{"_id": "1", "title": "a", "text": "b"}, {"_id": "1", "text": "b", "metadata": None}, {"contents": "b"}]
+)
+def test_a_corpus_is_told_from_pairs(row: dict[str, Any]) -> None:
+    source = open_source([write("corpus.jsonl", [row])])
+    assert fault(InputError, lambda: source.require(FLAGS)) == (
+        f"corpus.jsonl has documents but no queries: no column 'query'; columns: {', '.join(row)}\n"
+        "hint: join it with your queries and their candidates, so that each row has a query and a document"
+    )

@@ -176,7 +176,7 @@ class FileSource:
                 wants_more = wants_more and builder.add(steps)
                 if not (wants_more or missing):  # a key that is missing so far may be on any other line
                     break
-            require_columns([*names, *(column for column in wanted if column not in missing)], wanted, reader.file)
+            require_columns([*names, *(set(wanted) - set(names) - missing)], wanted, reader.file)
             if not wants_more:
                 break
         return builder.units()

@@ -88,7 +88,8 @@ class UnitBuilder:
         self._spans: list[Span] = []
         self._rows, self._size = 0, 0  # rows and bytes of the growing unit
         self._file, self._at, self._number = 0, 0, 0  # where the next row is
-        self._before: tuple[Steps, int] | None = None  # the row before; its value is computed only at a full unit
+        # the row before, and how to get its value, which is needed only once a unit is full
+        self._before: tuple[Callable[[int], object], int] | None = None
 
     def start_file(self, index: int, first_number: int) -> None:
         """The next rows are from this file."""
@@ -107,7 +108,7 @@ class UnitBuilder:
             self._extend(taken, int(steps.ends[at + taken - 1]), int(steps.numbers[at + taken - 1]))
             self._size += int(sizes[at + taken] - sizes[at])
             at += taken
-            self._before = steps, at - 1
+            self._before = steps.value, at - 1
         self._left -= count
         return self._left > 0
 
@@ -126,8 +127,8 @@ class UnitBuilder:
         """Whether this row has the value of the row before."""
         if self._before is None:
             return False
-        before, last = self._before
-        return steps.value(row) == before.value(last)
+        value, last = self._before
+        return steps.value(row) == value(last)
 
     def _extend(self, rows: int, stop: int, number: int) -> None:
         if self._spans and self._spans[-1].file == self._file:
