@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchscore.runners.attention import attend_from_first, packed_attention
+from batchscore.runners.attention import Sequences, attend_from_first, packed_attention
 from batchscore.types import Batch
 
 LENGTHS = [9, 5, 5, 5, 2, 1]
@@ -25,11 +25,10 @@ def states(heads: int, seed: int) -> Tensor:
     return torch.randn(1, heads, sum(LENGTHS), DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def lengths() -> dict[str, Any]:
+def sequences(seen: Tensor | None = None) -> Sequences:
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
     none = np.empty(0, np.int64)
-    runs = Batch(none, none, offsets, None, None).runs()
-    return {"sequence_runs": runs, "cu_seq_lens_q": torch.from_numpy(offsets), "max_length_q": max(LENGTHS)}
+    return Sequences.of(Batch(none, none, offsets, None, None, None if seen is None else seen.numpy()), "cpu")
 
 
 def one_by_one(
@@ -70,8 +69,10 @@ def layer(*, is_causal: bool, config: bool | None = None) -> nn.Module:
     return made
 
 
-def packed(query: Tensor, key: Tensor, value: Tensor, module: nn.Module, **rule: Any) -> Tensor:
-    attended, weights = packed_attention(module, query, key, value, None, **lengths(), **rule)
+def packed(
+    query: Tensor, key: Tensor, value: Tensor, module: nn.Module, seen: Tensor | None = None, **rule: Any
+) -> Tensor:
+    attended, weights = packed_attention(module, query, key, value, None, sequences=sequences(seen), **rule)
     assert weights is None
     return attended[0]
 
@@ -100,7 +101,7 @@ def test_tokens_that_are_not_seen_get_no_weight(causal: bool, softcap: float | N
     for start in (0, 9, 14, 19, 24, 26):
         seen[start] = True
 
-    found = packed(query, key, value, layer(is_causal=causal), softcap=softcap, sequence_seen=seen)
+    found = packed(query, key, value, layer(is_causal=causal), softcap=softcap, seen=seen)
 
     expected = one_by_one(query, key, value, causal=causal, softcap=softcap, seen=seen)
     torch.testing.assert_close(found, expected, rtol=0, atol=SAME)
@@ -139,6 +140,6 @@ def test_the_first_tokens_alone_are_attended_as_among_all(seen: Tensor | None) -
         seen[first] = True
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]
 
-    found = attend_from_first(flat[0][first], flat[1], flat[2], None, **lengths(), sequence_seen=seen)
+    found = attend_from_first(flat[0][first], flat[1], flat[2], None, sequences(seen))
 
     torch.testing.assert_close(found, one_by_one(query, key, value, seen=seen)[first], rtol=0, atol=SAME)

@@ -28,6 +28,7 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import shortened
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.runners.attention import Sequences
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.types import Batch, Items, Pairs, Work
@@ -146,7 +147,7 @@ class BaseRunner:
             torch.cuda.empty_cache()
 
     def states(self, batch: Batch) -> States:
-        """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
+        """Last hidden states of a pack; of first tokens alone where only these are read."""
         try:
             forward = {"flat": self._flat, "padded": self._padded, "even": self._even}[self.model.layout]
             hidden = forward(batch)
@@ -164,11 +165,18 @@ class BaseRunner:
                 f"the model fails on sequences of up to {batch.lengths.max()} tokens: {first_line(error)}",
                 hint="lower --max-length if it has positions for fewer",
             ) from error
-        lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
         if self.last_layer is not None:
-            return States(hidden.float(), torch.ones_like(lengths), None)
-        keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
-        return States(hidden.float(), lengths, keep)
+            return States.of(hidden, np.ones_like(batch.lengths), None)
+        return States.of(hidden, batch.lengths, batch.keep)
+
+    def kept_states(self, batch: Batch) -> tuple[Tensor, list[int]]:
+        """(float32 [kept tokens, dim], how many of each sequence)."""
+        hidden, counts = self.states(batch).hidden, batch.lengths
+        if batch.keep is not None:
+            # positions from the host: a mask would make the host wait for the device to count
+            hidden = hidden[self._tensor(np.flatnonzero(batch.keep))]
+            counts = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1])
+        return hidden.float(), counts.tolist()
 
     def _body(self, batch: Batch) -> Any:
         """The body that reads this side."""
@@ -176,20 +184,14 @@ class BaseRunner:
 
     def _flat(self, batch: Batch) -> Tensor:
         """[tokens, dim] from one (1, tokens) forward, or [n, dim] of the first tokens."""
-        offsets, longest = self._tensor(batch.offsets), int(batch.lengths.max())
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids
         tensors = {name: self._tensor(column)[None] for name, column in inputs.items()}
-        lengths: dict[str, Any] = {
-            "cu_seq_lens_q": offsets,
-            "max_length_q": longest,
-            "sequence_runs": batch.runs(),
-            "sequence_seen": None if batch.seen is None else self._tensor(batch.seen),
-        }
-        states: Tensor = self._body(batch)(**tensors, **lengths).last_hidden_state[0]
+        sequences = Sequences.of(batch, self.device)
+        states: Tensor = self._body(batch)(**tensors, **sequences.keywords()).last_hidden_state[0]
         if self.last_layer is not None:
-            return last_layer_at_first_tokens(self.last_layer, states, offsets[:-1].long(), lengths)
+            return last_layer_at_first_tokens(self.last_layer, states, sequences)
         return states
 
     def _padded(self, batch: Batch) -> Tensor:
@@ -197,19 +199,19 @@ class BaseRunner:
 
         The model counts positions itself.
         """
-        real = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
+        real = np.arange(batch.lengths.max()) < batch.lengths[:, None]
 
         def padded(column: NDArray[Any], filler: int) -> Tensor:
-            filled = torch.full(real.shape, filler)
-            filled[real] = torch.from_numpy(column.astype(np.int64))
-            return filled.to(self.device)
+            filled = np.full(real.shape, filler, np.int64)
+            filled[real] = column
+            return self._tensor(filled)
 
         inputs = {"input_ids": padded(batch.input_ids, self.spec.pad_token_id)}
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = padded(batch.token_type_ids, 0)
         seen = np.ones(len(batch.input_ids)) if batch.seen is None else batch.seen
         states: Tensor = self._body(batch)(**inputs, attention_mask=padded(seen, 0)).last_hidden_state
-        return states[real.to(self.device)]
+        return states.flatten(0, 1)[self._tensor(np.flatnonzero(real))]
 
     def _even(self, batch: Batch) -> Tensor:
         """[tokens, dim] from a forward for each length, for models whose layers see padding."""

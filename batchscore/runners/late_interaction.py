@@ -28,12 +28,9 @@ class LateInteraction(BaseRunner):
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
-        states, lengths = self.states(batch), batch.lengths
-        hidden = states.hidden if states.keep is None else states.hidden[states.keep]
-        if batch.keep is not None:
-            lengths = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1])
+        hidden, counts = self.kept_states(batch)
         vectors: Tensor = self.model.head(hidden)[:, : self.spec.dimensions or None]
-        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(lengths.tolist()))
+        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(counts))
 
     def remember(self, items: Items, index: Index, output: Matrices) -> None:
         """Nothing: a vector a token would fill the memory at once."""

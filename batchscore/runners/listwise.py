@@ -24,25 +24,23 @@ class Listwise(BaseRunner):
         return list_work(self.tokenizer, self.spec, self.template, pairs)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> list[NDArray[np.float32]]:
+    def forward(self, batch: Batch) -> list[Tensor]:
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
-        states = self.states(batch)
-        assert batch.keep is not None
-        kept: Tensor = self.model.head(states.hidden[states.keep])
-        counts = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1]).tolist()
-        return [cosine_similarity(part[-1:], part[:-1], dim=1).cpu().numpy() for part in kept.split(counts)]
+        hidden, counts = self.kept_states(batch)
+        vectors: Tensor = self.model.head(hidden)
+        return [cosine_similarity(part[-1:], part[:-1], dim=1) for part in vectors.split(counts)]
 
-    def remember(self, items: Items, index: Index, output: Sequence[NDArray[np.float32]]) -> None:
+    def remember(self, items: Items, index: Index, output: Sequence[Tensor]) -> None:
         """Nothing: a list rarely comes back."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[object]) -> None:
         """Nothing: a prompt has no other side."""
 
-    def compare(
-        self, held: None, left: Index, output: Sequence[NDArray[np.float32]], right: Index
-    ) -> NDArray[np.float32]:
+    def compare(self, held: None, left: Index, output: Sequence[Tensor], right: Index) -> NDArray[np.float32]:
         """float32 [rows]: the cosine at each row's place in its prompt."""
-        return np.array([output[prompt][place] for prompt, place in zip(right, left, strict=True)], np.float32)
+        cosines: NDArray[np.float32] = torch.cat(list(output)).cpu().numpy()
+        starts = np.cumsum([0, *(len(prompt) for prompt in output)])
+        return cosines[starts[right] + left]
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A cosine is the score."""
