@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 import checkpoints
 from batchscore import Scorer
-from batchscore.runners.batch import runs_of
+from batchscore.runners.attention import Sequences
 from batchscore.runners.first_token import last_layer_at_first_tokens
 
 Tiny = Callable[[str], str]
@@ -22,12 +22,10 @@ LENGTHS = [9, 5, 5, 5, 2, 1]
 def test_the_last_layer_gives_first_tokens_what_it_gives_them_among_all(tiny: Tiny, name: str) -> None:
     """Against the layer itself, one sequence at a time, in transformers' own attention."""
     layer = AutoModel.from_pretrained(tiny(name)).eval().encoder.layer[-1]
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
-    runs = runs_of(np.array(LENGTHS))
+    sequences = Sequences.of(np.array(LENGTHS), None, torch.from_numpy)
     hidden = torch.randn(sum(LENGTHS), checkpoints.HIDDEN, generator=torch.Generator().manual_seed(0))
-    lengths = {"sequence_runs": runs, "cu_seq_lens_q": torch.from_numpy(offsets), "max_length_q": 9}
     with torch.inference_mode():
-        found = last_layer_at_first_tokens(layer, hidden, torch.from_numpy(offsets[:-1]).long(), lengths)
+        found = last_layer_at_first_tokens(layer, hidden, sequences)
         expected = [_output(layer(part[None]))[0, 0] for part in hidden.split(LENGTHS)]
 
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)

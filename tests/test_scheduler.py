@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from batchscore.engine.scheduler import Pack, plan_packs
-from batchscore.runners.batch import Batch, collate, position_ids, runs_of
+from batchscore.runners.attention import runs_of
+from batchscore.runners.batch import Batch, collate, position_ids
 from batchscore.types import Fault, Items, Pairs, Scores, Texts, Work, offsets_of, ranges
 
 
@@ -153,8 +154,9 @@ def test_flat_sequences_are_end_to_end_with_restarting_positions() -> None:
         "position_ids": [[0, 1, 2, 0, 1]],
         "token_type_ids": [[10, 20, 30, 50, 60]],
     }
-    assert call.lengths["cu_seq_lens_q"].tolist() == [0, 3, 5]
-    assert (call.lengths["max_length_q"], call.lengths["sequence_seen"], call.tokens) == (3, None, None)
+    assert call.sequences is not None
+    assert call.sequences.offsets.tolist() == [0, 3, 5]
+    assert (call.sequences.longest, call.sequences.seen, call.tokens) == (3, None, None)
     assert (len(batch), batch.num_tokens, batch.longest, batch.lengths.tolist()) == (2, 5, 3, [3, 2])
 
 
@@ -170,7 +172,7 @@ def test_padded_sequences_are_rows_and_their_tokens_are_found_again() -> None:
     }
     assert call.tokens is not None
     assert call.inputs["input_ids"].flatten()[call.tokens].tolist() == [1, 2, 3, 5, 6, 4]
-    assert call.lengths == {}
+    assert call.sequences is None
 
 
 def test_even_sequences_are_a_forward_for_each_length_and_have_no_padding() -> None:
@@ -184,7 +186,10 @@ def test_tokens_that_nobody_attends_to_are_masked_in_every_layout() -> None:
     items = items_of([1, 2], [3], typed=False).with_columns(seen=np.array([True, False, True]))
 
     assert batch_of(items, [0, 1], "padded").calls[0].inputs["attention_mask"].tolist() == [[1, 0], [1, 0]]
-    assert batch_of(items, [0, 1]).calls[0].lengths["sequence_seen"].tolist() == [True, False, True]
+    sequences = batch_of(items, [0, 1]).calls[0].sequences
+    assert sequences is not None
+    first, second = sequences.seen or ()
+    assert (first.flatten().tolist(), second) == ([True, False], None)  # the second run hides nothing
 
 
 def test_the_tokens_that_count_are_told_by_mask_index_and_number() -> None:
@@ -193,21 +198,22 @@ def test_the_tokens_that_count_are_told_by_mask_index_and_number() -> None:
     assert batch.keep is not None
     assert batch.kept is not None
     assert batch.keep.tolist() == [False, True, True, True]
-    assert (batch.kept.tolist(), batch.kept_counts.tolist()) == ([1, 2, 3], [2, 1])
+    assert (batch.kept.tolist(), batch.kept_sizes) == ([1, 2, 3], [2, 1])
 
 
 def test_where_every_token_counts_nothing_is_kept_apart() -> None:
     batch = batch_of(items_of([1, 2], [3], typed=False), [0, 1])
 
-    assert (batch.keep, batch.kept, batch.kept_counts.tolist()) == (None, None, [2, 1])
+    assert (batch.keep, batch.kept, batch.kept_sizes) == (None, None, [2, 1])
     assert "token_type_ids" not in batch.calls[0].inputs
 
 
 def test_the_tensors_of_a_batch_have_the_dtypes_a_model_takes() -> None:
-    inputs = batch_of(items_of([1, 2], [3]), [0, 1], first_position=2).calls[0]
+    (call,) = batch_of(items_of([1, 2], [3]), [0, 1], first_position=2).calls
 
-    assert {str(tensor.dtype) for tensor in inputs.inputs.values()} == {"torch.int64"}
-    assert str(inputs.lengths["cu_seq_lens_q"].dtype) == "torch.int32"
+    assert {str(tensor.dtype) for tensor in call.inputs.values()} == {"torch.int64"}
+    assert call.sequences is not None
+    assert str(call.sequences.offsets.dtype) == "torch.int32"
 
 
 @pytest.mark.parametrize("first_position", [0, 2])

@@ -292,7 +292,7 @@ def test_a_checkpoints_python_files_are_neither_run_nor_asked_about(
         ({"device": "cuda"}, MissingDependencyError, "device cuda is not there; CUDA devices found: 0\nhint: .*cpu"),
         ({"device": "cuda:7"}, MissingDependencyError, "device cuda:7 is not there"),
         ({"device": "mps"}, UsageError, "only cpu and cuda are supported"),
-        ({"device": "gpu"}, UsageError, "--device 'gpu' is no torch device; known: auto, cpu, cuda, cuda:N"),
+        ({"device": "gpu"}, UsageError, "--device 'gpu' is not a torch device; known: auto, cpu, cuda, cuda:N"),
         ({"device": "cpu", "dtype": "float16"}, UsageError, "--dtype float16: CPUs .*\nhint: use auto, bfloat16 or"),
         ({"max_length": 65}, UsageError, "--max-length 65: must be between 1 and the model's 64 positions"),
         ({"max_length": 0}, UsageError, "--max-length 0: must be a number of tokens, k for thousands and K for 1024s"),

@@ -149,20 +149,25 @@ class BaseRunner:
             )
 
     def states(self, batch: Batch) -> States:
-        """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
+        """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
         with self._device_errors(batch.num_tokens, batch.longest):
             hidden = torch.cat([self._run(body, call) for call in batch.calls])
         if self.last_layer is not None:
-            return States(hidden.float(), torch.ones_like(batch.lengths), None)
-        return States(hidden.float(), batch.lengths, batch.keep)
+            return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
+        return States(hidden, batch.sizes, batch.lengths, batch.keep)
+
+    def kept_states(self, batch: Batch) -> Tensor:
+        """float32 [kept tokens, dim]: the states that count in the readout, `batch.kept_sizes` of each sequence."""
+        hidden = self.states(batch).hidden
+        return (hidden if batch.kept is None else hidden[batch.kept]).float()
 
     def _run(self, body: Any, call: Call) -> Tensor:
         """[tokens, dim] of the real tokens, or [n, dim] of first tokens."""
-        states: Tensor = body(**call.inputs, **call.lengths).last_hidden_state.flatten(0, 1)
-        if self.last_layer is not None:
-            starts = call.lengths["cu_seq_lens_q"][:-1].long()
-            return last_layer_at_first_tokens(self.last_layer, states, starts, call.lengths)
+        keywords = {} if call.sequences is None else call.sequences.keywords()
+        states: Tensor = body(**call.inputs, **keywords).last_hidden_state.flatten(0, 1)
+        if call.sequences is not None and self.last_layer is not None:
+            return last_layer_at_first_tokens(self.last_layer, states, call.sequences)
         return states if call.tokens is None else states[call.tokens]
 
     @contextmanager

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.types import Items, offsets_of
-
-Runs = list[tuple[int, int, int]]  # (first token, sequences, length) of each run of equally long sequences
+from batchscore.runners.attention import Sequences, runs_of
+from batchscore.types import Items
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Call:
     """One forward of a body."""
 
     inputs: dict[str, Tensor]  # its keywords
-    lengths: dict[str, Any]  # further keywords, which attention without padding reads; {} where there is padding
+    sequences: Sequences | None  # what attention without padding reads; None where there is padding
     tokens: Tensor | None  # int64 [tokens], where each real token stands in the padded output; None: nothing is padded
 
 
@@ -33,34 +32,26 @@ class Call:
 class Batch:
     """A pack, longest sequences first. Counts are on the host, tensors on the device."""
 
-    offsets: NDArray[np.int32]  # [n + 1], where each sequence starts among the tokens
-    kept_counts: NDArray[np.int64]  # [n], tokens of each sequence that count in the readout
-    lengths: Tensor  # int64 [n]
+    sizes: list[int]  # [n], tokens of each sequence
+    kept_sizes: list[int]  # [n], tokens of each that count in the readout
+    lengths: Tensor  # int64 [n], `sizes` on the device
     keep: Tensor | None  # bool [tokens], the tokens that count; None: all
     kept: Tensor | None  # int64, the positions of those
     calls: tuple[Call, ...]
     is_query: bool  # a model with an adapter for each side needs to know
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.sizes)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences."""
-        return int(self.offsets[-1])
+        return sum(self.sizes)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return int(np.diff(self.offsets).max(initial=0))
-
-
-def runs_of(lengths: NDArray[np.integer]) -> Runs:
-    """The stretches of equal length."""
-    offsets = offsets_of(lengths)
-    starts = np.flatnonzero(np.diff(lengths, prepend=-1))
-    counts = np.diff(starts, append=len(lengths))
-    return [(int(offsets[s]), int(c), int(lengths[s])) for s, c in zip(starts, counts, strict=True)]
+        return max(self.sizes, default=0)
 
 
 def collate(items: Items, layout: str, device: str, *, first_position: int, padding: int, is_query: bool) -> Batch:
@@ -84,8 +75,8 @@ def collate(items: Items, layout: str, device: str, *, first_position: int, padd
     keep = items.columns.get("keep")
     lengths = items.lengths
     return Batch(
-        offsets=items.offsets.astype(np.int32),
-        kept_counts=lengths if keep is None else np.add.reduceat(keep.astype(np.int64), items.offsets[:-1]),
+        sizes=lengths.tolist(),
+        kept_sizes=(lengths if keep is None else np.add.reduceat(keep.astype(np.int64), items.offsets[:-1])).tolist(),
         lengths=tensor(lengths),
         keep=None if keep is None else tensor(keep),
         kept=None if keep is None else tensor(np.flatnonzero(keep)),
@@ -105,13 +96,7 @@ def _flat(items: Items, tensor: _ToTensor, first_position: int, padding: int) ->
     }
     if "types" in items.columns:
         inputs["token_type_ids"] = tensor(items.columns["types"].astype(np.int64))[None]
-    lengths = {
-        "cu_seq_lens_q": tensor(items.offsets.astype(np.int32)),
-        "max_length_q": int(items.lengths.max(initial=0)),
-        "sequence_runs": runs_of(items.lengths),
-        "sequence_seen": tensor(items.columns["seen"]) if "seen" in items.columns else None,
-    }
-    return (Call(inputs, lengths, None),)
+    return (Call(inputs, Sequences.of(items.lengths, items.columns.get("seen"), tensor), None),)
 
 
 def _padded(items: Items, tensor: _ToTensor, first_position: int, padding: int) -> tuple[Call, ...]:
@@ -127,7 +112,7 @@ def _padded(items: Items, tensor: _ToTensor, first_position: int, padding: int) 
     inputs = {"input_ids": padded(items.ids, padding), "attention_mask": padded(items.filled("seen"), 0)}
     if "types" in items.columns:
         inputs["token_type_ids"] = padded(items.columns["types"], 0)
-    return (Call(inputs, {}, None if len(tokens) == shape[0] * shape[1] else tensor(tokens)),)
+    return (Call(inputs, None, None if len(tokens) == shape[0] * shape[1] else tensor(tokens)),)
 
 
 def _even(items: Items, tensor: _ToTensor, first_position: int, padding: int) -> tuple[Call, ...]:

@@ -33,7 +33,7 @@ class BiEncoder(BaseRunner):
         if spec.pooling == ("splade",):
             # a number for each word of the vocabulary and each token: sequence by sequence, or it would fill the memory
             vectors = torch.cat(
-                [pool(replace(part, hidden=self.model.head(part.hidden)), spec.pooling) for part in states]
+                [pool(replace(part, hidden=self.model.head(part.hidden.float())), spec.pooling) for part in states]
             )
         else:
             vectors = self.model.head(pool(states, spec.pooling))

@@ -29,10 +29,8 @@ class LateInteraction(BaseRunner):
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
-        hidden = self.states(batch).hidden
-        kept = hidden if batch.kept is None else hidden[batch.kept]
-        vectors: Tensor = self.model.head(kept)[:, : self.spec.dimensions or None]
-        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(batch.kept_counts.tolist()))
+        vectors: Tensor = self.model.head(self.kept_states(batch))[:, : self.spec.dimensions or None]
+        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(batch.kept_sizes))
 
     def remember(self, items: Items, index: Index, output: Matrices) -> None:
         """Nothing: a vector a token would fill the memory at once."""

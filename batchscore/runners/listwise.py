@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from batchscore.models.text.rendered import list_work
 from batchscore.runners.base import BaseRunner, Index, Match
 from batchscore.runners.batch import Batch
-from batchscore.types import Items, Pairs, Work
+from batchscore.types import Items, Pairs, Work, offsets_of
 
 
 class Listwise(BaseRunner):
@@ -25,23 +25,23 @@ class Listwise(BaseRunner):
         return list_work(self.tokenizer, self.spec, self.template, pairs)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> list[NDArray[np.float32]]:
+    def forward(self, batch: Batch) -> list[Tensor]:
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
-        kept: Tensor = self.model.head(self.states(batch).hidden[batch.kept])
-        parts = kept.split(batch.kept_counts.tolist())
-        return [cosine_similarity(part[-1:], part[:-1], dim=1).cpu().numpy() for part in parts]
+        vectors: Tensor = self.model.head(self.kept_states(batch))
+        return [cosine_similarity(part[-1:], part[:-1], dim=1) for part in vectors.split(batch.kept_sizes)]
 
-    def remember(self, items: Items, index: Index, output: Sequence[NDArray[np.float32]]) -> None:
+    def remember(self, items: Items, index: Index, output: Sequence[Tensor]) -> None:
         """Nothing: a list rarely comes back."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[object]) -> None:
         """Nothing: a prompt has no other side."""
 
-    def compare(self, held: None, match: Match, output: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def compare(self, held: None, match: Match, output: Sequence[Tensor]) -> NDArray[np.float32]:
         """float32 [rows, 1]: the cosine at each row's slot of its prompt."""
         assert match.slot is not None
-        scores = [output[prompt][slot] for prompt, slot in zip(match.item, match.slot, strict=True)]
-        return np.array(scores, np.float32)[:, None]
+        cosines: NDArray[np.float32] = torch.cat(list(output)).cpu().numpy()
+        starts = offsets_of([len(prompt) for prompt in output])
+        return cosines[starts[match.item] + match.slot, None]
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A cosine is the score."""
