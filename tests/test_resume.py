@@ -25,7 +25,8 @@ ROWS = jobs.random_rows(600)
 
 
 def run(command: str, model: str, *options: str) -> Result:
-    return CliRunner().invoke(app, [command, "--model", model, *options])
+    """A run in float32, so that its numbers can be compared on every CPU."""
+    return CliRunner().invoke(app, [command, "--model", model, "--dtype", "float32", *options])
 
 
 def score(model: str, out: str, *options: str, source: str = "in.parquet") -> Result:
