@@ -10,7 +10,8 @@ from pathlib import Path
 # before transformers is imported anywhere: nothing in a test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:
+SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the tests only
+if SHARED:
     # before torch is imported: threads of several test processes would wait for each other on the same cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,29 +32,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Groups with tests that wait long start first, so that none of them is what all wait for in the end.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not SHARED:
         return
-    waiting = set()
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        if item.get_closest_marker("slow"):
-            waiting.add(_group(item))
-    items.sort(key=lambda item: _group(item) not in waiting)
+    groups = {item: (item.get_closest_marker("xdist_group") or _of_file(item)).args[0] for item in items}
+    waiting = {groups[item] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: groups[item] not in waiting)
 
 
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return str(marker.args[0])
+def _of_file(item: pytest.Item) -> pytest.Mark:
+    group = pytest.mark.xdist_group(item.path.stem)
+    item.add_marker(group)
+    return group.mark
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, worker_count: int) -> Callable[[str], str]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Folder of a tiny checkpoint by its name in checkpoints.py; do not write to it."""
     built: dict[str, str] = {}
-    root = tmp_path_factory.getbasetemp()
-    root = (root.parent if worker_count else root) / "checkpoints"  # the processes of a session share it
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if SHARED else base) / "checkpoints"  # the processes of a session share it
     root.mkdir(exist_ok=True)
 
     def folder(name: str) -> str:
@@ -62,12 +59,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, worker_count: int) -> Callabl
         return built[name]
 
     return folder
-
-
-@pytest.fixture(scope="session")
-def worker_count() -> int:
-    """Processes that share this session's tests; 0 where it is not divided."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
 
 
 def _built(name: str, root: Path) -> Path:

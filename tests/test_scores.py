@@ -29,7 +29,8 @@ from checkpoints import TOKENS, WORDS, pairs
 from threads import one_thread
 
 CLOSE, MAXSIM_CLOSE = 1e-5, 1e-4  # of a logit or cosine, of a MaxSim, to a reference's
-SAME, MAXSIM_SAME = 1e-6, 1e-5  # of two ways through batchscore; a MaxSim adds up to 64 cosines
+SAME = 1e-6  # of two ways through batchscore: a few of float32's roundings, of 2**-24 each
+MAXSIM_SAME = TOKENS * SAME  # a MaxSim adds as many cosines
 
 Floats = NDArray[np.floating]
 Tiny = Callable[[str], str]
