@@ -10,14 +10,15 @@ from pathlib import Path
 # before transformers is imported anywhere: nothing in a test may reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the tests only
-if SHARED:
+if "PYTEST_XDIST_WORKER" in os.environ:
     # before torch is imported: threads of several test processes would wait for each other on the same cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 import checkpoints
+
+SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the tests only
 
 
 @pytest.hookimpl(optionalhook=True)
