@@ -53,7 +53,9 @@ FAULTS = [  # line, column, code
 
 
 def score(model: str, *options: str) -> Result:
-    return CliRunner().invoke(app, ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", *options])
+    """A run in float32, so that its numbers can be compared on every CPU; a later --dtype wins."""
+    command = ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", "--dtype", "float32"]
+    return CliRunner().invoke(app, [*command, *options])
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ def test_bad_rows_are_left_out_and_listed(tiny: Tiny, window: str) -> None:
     assert result.exit_code == 7
     assert all(fault["file"] == "in.jsonl" and fault["row"] == fault["line"] - 1 for fault in faults)
     assert all(set(fault) == {"file", "row", "line", "column", "code", "message"} for fault in faults)
-    alone = Scorer(tiny("bert_ce")).score("a", "good")
+    alone = Scorer(tiny("bert_ce"), dtype="float32").score("a", "good")
     assert read("out.jsonl")[0]["score"] == pytest.approx(float(alone[0]), abs=1e-6)
     record = json.loads(Path("out.jsonl.run.json").read_text("utf-8"))
     assert record["counts"]["faulty"] == len(faults)
@@ -341,14 +343,14 @@ def test_a_pack_that_does_not_fit_is_halved_and_the_size_remembered(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, documents = zip(*[(row["query"], row["document"]) for row in jobs.random_rows(200)], strict=True)
-    plain = Scorer(tiny("bert_ce"), batch_tokens=1024).score(list(queries), list(documents))
+    plain = Scorer(tiny("bert_ce"), dtype="float32", batch_tokens=1024).score(list(queries), list(documents))
 
     def fails(batch: Batch) -> None:
         if batch.num_tokens > 300:
             raise DeviceMemoryError("cpu has no memory left")
 
     failing = _Failing(monkeypatch, fails)
-    scorer = Scorer(tiny("bert_ce"), batch_tokens=1024, cache_mb=0)
+    scorer = Scorer(tiny("bert_ce"), dtype="float32", batch_tokens=1024, cache_mb=0)
     np.testing.assert_allclose(scorer.score(list(queries), list(documents)), plain, atol=1e-6)
     assert sum(size > 300 for size in failing.packs) <= 4  # a worker that was at it already may try once more
     failing.packs.clear()

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
-from batchscore.models.load import Loaded, load_model
+from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.resolve import resolve
 from batchscore.models.text.tokenizer import load_tokenizer
 
@@ -45,7 +45,7 @@ def beside(**extra: Tensor) -> Change:
     return lambda tensors: {**tensors, **{name.replace("__", "."): tensor for name, tensor in extra.items()}}
 
 
-def loaded(folder: str, *, dry: bool = False, **options: Any) -> Loaded:
+def loaded(folder: str, *, dry: bool = False, **options: Any) -> LoadedModel:
     checkpoint = open_checkpoint(folder)
     spec = resolve(checkpoint, {name: (value, f"--{name}") for name, value in options.items()})
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from batchscore.jobs.workers.job import WorkerJob
 from batchscore.jobs.workers.processes import Crew, Slot, find_slots
 from batchscore.stop import Stop
 from batchscore.types import Scores
+from forks import forking
 
 Tiny = Callable[[str], str]
 ROWS = jobs.random_rows(300)
@@ -98,6 +100,12 @@ class DeadlyTask(WorkerJob):
 @pytest.fixture(autouse=True)
 def rows(here: Path) -> None:
     jobs.write_rows("in.parquet", ROWS)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not load Python and torch, each for seconds."""
+    monkeypatch.setattr(crew, "_CONTEXT", forking())
 
 
 def started(model: str, job: ScoreCommand, kind: type[WorkerJob] = WorkerJob) -> tuple[WorkerJob, Parts]:
@@ -184,9 +192,10 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1], ids=lambda sent: sent.name)
 def test_signals_to_all_leave_workers_alone_from_their_first_moment(
-    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str]
+    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take seconds to load Python, in which a terminal's Ctrl-C would have each print where it was."""
+    monkeypatch.setattr(crew, "_CONTEXT", get_context("spawn"))
     told: list[int] = []
 
     def tell() -> None:

@@ -27,6 +27,7 @@ from batchscore.jobs.workers.backlog import Backlog
 from batchscore.jobs.workers.job import WorkerJob
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
 
+_CONTEXT = get_context("spawn")  # a fork would inherit threads and a CUDA context
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 2.0  # between two signs of life of a worker
 SILENCE_SECONDS = 60.0  # after which it is taken for dead: stopped, or stuck in a driver
@@ -121,10 +122,11 @@ class Crew:
         return self._backlog.given_up
 
     def _start(self, place: Slot, restarts: int) -> _Worker:
-        context = get_context("spawn")  # a fork would inherit threads and a CUDA context
-        ours, theirs = context.Pipe()
-        orders, ordered = context.Pipe()
-        process = context.Process(target=_work, args=(self._task, place.device, theirs, ordered), daemon=True)
+        ours, theirs = _CONTEXT.Pipe()
+        orders, ordered = _CONTEXT.Pipe()
+        process: BaseProcess = _CONTEXT.Process(
+            target=_work, args=(self._task, place.device, theirs, ordered), daemon=True
+        )
         resource_tracker.ensure_running()  # start would, and with signals let through from there on
         with _threads(place.threads), blocked_signals(SIGNALS):
             process.start()
