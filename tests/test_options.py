@@ -74,7 +74,7 @@ def test_a_length_counts_thousands_in_k_and_1024s_in_capital_k(name: str, given:
 )
 def test_what_is_no_length_is_refused(given: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        read("max_length", given, "--max-length")
+        read("max_length", given, Source("user", "--max-length"))
 
     read_as = 0 if given == "0" else given
     demand = "must be a number of tokens, k for thousands and K for 1024s"
@@ -106,6 +106,8 @@ def test_what_is_no_length_is_refused(given: Any) -> None:
         ("instruct", "Instruct: ", "must contain {instruction}"),
         ("query_prompt", 5, "must be text"),
         ("chat_template", None, "must be text"),
+        ("template_date", "31.1.2026", "must be a day such as 2026-01-31"),
+        ("template_date", "20260131", "must be a day such as 2026-01-31"),
         ("truncate_prompt_tokens", 0, "must be a number of tokens, or -1"),
         ("truncate_prompt_tokens", -2, "must be a number of tokens, or -1"),
         ("max_tokens_per_query", -1, "must be a number of tokens, 0 for no limit"),
