@@ -165,14 +165,14 @@ class Checkpoint:
         if self.snapshot is None:
             return
         for preference in range(2):  # a pickle only where there is no safetensors file
-            missing = [source for source in self._weight_sources() if not self._stored(source)]
-            names = [name for source in missing for name in self._choices(source)[preference]]
+            missing = [module for module in self._weight_modules() if not self._stored(module)]
+            names = [name for module in missing for name in self._choices(module)[preference]]
             if names:
                 self.snapshot.fetch(names)
 
     def weight_files(self) -> list[Path]:
         """The files that loading reads: the backbone's, then those of the modules."""
-        return [path for source in self._weight_sources() for path in self._stored(source)]
+        return [path for module in self._weight_modules() for path in self._stored(module)]
 
     def identity(self, *, with_code: bool = False) -> dict[str, str]:
         """Digests of what the scores depend on and no spec describes: weights, config.json and the tokenizer's files.
@@ -204,22 +204,22 @@ class Checkpoint:
         names = indexed or self._header("model.safetensors")
         return any(key == name or key.endswith(f".{name}") for key in names)
 
-    def read_tensors(self, source: str = "") -> dict[str, Any]:
+    def read_tensors(self, module: str = "") -> dict[str, Any]:
         """Name -> tensor, from every shard; mapped from disk where the format allows it.
 
         Args:
-            source: the folder or file of a module; "" for the backbone and its head.
+            module: the folder or file of a module; "" for the backbone and its head.
 
         Raises:
             CheckpointError: there is no weight file, or a damaged one.
         """
         from safetensors.torch import load_file
 
-        files = self._required(source)
+        files = self._required(module)
         read = load_file if files[0].suffix == ".safetensors" else _read_pickle
         return {name: tensor for file in files for name, tensor in self._opened(file, read).items()}
 
-    def empty_tensors(self, source: str = "") -> dict[str, Any]:
+    def empty_tensors(self, module: str = "") -> dict[str, Any]:
         """As `read_tensors`, but zeros that take no memory, of the shapes that the files' headers give.
 
         For a hub id only the headers are fetched.
@@ -229,45 +229,45 @@ class Checkpoint:
         """
         import torch
 
-        files = self._stored(source) if self.snapshot else self._required(source)
+        files = self._stored(module) if self.snapshot else self._required(module)
         if files and files[0].suffix != ".safetensors":
-            return self.read_tensors(source)
-        shapes = {name: shape for file in self._choices(source)[0] for name, shape in self._header(file).items()}
+            return self.read_tensors(module)
+        shapes = {name: shape for file in self._choices(module)[0] for name, shape in self._header(file).items()}
         if not shapes:
             raise UncheckedError(f"{self.name} has its weights as pickles, which must be downloaded to look inside")
         return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
-    def _weight_sources(self) -> list[str]:
+    def _weight_modules(self) -> list[str]:
         """What `read_tensors` may be asked for."""
-        modules = [module.folder for module in self.modules if module.kind == "Dense"]
-        return ["", *modules, *([BGE_M3_HEAD] if (self.folder / BGE_M3_HEAD).is_file() else [])]
+        dense = [module.folder for module in self.modules if module.kind == "Dense"]
+        return ["", *dense, *([BGE_M3_HEAD] if (self.folder / BGE_M3_HEAD).is_file() else [])]
 
-    def _choices(self, source: str) -> tuple[list[str], list[str]]:
+    def _choices(self, module: str) -> tuple[list[str], list[str]]:
         """The names of files that hold these weights: as safetensors, as pickles."""
-        if source == BGE_M3_HEAD:
-            return [], [source]
-        return self._parts(source, "model.safetensors"), self._parts(source, "pytorch_model.bin")
+        if module == BGE_M3_HEAD:
+            return [], [module]
+        return self._parts(module, "model.safetensors"), self._parts(module, "pytorch_model.bin")
 
     def _parts(self, folder: str, file: str) -> list[str]:
         index = self.read_json(str(Path(folder, f"{file}.index.json"))).get("weight_map", {})
         return [str(Path(folder, part)) for part in sorted(set(index.values())) or [file]]
 
-    def _stored(self, source: str) -> list[Path]:
+    def _stored(self, module: str) -> list[Path]:
         """The files with these weights; [] unless all of them are on the disk."""
-        choices = ([self.folder / name for name in names] for names in self._choices(source))
+        choices = ([self.folder / name for name in names] for names in self._choices(module))
         return next((files for files in choices if files and all(file.is_file() for file in files)), [])
 
-    def _required(self, source: str) -> list[Path]:
-        if files := self._stored(source):
+    def _required(self, module: str) -> list[Path]:
+        if files := self._stored(module):
             return files
-        for names in self._choices(source):
+        for names in self._choices(module):
             missing = [name for name in names if not (self.folder / name).is_file()]
             if len(missing) < len(names):
                 raise CheckpointError(f"{self.name} lacks {missing[0]}", hint="finish the download")
         expected = "model.safetensors or pytorch_model.bin"
-        if source:
+        if module:
             raise CheckpointError(
-                f"{self.name}: module {source!r} has no weights", hint=f"expected {expected} in {source}/"
+                f"{self.name}: module {module!r} has no weights", hint=f"expected {expected} in {module}/"
             )
         raise CheckpointError(f"{self.name} has no weights", hint=f"expected {expected}, whole or in parts")
 
