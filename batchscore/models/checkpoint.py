@@ -10,34 +10,44 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.hub import Snapshot, open_snapshot
 from batchscore.models.spec import CONFIG_JSON, Source, Sourced
+from batchscore.models.weights import digest, read_pickle, sampled_digest, tensor_shapes
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"
+BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "special_tokens", "added_tokens")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
-# what the keys that decisions are made from must hold, in any of the files; null counts as absent
-_NUMBER_KEYS = {"pad_token_id", "type_vocab_size", "max_position_embeddings", "n_positions", "max_seq_len"}
-_NUMBER_KEYS |= {"original_max_position_embeddings", "num_labels", "hidden_size", "n_embd", "dim", "d_model"}
-_NUMBER_KEYS |= {"num_hidden_layers", "num_attention_heads", "max_seq_length", "model_max_length", "doc_maxlen"}
-_NUMBER_KEYS |= {"query_length", "document_length", "query_maxlen", "in_features", "out_features"}
-_OBJECT_KEYS = {"rope_scaling", "rope_parameters", "id2label", "sentence_transformers", "task_instructions", "prompts"}
-_OBJECT_KEYS |= {"processing_kwargs"}
-_TEXT_KEYS = {"model_type", "problem_type", "activation_fn", "activation_function", "default_prompt_name"}
-_TEXT_KEYS |= {"sbert_ce_default_activation_function", "query_prefix", "document_prefix", "query_token_id"}
-_LIST_KEYS = {"architectures", "lora_adaptations", "matryoshka_dimensions", "skiplist_words"}
+# what a value must be, in whichever file its key is; null counts as absent
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    **dict.fromkeys(_NUMBER_KEYS, ((int, float), "a number")),
-    **dict.fromkeys(_OBJECT_KEYS, (dict, "an object")),
-    **dict.fromkeys(_LIST_KEYS, (list, "a list")),
-    **dict.fromkeys(_TEXT_KEYS, (str, "text")),
+    key: (kind, words)
+    for kind, words, keys in (
+        (
+            (int, float),
+            "a number",
+            "pad_token_id type_vocab_size max_position_embeddings original_max_position_embeddings n_positions "
+            "max_seq_len hidden_size n_embd dim d_model num_labels num_hidden_layers num_attention_heads "
+            "max_seq_length model_max_length query_length document_length query_maxlen doc_maxlen "
+            "in_features out_features",
+        ),
+        (dict, "an object", "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts"),
+        (list, "a list", "architectures lora_adaptations matryoshka_dimensions skiplist_words"),
+        (
+            str,
+            "text",
+            "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
+            "default_prompt_name query_prefix document_prefix query_token_id",
+        ),
+    )
+    for key in keys.split()
 }
 
 # sentence-transformers named this file after the backbone before it settled on the first of these
@@ -190,9 +200,9 @@ class Checkpoint:
             sampled += [path for path in self.folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES]
             whole += [*self.folder.rglob("*.py"), *self.tokenizer_folder.rglob("*.py")]
         return {
-            **{self._relative(path): _sampled_digest(path) for path in sorted(set(sampled))},
-            **{self._relative(path): _digest(path.read_bytes()) for path in sorted(set(whole))},
-            "config.json": _digest(json.dumps(self.config, sort_keys=True).encode()),
+            **{self._relative(path): sampled_digest(path) for path in sorted(set(sampled))},
+            **{self._relative(path): digest(path.read_bytes()) for path in sorted(set(whole))},
+            "config.json": digest(json.dumps(self.config, sort_keys=True).encode()),
         }
 
     def _relative(self, path: Path) -> str:
@@ -216,7 +226,7 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         files = self._required(module)
-        read = load_file if files[0].suffix == ".safetensors" else _read_pickle
+        read = load_file if files[0].suffix == ".safetensors" else read_pickle
         return {name: tensor for file in files for name, tensor in self._opened(file, read).items()}
 
     def empty_tensors(self, module: str = "") -> dict[str, Any]:
@@ -234,11 +244,13 @@ class Checkpoint:
             return self.read_tensors(module)
         shapes = {name: shape for file in self._choices(module)[0] for name, shape in self._header(file).items()}
         if not shapes:
-            raise UncheckedError(f"{self.name} has its weights as pickles, which must be downloaded to look inside")
+            raise UncheckedError(
+                f"{self.name} has no safetensors files on the hub, and pickles are not downloaded to look inside"
+            )
         return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
     def _weight_modules(self) -> list[str]:
-        """What `read_tensors` may be asked for."""
+        """What `read_tensors` takes for this checkpoint."""
         dense = [module.folder for module in self.modules if module.kind == "Dense"]
         return ["", *dense, *([BGE_M3_HEAD] if (self.folder / BGE_M3_HEAD).is_file() else [])]
 
@@ -275,7 +287,7 @@ class Checkpoint:
         """{tensor: shape} of a safetensors file, on the disk or else on the hub; {} if there is no such file."""
         path = self.folder / file
         if path.is_file():
-            return self._opened(path, _shapes)
+            return self._opened(path, tensor_shapes)
         return (self.snapshot.shapes(file) if self.snapshot else None) or {}
 
     def _opened(self, path: Path, read: Callable[[Path], T]) -> T:
@@ -287,43 +299,7 @@ class Checkpoint:
 
 
 class UncheckedError(CheckpointError):
-    """Tensors whose names and shapes cannot be told without downloading them."""
-
-
-BGE_M3_HEAD = "colbert_linear.pt"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "special_tokens", "added_tokens")
-_SAMPLES, _SAMPLE_BYTES = 256, 4096
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    import torch
-
-    tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def _digest(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def _sampled_digest(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _SAMPLES * _SAMPLE_BYTES:
-            return _digest(file.read())
-        digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
-        for sample in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    """Tensors whose names and shapes are not known before they are downloaded."""
 
 
 def open_checkpoint(
