@@ -244,9 +244,7 @@ class Checkpoint:
             return self.read_tensors(module)
         shapes = {name: shape for file in self._choices(module)[0] for name, shape in self._header(file).items()}
         if not shapes:
-            raise UncheckedError(
-                f"{self.name} has no safetensors files on the hub, and pickles are not downloaded to look inside"
-            )
+            raise UncheckedError(f"{self.name} has no safetensors files, and pickles must be downloaded to look inside")
         return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
     def _weight_modules(self) -> list[str]:
