@@ -738,7 +738,7 @@ def test_the_end_of_a_prompt_survives_every_max_length(tiny: Tiny, name: str) ->
     options = dict(ROWS[name].options)
     config = options.pop("config", None)
     with opened(tiny(name), name) as scorer:
-        runner: Any = scorer._runner
+        runner: Any = scorer.batcher._runner
 
     def tokens(max_length: int | None) -> list[int]:
         """[] where there is no room for a text. Weights, tokenizer and template are the same for every length."""

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from batchscore.cli import options as o
+from batchscore.errors import debug_traceback
 
 
 @o.takes(o.settings)
@@ -33,6 +34,9 @@ def inspect(
         typer.echo(json.dumps(found.describe(), ensure_ascii=False, indent=2))
     else:
         print_inspection(found)
+    for problem in found.problems:
+        if details := debug_traceback(problem):
+            typer.echo(details, err=True)
     if found.problems:
         raise typer.Exit(found.problems[0].exit_code)
 

@@ -215,6 +215,12 @@ ChatTemplate = Annotated[
         rich_help_panel=_TEXT,
     ),
 ]
+TemplateDate = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="YYYY-MM-DD", help="The day for templates that ask for it. (default: today)", rich_help_panel=_TEXT
+    ),
+]
 Instruction = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="The task, for prompts that have a place for it.", rich_help_panel=_TEXT),
@@ -450,6 +456,7 @@ def settings(
     query_length: QueryLength = None,
     document_length: DocumentLength = None,
     chat_template: ChatTemplate = None,
+    template_date: TemplateDate = None,
     instruction: Instruction = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,

@@ -1,7 +1,6 @@
 """The registry: architecture name -> Architecture, or a function of config.json where a name covers several layouts.
 
-A new architecture is one line in a file of this folder. A language model that is not listed gets the row of its kind,
-read off the end of its name.
+A new architecture is one entry in a file of this folder. One that is not listed is handled by the ending of its name.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from batchscore.models.arch.entry import Architecture, Entry, Json
 
 ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **DECODERS}
 
-# in the order in which a name is tried; a body of unknown build shows at loading whether it runs without padding
+# tried in this order; whether such a body runs without padding is found out when it is loaded
 GENERIC: dict[str, Architecture] = {
     "ForSequenceClassification": SCORE,
     "ForCausalLM": LAST,
@@ -24,14 +23,18 @@ GENERIC: dict[str, Architecture] = {
 
 
 def architecture_of(architecture: str, config: Json) -> Architecture | None:
-    """The row of an architecture, given its config.json; None if the name ends like none that is known."""
-    found = ARCHITECTURES.get(architecture) or next(
-        (row for ending, row in GENERIC.items() if architecture.endswith(ending)), None
+    """The entry for an architecture, given its config.json; None if not even the ending of its name is known."""
+    entry = ARCHITECTURES.get(architecture) or next(
+        (generic for ending, generic in GENERIC.items() if architecture.endswith(ending)), None
     )
-    return found if found is None or isinstance(found, Architecture) else found(config)
+    return None if entry is None else _applied(entry, config)
 
 
 def supported() -> dict[str, Architecture]:
-    """Every architecture and the row it has without a config.json, for tables."""
-    listed = {name: found if isinstance(found, Architecture) else found({}) for name, found in ARCHITECTURES.items()}
-    return {**listed, **{f"*{ending}": replace(row, hub="") for ending, row in GENERIC.items()}}
+    """Every architecture with its entry for an empty config.json, for tables."""
+    listed = {name: _applied(entry, {}) for name, entry in ARCHITECTURES.items()}
+    return {**listed, **{f"*{ending}": replace(generic, hub="") for ending, generic in GENERIC.items()}}
+
+
+def _applied(entry: Entry, config: Json) -> Architecture:
+    return entry if isinstance(entry, Architecture) else entry(config)

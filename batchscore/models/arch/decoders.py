@@ -1,4 +1,4 @@
-"""Language models: causal ones read at the last token, and those that were retrained to look both ways."""
+"""Language models: causal ones, read at the last token, and those retrained with bidirectional attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchscore.models.spec import Layer, PoolingMode
 LAST = Architecture(pooling="lasttoken")
 SCORE = replace(LAST, score_type="cross-encoder", head=(Layer("score"),))
 
-# what each family is published for: (embeddings, rerankers)
+# published models of each family: (an embedding model, a reranker)
 _FAMILIES = {
     "Llama": ("samaya-ai/promptriever-llama3.1-8b-v1", "castorini/rankllama-v1-7b-lora-passage"),
     "Mistral": ("intfloat/e5-mistral-7b-instruct", ""),
@@ -25,7 +25,7 @@ _FAMILIES = {
 
 
 def _both_ways(config: Json) -> Json:
-    """`is_causal` belongs on the config object; transformers' masks and our attention read it there."""
+    """Set `is_causal` on the config, where transformers' masks and our attention read it."""
     return {**config, "is_causal": False}
 
 
@@ -64,11 +64,11 @@ def _nemotron_pairs(config: Json) -> Architecture:
     )
 
 
-# ---- rerankers with a head for each of their last layers
+# ---- rerankers with a head after each of their last layers
 
 
 def _cutoff(config: Json) -> int:
-    """Layers to run: `cutoff_layers` of --hf-overrides, else all."""
+    """How many layers to run: `cutoff_layers` from --hf-overrides, else all."""
     layers, start, step = (config.get(key, default) for key, default in _LAYERWISE)
     cutoff = config.get("cutoff_layers", layers)
     if not isinstance(cutoff, int) or not start <= cutoff <= layers or (cutoff - start) % step:
@@ -82,7 +82,7 @@ _LAYERWISE = (("num_hidden_layers", 0), ("start_layer", 0), ("layer_sep", 1))
 
 
 def _minicpm(config: Json) -> Json:
-    """MiniCPM is Granite with its multipliers under other names."""
+    """Translate MiniCPM to Granite, which has the same multipliers under other names."""
     if config.get("head_type", "simple") != "simple":
         raise CheckpointError(f"head_type {config['head_type']!r} of a layerwise MiniCPM is not supported")
     head_dim = config["hidden_size"] // config["num_attention_heads"]
@@ -100,7 +100,7 @@ def _gemma2_layers(config: Json) -> Json:
     if config.get("compress_ratio", 1) != 1:
         raise CheckpointError("compressing passage tokens is not supported; set compress_ratio to 1")
     layers = _cutoff(config)
-    shortened = {key: value for key, value in config.items() if key != "layer_types"}  # one entry a layer
+    shortened = {key: value for key, value in config.items() if key != "layer_types"}  # one entry per layer
     return {**shortened, "model_type": "gemma2", "num_hidden_layers": layers}
 
 
@@ -114,12 +114,12 @@ def _layerwise(config: Json) -> Architecture:
         hub=hub,
         translate=_gemma2_layers if is_gemma else _minicpm,
         head=(head,),
-        unread=r"\blayers\.\d+\.|^lm_head\.",  # layers behind the last one read, and the other heads
+        unread=r"\blayers\.\d+\.|^lm_head\.",  # layers after the last one run, and the other heads
     )
 
 
 def _gemma(config: Json) -> Json:
-    """The first Gemma's files say "gelu" and mean its tanh form; releases of transformers differ in reading them."""
+    """Set the tanh form of GELU: the first Gemma's files say "gelu" but mean it, and transformers' releases differ."""
     if config.get("hidden_activation"):
         return config
     return {**config, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
@@ -130,17 +130,17 @@ _TRANSLATIONS = {"Gemma": _gemma}
 DECODERS: dict[str, Entry] = {
     **{
         f"{family}{kind}": replace(
-            row, hub=hubs[row.score_type == "cross-encoder"], translate=_TRANSLATIONS.get(family, same)
+            base, hub=hubs[base.score_type == "cross-encoder"], translate=_TRANSLATIONS.get(family, same)
         )
         for family, hubs in _FAMILIES.items()
-        for kind, row in (("Model", LAST), ("ForCausalLM", LAST), ("ForSequenceClassification", SCORE))
+        for kind, base in (("Model", LAST), ("ForCausalLM", LAST), ("ForSequenceClassification", SCORE))
     },
     "GPT2Model": LAST,
     "GPT2LMHeadModel": LAST,
     "GPT2ForSequenceClassification": SCORE,
     "Gemma3TextModel": replace(LAST, hub="google/embeddinggemma-300m"),
     "Gemma3ForCausalLM": LAST,
-    "Lfm2Model": replace(LAST, flat=False),  # a convolution runs across the joints
+    "Lfm2Model": replace(LAST, flat=False),  # its convolution would cross from one sequence to the next
     "Lfm2ForCausalLM": replace(LAST, flat=False),
     "GritLM": Architecture(
         hub="parasail-ai/GritLM-7B-vllm",

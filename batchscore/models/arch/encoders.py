@@ -1,14 +1,14 @@
-"""Bidirectional encoders: where the head is cut off the body, how positions count, and what old files call things."""
+"""Bidirectional encoders: which layers are the head, how positions count, and the names that old files use."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.entry import Architecture, Entry, Json, Rename
-from batchscore.models.spec import Layer
+from batchscore.models.arch.entry import Architecture, Entry, Json
+from batchscore.models.spec import Layer, Rename
 
-# BERT's class keeps the first layer of its head in the body, as the "pooler"; RoBERTa's has a classifier of two layers
+# BERT's class keeps the first layer of its head in the body as the "pooler"; RoBERTa's classifier has both layers
 _POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))
 _BERT = Architecture(layers="encoder.layer")
 _ROBERTA = Architecture(layers="encoder.layer", positions_after_pad=True)
@@ -25,8 +25,8 @@ def _bert_mlm(config: Json) -> Architecture:
 
 
 def _bert_splade(config: Json) -> Architecture:
-    row = _bert_mlm(config)
-    return replace(row, hub="naver/splade-v3", pooling="splade", head=row.mlm_head)
+    base = _bert_mlm(config)
+    return replace(base, hub="naver/splade-v3", pooling="splade", head=base.mlm_head)
 
 
 def _distil_mlm(config: Json) -> Architecture:
@@ -41,7 +41,7 @@ def _modernbert_mlm(config: Json) -> Architecture:
     return replace(_MODERNBERT, hub="answerdotai/ModernBERT-base", mlm_head=head)
 
 
-# the layout of Jina's own XLM-R, with its fused projections
+# from Jina's own XLM-R, with its fused projections
 _FLASH = (
     Rename(r"\bemb_ln\b", ("embeddings.LayerNorm",)),
     Rename(r"\blayers\.(\d+)\.norm1\b", (r"layer.\1.attention.output.LayerNorm",)),
@@ -57,7 +57,7 @@ _FLASH = (
 
 
 def _rotary_xlmr(config: Json) -> Json:
-    """Jina's XLM-R with rotary positions is what transformers calls jina_embeddings_v3."""
+    """Translate Jina's XLM-R with rotary positions to what transformers calls jina_embeddings_v3."""
     theta = config.get("rotary_emb_base", 10_000.0)
     return {**config, "model_type": "jina_embeddings_v3", "rope_parameters": _rope(theta)}
 
@@ -82,14 +82,14 @@ def _xlmr(config: Json) -> Architecture:
 
 
 def _xlmr_pairs(config: Json) -> Architecture:
-    row = replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", pooling="cls")
-    return replace(row, score_type="cross-encoder", head=_ROBERTA_HEAD)
+    base = replace(_xlmr(config), hub="BAAI/bge-reranker-v2-m3", pooling="cls")
+    return replace(base, score_type="cross-encoder", head=_ROBERTA_HEAD)
 
 
 def _gte(config: Json) -> Json:
-    """The configs of Alibaba's and Snowflake's mGTE code, whose tensors transformers' gte reads as they are.
+    """Translate Alibaba's and Snowflake's mGTE configs to transformers' gte, which has the same tensors.
 
-    NTK scaling is the linear kind with other numbers: (theta * factor) ** (-2i / d) / factor ** (2 / d).
+    NTK scaling is linear scaling with other numbers: (theta * factor) ** (-2i / d) / factor ** (2 / d).
     """
     scaling, theta = config.get("rope_scaling") or {}, config.get("rope_theta", 10_000.0)
     rope, kind = _rope(theta), scaling.get("type") or scaling.get("rope_type")
@@ -182,8 +182,8 @@ def _deberta_pairs(config: Json) -> Architecture:
     )
 
 
-def _cross_encoder(row: Architecture, head: tuple[Layer, ...], hub: str) -> Architecture:
-    return replace(row, score_type="cross-encoder", head=head, hub=hub)
+def _cross_encoder(base: Architecture, head: tuple[Layer, ...], hub: str) -> Architecture:
+    return replace(base, score_type="cross-encoder", head=head, hub=hub)
 
 
 _MODERNBERT = Architecture(hub="Alibaba-NLP/gte-modernbert-base")
@@ -240,7 +240,7 @@ ENCODERS: dict[str, Entry] = {
 
 
 def _colbert(config: Json) -> Architecture:
-    """Stanford's files: a BERT, or Jina's XLM-R, and one projection."""
+    """Stanford's layout: a BERT or Jina's XLM-R, and one projection."""
     if _is_rotary(config):
         return Architecture(
             "late-interaction", "jinaai/jina-colbert-v2", translate=_rotary_xlmr, head=(Layer("linear"),)
