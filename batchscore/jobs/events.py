@@ -43,21 +43,18 @@ class Outcome:
 class Events(Protocol):
     """Whoever watches a run."""
 
-    def loading(self, model: str, stage: Stage) -> None:
-        """The model is about to be loaded, or fetched if it is on the hub."""
-
-    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None:
-        """Scoring is about to start: lines for a person, and the same for a program."""
-
-    def progress(self, meter: Meter) -> None:
-        """A pack is done; called from any thread."""
-
-    def note(self, line: str) -> None:
-        """There is news for a person."""
-
-    def finished(self, outcome: Outcome) -> None:
-        """The run came to its end."""
+    def loading(self, model: str, stage: Stage) -> None: ...  # or fetching, if it is on the hub
+    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...  # for people, for programs
+    def progress(self, meter: Meter) -> None: ...  # after each pack, from any thread
+    def note(self, line: str) -> None: ...  # news for people
+    def finished(self, outcome: Outcome) -> None: ...
 
 
-class Silent(Events):
+class Silent:
     """Ignores everything."""
+
+    def loading(self, model: str, stage: Stage) -> None: ...
+    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...
+    def progress(self, meter: Meter) -> None: ...
+    def note(self, line: str) -> None: ...
+    def finished(self, outcome: Outcome) -> None: ...

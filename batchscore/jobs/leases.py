@@ -1,8 +1,8 @@
 """How processes show each other, through the job's folder, that they are alive and which units they have.
 
 Each process touches a file of its own every few seconds. A unit is claimed by creating its lease, which only one
-process can do. A lease is void once the file of the process it names has not been touched for three beats. Two processes
-may then work on one unit for a while, which is harmless: both write the same part.
+process can do. A lease is void once the file of the process it names has not been touched for three beats. Two
+processes may then work on one unit for a while, which is harmless: both write the same part.
 """
 
 from __future__ import annotations
