@@ -276,7 +276,7 @@ def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,"], 2, "a name that is empty"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-column", "logit", "--details"], 2, "'logit' too"),
-        (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "without --engine ray"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "--ray-address needs --engine ray"),
     ],
 )
 def test_a_wrong_call_is_named_and_leaves_no_output(tiny: Tiny, options: list[str], code: int, said: str) -> None:

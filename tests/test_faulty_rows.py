@@ -190,6 +190,17 @@ def test_a_share_is_that_of_all_rows_of_the_job(tiny: Tiny) -> None:
         assert score(tiny("bert_ce"), *options).exit_code == code
 
 
+def test_a_limit_on_errors_counts_rows_and_not_the_documents_in_them(tiny: Tiny) -> None:
+    rows = [{"query": f"q {number}", "documents": ["x", None, None, None]} for number in range(2)]
+    jobs.write_rows("in.jsonl", [*rows, *({"query": f"q {number}", "documents": ["x"]} for number in range(2, 6))])
+    options = ["rerank", "--model", tiny("bert_ce"), "--in", "in.jsonl", "--out", "out.jsonl"]
+    refused = CliRunner().invoke(app, [*options, "--max-errors", "1"])
+
+    assert (refused.exit_code, "2 of 6 rows are bad" in refused.stderr) == (6, True)
+    assert CliRunner().invoke(app, [*options, "--max-errors", "2"]).exit_code == 7
+    assert len(read("out.jsonl.errors.jsonl")) == 6
+
+
 @pytest.mark.parametrize("most", ["-1", "x", "5%%", "nan", "nan%"])
 def test_max_errors_is_a_number_or_a_share(tiny: Tiny, most: str) -> None:
     jobs.write_rows("in.jsonl", jobs.random_rows(3))

@@ -16,12 +16,13 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 
-from batchscore.errors import RuntimeFailureError
+from batchscore.errors import RuntimeFailureError, StoppedError
 from batchscore.io.storage import LocalFolder, open_folder, writer_id
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.leases import Leases, Presence, workers
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, start_parts
+from batchscore.stop import Stop
 
 UNITS = [Unit(number, (Span(0, number, number + 1, 1, number),)) for number in range(5)]
 
@@ -161,6 +162,39 @@ def test_a_lease_is_void_when_its_owner_was_silent_for_three_beats(
         assert bytes(parts.folder.read("part-00000.lease")) == (b"b-2" if is_stolen else b"a-1")
         assert Leases(parts, dead).claim_merge()
         assert leases.claim_merge() is is_stolen
+
+
+def test_who_is_silent_on_another_host_is_waited_for(parts: Parts) -> None:
+    """Three beats show whether it is dead; a process of this host is known to live, and has its unit to itself."""
+    finish(parts, 2, 3, 4)
+    neighbour = f"{writer_id().rpartition('-')[0]}-{os.getppid()}"
+    with (
+        presence_of(parts, "far-1", 1000) as far,
+        presence_of(parts, neighbour, 1000) as near,
+        presence_of(parts, "b-2") as presence,
+    ):
+        assert next(Leases(parts, far).claimed(UNITS[:1])) == UNITS[0]
+        assert next(Leases(parts, near).claimed(UNITS[1:])) == UNITS[1]
+        leases = Leases(parts, presence)
+        assert leases.wait_for_silent(UNITS[1:], Stop()) == []
+        set_age(parts, "worker-far-1.json", 2999)
+        assert list(leases.claimed(UNITS)) == []
+        assert leases.wait_for_silent(UNITS, Stop()) == UNITS[:1]
+        assert next(leases.claimed(UNITS)) == UNITS[0]
+
+
+def test_waiting_for_another_host_ends_with_three_beats_or_a_stop(parts: Parts) -> None:
+    with presence_of(parts, "far-1", 1000) as far, presence_of(parts, "b-2", 0.2) as presence:
+        assert next(Leases(parts, far).claimed(UNITS[:1])) == UNITS[0]
+        leases, stop = Leases(parts, presence), Stop()
+        began = time.monotonic()
+        assert leases.wait_for_silent(UNITS[:1], stop) == []
+        assert time.monotonic() - began > 0.6
+        stop.request("SIGTERM")
+        with pytest.raises(StoppedError):
+            leases.wait_for_silent(UNITS[:1], stop)
+        parts.folder.discard()
+        assert leases.wait_for_silent(UNITS[:1], stop) == []
 
 
 def test_a_process_that_is_killed_loses_its_units(parts: Parts) -> None:

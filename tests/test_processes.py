@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,6 +91,21 @@ class DeadlyModelJob(WorkerJob):
         os._exit(9)
 
 
+def hang_once(*values: Any) -> WorkerJob:
+    """What a process unpickles that hangs while it loads Python: an import on a disk that does not answer."""
+    if not Path("hung").exists():
+        Path("hung").touch()
+        time.sleep(600)
+    return WorkerJob(*values)
+
+
+class HangingJob(WorkerJob):
+    """Hangs the first process that it is sent to."""
+
+    def __reduce__(self) -> Any:
+        return hang_once, (self.command, self.scorer, self.source, self.folder, self.errors)
+
+
 @pytest.fixture(autouse=True)
 def rows(here: Path) -> None:
     jobs.write_rows("in.parquet", ROWS)
@@ -169,6 +185,34 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monke
     assert run.given_up == {}
     assert ids(parts) == [row["id"] for row in ROWS]
     assert run.said == ["worker on cpu died (no sign of life for 5 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_before_its_first_message_is_replaced(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "START_SECONDS", 15.0)
+    job, parts = started(tiny("bert_ce"), ScoreCommand(), HangingJob)
+    run = Run(job, parts)
+
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert run.said == ["worker on cpu died (no sign of life for 15 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+def test_workers_tell_how_long_each_stage_took(tiny: Tiny) -> None:
+    job, parts = started(tiny("bert_ce"), ScoreCommand())
+    run = Run(job, parts)
+
+    assert min(run.meter.seconds.values()) > 0, run.meter.seconds
+    assert round(run.meter.rows) == 300
+    assert run.meter.tokens == parts.counts()["tokens"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_would_score_something_else_ends_the_job(tiny: Tiny) -> None:
+    """Such as one that finds other weights under the model's name."""
+    job, parts = started(tiny("bert_ce"), ScoreCommand(), scorer={"model": tiny("bert_ce"), "max_length": 9})
+    with pytest.raises(RuntimeFailureError, match="would score something else: model.max_length was 64 and is 9"):
+        Run(job, parts)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from typer.testing import CliRunner, Result
 
 import jobs
 from batchscore.cli.main import app
+from batchscore.errors import StoppedError
 from batchscore.io.storage import writer_id
 from batchscore.io.units import Unit
+from batchscore.jobs import merge
+from batchscore.jobs.leases import Presence
 from batchscore.jobs.merge import assemble
 from batchscore.jobs.parts import Parts
+from batchscore.jobs.status import job_status
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -128,6 +133,78 @@ def test_a_dynamic_claim_takes_what_nobody_has(tiny: Tiny) -> None:
     assert "part-00004.parquet" not in jobs.parts("parts")
     assert len(jobs.parts("parts")) == 9
     assert sorted(path.name for path in Path("parts").glob("*.lease")) == ["part-00004.lease"]
+
+
+def test_the_last_unit_of_a_dead_host_is_taken_over(tiny: Tiny) -> None:
+    """It died a moment ago, so that its claim holds until its third beat is missed."""
+    jobs.write_rows("in.parquet", ROWS[:100])
+    score(tiny("bert_ce"), "whole.parquet")
+    score(tiny("bert_ce"), "out.parquet", "--shard", "0/2")
+    state = {"shard": "1/2", "units": [1], "rows_in_work": 0, "rows_per_second": 5, "beat_seconds": 10}
+    Path(".out.parquet.parts/worker-far-7.json").write_text(json.dumps(state))
+    Path(".out.parquet.parts/part-00001.lease").write_text("far-7")
+    os.utime(".out.parquet.parts/worker-far-7.json", (time.time() - 28, time.time() - 28))
+    result = score(tiny("bert_ce"), "out.parquet", "--claim", "dynamic", "--merge")
+
+    assert result.exit_code == 0, result.output
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "parts/"])
+def test_the_list_of_errors_is_whole_whoever_writes_it_last(
+    tiny: Tiny, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the other shard does all it has to do between the first one's look at the parts and its write."""
+    rows = [{**row, "document": None if number % 50 == 0 else "x"} for number, row in enumerate(ROWS[:200])]
+    jobs.write_rows("in.parquet", rows)
+    plain, calls = merge.write_lines, count()
+
+    def write(*arguments: Any) -> None:
+        if next(calls) == 0:
+            assert score(tiny("bert_ce"), out, "--shard", "1/2").exit_code == 7
+        plain(*arguments)
+
+    monkeypatch.setattr(merge, "write_lines", write)
+    assert score(tiny("bert_ce"), out, "--shard", "0/2").exit_code == 7
+    listed = Path("parts/_errors.jsonl" if out == "parts/" else "out.parquet.errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in listed] == [0, 50, 100, 150]
+
+
+def test_a_damaged_part_does_not_hide_why_a_run_ended(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.write_rows("in.parquet", [{**ROWS[0], "document": None}, *ROWS[1:200]])
+    plain = Parts.write
+
+    def write(parts: Parts, unit: Unit, *content: Any) -> None:
+        plain(parts, unit, *content)
+        if unit.index == 1:
+            Path("parts/part-00001.parquet").write_bytes(b"damaged")
+            raise StoppedError("stopped by SIGTERM")
+
+    monkeypatch.setattr(Parts, "write", write)
+    result = score(tiny("bert_ce"), "parts/")
+    assert result.exit_code == 75, result.output
+    assert "stopped by SIGTERM; 2 of 4 units are done" in result.stderr
+
+
+def test_status_has_a_speed_before_the_first_unit_is_done(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.write_rows("in.parquet", ROWS)
+    monkeypatch.setattr(Presence.__init__, "__kwdefaults__", {"beat_seconds": 0.01})
+    states: list[dict[str, Any]] = []
+    plain = Parts.write
+
+    def write(parts: Parts, *content: Any) -> None:
+        if not states:
+            jobs.wait_until(lambda: any(worker["rows_in_work"] for worker in job_status("parts/")["workers"]))
+            states.append(job_status("parts/"))
+        plain(parts, *content)
+
+    monkeypatch.setattr(Parts, "write", write)
+    assert run("score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--out", "parts/").exit_code == 0
+    (state,) = states
+    (worker,) = state["workers"]
+    assert (state["units"]["done"], worker["units"], worker["rows_in_work"]) == (0, [0], 600)
+    assert worker["rows_per_second"] > 0
+    assert state["eta_seconds"] == 0
 
 
 @pytest.mark.slow
