@@ -20,6 +20,8 @@ who reads it.
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +36,11 @@ Errors = Literal["fail", "quarantine", "null"]  # what becomes of rows at fault:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def debug_traceback(error: BaseException) -> str:
+    """The traceback of an error and its causes if BATCHSCORE_DEBUG=1 is set, else ""."""
+    return "".join(traceback.format_exception(error)) if os.environ.get("BATCHSCORE_DEBUG") == "1" else ""
 
 
 class BatchscoreError(Exception):

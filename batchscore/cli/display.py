@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.errors import BatchscoreError
+from batchscore.errors import BatchscoreError, debug_traceback
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # these import torch, and the first line is shown before that
@@ -104,15 +104,19 @@ class Display:
             for line in summary_lines(outcome):
                 self._print(line)
 
-    def error(self, message: str, hint: str | None, exit_code: int) -> None:
+    def error(self, error: BatchscoreError) -> None:
         """Show why it stopped, even when quiet."""
         self.stop()
+        trace = debug_traceback(error)
         if self._json:
-            self._event("error", {"message": message, "hint": hint, "exit_code": exit_code})
+            values = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            self._event("error", values | ({"traceback": trace} if trace else {}))
             return
-        self._print(f"error: {message}")
-        if hint:
-            self._print(f"hint: {hint}")
+        if trace:
+            self._print(trace)
+        self._print(f"error: {error.message}")
+        if error.hint:
+            self._print(f"hint: {error.hint}")
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -138,7 +142,7 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
     try:
         yield
     except BatchscoreError as error:
-        display.error(error.message, error.hint, error.exit_code)
+        display.error(error)
         if stop is not None and stop.unsettled:  # an ordinary exit would wait for the busy thread
             sys.stderr.flush()
             os._exit(error.exit_code)
