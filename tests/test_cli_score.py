@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,8 +212,41 @@ def test_json_log_is_one_object_a_line(tiny: Tiny) -> None:
     result = score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--log-format", "json")
 
     events = [json.loads(line) for line in result.stderr.splitlines()]
-    assert [event["event"] for event in events] == ["start", "finish"]
+    assert [event["event"] for event in events] == ["loading", "start", "loading", "finish"]
     assert events[-1]["rows"] == len(ROWS)
+
+
+def test_the_traceback_behind_an_error_is_there_for_who_asks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = [tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--document-column", "text"]
+    assert "Traceback" not in score(*call).stderr
+    monkeypatch.setenv("BATCHSCORE_DEBUG", "1")
+    assert "Traceback (most recent call last)" in score(*call).stderr
+    assert "Traceback" in json.loads(score(*call, "--log-format", "json").stderr.splitlines()[-1])["traceback"]
+
+
+def test_tokens_a_second_are_those_that_were_forwarded(tiny: Tiny) -> None:
+    """A cache answers for texts that come back, which takes no time."""
+    rows = write("pairs.jsonl", ROWS[:10] * 4)
+    options = ["--window-rows", "10", "--cache-mb", "100", "--log-format", "json"]
+    result = score(tiny("bert_ce"), "--in", rows, "--out", "out.jsonl", *options)
+    counts = json.loads(result.stderr.splitlines()[-1])
+
+    assert 4 * counts["tokens_forwarded"] == counts["tokens"] > 0
+
+
+def test_something_is_said_before_torch_is_loaded(tiny: Tiny) -> None:
+    call = ["score", "--model", tiny("bert_mean"), "--in", "none.jsonl", "--out", "out.jsonl"]
+    code = (
+        "import sys\nfrom batchscore.cli.display import Display\nfrom batchscore.cli.main import app\n"
+        "loading = Display.loading\n"
+        "def note(*values):\n    loading(*values)\n    print('torch' in sys.modules)\n"
+        f"Display.loading = note\napp({call!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert run.stderr.splitlines()[0] == f"loading  {tiny('bert_mean')}"
+    assert run.stdout == "False\n"
+    assert run.returncode == 4
 
 
 def test_last_line_says_it_all(tiny: Tiny) -> None:
@@ -282,7 +317,7 @@ def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,"], 2, "a name that is empty"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-column", "logit", "--details"], 2, "'logit' too"),
-        (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "without --engine ray"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "--ray-address needs --engine ray"),
     ],
 )
 def test_a_wrong_call_is_named_and_leaves_no_output(tiny: Tiny, options: list[str], code: int, said: str) -> None:
@@ -314,7 +349,7 @@ def test_an_output_of_something_else_is_not_replaced_unasked(tiny: Tiny) -> None
     result = score(tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl")
 
     assert result.exit_code == 8
-    assert "out.jsonl is there already" in result.stderr
+    assert "out.jsonl already exists" in result.stderr
     assert "--overwrite" in result.stderr
     assert Path("out.jsonl").read_text() == "older\n"
 
