@@ -94,8 +94,8 @@ def test_a_person_sees_sources_special_tokens_and_what_does_not_count(tiny: Tiny
     assert re.search(r"similarity +!?= 'maxsim'  \(score type\)", text)
     assert "[CLS]:2 [unused0]:" in text
     assert re.search(r"\(,:\d+\) \(\(:\d+\) paper:\d+ \(\):\d+\)", text)  # the skip list
-    assert "in brackets: read, but not counted" in text
-    assert text.endswith("nothing would fail\n")
+    assert "tokens in brackets are read but not compared" in text
+    assert text.endswith("ready: a run would start\n")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_would_fail_is_told_with_the_exit_code_of_a_run(tiny: Tiny, name: s
 
     assert len(problems) == 1
     assert message in problems[0]["message"]
-    assert f"would fail\n  {problems[0]['message']}" in run("inspect", tiny(name), code=code)
+    assert f"a run would fail\n  {problems[0]['message']}" in run("inspect", tiny(name), code=code)
 
 
 def test_an_option_without_effect_would_fail_too(tiny: Tiny) -> None:

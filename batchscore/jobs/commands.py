@@ -63,6 +63,7 @@ class ScoreCommand:
     keep_columns: Sequence[str] | None = None  # None: all
     details: bool = False
     limit: int | None = None
+    document_fields: Sequence[str] | None = None  # None: title and text where a document has both
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
@@ -133,6 +134,7 @@ class RerankCommand:
     return_documents: bool = False
     nested: bool = False
     limit: int | None = None
+    document_fields: Sequence[str] | None = None  # None: title and text where a document has both
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
