@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from batchscore.models.arch import ARCHITECTURES
 from batchscore.types import Pairs, Texts
 
 Tiny = Callable[[str], str]
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 QUERY, DOCUMENT = "what is a bird", "the bird is small, (Paper)"
 
 
@@ -139,12 +137,6 @@ def test_every_row_of_the_registry_is_in_the_table() -> None:
     assert [row["architecture"] for row in rows][: len(ARCHITECTURES)] == list(ARCHITECTURES)
     assert {row["score type"] for row in rows} == {"cross-encoder", "bi-encoder", "late-interaction"}
     assert len(run("models").splitlines()) == len(rows) + 1
-
-
-def test_the_readme_holds_the_table_that_the_command_prints() -> None:
-    (table,) = re.findall(r"<!-- batchscore models --format markdown -->\n(.*?)<!-- end -->", README, re.DOTALL)
-
-    assert table == run("models", "--format", "markdown")
 
 
 def test_a_tokenizer_of_another_model_would_fail(tiny: Tiny) -> None:

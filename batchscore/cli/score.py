@@ -9,9 +9,9 @@ from batchscore.stop import leave_on_signals
 @o.with_groups
 def score(
     model: o.Model,
-    files: o.Files,
     settings: o.Settings,
     execution: o.Execution,
+    files: o.Files,
     shares: o.Shares,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentColumn = "document",
