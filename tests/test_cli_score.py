@@ -204,7 +204,7 @@ def test_json_log_is_one_object_a_line(tiny: Tiny) -> None:
     result = score(tiny("bert_mean"), "--in", write("pairs.jsonl", ROWS), "--out", "out.jsonl", "--log-format", "json")
 
     events = [json.loads(line) for line in result.stderr.splitlines()]
-    assert [event["event"] for event in events] == ["start", "finish"]
+    assert [event["event"] for event in events] == ["loading", "start", "loading", "finish"]
     assert events[-1]["rows"] == len(ROWS)
 
 
@@ -308,7 +308,7 @@ def test_an_output_of_something_else_is_not_replaced_unasked(tiny: Tiny) -> None
     result = score(tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl")
 
     assert result.exit_code == 8
-    assert "out.jsonl is there already" in result.stderr
+    assert "out.jsonl already exists" in result.stderr
     assert "--overwrite" in result.stderr
     assert Path("out.jsonl").read_text() == "older\n"
 

@@ -70,7 +70,7 @@ def test_bad_rows_are_left_out_and_listed(tiny: Tiny, window: str) -> None:
     faults = read("out.jsonl.errors.jsonl")
     assert [(fault["line"], fault["column"], fault["code"]) for fault in faults] == FAULTS
     assert [str(row["id"]) for row in read("out.jsonl")] == ["0", "seven", "8"]
-    assert "errors   6 rows at fault (quarantine): out.jsonl.errors.jsonl" in result.stderr
+    assert "errors   6 bad rows (quarantine): out.jsonl.errors.jsonl" in result.stderr
     assert result.exit_code == 7
     assert all(fault["file"] == "in.jsonl" and fault["row"] == fault["line"] - 1 for fault in faults)
     assert all(set(fault) == {"file", "row", "line", "column", "code", "message"} for fault in faults)
@@ -145,7 +145,7 @@ def test_more_than_max_errors_end_a_run(tiny: Tiny, most: str, code: int) -> Non
 
     assert result.exit_code == code, result.output
     if code == 6:
-        assert "6 of 9 rows are at fault, more than --max-errors" in result.stderr
+        assert "6 of 9 rows are bad, more than --max-errors" in result.stderr
         assert len(read("out.jsonl.errors.jsonl")) == 6
 
 
@@ -174,7 +174,7 @@ def test_rows_at_fault_of_other_shards_count_before_the_end(
         patch.setattr(Parts, "counts", lambda parts: plain(parts) if next(calls) else {})
         result = score(tiny("bert_ce"), *options, "--shard", "1/2")
     assert result.exit_code == 6, result.output
-    assert "8 of 16 rows are at fault, more than --max-errors 5" in result.stderr
+    assert "8 of 16 rows are bad, more than --max-errors 5" in result.stderr
     assert not Path("out.jsonl").exists()
     assert score(tiny("bert_ce"), *options, "--shard", "0/2").exit_code == 6  # which has nothing left to score
     options[3] = "50%"

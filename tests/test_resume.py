@@ -68,7 +68,7 @@ def test_what_is_done_is_not_done_again(tiny: Tiny) -> None:
     [
         (["--max-length", "32"], "model.max_length was 64 and is 32"),
         (["--details"], "options.details was false and is true"),
-        (["--window-rows", "32"], "window_rows was 64 and is 32"),
+        (["--window-rows", "32"], "unit_rows was 64 and is 32"),
         (["--errors", "null"], 'errors was "quarantine" and is "null"'),
         (["--limit", "7"], "options.limit was null and is 7"),
     ],

@@ -105,11 +105,19 @@ def test_a_dynamic_claim_takes_what_nobody_has(tiny: Tiny) -> None:
     before = jobs.contents("parts")
     for name in jobs.parts("parts")[4:8]:
         os.remove(f"parts/{name}")
-    alive = {"shard": "1/2", "units": [4], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}
-    Path("parts/worker-there-7.json").write_text(json.dumps(alive))
+    alive = {
+        "shard": "1/2",
+        "units": [4],
+        "rows_in_work": 0,
+        "rows_per_second": 5,
+        "time": time.time(),
+        "beat_seconds": 10,
+    }
+    neighbour = f"{writer_id().rpartition('-')[0]}-{os.getppid()}"
+    Path(f"parts/worker-{neighbour}.json").write_text(json.dumps(alive))
     Path("parts/worker-gone-9.json").write_text(json.dumps({**alive, "units": [5]}))
     os.utime("parts/worker-gone-9.json", (1, 1))
-    Path("parts/part-00004.lease").write_text("there-7")
+    Path("parts/part-00004.lease").write_text(neighbour)
     Path("parts/part-00005.lease").write_text("gone-9")
     Path("parts/part-00006.lease").write_text("never-1")
     result = score(tiny("bert_ce"), "parts/", "--claim", "dynamic", "--shard", "0/2")
@@ -232,7 +240,7 @@ def test_devices_that_are_none_are_refused(tiny: Tiny, devices: str) -> None:
     result = score(tiny("bert_ce"), "parts/", "--devices", devices)
 
     assert result.exit_code == 2
-    assert "is no device" in result.stderr
+    assert "unknown device" in result.stderr
 
 
 # ---- status and merge
@@ -243,7 +251,14 @@ def test_status_and_merge_of_a_half_done_folder(tiny: Tiny) -> None:
     score(tiny("bert_ce"), "whole.parquet")
     score(tiny("bert_ce"), "parts/", "--shard", "1/2")
     Path("parts/part-00002.failed").write_text('{"why": "2 workers died on it"}')
-    alive = {"shard": "0/2", "units": [0], "rows_per_second": 50.0, "time": time.time(), "beat_seconds": 10}
+    alive = {
+        "shard": "0/2",
+        "units": [0],
+        "rows_in_work": 20,
+        "rows_per_second": 50.0,
+        "time": time.time(),
+        "beat_seconds": 10,
+    }
     Path("parts/worker-there-7.json").write_text(json.dumps(alive))
     status = run("status", "parts", "--json")
 
@@ -251,7 +266,7 @@ def test_status_and_merge_of_a_half_done_folder(tiny: Tiny) -> None:
     found = json.loads(status.stdout)
     assert found["units"] == {"total": 10, "done": 5, "running": 1, "missing": 3, "failed": 1}
     assert found["rows"] == {"total": 600, "done": 64 * 4 + 24, "faulty": 0}
-    assert found["eta_seconds"] == round((600 - 280) / 50)
+    assert found["eta_seconds"] == round((600 - 280 - 20) / 50)
     assert found["failed"] == {"2": "2 workers died on it"}
     told = run("status", "parts").stdout
     assert "5 of 10 done, 1 running, 3 missing, 1 failed" in told
@@ -275,7 +290,7 @@ def test_status_of_a_file_is_that_of_its_hidden_parts(tiny: Tiny) -> None:
     score(tiny("bert_ce"), "out.parquet", "--shard", "0/2")
 
     assert "5 of 10 done, 0 running, 5 missing" in run("status", "out.parquet").stdout
-    assert run("status", "out.parquet").stdout.splitlines()[-1] == "53% of the rows, nobody is at work"
+    assert run("status", "out.parquet").stdout.splitlines()[-1] == "53% of the rows, no process is running"
 
 
 def test_a_file_that_is_finished_is_complete_by_its_record(tiny: Tiny) -> None:
@@ -288,7 +303,7 @@ def test_a_file_that_is_finished_is_complete_by_its_record(tiny: Tiny) -> None:
 
     assert run("status", "out.parquet").stdout.splitlines() == [
         "job      score of in.parquet",
-        "rows     101 of 101 done, 1 at fault",
+        "rows     101 of 101 done, 1 bad",
         "complete",
     ]
     found, of_parts = (json.loads(run("status", path, "--json").stdout) for path in ("out.parquet", "parts"))
@@ -344,7 +359,7 @@ def test_a_file_that_merge_would_write_is_not_replaced_unasked(tiny: Tiny) -> No
     Path("parts.parquet").write_text("somebody's")
     result = score(tiny("bert_ce"), "parts/", "--merge")
     assert result.exit_code == 8
-    assert "parts.parquet, which --merge writes, is there already" in result.stderr
+    assert "parts.parquet, which --merge writes, already exists" in result.stderr
     assert Path("parts.parquet").read_text() == "somebody's"
     for _ in range(2):
         assert score(tiny("bert_ce"), "parts/", "--merge", "--overwrite").exit_code == 0
@@ -353,7 +368,14 @@ def test_a_file_that_merge_would_write_is_not_replaced_unasked(tiny: Tiny) -> No
 
 def killed_while_merging(folder: str, owner: str) -> None:
     """What a process leaves that was killed in the assembly a moment ago."""
-    state = {"shard": "0/1", "units": [], "rows_per_second": 5, "time": time.time(), "beat_seconds": 10}
+    state = {
+        "shard": "0/1",
+        "units": [],
+        "rows_in_work": 0,
+        "rows_per_second": 5,
+        "time": time.time(),
+        "beat_seconds": 10,
+    }
     Path(f"{folder}/worker-{owner}.json").write_text(json.dumps(state))
     Path(f"{folder}/part-merge.lease").write_text(owner)
 
@@ -381,7 +403,7 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
     [
         (0, "out.parquet*", 0, "out.parquet is complete: another run has finished it meanwhile"),
         (1, "out.parquet*", 7, "out.parquet is complete: another run has finished it meanwhile"),
-        (0, "out.parquet", 8, "out.parquet is there already, and of another job: it has no record"),
+        (0, "out.parquet", 8, "out.parquet already exists and is another job's: it has no record"),
         (0, "none", 8, "is gone: another run has finished the job, or somebody removed it"),
     ],
 )
@@ -420,7 +442,7 @@ def test_what_two_runs_assemble_at_once_has_its_counts(tiny: Tiny, monkeypatch: 
         assemble(parts, *arguments)
         parts.folder.discard()  # by the other
 
-    monkeypatch.setattr("batchscore.cli.run.assemble", both)
+    monkeypatch.setattr("batchscore.jobs.run.assemble", both)
     assert score(tiny("bert_ce"), "out.parquet").exit_code == 0
     assert json.loads(Path("out.parquet.run.json").read_text("utf-8"))["counts"]["rows"] == 100
 

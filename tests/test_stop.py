@@ -37,7 +37,7 @@ def test_the_first_request_is_told_by_every_check() -> None:
         with pytest.raises(StoppedError) as caught:
             call()
         assert (caught.value.message, caught.value.exit_code) == ("stopped by SIGTERM", 75)
-        assert caught.value.hint == "run the same command again to go on"
+        assert caught.value.hint == "run the same command again to resume"
 
 
 def test_a_polled_block_says_so_until_it_is_left() -> None:

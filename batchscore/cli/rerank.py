@@ -30,7 +30,10 @@ def rerank(
 
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
-    leave_on_signals()  # nothing is done while the model loads, so a signal can end the program at once
+    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
+    from batchscore.cli.display import Display
+
+    display = Display.open(files, model)
     from batchscore.cli.run import run
     from batchscore.jobs.commands import RerankCommand
 
@@ -45,4 +48,4 @@ def rerank(
         limit,
         document_fields=o.names(document_fields) if document_fields else None,
     )
-    run("rerank", command, o.scorer_options(model, settings, execution), files, shares)
+    run(command, o.scorer_options(model, settings, execution), files, shares, display)

@@ -25,11 +25,14 @@ def score(
 
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
-    leave_on_signals()  # nothing is done while the model loads, so a signal can end the program at once
+    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
+    from batchscore.cli.display import Display
+
+    display = Display.open(files, model)
     from batchscore.cli.run import run
     from batchscore.jobs.commands import ScoreCommand
 
     kept = {"all": None, "none": ()}.get(keep_columns, o.names(keep_columns))
     fields = o.names(document_fields) if document_fields else None
     command = ScoreCommand(query_column, document_column, score_column, kept, details, limit, document_fields=fields)
-    run("score", command, o.scorer_options(model, settings, execution), files, shares)
+    run(command, o.scorer_options(model, settings, execution), files, shares, display)

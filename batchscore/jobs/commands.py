@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ class Loaded:
 class Job(Protocol):
     """A command's work on units."""
 
+    name: ClassVar[str]
+
     def check(self, source: Source) -> None: ...  # columns, before a model is loaded
     def units(self, source: Source, window_rows: int, *, listwise: bool) -> list[Unit]: ...
     def load(self, source: Source, unit: Unit) -> Loaded: ...
@@ -57,6 +59,7 @@ class Job(Protocol):
 class ScoreCommand:
     """What `score` reads and writes besides the model."""
 
+    name: ClassVar[str] = "score"
     query_column: str = "query"
     document_column: str = "document"
     score_column: str = "score"
@@ -126,6 +129,7 @@ class ScoreCommand:
 class RerankCommand:
     """What `rerank` reads and writes besides the model."""
 
+    name: ClassVar[str] = "rerank"
     query_column: str = "query"
     document_column: str | None = None  # None: "document", or else "documents"
     query_id_column: str | None = None  # None: the query's text

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from batchscore.errors import BatchscoreError, Errors, InputError, RowError, Run
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
 from batchscore.jobs.commands import Job, Loaded
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
@@ -31,42 +32,6 @@ T = TypeVar("T")
 LULL_SECONDS = 1.0  # without a further unit, after which a worker settles those it has
 _SAVE_SECONDS = 10.0  # between two savings of a unit that is not finished
 _MODELS_FAULT = {"non-finite", "out-of-memory"}  # codes that no change of the row mends
-
-
-@dataclass
-class Meter:
-    """Counts and seconds of a run; `on_change` is called after each pack, from any thread."""
-
-    on_change: Callable[[Meter], None] = lambda meter: None
-    total: int = 0  # rows to do
-    rows: float = 0.0  # rows done, of those in work a share
-    tokens: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("read", "tokenize", "forward", "write"), 0.0)
-    )
-    started: float = field(default_factory=perf_counter)
-    _lock: Lock = field(default_factory=Lock)
-
-    @property
-    def fraction(self) -> float | None:
-        """Of the rows to do, done."""
-        return min(1.0, self.rows / self.total) if self.total else None
-
-    def add(self, rows: float, tokens: int) -> None:
-        """Count what a pack did."""
-        with self._lock:
-            self.rows += rows
-            self.tokens += tokens
-        self.on_change(self)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's time to a stage."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -199,7 +164,9 @@ class Pipeline:
             faults = [record for record, _ in (*loaded.faults, *growing.faults)]
             order = {self.source.readers[span.file].file: span.file for span in loaded.unit.spans}
             faults.sort(key=lambda record: (order[record["file"]], record["row"]))
-            counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), **growing.counts}
+            bad = len({(record["file"], record["row"]) for record in faults})
+            counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), "faulty_rows": bad}
+            counts |= growing.counts
             if "num_documents" in table.column_names:
                 counts["ranked"] = len(table["results"].combine_chunks().flatten())
             self.parts.write(loaded.unit, table, counts, faults)
