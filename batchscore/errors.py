@@ -2,24 +2,28 @@
 
     BatchscoreError                 1
     +-- UsageError                  2   the call itself is wrong: an option, a shape of lists
-    +-- MissingDependencyError      3   an optional package or a device is not there
+    +-- MissingDependencyError      3   an optional package or a device is missing
     +-- NotFoundError               4   no such model or input
-    |   +-- CheckpointError         4   the model is there and cannot be used for scoring
-    +-- InputError                  5   a file, column or row of the input is not what was asked for
-    +-- RuntimeFailureError         6   the device, the disk or the numbers failed on the way
-    |   +-- DeviceMemoryError             6   a pack does not fit into memory; a smaller one may
-    |   +-- DeviceLostError         6   the device answers no more; a new process may find it well
-    +-- OutputError                 8   the output cannot be written where it was asked for
-    +-- StoppedError                    75   asked to stop; run again to go on
+    |   +-- CheckpointError         4   the model is there but cannot be used for scoring
+    +-- InputError                  5   a file, column or row of the input cannot be read or scored
+    +-- RuntimeFailureError         6   the device, the disk or the arithmetic failed during the run
+    |   +-- DeviceMemoryError       6   a pack does not fit into memory; a smaller one may
+    |   +-- DeviceLostError         6   the device no longer answers; it may work again in a new process
+    +-- OutputError                 8   the output cannot be written to its path
+    +-- StoppedError               75   stopped on request; run again to resume
 
 RowError is internal: it becomes a fault of its row, an InputError or a RuntimeFailureError once its file is known.
-Codes 0 (all rows scored), 7 (all but some rows that are at fault) and those of a second signal (130, 143, ...) complete
-the list. A message is one line that names the field, the value and the choices; `hint` is the next step for the person
-who reads it.
+Codes 0 (all rows scored), 7 (all but some bad rows) and those of a second signal (130, 143, ...) complete the list.
+A message is one line that names the field, the value and the choices; `hint` says what to do next.
+
+With BATCHSCORE_DEBUG=1 in the environment the command line also shows the traceback behind an error. An error that
+blames a file often wraps another library's exception; only the traceback tells a damaged file from a bug.
 """
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -28,16 +32,21 @@ if TYPE_CHECKING:  # the command line shows its help without numpy
     from numpy.typing import NDArray
 
 
-Errors = Literal["fail", "quarantine", "null"]  # what becomes of rows at fault: --errors
+Errors = Literal["fail", "quarantine", "null"]  # what to do about bad rows: --errors
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def debug_traceback(error: BaseException) -> str:
+    """The traceback of an error and its causes if BATCHSCORE_DEBUG=1 is set, else ""."""
+    return "".join(traceback.format_exception(error)) if os.environ.get("BATCHSCORE_DEBUG") == "1" else ""
+
+
 class BatchscoreError(Exception):
-    """Base of all errors meant for a person; anything else that escapes is a bug."""
+    """Base of all errors meant for a person; any other exception that escapes is a bug."""
 
     exit_code = 1
 
@@ -51,35 +60,35 @@ class BatchscoreError(Exception):
 
 
 class UsageError(BatchscoreError, ValueError):
-    """An option or an argument that cannot mean anything."""
+    """An option or an argument without a valid meaning."""
 
     exit_code = 2
 
 
 class MissingDependencyError(BatchscoreError, ImportError):
-    """A package or device that this call needs and the machine lacks."""
+    """A package or device that this call needs but the machine lacks."""
 
     exit_code = 3
 
 
 class NotFoundError(BatchscoreError):
-    """A model or an input that is not where it was said to be."""
+    """A model or an input that does not exist."""
 
     exit_code = 4
 
 
 class CheckpointError(NotFoundError):
-    """A checkpoint that cannot give a score: a missing head, a missing weight, an unknown pooling mode."""
+    """A checkpoint that cannot produce a score: a missing head, a missing weight, an unknown pooling mode."""
 
 
 class InputError(BatchscoreError):
-    """A file, column or row that cannot be scored; the message names all three where they are known."""
+    """A file, column or row that cannot be scored; the message names whichever of them is known."""
 
     exit_code = 5
 
 
 class RuntimeFailureError(BatchscoreError):
-    """Scoring started and could not go on."""
+    """Scoring started but could not continue."""
 
     exit_code = 6
 
@@ -120,12 +129,12 @@ class RowError(BatchscoreError):
 
 
 class StoppedError(BatchscoreError):
-    """The run was asked to stop and left what is done in a state to go on from."""
+    """The run stopped on request; what is done is kept, and running again resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL
 
 
 class OutputError(BatchscoreError):
-    """The output path is unusable."""
+    """The output path cannot be used."""
 
     exit_code = 8

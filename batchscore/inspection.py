@@ -1,6 +1,7 @@
-"""What a model would do, told without its weights.
+"""Find out what a model would do, without its weights.
 
-The spec and where each field is from, the tokens of a sample pair, the tensors that would be read, what would fail.
+That is: the spec and the source of each field, the tokens of a sample pair, the tensors that would be read, and the
+errors that a run would meet.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, cast
 import numpy as np
 
 from batchscore.errors import BatchscoreError, RowError
-from batchscore.models.arch import ARCHITECTURES, supported
+from batchscore.models.arch import supported
 from batchscore.models.arch.entry import Architecture
-from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.checkpoint import Checkpoint, UncheckedError
 from batchscore.models.heads import value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.open import open_model
@@ -28,22 +29,22 @@ from batchscore.types import Pairs, Texts
 
 @dataclass
 class Inspection:
-    """JSON-able facts about a model, and the errors a run would meet."""
+    """JSON-able findings about a model, and the errors a run would meet."""
 
     model: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
     problems: list[BatchscoreError] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
         """Everything, for --json."""
         problems = [{"message": problem.message, "hint": problem.hint} for problem in self.problems]
-        return {"model": self.model, **self.facts, "problems": problems}
+        return {"model": self.model, **self.findings, "problems": problems}
 
 
 def inspect_model(
     model: str, options: Mapping[str, Any], *, query: str, document: str, trust_remote_code: bool = False
 ) -> Inspection:
-    """Go through a model's door as a run would.
+    """Open a model as a run would, but load zeros instead of its weights.
 
     Args:
         model: folder or hub id.
@@ -52,16 +53,14 @@ def inspect_model(
         trust_remote_code: as Scorer takes it.
     """
     inspection = Inspection(model)
-    doors = {name: options.get(name) for name in ("config", "revision", "tokenizer")}
-    given = {name: value for name, value in options.items() if name not in doors}
+    location = {name: options.get(name) for name in ("config", "revision", "tokenizer")}
+    settings = {name: value for name, value in options.items() if name not in location}
     try:
-        checkpoint, spec = open_model(
-            model, doors["config"], given, revision=doors["revision"], tokenizer=doors["tokenizer"]
-        )
-        inspection.facts |= {
+        checkpoint, spec = open_model(model, options=settings, **location)
+        inspection.findings |= {
             "spec": spec.describe(),
             "score_range": value_range(spec.activation, spec.similarity),
-            "listed": checkpoint.architecture in ARCHITECTURES,
+            "listed": spec.backbone.is_listed,
         }
         tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
     except BatchscoreError as error:
@@ -69,12 +68,15 @@ def inspect_model(
         return inspection
     loaded: LoadedModel | None = None
     try:
-        loaded = _dry(checkpoint, spec, tokenizer)
-        inspection.facts["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
+        loaded = _load_dry(checkpoint, spec, tokenizer)
+        inspection.findings["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
+    except UncheckedError as error:
+        inspection.findings["tensors_unchecked"] = error.message
     except BatchscoreError as error:
         inspection.problems.append(error)
+    pairs = Pairs(Texts.of([query]), Texts.of([document]))
     try:
-        inspection.facts |= _sample(spec, tokenizer, template, loaded, Pairs(Texts.of([query]), Texts.of([document])))
+        inspection.findings |= _sample(spec, tokenizer, template, loaded, pairs)
     except RowError as error:
         inspection.problems.append(error.cause(f"the sample pair: {error.message}", hint=error.hint))
     except BatchscoreError as error:
@@ -82,24 +84,24 @@ def inspect_model(
     return inspection
 
 
-def _dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> LoadedModel:
-    """Zeros that take no memory go through the same loading as weights."""
-    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=True)
+def _load_dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> LoadedModel:
+    """The model with zeros that take no memory, loaded like the weights."""
+    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
 
 
 def _sample(
     spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, loaded: LoadedModel | None, pairs: Pairs
 ) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
-    # laying out sequences needs no weights; whether the model has a vector for each token can be told with them
+    # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
     engine = runner_kind(spec)(
         spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", OutputCache(0, "cpu"), None
     )
     items = (engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)).items
     sides = ["query", "document"] if len(items) == 2 else ["pair"]
     sequences = []
-    for place, side in enumerate(sides):
-        item = items.take(np.array([place]))
+    for index, side in enumerate(sides):
+        item = items.take(np.array([index]))
         sequence: dict[str, Any] = {
             "side": side,
             "ids": item.ids.tolist(),
@@ -117,19 +119,19 @@ def _sample(
 
 
 def architecture_table() -> list[dict[str, str]]:
-    """A line for each architecture that has a row."""
+    """A line for each architecture in the registry."""
     return [
         {
             "architecture": name,
-            "score type": row.score_type,
-            "read at": _readout(row),
-            "published as": row.hub,
+            "score type": architecture.score_type,
+            "read at": _readout(architecture),
+            "published as": architecture.hub,
         }
-        for name, row in supported().items()
+        for name, architecture in supported().items()
     ]
 
 
-def _readout(row: Architecture) -> str:
-    if row.listwise:
+def _readout(architecture: Architecture) -> str:
+    if architecture.listwise:
         return "marked tokens"
-    return "every token" if row.score_type == "late-interaction" else row.pooling
+    return "every token" if architecture.score_type == "late-interaction" else architecture.pooling

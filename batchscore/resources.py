@@ -1,6 +1,6 @@
-"""Find what ships beside the code: score templates and model configs.
+"""Find the files that ship with the code: score templates and model configs.
 
-A wheel carries `templates/` and `configs/` inside the package; in a checkout they stand at the top level.
+In a wheel `templates/` and `configs/` are inside the package; in a checkout they are at the top level.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ _HOMES = (_PACKAGE, _PACKAGE.parent)
 def shipped_files(kind: str) -> dict[str, Path]:
     """Name (without suffix) -> path of every shipped file of a kind, "templates" or "configs"."""
     home = next((home / kind for home in _HOMES if (home / kind).is_dir()), None)
-    return (
-        {}
-        if home is None
-        else {path.stem: path for path in sorted(home.iterdir()) if path.suffix in {".jinja", ".yaml"}}
-    )
+    paths = sorted(home.iterdir()) if home else []
+    return {path.stem: path for path in paths if path.suffix in {".jinja", ".yaml"}}
 
 
 def find_resource(kind: str, name: str) -> Path:
-    """The file a user means by `name`: a path if one exists, else a shipped name.
+    """The file that a user names: a path if it exists, else a shipped name.
 
     Raises:
         UsageError: neither; the message lists the shipped names.

@@ -17,7 +17,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.jobs.commands import ScoreCommand
 from batchscore.jobs.plan import Plan
 from batchscore.models.open import open_model
-from batchscore.models.spec import ModelSpec
+from batchscore.models.spec import COMPAT_VLLM, ModelSpec
 from batchscore.scorer import set_up
 from batchscore.types import CUT_NAMES, Pairs, Texts, Work
 
@@ -88,7 +88,7 @@ def test_vllm_reads_a_checkpoint_otherwise_in_these_fields_alone(
 def test_what_vllm_decides_is_named_as_its_source(tiny: Tiny, name: str) -> None:
     _, vllm = specs(tiny(name))
 
-    assert {vllm.sources[field] for field in ("pair_of_empty", "truncation", "restore_specials")} == {"compat vllm"}
+    assert {vllm.sources[field] for field in ("pair_of_empty", "truncation", "restore_specials")} == {COMPAT_VLLM}
 
 
 def test_vllm_lowers_no_case_of_pairs(tiny: Tiny, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import yaml
 from batchscore.errors import UsageError
 from batchscore.models.resolve.configs import load_config
 from batchscore.models.resolve.options import RULES
+from batchscore.models.spec import Source
 from batchscore.resources import find_resource, shipped_files
 
 SHIPPED = shipped_files("configs")
 CONTENTS = {name: yaml.safe_load(path.read_text("utf-8")) for name, path in SHIPPED.items()}
 MODELS = [(model, name) for name, content in CONTENTS.items() for model in content["models"]]
+MINE = Source("config", "mine.yaml")
 
 
 def write(path: Path, text: str) -> str:
@@ -37,7 +39,7 @@ def test_a_shipped_config_says_something_about_some_models(name: str) -> None:
     assert any(shipped == name for _, shipped in MODELS)
     assert settings
     assert set(settings) <= set(RULES)
-    assert {source for _, source in settings.values()} == {f"{name}.yaml"}
+    assert {source for _, source in settings.values()} == {Source("config", f"{name}.yaml")}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -87,8 +89,8 @@ def test_any_other_name_finds_none(model: str) -> None:
 
 def test_e5_reads_both_its_prompts() -> None:
     assert load_config("intfloat/e5-base-v2", None) == {
-        "query_prompt": ("query: ", "e5.yaml"),
-        "document_prompt": ("passage: ", "e5.yaml"),
+        "query_prompt": ("query: ", Source("config", "e5.yaml")),
+        "document_prompt": ("passage: ", Source("config", "e5.yaml")),
     }
 
 
@@ -110,6 +112,7 @@ def test_every_field_is_taken_from_a_file_with_the_files_name(tmp_path: Path) ->
         "dimensions": 8,
         "similarity": "dot",
         "chat_template": "basic",
+        "template_date": "2026-01-31",
         "instruction": "Find it.",
         "instruct": "Instruct: {instruction}\n",
         "query_prompt": "q: ",
@@ -130,21 +133,21 @@ def test_every_field_is_taken_from_a_file_with_the_files_name(tmp_path: Path) ->
     path = write(tmp_path / "mine.yaml", yaml.safe_dump(values | {"models": ["a/b"]}))
 
     assert set(values) == set(RULES)
-    assert load_config("c/d", path) == {key: (value, "mine.yaml") for key, value in values.items()}
+    assert load_config("c/d", path) == {key: (value, MINE) for key, value in values.items()}
 
 
 def test_a_config_the_user_names_replaces_the_one_of_the_hub_id(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.yaml", "max_length: 32\n")
 
-    assert load_config("intfloat/e5-base-v2", path) == {"max_length": (32, "mine.yaml")}
+    assert load_config("intfloat/e5-base-v2", path) == {"max_length": (32, MINE)}
 
 
 def test_a_file_of_that_name_wins_over_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "e5", "query_prompt: 'mine: '\n")
 
-    assert load_config("none", "e5")["query_prompt"] == ("query: ", "e5.yaml")
+    assert load_config("none", "e5")["query_prompt"] == ("query: ", Source("config", "e5.yaml"))
     monkeypatch.chdir(tmp_path)
-    assert load_config("none", "e5") == {"query_prompt": ("mine: ", "e5")}
+    assert load_config("none", "e5") == {"query_prompt": ("mine: ", Source("config", "e5"))}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +114,20 @@ def test_what_would_fail_is_told_with_the_exit_code_of_a_run(tiny: Tiny, name: s
     assert len(problems) == 1
     assert message in problems[0]["message"]
     assert f"a run would fail\n  {problems[0]['message']}" in run("inspect", tiny(name), code=code)
+
+
+def test_a_traceback_is_shown_only_on_request(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(tiny("bert_mean"), tmp_path / "copy"))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    quiet = CliRunner().invoke(app, ["inspect", str(folder)])
+    monkeypatch.setenv("BATCHSCORE_DEBUG", "1")
+    verbose = CliRunner().invoke(app, ["inspect", str(folder)])
+
+    assert "model.safetensors is damaged" in quiet.stdout
+    assert quiet.stderr == ""
+    assert verbose.stdout == quiet.stdout
+    assert "Traceback" in verbose.stderr
+    assert "SafetensorError" in verbose.stderr  # the cause, not the message alone
 
 
 def test_an_option_without_effect_would_fail_too(tiny: Tiny) -> None:

@@ -18,8 +18,10 @@ from transformers import AutoModel, AutoTokenizer
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
-from batchscore.models.load import Loaded, load_model
+from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.options import user_options
+from batchscore.models.spec import Sourced
 from batchscore.models.text.tokenizer import load_tokenizer
 
 Tiny = Callable[[str], str]
@@ -45,11 +47,15 @@ def beside(**extra: Tensor) -> Change:
     return lambda tensors: {**tensors, **{name.replace("__", "."): tensor for name, tensor in extra.items()}}
 
 
-def loaded(folder: str, *, dry: bool = False, **options: Any) -> Loaded:
+def loaded(folder: str, *, dry: bool = False, **options: Any) -> LoadedModel:
     checkpoint = open_checkpoint(folder)
-    spec = resolve(checkpoint, {name: (value, f"--{name}") for name, value in options.items()})
+    spec = resolve(checkpoint, user_options(options))
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)
-    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", attention="sdpa", dry=dry)
+    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=dry)
+
+
+def flag(overrides: dict[str, Any]) -> Sourced:
+    return user_options({"hf_overrides": overrides})["hf_overrides"]
 
 
 def same(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,7 +139,7 @@ def test_a_head_that_gives_another_number_of_scores_than_its_config_says_is_refu
     wide = {"classifier.weight": torch.zeros(2, 32), "classifier.bias": torch.zeros(2)}
     folder = rewritten(tiny("bert_ce"), tmp_path, lambda tensors: {**tensors, **wide}, num_labels=labels)
 
-    message = "its head gives 2 numbers, and a score is one" if labels == 1 else "its classifier has 2 labels"
+    message = "its head gives 2 numbers, and a score needs one" if labels == 1 else "its classifier has 2 labels"
     with pytest.raises(CheckpointError, match=message):
         Scorer(folder, dtype="float32")
 
@@ -198,11 +204,11 @@ def test_a_score_from_answer_tokens_is_the_state_times_their_embeddings(tiny: Ti
 
 def test_answer_tokens_make_one_sequence_without_a_separator(tiny: Tiny) -> None:
     """As vLLM does for language models, whose tokenizers have no pair of segments."""
-    spec = resolve(open_checkpoint(tiny("bert_ce"), overrides=(ONE, "--hf-overrides")), {})
+    spec = resolve(open_checkpoint(tiny("bert_ce"), overrides=flag(ONE)), {})
     both = {**ONE, "use_sep_token": True}
 
     assert spec.chat_template == "{{ query }}{{ document }}"
-    assert resolve(open_checkpoint(tiny("bert_ce"), overrides=(both, "--hf-overrides")), {}).chat_template == ""
+    assert resolve(open_checkpoint(tiny("bert_ce"), overrides=flag(both)), {}).chat_template == ""
 
 
 @pytest.mark.parametrize("token", ["elephant", "Cat", " cat", "cat dog", ""])
@@ -265,9 +271,9 @@ def test_a_language_model_is_no_reranker_until_its_answers_are_named(tmp_path: P
     with pytest.raises(
         CheckpointError, match="its classifier has 2 labels; a relevance score needs num_labels == 1"
     ) as e:
-        resolve(checkpoint, {"convert": ("classify", "--convert")})
+        resolve(checkpoint, user_options({"score_type": "cross-encoder"}))
     assert "name the tokens of the answer: --hf-overrides" in str(e.value.hint)
-    named = open_checkpoint(str(tmp_path), overrides=(TWO, "--hf-overrides"))
+    named = open_checkpoint(str(tmp_path), overrides=flag(TWO))
     assert resolve(named, {}).answer_tokens == ("dog", "cat")
     assert resolve(named, {}).score_type == "cross-encoder"
 

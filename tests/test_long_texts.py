@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.options import user_options
 from batchscore.models.text import rendered
 from batchscore.models.text import tokenizer as tokenizer_module
 from batchscore.models.text.prompts import pair_work, shortened, text_work
@@ -141,7 +142,7 @@ def laid_out(
     tiny: Tiny, name: str, template: str, **changes: Any
 ) -> tuple[TextTokenizer, Counting, Callable[[Pairs], Work]]:
     checkpoint = open_checkpoint(tiny(name))
-    spec = replace(resolve(checkpoint, {"max_length": (64, "--max-length")}), **changes)
+    spec = replace(resolve(checkpoint, user_options({"max_length": 64})), **changes)
     own = Tokenizer.from_file(f"{tiny(name)}/tokenizer.json")
     if spec.listwise:
         own.add_special_tokens(["<|rerank_token|>", "<|embed_token|>"])
@@ -276,7 +277,7 @@ def test_no_cut_comes_between_characters_that_are_read_together(text: str, keep_
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_sequence_without_special_tokens_tells_that_it_was_cut(tiny: Tiny, side: Any) -> None:
     tokenizer = TextTokenizer(hostile(), "bare")
-    spec = resolve(open_checkpoint(tiny("bert_ce")), {"max_length": (64, "--max-length")})
+    spec = resolve(open_checkpoint(tiny("bert_ce")), user_options({"max_length": 64}))
     spec = replace(spec, truncation="prompt-end", truncation_side=side)
 
     work = pair_work(tokenizer, spec, Pairs(Texts.of(["", ""]), Texts.of(["b" * 64, "b" * 65])))

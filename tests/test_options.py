@@ -18,8 +18,8 @@ from batchscore.cli import options as cli_options
 from batchscore.cli.main import app
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.open import ModelOptions, open_model
-from batchscore.models.resolve.options import RULES, merged, read_values, taken_apart
-from batchscore.models.spec import ModelSpec
+from batchscore.models.resolve.options import RULES, merged, read_values, taken_apart, user_options
+from batchscore.models.spec import ModelSpec, Source
 from batchscore.models.text.prompts import shortened
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.scorer import ScorerOptions, set_up
@@ -33,8 +33,8 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 QUERY, DOCUMENTS = "what is a cat", ["a dog", "the old cat", "a cat is a small animal", "light over water"]
 
 
-def read(name: str, value: Any, source: str = "--x") -> Any:
-    return read_values({name: (value, source)})[name][0]
+def read(name: str, value: Any, source: Source | None = None) -> Any:
+    return read_values({name: (value, source or Source("user", "--x"))})[name][0]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_length_counts_thousands_in_k_and_1024s_in_capital_k(name: str, given:
 )
 def test_what_is_no_length_is_refused(given: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        read("max_length", given, "--max-length")
+        read("max_length", given, Source("user", "--max-length"))
 
     read_as = 0 if given == "0" else given
     demand = "must be a number of tokens, k for thousands and K for 1024s"
@@ -103,9 +103,11 @@ def test_what_is_no_length_is_refused(given: Any) -> None:
         ("logit_sigma", 0.0, "must be a number other than 0"),
         ("dimensions", 0, "must be a number of components"),
         ("dimensions", 1.5, "must be a number of components"),
-        ("instruct", "Instruct: ", "must hold {instruction}"),
+        ("instruct", "Instruct: ", "must contain {instruction}"),
         ("query_prompt", 5, "must be text"),
         ("chat_template", None, "must be text"),
+        ("template_date", "31.1.2026", "must be a day such as 2026-01-31"),
+        ("template_date", "20260131", "must be a day such as 2026-01-31"),
         ("truncate_prompt_tokens", 0, "must be a number of tokens, or -1"),
         ("truncate_prompt_tokens", -2, "must be a number of tokens, or -1"),
         ("max_tokens_per_query", -1, "must be a number of tokens, 0 for no limit"),
@@ -116,7 +118,10 @@ def test_what_is_no_length_is_refused(given: Any) -> None:
 )
 def test_a_value_an_option_cannot_take_is_refused_by_the_options_name(name: str, value: Any, demand: str) -> None:
     flag = f"--{name.replace('_', '-')}"
-    for source, spelled in ((flag, flag), ("mine.yaml", f"mine.yaml: {name}")):
+    for source, spelled in (
+        (Source("user", flag), flag),
+        (Source("config", "mine.yaml"), f"mine.yaml: {name}"),
+    ):
         with pytest.raises(UsageError) as caught:
             read(name, value, source)
 
@@ -135,7 +140,7 @@ def test_json_is_read_from_text(name: str) -> None:
 def test_text_that_is_not_json_is_refused(name: str, text: str) -> None:
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(UsageError, match=f"^{flag} is not valid JSON: "):
-        read(name, text, flag)
+        read(name, text, Source("user", flag))
 
 
 @pytest.mark.parametrize(
@@ -196,11 +201,11 @@ def test_a_keyword_of_scorer_is_an_option_with_a_rule_and_a_flag() -> None:
         ),
         (
             {"query_prompt": "q", "query_prompt_name": "query"},
-            "--query-prompt and --query-prompt-name are both given",
+            "--query-prompt and --query-prompt-name exclude each other",
         ),
         (
             {"document_prompt": "d", "document_prompt_name": "document"},
-            "--document-prompt and --document-prompt-name are both given",
+            "--document-prompt and --document-prompt-name exclude each other",
         ),
     ],
     ids=str,
@@ -235,7 +240,7 @@ def test_no_prompts_leaves_both_sides_bare(opened: Opened) -> None:
     bare = opened("bert_no_prompt_pooling", no_prompts=True)
 
     assert (bare.query_prompt, bare.document_prompt) == ("", "")
-    assert (bare.sources["query_prompt"], bare.sources["document_prompt"]) == ("--no-prompts", "--no-prompts")
+    assert (str(bare.sources["query_prompt"]), str(bare.sources["document_prompt"])) == ("--no-prompts", "--no-prompts")
     assert opened("bert_no_prompt_pooling", no_prompts=False).query_prompt == "search: "
 
 
@@ -250,12 +255,12 @@ def test_converting_nothing_leaves_the_decision_to_the_files(opened: Opened, con
 def test_converting_chooses_the_score_type(opened: Opened, name: str, convert: str, score_type: str) -> None:
     spec = opened(name, convert=convert)
 
-    assert (spec.score_type, spec.sources["score_type"]) == (score_type, "--convert")
+    assert (spec.score_type, str(spec.sources["score_type"])) == (score_type, "--convert")
 
 
 def test_an_encoder_without_a_head_is_not_made_a_reranker(opened: Opened) -> None:
     """vLLM ignores the request."""
-    with pytest.raises(CheckpointError, match="BertModel has no score head, so it is no cross-encoder"):
+    with pytest.raises(CheckpointError, match="BertModel has no score head, so it cannot be a cross-encoder"):
         opened("bert_mean", convert="classify")
 
 
@@ -268,8 +273,8 @@ def test_later_sources_win_field_by_field(opened: Opened) -> None:
     spec = opened("bert_mean", config, document_prompt="f ", dimensions=4)
 
     names = ("first_position", "pooling", "query_prompt", "max_length", "document_prompt", "dimensions")
-    assert [(getattr(spec, name), spec.sources[name]) for name in names] == [
-        (0, "row BertModel"),
+    assert [(getattr(spec, name), str(spec.sources[name])) for name in names] == [
+        (0, "architecture BertModel"),
         (("mean",), "1_Pooling/config.json"),
         ("c ", "mine.yaml"),
         (32, "mine.yaml"),
@@ -317,9 +322,11 @@ def test_nested_overrides_of_a_config_file_and_a_flag_are_merged_too(tiny: Tiny,
 
 
 def test_merged_options_name_both_sources_of_overrides() -> None:
-    lower, upper = {"hf_overrides": ({"a": 1, "b": 1}, "x.yaml")}, {"hf_overrides": ({"b": 2}, "--hf-overrides")}
+    lower = {"hf_overrides": ({"a": 1, "b": 1}, Source("config", "x.yaml"))}
+    upper = user_options({"hf_overrides": {"b": 2}})
 
-    assert merged(lower, upper)["hf_overrides"] == ({"a": 1, "b": 2}, "x.yaml, --hf-overrides")
+    values, source = merged(lower, upper)["hf_overrides"]
+    assert (values, str(source)) == ({"a": 1, "b": 2}, "x.yaml, --hf-overrides")
     assert merged(lower, {}) == lower
     assert merged({}, upper) == upper
 
@@ -352,7 +359,7 @@ def test_an_instruction_takes_its_place_in_the_query_prompt(opened: Opened) -> N
     spec = opened("bert_mean", "instruct: 'I: {instruction} Q: '", instruction="find {it}")
 
     assert (spec.query_prompt, spec.document_prompt) == ("I: find {it} Q: ", "")
-    assert spec.sources["query_prompt"] == "--instruction"
+    assert str(spec.sources["query_prompt"]) == "--instruction"
     assert opened("bert_mean", "instruct: 'I: {instruction} Q: '").query_prompt == "query: "  # nothing to put there
 
 
@@ -383,7 +390,7 @@ def test_a_key_of_pooler_config_decides_its_field(
 ) -> None:
     spec = opened(name, pooler_config=config)
 
-    assert (getattr(spec, field), spec.sources[field]) == (value, "--pooler-config")
+    assert (getattr(spec, field), str(spec.sources[field])) == (value, "--pooler-config")
     assert opened(name, pooler_config=json.dumps(config)) == spec
 
 
@@ -436,7 +443,7 @@ def test_a_key_of_pooler_config_that_scores_nothing_is_refused(
         (
             "bert_mean",
             {"score_type": "late-interaction", "pooler_config": {"pooling_type": "CLS"}},
-            "--pooler-config 'cls': the states of tokens are not pooled",
+            "--pooler-config 'cls': late interaction does not pool the states of tokens",
         ),
         (
             "bert_mean",
@@ -472,7 +479,7 @@ def test_a_saved_prompt_is_found_by_its_name(opened: Opened) -> None:
     spec = opened("bert_no_prompt_pooling", query_prompt_name="passage", document_prompt_name="query")
 
     assert (spec.query_prompt, spec.document_prompt) == ("passage: ", "search: ")
-    assert spec.sources["query_prompt"] == "--query-prompt-name"
+    assert str(spec.sources["query_prompt"]) == "--query-prompt-name"
 
 
 @pytest.mark.parametrize(
@@ -744,6 +751,7 @@ def test_an_option_that_cannot_be_meant_ends_the_program_with_code_2(
 
 
 def test_one_option_taken_apart_keeps_the_name_the_user_knows() -> None:
-    apart = taken_apart({"pooler_config": ({"dimensions": 8, "pooling_type": "CLS"}, "--pooler-config")})
+    source = Source("user", "--pooler-config")
+    apart = taken_apart({"pooler_config": ({"dimensions": 8, "pooling_type": "CLS"}, source)})
 
-    assert apart == {"dimensions": (8, "--pooler-config"), "pooling": ("cls", "--pooler-config")}
+    assert apart == {"dimensions": (8, source), "pooling": ("cls", source)}

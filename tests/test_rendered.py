@@ -16,6 +16,7 @@ from batchscore import Scorer
 from batchscore.errors import CheckpointError, InputError, RowError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.rendered import list_work, template_work
 from batchscore.models.text.templates import PIECE, Template
@@ -34,7 +35,7 @@ QUERIES, DOCUMENTS = checkpoints.pairs(16)
 
 def opened(tiny: Tiny, name: str, text: str, **changes: Any) -> tuple[TextTokenizer, ModelSpec, Template]:
     checkpoint = open_checkpoint(tiny(name))
-    spec = replace(resolve(checkpoint, {"chat_template": (text, "--chat-template")}), **changes)
+    spec = replace(resolve(checkpoint, user_options({"chat_template": text})), **changes)
     tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
     assert template is not None
     return tokenizer, spec, template

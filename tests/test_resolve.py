@@ -16,6 +16,7 @@ from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.configs import load_config
+from batchscore.models.resolve.options import read_values, taken_apart, user_options
 from batchscore.models.spec import DenseSpec, Layer, ModelSpec
 from batchscore.scorer import Scorer
 
@@ -32,13 +33,13 @@ ST, POOLING = "config_sentence_transformers.json", "1_Pooling/config.json"
 
 def resolved(folder: str | Path, **options: Any) -> ModelSpec:
     """The spec under these options, given as flags."""
-    flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in options.items()}
     overrides = options.get("hf_overrides", {})
-    return resolve(Checkpoint("tiny", Path(folder), Path(folder), overrides), flags)
+    checkpoint = Checkpoint("tiny", Path(folder), Path(folder), overrides)
+    return resolve(checkpoint, taken_apart(read_values(user_options(options))))
 
 
 def sourced(spec: ModelSpec, *names: str) -> list[tuple[Any, str]]:
-    return [(getattr(spec, name), spec.sources[name]) for name in names]
+    return [(getattr(spec, name), str(spec.sources[name])) for name in names]
 
 
 @pytest.fixture
@@ -68,14 +69,14 @@ def edit(tiny: Tiny, tmp_path: Path) -> Edit:
 def test_every_field_has_a_value_that_is_json_and_a_source(tiny: Tiny, name: str) -> None:
     described = resolved(tiny(name)).describe()
 
-    assert set(described) == {field.name for field in fields(ModelSpec)} - {"sources"}
+    assert set(described) == {field.name for field in fields(ModelSpec)} - {"sources", "backbone"}
     assert json.loads(json.dumps(described)) == described
     assert all(part["source"] for part in described.values())
 
 
 @pytest.mark.parametrize("name", [name for name in RESOLVED if name in checkpoints.CROSS_ENCODERS])
 def test_a_classifier_of_one_label_is_a_cross_encoder(tiny: Tiny, name: str) -> None:
-    spec, row = resolved(tiny(name)), f"row {checkpoints.ROWS[name].architecture}"
+    spec, row = resolved(tiny(name)), f"architecture {checkpoints.ROWS[name].architecture}"
 
     assert sourced(spec, "score_type", "similarity", "pooling", "query_prompt", "document_prompt", "dense") == [
         ("cross-encoder", row),
@@ -85,7 +86,7 @@ def test_a_classifier_of_one_label_is_a_cross_encoder(tiny: Tiny, name: str) -> 
         ("", "score type"),
         ((), "score type"),
     ]
-    assert (spec.chat_template, spec.sources["chat_template"]) == ("", "tokenizer")  # two segments
+    assert (spec.chat_template, str(spec.sources["chat_template"])) == ("", "tokenizer")  # two segments
 
 
 @pytest.mark.parametrize("name", [name for name in RESOLVED if name in checkpoints.BI_ENCODERS])
@@ -94,7 +95,7 @@ def test_any_other_encoder_is_a_bi_encoder_scored_by_cosine(tiny: Tiny, name: st
     spec = resolved(tiny(name))
 
     assert sourced(spec, "score_type", "similarity", "activation") == [
-        ("bi-encoder", f"row {checkpoints.ROWS[name].architecture}"),
+        ("bi-encoder", f"architecture {checkpoints.ROWS[name].architecture}"),
         ("cosine", "score type"),
         (IDENTITY, "score type"),
     ]
@@ -117,7 +118,7 @@ def test_the_architecture_says_where_the_head_is_and_how_positions_count(
 ) -> None:
     spec = resolved(tiny(name))
 
-    row = f"row {checkpoints.ROWS[name].architecture}"
+    row = f"architecture {checkpoints.ROWS[name].architecture}"
     assert sourced(spec, "head", "first_position", "token_types", "pad_token_id", "position_limit") == [
         (head, row),
         (first_position, row),
@@ -152,8 +153,8 @@ def test_the_activation_of_each_cross_encoder(tiny: Tiny, name: str, activation:
         ("bert_last", ("lasttoken",), POOLING),
         ("bert_concat", ("cls", "mean"), POOLING),
         ("bert_modes_list", ("mean",), POOLING),
-        ("bert_plain", ("cls",), "row BertModel"),
-        ("roberta_mlm", ("cls",), "row RobertaForMaskedLM"),
+        ("bert_plain", ("cls",), "architecture BertModel"),
+        ("roberta_mlm", ("cls",), "architecture RobertaForMaskedLM"),
     ],
 )
 def test_the_pooling_of_each_bi_encoder(tiny: Tiny, name: str, pooling: tuple[str, ...], source: str) -> None:
@@ -203,7 +204,7 @@ def test_a_language_model_without_a_row_is_read_at_its_last_token(
     spec = resolved(edit("bert_plain", {"config.json": {"architectures": [architecture], "id2label": {"0": "x"}}}))
 
     assert (spec.score_type, spec.pooling, spec.head) == (score_type, ("lasttoken",), head)
-    assert spec.sources["pooling"] == f"row {architecture}"
+    assert str(spec.sources["pooling"]) == f"architecture {architecture}"
 
 
 # ---- variants of the files
@@ -352,7 +353,7 @@ def test_flags_win_over_the_config_file_over_the_checkpoints_files_over_the_row(
             (16, "--max-length"),
             ("mine: ", "mine.yaml"),  # its own files say "query: "
             (("mean",), POOLING),  # its row says cls
-            (0, "row BertModel"),
+            (0, "architecture BertModel"),
         ]
 
 
@@ -475,7 +476,7 @@ def test_a_config_value_that_cannot_be_meant_is_a_usage_error(tiny: Tiny, tmp_pa
             "bert_mean",
             {},
             {"score_type": "cross-encoder"},
-            "tiny: BertModel has no score head, so it is no cross-encoder",
+            "tiny: BertModel has no score head, so it cannot be a cross-encoder",
         ),
         ("bert_bad_pooling", {}, {}, "tiny: 1_Pooling/config.json asks for pooling attention"),
         ("bert_mean", {POOLING: {"pooling_mode": ["cls", "b", "a"]}}, {}, f"tiny: {POOLING} asks for pooling a, b"),

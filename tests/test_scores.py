@@ -418,7 +418,7 @@ def test_the_head_stays_float32_and_as_saved_over_a_bfloat16_body(
 
     checkpoint = open_checkpoint(str(folder))
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)
-    model = load_model(checkpoint, scorer(name).spec, tokenizer, dtype="bfloat16", device="cpu", attention="sdpa")
+    model = load_model(checkpoint, scorer(name).spec, tokenizer, dtype="bfloat16", device="cpu")
     dtypes = [{parameter.dtype for parameter in module.parameters()} for module in (*model.bodies, model.head)]
     assert dtypes == [{torch.bfloat16}, {torch.float32}]
     on_disk = [*tensors.values(), *(dense_of(str(folder)).values() if name == "bert_dense" else ())]

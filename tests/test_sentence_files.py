@@ -20,6 +20,7 @@ from batchscore.errors import BatchscoreError, CheckpointError, UsageError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve import saved_files as files
+from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import Marks, ModelSpec
 from batchscore.models.text.prompts import text_work
 from batchscore.models.text.tokenizer import load_tokenizer
@@ -56,7 +57,7 @@ def edit(tiny: Tiny, tmp_path: Path) -> Edit:
 
 
 def spec_of(checkpoint: Checkpoint, **options: Any) -> ModelSpec:
-    return resolve(checkpoint, {name: (value, f"--{name.replace('_', '-')}") for name, value in options.items()})
+    return resolve(checkpoint, user_options(options))
 
 
 def modules(*types: str) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def test_vllm_knows_three_poolings_and_takes_the_rows_for_others(edit: Edit, nam
 def test_an_asked_for_pooling_wins_over_the_files(edit: Edit) -> None:
     spec = spec_of(edit("bert_no_prompt_pooling", {}), pooling="max")
 
-    assert (spec.pooling, spec.sources["pooling"]) == (("max",), "--pooling")
+    assert (spec.pooling, str(spec.sources["pooling"])) == (("max",), "--pooling")
     assert not spec.include_prompt  # which is another question
 
 
@@ -201,7 +202,7 @@ def test_a_saved_reranker_has_its_default_prompt_before_the_query(edit: Edit) ->
 
     spec = spec_of(checkpoint)
 
-    assert (spec.query_prompt, spec.sources["query_prompt"], spec.document_prompt) == ("web: ", SAVED, "")
+    assert (spec.query_prompt, str(spec.sources["query_prompt"]), spec.document_prompt) == ("web: ", SAVED, "")
     assert spec_of(checkpoint, query_prompt_name="query").query_prompt == "query: "
     assert spec_of(checkpoint, compat="vllm").query_prompt == ""
     assert spec_of(edit("bert_ce", {SAVED: {**saved, "default_prompt_name": None}})).query_prompt == ""
@@ -225,7 +226,7 @@ def test_a_saved_template_for_query_and_document_makes_the_prompt(edit: Edit, pl
     assert template is not None
     assert template.render("Q", "D") == ["[Find.]query Q document D "]  # the prompt is a message, no prefix
     assert (spec.system_prompt, spec.query_prompt) == ("Find.", "")
-    assert spec.sources["chat_template"] == "chat_template of the checkpoint"
+    assert str(spec.sources["chat_template"]) == "chat_template of the checkpoint"
 
 
 def test_a_saved_template_is_given_its_saved_variables(edit: Edit) -> None:
@@ -252,7 +253,7 @@ def test_a_chat_template_for_other_roles_is_not_for_scoring(edit: Edit, text: st
     """The template of the language model underneath would make a prompt that no reranker was trained on."""
     spec = spec_of(edit("bert_ce", {"chat_template.jinja": text}))
 
-    assert (spec.chat_template, spec.sources["chat_template"]) == ("", "tokenizer")
+    assert (spec.chat_template, str(spec.sources["chat_template"])) == ("", "tokenizer")
 
 
 def test_vllm_reads_no_saved_template_and_the_user_overrules_it(edit: Edit) -> None:
@@ -291,7 +292,7 @@ def test_a_logit_score_module_names_its_answers_by_id(
 
     spec = spec_of(checkpoint)
 
-    assert (spec.score_type, spec.sources["score_type"]) == ("cross-encoder", "modules.json")
+    assert (spec.score_type, str(spec.sources["score_type"])) == ("cross-encoder", "modules.json")
     assert (spec.answer_tokens, spec.method, spec.head) == (tokens, method, ())
 
 
@@ -351,9 +352,9 @@ def test_the_settings_of_pylate_and_of_colbert(
 ) -> None:
     spec = spec_of(edit("bert_plain", changed), score_type="late-interaction")
 
-    assert (spec.marks, spec.sources["marks"]) == (marks, source)
+    assert (spec.marks, str(spec.sources["marks"])) == (marks, source)
     assert (spec.query_length, spec.document_length) == lengths
-    assert spec.sources["query_length"] == source
+    assert str(spec.sources["query_length"]) == source
 
 
 def test_an_encoder_without_such_settings_has_no_marks(edit: Edit) -> None:

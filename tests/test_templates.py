@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import pytest
 from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
+from batchscore.models.open import open_model, pinned_options
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.options import user_options
 from batchscore.models.text.templates import Template, find_template, uses
 from batchscore.resources import shipped_files
 from batchscore.runners.build import read_texts_of
@@ -98,7 +99,7 @@ def test_a_listwise_template_sees_all_documents() -> None:
 def test_special_tokens_of_the_checkpoint_are_variables(tiny: Tiny) -> None:
     text = "{{ bos_token }}{{ query }}{{ eos_token }}{{ document }}{{ cls_token }}{{ no_such_token }}"
     checkpoint = open_checkpoint(tiny("roberta_ce"))
-    spec = resolve(checkpoint, {"chat_template": (text, "--chat-template")})
+    spec = resolve(checkpoint, user_options({"chat_template": text}))
 
     _, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
 
@@ -114,10 +115,53 @@ def test_a_template_can_break_out_of_a_loop_as_in_transformers() -> None:
 
 
 def test_a_template_can_tell_the_date() -> None:
-    year = render("{{ strftime_now('%Y') }}")
+    assert render("{{ strftime_now('%d %b %Y') }}", date="2026-01-31") == "31 Jan 2026"
 
-    assert year in {str(datetime.now().year), str(datetime.now().year - 1)}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", render("{{ strftime_now('%Y-%m-%d') }}"))
+
+@pytest.fixture
+def today(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """today(day) makes it that day for whatever is decided from now on."""
+
+    def set_day(day: str) -> None:
+        class Day(date):
+            @classmethod
+            def today(cls) -> date:
+                return date.fromisoformat(day)
+
+        monkeypatch.setattr("batchscore.models.resolve.text_fields.date", Day)
+
+    return set_day
+
+
+DATED = "{{ strftime_now('%Y-%m-%d') }} {{ query }} {{ document }}"
+
+
+def test_the_date_of_a_prompt_is_decided_with_the_spec(tiny: Tiny, today: Callable[[str], None]) -> None:
+    today("2026-01-31")
+    checkpoint, spec = open_model(tiny("bert_ce"), None, {"chat_template": DATED})
+    today("2026-02-01")
+    _, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
+
+    assert (spec.template_date, str(spec.sources["template_date"])) == ("2026-01-31", "today")
+    assert template is not None
+    assert template.render("Q", "D") == ["2026-01-31 Q D"]
+
+
+def test_another_day_is_another_spec_unless_the_day_is_passed_on(tiny: Tiny, today: Callable[[str], None]) -> None:
+    today("2026-01-31")
+    checkpoint, spec = open_model(tiny("bert_ce"), None, {"chat_template": DATED})
+    pinned = pinned_options(checkpoint, spec)
+    today("2026-02-01")
+
+    assert open_model(tiny("bert_ce"), None, {"chat_template": DATED})[1] != spec
+    assert open_model(tiny("bert_ce"), None, {"chat_template": DATED, **pinned})[1] == spec
+
+
+def test_a_date_that_no_template_asks_for_is_refused(tiny: Tiny) -> None:
+    assert open_model(tiny("bert_ce"), None, {"chat_template": BOTH})[1].template_date == ""
+    for options in ({"chat_template": BOTH}, {}):
+        with pytest.raises(UsageError, match="--template-date '2026-01-31': the template does not ask for the date"):
+            open_model(tiny("bert_ce"), None, {**options, "template_date": "2026-01-31"})
 
 
 def test_blocks_leave_no_lines_behind() -> None:
@@ -166,7 +210,7 @@ def test_whatever_goes_wrong_inside_a_template_is_an_error_of_its_row(tiny: Tiny
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ raise_exception.__globals__['jinja2'] }}",
-        "{{ strftime_now.__globals__['datetime'] }}",
+        "{{ strftime_now.__self__.min }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update({'content': 'x'}) }}",
         "{% set ns = messages.pop() %}",
@@ -174,7 +218,7 @@ def test_whatever_goes_wrong_inside_a_template_is_an_error_of_its_row(tiny: Tiny
 )
 def test_a_template_is_sandboxed(text: str) -> None:
     with pytest.raises(jinja2.exceptions.SecurityError):
-        render(text)
+        render(text, date="2026-01-31")
 
 
 @pytest.mark.parametrize("text", ["{{ ''.__class__ }}", "{{ raise_exception.__globals__ }}", "{{ query.__doc__ }}"])

@@ -17,6 +17,7 @@ import checkpoints
 from batchscore.errors import CheckpointError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
+from batchscore.models.resolve.options import user_options
 from batchscore.models.text import tokenizer as tokenizer_module
 from batchscore.models.text.tokenizer import Pattern, Special, TextTokenizer, assemble, load_tokenizer, num_specials
 from batchscore.types import Items
@@ -364,7 +365,7 @@ def test_an_embedding_model_has_its_lost_eos_restored_and_a_reranker_does_not(ti
 
     assert last == [Special(4, 0), Special(3, 0)]  # behind [SEP], or that
     assert resolve(Checkpoint("tiny", folder, folder), {}).restore_specials
-    assert not resolve(Checkpoint("tiny", folder, folder), {"compat": ("vllm", "--compat")}).restore_specials
+    assert not resolve(Checkpoint("tiny", folder, folder), user_options({"compat": "vllm"})).restore_specials
     reranker = Path(tiny("bert_ce"))
     assert not resolve(Checkpoint("tiny", reranker, reranker), {}).restore_specials
 

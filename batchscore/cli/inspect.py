@@ -7,6 +7,7 @@ import json
 import typer
 
 from batchscore.cli import options as o
+from batchscore.errors import debug_traceback
 
 
 @o.with_groups
@@ -33,6 +34,9 @@ def inspect(
         typer.echo(json.dumps(inspection.describe(), ensure_ascii=False, indent=2))
     else:
         print_inspection(inspection)
+    for problem in inspection.problems:
+        if details := debug_traceback(problem):
+            typer.echo(details, err=True)
     if inspection.problems:
         raise typer.Exit(inspection.problems[0].exit_code)
 

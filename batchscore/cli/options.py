@@ -166,6 +166,7 @@ ChatTemplate = Annotated[
         metavar="FILE|NAME|TEXT|none",
     ),
 ]
+TemplateDate = Annotated[str | None, _text("Date for templates that print one. (default: today)", metavar="YYYY-MM-DD")]
 Instruction = Annotated[str | None, _text("Task description, for prompts that include one.")]
 QueryPrompt = Annotated[str | None, _text("Text before each query, '' for none. (default: the checkpoint's)")]
 DocumentPrompt = Annotated[str | None, _text("Text before each document, '' for none. (default: the checkpoint's)")]
@@ -318,6 +319,7 @@ class Settings:
     query_length: QueryLength = None
     document_length: DocumentLength = None
     chat_template: ChatTemplate = None
+    template_date: TemplateDate = None
     instruction: Instruction = None
     query_prompt: QueryPrompt = None
     document_prompt: DocumentPrompt = None

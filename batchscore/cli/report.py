@@ -16,19 +16,21 @@ def print_inspection(inspection: Inspection) -> None:
 
 
 def _lines(inspection: Inspection) -> list[str]:
-    facts = inspection.facts
+    findings = inspection.findings
     lines = [f"model {inspection.model}"]
-    if "spec" in facts:
-        lines += ["", "spec", *_spec_lines(facts["spec"]), f"  score_range = {facts['score_range']}"]
-        if not facts["listed"]:
+    if "spec" in findings:
+        lines += ["", "spec", *_spec_lines(findings["spec"]), f"  score_range = {findings['score_range']}"]
+        if not findings["listed"]:
             lines.append("  this architecture is not listed by name: it is read like others of its kind")
-    for side, text in facts.get("prompt", {}).items():
+    for side, text in findings.get("prompt", {}).items():
         lines += ["", f"prompt ({side})", *(f"  {line!r}" for line in text.splitlines(keepends=True))]
-    for sequence in facts.get("sample", []):
+    for sequence in findings.get("sample", []):
         lines += ["", f"tokens ({sequence['side']}, {len(sequence['ids'])})", *_token_lines(sequence)]
-    if "tensors" in facts:
-        used, unused = facts["tensors"]["used"], facts["tensors"]["unused"]
+    if "tensors" in findings:
+        used, unused = findings["tensors"]["used"], findings["tensors"]["unused"]
         lines += ["", f"tensors: {len(used)} used, {len(unused)} unused", *(f"  unused {name}" for name in unused)]
+    if "tensors_unchecked" in findings:
+        lines += ["", f"tensors: not checked, {findings['tensors_unchecked']}"]
     lines += ["", "ready: a run would start" if not inspection.problems else "a run would fail"]
     for problem in inspection.problems:
         lines += [f"  {problem.message}", *([f"  hint: {problem.hint}"] if problem.hint else [])]

@@ -45,7 +45,7 @@ class Plan:
         return {
             "command": self.command.name,
             "model": {name: field["value"] for name, field in self.setup.spec.describe().items()},
-            "files": self.setup.checkpoint.identity(),
+            "files": self.setup.checkpoint.identity(with_code=self.setup.trust_remote_code),
             "dtype": self.setup.placement.dtype,
             "options": asdict(self.command),  # type: ignore[call-overload]
             "errors": self.errors,
@@ -79,7 +79,7 @@ class Plan:
             prompts.append(f"a template ({sources['chat_template']})")
         if spec.marks:
             prompts.append(f"ColBERT marks {spec.marks.query!r}, {spec.marks.document!r} ({sources['marks']})")
-        if "compat vllm" in sources.values():
+        if spec.reads_like_vllm:
             prompts.append("as vLLM reads it (--compat vllm)")
         return [
             f"model    {self.setup.checkpoint.name}: {spec.score_type}, {spec.architecture}",

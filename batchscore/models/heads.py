@@ -1,4 +1,4 @@
-"""Between a body's states and the score: classifier layers, Dense modules, the activation. All in float32."""
+"""From a body's states to the score: classifier layers, Dense modules, the activation. All in float32."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from batchscore.errors import CheckpointError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import DenseSpec, Layer, TokenMethod
 
+_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 _ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
 
 
@@ -19,13 +20,13 @@ def make_activation(name: str) -> nn.Module:
     """The torch.nn activation of a dotted name.
 
     Raises:
-        CheckpointError: it is another one. A checkpoint may not run code of its own, and a softmax would make a row's
-            score depend on its neighbours.
+        CheckpointError: any other name. A checkpoint must not run code of its own, and a softmax would make a score
+            depend on its neighbours.
     """
     kind = name.rsplit(".", 1)[-1]
     if not name.startswith("torch.nn.") or kind not in _ACTIVATIONS:
         raise CheckpointError(
-            f"activation {name!r} is no function of one number", hint=f"of torch.nn: {', '.join(_ACTIVATIONS)}"
+            f"activation {name!r} is not supported", hint=f"supported, of torch.nn: {', '.join(_ACTIVATIONS)}"
         )
     activation: nn.Module = getattr(nn, kind)()
     return activation
@@ -35,7 +36,7 @@ _RANGES = {"Sigmoid": "0 to 1", "Tanh": "-1 to 1", "Identity": "unbounded"}
 
 
 def value_range(activation: str, similarity: str) -> str:
-    """The values a score can take, for the person who reads the file."""
+    """The values a score can take, in words."""
     if similarity in ("cosine", "meanmaxsim"):
         return "-1 to 1"
     if similarity == "maxsim":
@@ -44,7 +45,7 @@ def value_range(activation: str, similarity: str) -> str:
 
 
 class Head(nn.Module):
-    """Layers by the names of their tensors, each with its function, in float32 whatever the body is in."""
+    """Layers found by the names of their tensors, each with its function; float32 whatever the body's dtype."""
 
     def __init__(self, layers: Sequence[Layer], tensors: Mapping[str, Tensor], epsilon: float) -> None:
         super().__init__()
@@ -58,39 +59,50 @@ class Head(nn.Module):
         return states
 
 
-def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor], embeddings: tuple[str, ...]) -> dict[str, Tensor]:
+def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the tensors of a head from a checkpoint's, and return them by the names the layers use.
 
     Args:
         layers: of the head.
-        tensors: of the checkpoint; may put the name of its backbone before a layer's.
-        embeddings: how the name of the token table may end, whose rows a vocabulary layer shares where it has none.
+        tensors: of the checkpoint, where the backbone's name may precede a layer's.
 
     Raises:
-        CheckpointError: a layer has no weight, or several could be meant.
+        CheckpointError: a layer has no weight, or several tensors could be it.
     """
     head: dict[str, Tensor] = {}
     for layer in layers:
         for part in ("weight", "bias"):
             name = f"{layer.name}.{part}"
-            found = [key for key in tensors if key == name or key.endswith(f".{name}")]
-            if len(found) > 1:
-                raise CheckpointError(f"the head's {name} could be any of {', '.join(found)}")
-            if found:
-                head[name] = tensors.pop(found[0])
+            matches = [key for key in tensors if key == name or key.endswith(f".{name}")]
+            if len(matches) > 1:
+                raise CheckpointError(f"the head's {name} could be any of {', '.join(matches)}")
+            if matches:
+                head[name] = tensors.pop(matches[0])
     for layer in layers:
         is_vocabulary = layer.name.endswith(("decoder", "vocab_projector"))
         if is_vocabulary and f"{layer.name}.weight" not in head:
-            head[f"{layer.name}.weight"] = next(t for key, t in tensors.items() if key.endswith(embeddings))
+            head[f"{layer.name}.weight"] = embeddings_of(tensors)  # tied: one table for input and output
         shared_bias = layer.name.rpartition(".")[0] + ".bias"  # transformers keeps it beside the decoder
         if is_vocabulary and shared_bias in tensors:
             head[f"{layer.name}.bias"] = tensors.pop(shared_bias)
         if f"{layer.name}.weight" not in head:
             raise CheckpointError(
                 f"it has no score head: {layer.name}.weight is not among its weights",
-                hint="these weights are not those of a reranker, or classifier_from_token has to name its answers",
+                hint="these weights are not those of a reranker, or classifier_from_token must name its answers",
             )
     return head
+
+
+def embeddings_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The table of input embeddings.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(_EMBEDDINGS):
+            return tensor
+    raise CheckpointError(f"it has no embeddings: no tensor's name ends in {' or '.join(_EMBEDDINGS)}")
 
 
 def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Module:
@@ -107,11 +119,11 @@ def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Modul
 
 
 def answer_head(rows: Tensor, method: TokenMethod) -> nn.Linear:
-    """The head that rows of the output embeddings make: [true], or [false, true] for the difference of their logits.
+    """A head made of rows of the output embeddings: [true], or [false, true] for the difference of their logits.
 
-    sigmoid(true - false) is the softmax over the two, at true.
+    sigmoid(true - false) equals the softmax over the two, at true.
     """
-    # float32 before the subtraction: rows of 16-bit numbers cancel
+    # float32 before the subtraction: the rows are close, and in 16 bits their difference loses most of its digits
     rows = rows.float()
     weight = rows[1:] - rows[:1] if method == "from_2_way_softmax" else rows
     head = nn.Linear(weight.shape[1], 1, bias=False)
@@ -128,9 +140,9 @@ class Dense(nn.Module):
         shape = tuple(tensors.get("linear.weight", torch.empty(0)).shape)
         parts = {"linear.weight", "linear.bias"} if spec.bias else {"linear.weight"}
         if shape != (spec.out_features, spec.in_features) or tensors.keys() != parts:
-            promised = f"{spec.in_features} to {spec.out_features} {'with' if spec.bias else 'without'} bias"
+            expected = f"{spec.in_features} to {spec.out_features} {'with' if spec.bias else 'without'} bias"
             raise CheckpointError(
-                f"{name}: weights of module {spec.source!r} do not fit its config.json, which says {promised}: "
+                f"{name}: weights of module {spec.source!r} do not fit its config.json, which says {expected}: "
                 f"{', '.join(weights)} of shape {shape}"
             )
         self.linear = _layer("linear", tensors, 0.0)
@@ -142,9 +154,10 @@ class Dense(nn.Module):
         return result
 
 
-def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec]) -> nn.Sequential:
+def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec], *, dry: bool = False) -> nn.Sequential:
     """The checkpoint's Dense chain in order; without one, the identity."""
-    return nn.Sequential(*(Dense(spec, checkpoint.read_weights(spec.source), checkpoint.name) for spec in specs))
+    read = checkpoint.empty_tensors if dry else checkpoint.read_tensors
+    return nn.Sequential(*(Dense(spec, read(spec.source), checkpoint.name) for spec in specs))
 
 
 @torch.inference_mode()

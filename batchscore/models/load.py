@@ -1,7 +1,7 @@
 """Weights into modules, or a clear refusal: a missing or unread weight is an error, never a random number.
 
-A checkpoint's tensors are read by name, brought into the layout transformers knows, and divided: the head's become
-float32 layers of ours, the others go into the body.
+A checkpoint's tensors are read by name, renamed to what transformers expects, and divided: the head's become float32
+layers of our own, the others go into the body.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedCon
 from transformers.utils import logging
 
 from batchscore.errors import CheckpointError, UsageError, first_line
-from batchscore.models.arch.entry import Architecture, Rename
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.heads import Head, answer_head, load_dense, make_activation, take_head
+from batchscore.models.heads import Head, answer_head, embeddings_of, load_dense, make_activation, take_head
 from batchscore.models.lora import merge_adapter
-from batchscore.models.resolve import find_architecture
 from batchscore.models.resolve.options import nearest
-from batchscore.models.spec import ModelSpec
+from batchscore.models.spec import Backbone, ModelSpec, Rename
 from batchscore.models.text.tokenizer import TextTokenizer
 
-# buffers old files carry, and heads for other tasks that a body does not read
-_UNREAD = re.compile(r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)")
+# buffers in old files, and heads for other tasks: a body may leave them unread
+_UNREAD = r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)"
 _OLD_NAMES = (Rename(r"\.gamma$", (".weight",)), Rename(r"\.beta$", (".bias",)))  # TensorFlow's, of layer norms
 _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
-_OURS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
-_OURS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
-_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+# keys of config.json that this program reads and the config classes of transformers do not have
+_OUR_KEYS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
+_OUR_KEYS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
 
 
 Layout = Literal["flat", "padded", "even"]  # end to end; padded to the longest; only sequences of one length together
@@ -60,45 +58,45 @@ def load_model(
     *,
     dtype: str,
     device: str,
-    attention: str,
+    packed_attention: str | None = None,
     trust_remote_code: bool = False,
     dry: bool = False,
 ) -> LoadedModel:
-    """Load body and head.
+    """Load body and head; downloads the weights of a hub id.
 
     Args:
-        checkpoint: the model's folder.
-        spec: what `resolve` made of it.
+        checkpoint: the model's files.
+        spec: what `resolve` decided about it.
         tokenizer: finds the rows of answer tokens.
         dtype: of the body: "float32", "bfloat16" or "float16".
         device: torch device.
-        attention: name of the registered attention that needs no padding, used where the model can; "sdpa" asks for
-            padding.
-        trust_remote_code: run Python files of the checkpoint.
-        dry: put zeros that take no memory in the place of the weights, to see what would fit where.
+        packed_attention: name of the registered attention that needs no padding, for models that can use it; None pads.
+        trust_remote_code: run the checkpoint's Python files.
+        dry: use zeros that take no memory in place of the weights, to see whether they would fit.
 
     Raises:
         CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
-    arch = find_architecture(checkpoint)
-    tensors = _renamed(checkpoint.empty_tensors() if dry else checkpoint.read_tensors(), (*_OLD_NAMES, *arch.renames))
+    if not dry:
+        checkpoint.fetch_weights()
+    stored = checkpoint.empty_tensors() if dry else checkpoint.read_tensors()
+    tensors = _renamed(stored, (*_OLD_NAMES, *spec.backbone.renames))
     names = sorted(tensors)
-    head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), load_dense(checkpoint, spec.dense))
+    dense = load_dense(checkpoint, spec.dense, dry=dry)
     with _named(checkpoint.name):
-        config = _native_config(checkpoint, arch)
-
-    def body(adapter: str) -> tuple[Any, list[str]]:
-        merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
-        return _load_body(checkpoint, spec, arch, config, merged, dtype, trust_remote_code)
-
-    with _named(checkpoint.name), _quiet():
-        loaded = [body(adapter) for adapter in dict.fromkeys(spec.adapters)]
+        head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), dense)
+        config = _native_config(checkpoint, spec.backbone)
+        loaded = []
+        for adapter in dict.fromkeys(spec.adapters):
+            merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
+            loaded.append(_load_body(checkpoint, spec.backbone, config, merged, dtype, trust_remote_code))
         bodies = [body for body, _ in loaded]
-        vocabulary = bodies[0].get_input_embeddings().num_embeddings
+        with _transformers_errors():
+            vocabulary = bodies[0].get_input_embeddings().num_embeddings
     _check_width(checkpoint, spec, head, config)
     _check_positions(checkpoint, spec, bodies[0])
-    is_flat = _set_attention(bodies, arch, attention, config)
-    # the body's pooler is dropped; a head that is made of it has taken its tensors
+    is_flat = _choose_attention(bodies, spec.backbone, packed_attention, config)
+    # the body's pooler is dropped below; a head that is made of it has taken its tensors already
     unread = {name for _, names in loaded for name in names} | {name for name in tensors if "pooler." in name}
     return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
@@ -110,24 +108,26 @@ def load_model(
     )
 
 
-def _set_attention(bodies: Sequence[Any], arch: Architecture, attention: str, config: PreTrainedConfig | None) -> bool:
-    """Whether the bodies run without padding; they take the attention for it, or the one for padding."""
-    able = arch.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
-    is_flat = able and attention != "sdpa"
-    # some releases' sdpa loses the bound on products that Gemma 2 has
-    padded = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+def _choose_attention(
+    bodies: Sequence[Any], backbone: Backbone, packed_attention: str | None, config: PreTrainedConfig | None
+) -> bool:
+    """Give the bodies their attention; returns whether they run without padding."""
+    able = backbone.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
+    # some releases' sdpa ignores Gemma 2's soft-capping
+    padded_attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    attention = packed_attention if able and packed_attention else padded_attention
     for body in bodies:
-        if chosen := attention if is_flat else padded:
-            body.set_attn_implementation(chosen)
-        body.pooler = None  # the head has its layer; on a flat batch it would read one sequence only
-    return is_flat
+        if attention:
+            body.set_attn_implementation(attention)
+        body.pooler = None  # its layer is in the head; on a flat batch it would read one sequence only
+    return bool(able and packed_attention)
 
 
 # ---- tensors
 
 
 def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[str, Tensor]:
-    """The tensors under the names transformers knows; one that stands for several is divided."""
+    """The tensors under the names transformers expects; a fused tensor is divided into its parts."""
     renamed = dict(tensors)
     for pattern, names in renames:
         for name in [name for name in renamed if re.search(pattern, name)]:
@@ -141,19 +141,19 @@ def _take_head(
     checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer, tensors: dict[str, Tensor]
 ) -> nn.Module:
     config = checkpoint.config
-    with _named(checkpoint.name):
-        if spec.answer_tokens:
-            return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
-        epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
-        found = take_head(spec.head, tensors, _EMBEDDINGS)
-        return Head(spec.head, found, epsilon) if spec.head else nn.Identity()
+    if spec.answer_tokens:
+        return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
+    if not spec.head:
+        return nn.Identity()
+    epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
+    return Head(spec.head, take_head(spec.head, tensors), epsilon)
 
 
 def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Rows of the output embeddings; of the input's where both are one table."""
+    """Rows of the output embeddings, or of the input's where both share one table."""
     table = tensors.get("lm_head.weight")
     if table is None:
-        table = next(tensor for name, tensor in tensors.items() if name.endswith(_EMBEDDINGS))
+        table = embeddings_of(tensors)
     ids = [token if isinstance(token, int) else tokenizer.token_id(token) for token in spec.answer_tokens]
     for token, number in zip(spec.answer_tokens, ids, strict=True):
         if number is None or not 0 <= number < len(table):
@@ -167,86 +167,102 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
 # ---- body
 
 
-def _native_config(checkpoint: Checkpoint, arch: Architecture) -> PreTrainedConfig | None:
-    """The config object of the body's class; None for a kind that neither transformers nor this program has.
+def _native_config(checkpoint: Checkpoint, backbone: Backbone) -> PreTrainedConfig | None:
+    """The config object of the body's class; None for a model type that neither transformers nor this program has.
 
     Raises:
         UsageError: an override of config.json that nothing reads.
     """
-    content = arch.translate(checkpoint.config)
+    content = dict(backbone.config)
     kind = CONFIG_MAPPING[content["model_type"]] if content.get("model_type") in CONFIG_MAPPING else None
     if kind is None:
-        return PreTrainedConfig.from_dict(content) if arch.body else None
-    original = checkpoint.read_json("config.json")
-    if "cutoff_layers" in checkpoint.overrides and "start_layer" not in original:
-        raise UsageError("--hf-overrides: this model has no heads for layers, so nothing reads 'cutoff_layers'")
-    for key in checkpoint.overrides:
-        if key not in original and key not in _OURS and not hasattr(kind(), key):
-            known = {**original, **kind().to_dict(), **dict.fromkeys(_OURS)}
-            raise UsageError(f"--hf-overrides: nothing reads {key!r}", hint=nearest(key, known))
-    config: PreTrainedConfig = kind.from_dict(content)
+        return PreTrainedConfig.from_dict(content) if backbone.body else None
+    _check_overrides(checkpoint, kind)
+    with _transformers_errors():
+        config: PreTrainedConfig = kind.from_dict(content)
     return config
+
+
+def _check_overrides(checkpoint: Checkpoint, kind: type[PreTrainedConfig]) -> None:
+    original, source = checkpoint.read_json("config.json"), checkpoint.config_source
+    if "cutoff_layers" in checkpoint.overrides and "start_layer" not in original:
+        raise UsageError(f"{source}: this model has no heads for layers, so nothing reads 'cutoff_layers'")
+    for key in checkpoint.overrides:
+        if key not in original and key not in _OUR_KEYS and not hasattr(kind(), key):
+            known = {**original, **kind().to_dict(), **dict.fromkeys(_OUR_KEYS)}
+            raise UsageError(f"{source}: nothing reads {key!r}", hint=nearest(key, known))
 
 
 def _load_body(
     checkpoint: Checkpoint,
-    spec: ModelSpec,
-    arch: Architecture,
+    backbone: Backbone,
     config: PreTrainedConfig | None,
     tensors: Mapping[str, Tensor],
     dtype: str,
     trust_remote_code: bool,
 ) -> tuple[Any, list[str]]:
     """(model, tensors it does not read)."""
-    chosen = getattr(torch, dtype)
     if config is None:
-        if not trust_remote_code:
-            raise CheckpointError(
-                f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
-                hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
-            )
-        model = AutoModel.from_pretrained(checkpoint.folder, dtype=chosen, trust_remote_code=True)
-        return model, []
+        return _load_remote_code(checkpoint, dtype, trust_remote_code), []
     if config.is_encoder_decoder:
         raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
-        module, _, name = arch.body.partition(":")
-        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, arch.body_renames)
+        module, _, name = backbone.body.partition(":")
+        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, backbone.body_renames)
     elif type(config) in MODEL_MAPPING:
         kind = MODEL_MAPPING[type(config)]
     else:
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
-    # without a folder transformers neither looks for files nor asks the hub
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(tensors),
-        dtype=chosen,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # to name them below
-    )
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        raise CheckpointError(f"{name} is {list(found)}, and by config.json it should be {list(wanted)}")
-    _check_report(report["missing_keys"], report["unexpected_keys"], spec, arch)
+    with _transformers_errors(), _quiet():
+        # given no folder, transformers neither looks for files nor asks the hub
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+        )
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(f"{name} is {list(stored)}, and by config.json it should be {list(expected)}")
+    _check_report(report["missing_keys"], report["unexpected_keys"], backbone)
     return model, sorted(report["unexpected_keys"])
+
+
+def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
+    if not trust_remote_code:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
+            hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
+        )
+    with _transformers_errors(), _quiet():
+        return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Put the checkpoint's name before what goes wrong."""
+    """Put the checkpoint's name before a message."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error.message}", hint=error.hint) from error
-    except UsageError:
-        raise
-    except Exception as error:  # transformers, safetensors and pickle each have their own for a damaged file
-        raise CheckpointError(f"{name} cannot be loaded: {first_line(error)}") from error
+
+
+@contextmanager
+def _transformers_errors() -> Iterator[None]:
+    """Present what transformers, or code of the checkpoint, raises as the checkpoint's fault.
+
+    Only their code may run inside: values in config.json that a class cannot use make it raise almost anything.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot load it: {first_line(error)}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own loading report and progress bar: `_check_report` acts on the same facts."""
+    """Silence transformers' loading report and progress bar: `_check_report` acts on the same findings."""
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -258,36 +274,36 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_report(missing: Sequence[str], unexpected: Sequence[str], spec: ModelSpec, arch: Architecture) -> None:
+def _check_report(missing: Sequence[str], unexpected: Sequence[str], backbone: Backbone) -> None:
     needed = [key for key in missing if not _NOT_NEEDED.search(key)]
-    others = [] if spec.head else [re.escape(layer.name) for layer in (*arch.head, *arch.mlm_head)]
-    allowed = re.compile("|".join([_UNREAD.pattern, *others, *([arch.unread] if arch.unread else [])]))
+    allowed = re.compile("|".join([_UNREAD, *backbone.unread]))
     unread = [key for key in unexpected if not allowed.search(key)]
-    for what, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
+    for problem, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             raise CheckpointError(
-                f"{what} {shown}",
+                f"{problem} {shown}",
                 hint="these weights are not those of the architecture in config.json; scores would be random",
             )
 
 
 def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
-    """One logit for a pair; and no more dimensions asked for than a vector has."""
+    """A pair must get one logit, and vectors must have the dimensions to keep."""
     widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
     if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
-        raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score is one")
+        raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score needs one")
     if spec.dimensions:
         hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
         width = widths[-1] if widths else hidden
         listed = checkpoint.config.get("matryoshka_dimensions")
         if spec.dimensions > width or (listed and spec.dimensions not in listed):
             choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"
-            raise UsageError(f"--dimensions {spec.dimensions}: this model's vectors can be cut to {choices}")
+            option = spec.sources["dimensions"].spell("dimensions")
+            raise UsageError(f"{option} {spec.dimensions}: this model's vectors can be cut to {choices}")
 
 
 def _check_positions(checkpoint: Checkpoint, spec: ModelSpec, body: nn.Module) -> None:
-    """A table of positions must reach as far as sequences may be long."""
+    """The table of positions must cover the longest sequence."""
     for name, module in body.named_modules():
         if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(position_embeddings|wpe)$", name):
             rows = module.num_embeddings - spec.first_position

@@ -1,4 +1,4 @@
-"""From what a user names to an open checkpoint and its spec: config file, overrides and options in their order."""
+"""From a model's name and a user's options to an open checkpoint and its spec."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from batchscore.errors import BatchscoreError, CheckpointError, first_line
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.configs import load_config
-from batchscore.models.resolve.options import merged, read_values, taken_apart
+from batchscore.models.resolve.options import merged, read_values, taken_apart, user_options
 from batchscore.models.spec import ModelSpec
 from batchscore.types import Truncation
 
 
 class ModelOptions(TypedDict, total=False):
-    """What a user may say about a model beside where it is; None leaves the decision to its files."""
+    """What a user may set about a model; None leaves the decision to its files."""
 
     convert: Literal["auto", "none", "embed", "classify"] | None
     compat: Literal["vllm"] | None
@@ -28,6 +27,7 @@ class ModelOptions(TypedDict, total=False):
     dimensions: int | None
     similarity: Literal["cosine", "dot"] | None
     chat_template: str | None
+    template_date: str | None
     instruction: str | None
     query_prompt: str | None
     document_prompt: str | None
@@ -48,7 +48,7 @@ class ModelOptions(TypedDict, total=False):
 def open_model(
     model: str,
     config: str | None,
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     revision: str | None = None,
     tokenizer: str | None = None,
@@ -58,25 +58,21 @@ def open_model(
     Args:
         model: folder or hub id.
         config: file or shipped name; None takes the shipped one that lists the hub id.
-        given: options by name; None and False leave the decision to the files.
+        options: those of ModelOptions and `score_type`, by name.
         revision: of the hub id.
         tokenizer: folder or hub id with another tokenizer.
 
     Raises:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
-    flags = {
-        name: (value, f"--{name.replace('_', '-')}")
-        for name, value in given.items()
-        if value is not None and (value is not False or name == "use_activation")
-    }
-    options = merged(taken_apart(load_config(str(model), config)), taken_apart(read_values(flags)))
-    checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=options.get("hf_overrides"))
-    try:
-        return checkpoint, resolve(checkpoint, options)
-    except BatchscoreError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind than its key wants
-        raise CheckpointError(
-            f"{checkpoint.name}: its files or overrides hold a value that makes no sense: {first_line(error)}"
-        ) from error
+    lower, upper = load_config(str(model), config), read_values(user_options(options))
+    decided = merged(taken_apart(lower), taken_apart(upper))
+    checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=decided.get("hf_overrides"))
+    return checkpoint, resolve(checkpoint, decided)
+
+
+def pinned_options(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, str]:
+    """Options of Scorer that let another process, on another day, come to the same spec from the same files."""
+    commit = checkpoint.snapshot.commit if checkpoint.snapshot else ""
+    pinned = {"revision": commit, "template_date": spec.template_date}
+    return {name: value for name, value in pinned.items() if value}

@@ -15,11 +15,41 @@ Similarity = Literal["identity", "cosine", "dot", "maxsim", "meanmaxsim"]
 TokenMethod = Literal["from_2_way_softmax", "no_post_processing"]
 
 
+class Source(NamedTuple):
+    """Where the value of a setting comes from. `str` gives the words that plans, inspections and errors show."""
+
+    kind: Literal["architecture", "file", "config", "user", "compat", "rule"]
+    name: str  # an architecture, a file of the checkpoint, a config file, an option, an engine, a rule
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}" if self.kind in ("architecture", "compat") else self.name
+
+    def spell(self, option: str) -> str:
+        """How an error names an option that was set here: "--max-length", "e5.yaml: max_length"."""
+        return self.name if self.kind == "user" else f"{self}: {option}"
+
+
+Sourced = tuple[Any, Source]  # a value and where it comes from
+
+CONFIG_JSON = Source("file", "config.json")
+MODULES_JSON = Source("file", "modules.json")
+COMPAT_VLLM = Source("compat", "vllm")
+DEFAULT = Source("rule", "default")
+SCORE_TYPE = Source("rule", "score type")
+
+
+class Rename(NamedTuple):
+    """A tensor under another name: a regular expression, and the names it becomes; several share its rows evenly."""
+
+    pattern: str
+    names: tuple[str, ...]
+
+
 class Layer(NamedTuple):
-    """One step of a head: the linear layer of a name (the layer norm, if its weight is a vector), then a function."""
+    """One step of a head: the linear layer (or layer norm, if its weight is a vector) of this name, then a function."""
 
     name: str  # of the tensors, without ".weight"
-    activation: str = ""  # of transformers' activation functions, none if empty
+    activation: str = ""  # one of transformers' activation functions; none if empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +65,46 @@ class DenseSpec:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What ColBERT models put into a sequence beside the text, and which document tokens they leave out."""
+    """What ColBERT models add to a sequence beside the text, and which document tokens they leave out."""
 
-    query: str  # token put behind the first one of a query; none if empty
+    query: str  # token inserted after the first one of a query; none if empty
     document: str
     expand: bool  # fill queries up to their length with a token whose state counts
-    attend: bool  # whether other tokens see those
+    attend: bool  # whether other tokens attend to those
     skip: tuple[str, ...]  # document tokens that do not count
 
 
 @dataclass(frozen=True, slots=True)
+class Backbone:
+    """How to load the body: what the loader needs to know of the architecture."""
+
+    is_listed: bool  # False: handled by the ending of its name, so how it takes several sequences must be tried
+    config: Mapping[str, Any]  # config.json, translated for the class in transformers
+    renames: tuple[Rename, ...]
+    body: str  # "module:class" for a model type that transformers lacks
+    body_renames: tuple[Rename, ...]
+    flat: bool  # whether sequences may share a batch row
+    unread: tuple[str, ...]  # regular expressions: tensors that this way of scoring does not read
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A resolved checkpoint. `sources` tells where each field came from."""
+    """A resolved checkpoint.
+
+    `sources` says where each field comes from, and `backbone` is for the loader. Neither identifies a score, so they
+    are left out of comparisons, of `describe` and so of a job's fingerprint.
+    """
 
     score_type: ScoreType
     architecture: str
 
     # prompt
-    listwise: bool  # all documents of a query stand in one prompt
+    listwise: bool  # all documents of a query share one prompt
     chat_template: str  # Jinja text that makes one sequence of a pair; "" for the tokenizer's own pair of segments
     instruction: str  # what the template calls `instruction`; "" for the template's own
     system_prompt: str  # first message of the template
-    template_variables: Mapping[str, Any]  # what else the template is given
+    template_variables: Mapping[str, Any]  # other variables of the template
+    template_date: str  # the day (YYYY-MM-DD) that `strftime_now` tells; "" if the template does not ask
     query_prompt: str  # text before each query
     document_prompt: str
     marks: Marks | None  # ColBERT's
@@ -70,15 +118,15 @@ class ModelSpec:
     max_tokens_per_query: int  # tokens of the text itself; 0 for no limit
     max_tokens_per_doc: int
     truncation: Truncation
-    truncation_side: Literal["left", "right"] | None  # the end of a text that gives way; None: right, and in vLLM's
-    # way with the special tokens kept
+    # the end of a text that is cut; None is right, but reads like vLLM without --truncation-side: special tokens stay
+    truncation_side: Literal["left", "right"] | None
 
     # backbone
     first_position: int
     pad_token_id: int
-    regime_length: int  # sequences up to this length and longer ones have other rotary frequencies; 0: all the same
+    regime_length: int  # longer sequences have other rotary frequencies, so packs must not mix; 0: all the same
     token_types: bool  # the model tells the two segments of a pair apart
-    layers: str  # set where only first tokens are read: the body's layers, the last of which runs for them alone
+    layers: str  # set where only first tokens are read: the name of the body's layers; the last runs for them alone
     adapters: tuple[str, str]  # names of LoRA adapters to merge, for queries and for documents; empty: none
 
     # readout
@@ -100,12 +148,18 @@ class ModelSpec:
     similarity: Similarity
     normalize: bool  # unit vectors before the similarity; only a dot product can tell
 
-    sources: Mapping[str, str] = field(compare=False)
+    sources: Mapping[str, Source] = field(compare=False)
+    backbone: Backbone = field(compare=False)
+
+    @property
+    def reads_like_vllm(self) -> bool:
+        """Whether --compat vllm decided something."""
+        return COMPAT_VLLM in self.sources.values()
 
     def describe(self) -> dict[str, dict[str, object]]:
         """JSON-able {field: {"value", "source"}} of every field."""
-        names = [f.name for f in fields(self) if f.name != "sources"]
-        return {name: {"value": _plain(getattr(self, name)), "source": self.sources[name]} for name in names}
+        names = [f.name for f in fields(self) if f.compare]
+        return {name: {"value": _plain(getattr(self, name)), "source": str(self.sources[name])} for name in names}
 
 
 def _plain(value: object) -> object:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from batchscore.errors import CheckpointError, RowError, RuntimeFailureError
-from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
@@ -50,7 +49,7 @@ def read_texts_of(
         return tokenizer, None
     variables = {**tokenizer.specials(), **spec.template_variables}
     prompts = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
-    return tokenizer, Template(spec.chat_template, variables, **prompts)
+    return tokenizer, Template(spec.chat_template, variables, date=spec.template_date, **prompts)
 
 
 def build_runner(
@@ -70,12 +69,12 @@ def build_runner(
         tokenizer,
         dtype=placement.dtype,
         device=placement.device,
-        attention="sdpa" if padded else PACKED,
+        packed_attention=None if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    if checkpoint.architecture not in ARCHITECTURES:
+    if not spec.backbone.is_listed:
         probe = BaseRunner(spec, template, tokenizer, model, placement.device, cache, None)
         model = replace(model, layout=_probed_layout(probe))
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.entry import Architecture, Entry, Json, Rename
-from batchscore.models.spec import Layer
+from batchscore.models.arch.entry import Architecture, Entry, Json
+from batchscore.models.spec import Layer, Rename
 
 # BERT's class keeps the first layer of its head in the body, as the "pooler"; RoBERTa's has a classifier of two layers
 _POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))

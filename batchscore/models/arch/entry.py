@@ -1,26 +1,19 @@
-"""What an architecture says before its checkpoint's files do."""
+"""What an architecture decides unless the checkpoint's files or the user say otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from batchscore.models.spec import Layer, PoolingMode
+from batchscore.models.spec import Layer, PoolingMode, Rename
 from batchscore.types import ScoreType
 
 Json = dict[str, Any]
 
 
-class Rename(NamedTuple):
-    """A tensor under another name: a regular expression, and the names it becomes; several share its rows evenly."""
-
-    pattern: str
-    names: tuple[str, ...]
-
-
 def same(config: Json) -> Json:
-    """No translation: transformers knows this config."""
+    """Return the config as it is: transformers knows it."""
     return config
 
 
@@ -32,25 +25,25 @@ class Architecture:
     hub: str = ""  # a published model of this architecture
 
     # body
-    translate: Callable[[Json], Json] = same  # config.json into that of the class transformers has for it
+    translate: Callable[[Json], Json] = same  # from config.json to the config of the class in transformers
     renames: tuple[Rename, ...] = ()
     body: str = ""  # "module:class" of the body for a model type that transformers lacks
-    body_renames: tuple[Rename, ...] = ()  # into the names of that body
-    flat: bool = True  # False: tokens meet elsewhere than in attention, so sequences must not share a batch row
-    layers: str = ""  # its list of BERT-like layers, the last of which may run for first tokens alone
+    body_renames: tuple[Rename, ...] = ()  # to the names of that body
+    flat: bool = True  # False: tokens interact outside attention too, so sequences must not share a batch row
+    layers: str = ""  # name of its list of BERT-like layers, the last of which may run for first tokens alone
     positions_after_pad: bool = False  # the first token's position is pad_token_id + 1 (fairseq's convention)
-    unread: str = ""  # regular expression: tensors of the file that this way of scoring does not need
+    unread: str = ""  # regular expression: tensors in the file that this way of scoring does not read
     adapters: tuple[str, ...] = ()  # LoRA adapters stacked in the checkpoint's tensors
 
     # readout and head
     pooling: PoolingMode = "cls"  # without sentence-transformers files
-    head: tuple[Layer, ...] = ()  # of a cross-encoder, or before the vectors of the others
-    mlm_head: tuple[Layer, ...] = ()  # states to vocabulary, for SPLADE
+    head: tuple[Layer, ...] = ()  # from states to a cross-encoder's logit, or to the vectors of other score types
+    mlm_head: tuple[Layer, ...] = ()  # from states to the vocabulary, for SPLADE
     logit_sigma: float = 1.0
 
     # prompt, where the architecture fixes it
-    listwise: bool = False  # all documents of a query stand in one prompt
-    template: str = ""  # name of a shipped one
+    listwise: bool = False  # all documents of a query share one prompt
+    template: str = ""  # name of a shipped template
     query_prompt: str = ""
     document_prompt: str = ""
     instruct: str = ""  # query prompt with {instruction}

@@ -1,12 +1,15 @@
 """From a checkpoint's files and a user's options to one ModelSpec.
 
-Sources are applied in a fixed order and later ones win: the architecture, the checkpoint's own files, a config
-file, options. The source of each field is kept, since a score that surprises is explained by where a setting came
-from. The model's name is never looked at.
+Sources apply in a fixed order and later ones win: the architecture, the checkpoint's own files, a config file, options.
+Each field keeps its source: when a score surprises, the first question is where a setting came from. The model's name
+is never looked at.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +19,10 @@ from batchscore.models.arch.entry import Architecture
 from batchscore.models.checkpoint import SAVED, Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.context import Context
-from batchscore.models.resolve.options import Options, Sourced, nearest, read_values, spelled, taken_apart
+from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import ModelSpec
+from batchscore.models.spec import CONFIG_JSON, MODULES_JSON, Backbone, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -28,42 +31,62 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
 
     Args:
         checkpoint: the model's files.
-        options: what the user set, {name: (value, source)}; the names are those of options.RULES.
+        options: what the user set, checked and taken apart: {name: (value, source)}.
 
     Raises:
         CheckpointError: unknown architecture or pooling mode, Dense modules that do not fit, more than one label, no
             score head.
-        UsageError: an option that this checkpoint cannot take.
+        UsageError: an option that has no effect on this checkpoint.
     """
-    apart = taken_apart(read_values(options))
-    arch = find_architecture(checkpoint)
-    vllm = apart.get("compat", ("", ""))[0] == "vllm"
-    chosen = apart.get("score_type") or _score_type(checkpoint, arch)
-    if arch.listwise and chosen[0] != "cross-encoder":
-        raise UsageError(f"{spelled('score_type', chosen[1])} {chosen[0]!r}: this model reads lists of documents")
-    context = Context(checkpoint, arch, arch.translate(checkpoint.config), apart, chosen[0], vllm)
-    _check_effect(context, position_limit(context)[0])
-    fields: dict[str, Sourced] = {
-        "score_type": chosen,
-        "architecture": (checkpoint.architecture, "config.json"),
+    arch = _architecture(checkpoint)
+    with _reading_config(checkpoint):
+        config = arch.translate(checkpoint.config)
+    vllm = "compat" in options
+    score_type = options.get("score_type") or _score_type(checkpoint, arch)
+    if arch.listwise and score_type[0] != "cross-encoder":
+        raise UsageError(
+            f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model reads all documents of a query at once"
+        )
+    context = Context(checkpoint, arch, config, options, score_type[0], vllm)
+    _check_effect(context)
+    sourced: dict[str, Sourced] = {
+        "score_type": score_type,
+        "architecture": (checkpoint.architecture, CONFIG_JSON),
         **prompt_fields(context),
         **length_fields(context),
         **backbone_fields(context),
         **(pair_fields(context) if context.is_pair else vector_fields(context)),
     }
-    return ModelSpec(
-        **{name: value for name, (value, _) in fields.items()},
-        sources={name: source for name, (_, source) in fields.items()},
-    )
+    fields = {name: value for name, (value, _) in sourced.items()}
+    sources = {name: source for name, (_, source) in sourced.items()}
+    return ModelSpec(**fields, sources=sources, backbone=_backbone(context, reads_head=bool(fields["head"])))
 
 
-def find_architecture(checkpoint: Checkpoint) -> Architecture:
+@contextmanager
+def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """Blame config.json for what stops its registry entry: a missing key, or a value of another kind.
+
+    Only functions of the registry may run inside.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.name}: config.json lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: {checkpoint.config_source} has a value that {checkpoint.architecture} cannot use: "
+            f"{error}"
+        ) from error
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture:
     """The registry's entry for the checkpoint's architecture and layout."""
-    arch = architecture_of(checkpoint.architecture, checkpoint.config)
+    with _reading_config(checkpoint):
+        arch = architecture_of(checkpoint.architecture, checkpoint.config)
     if arch is None:
         raise CheckpointError(
             f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported",
-            hint=f"batchscore models lists those that are; {nearest(checkpoint.architecture, ARCHITECTURES)}",
+            hint=f"batchscore models lists the supported ones; {nearest(checkpoint.architecture, ARCHITECTURES)}",
         )
     if "vision_config" in checkpoint.config:
         raise CheckpointError(f"{checkpoint.name}: {checkpoint.architecture} reads images, which is not supported")
@@ -75,57 +98,74 @@ def find_architecture(checkpoint: Checkpoint) -> Architecture:
     return arch
 
 
+def _backbone(context: Context, *, reads_head: bool) -> Backbone:
+    arch = context.arch
+    # the architecture's own heads stay in the file where another readout is chosen
+    heads = [] if reads_head else [re.escape(layer.name) for layer in (*arch.head, *arch.mlm_head)]
+    return Backbone(
+        is_listed=context.checkpoint.architecture in ARCHITECTURES,
+        config=context.config,
+        renames=arch.renames,
+        body=arch.body,
+        body_renames=arch.body_renames,
+        flat=arch.flat,
+        unread=(*heads, *([arch.unread] if arch.unread else [])),
+    )
+
+
 def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:
     kinds = files.module_kinds(checkpoint)
     if "LogitScore" in kinds:
-        return "cross-encoder", "modules.json"
+        return "cross-encoder", MODULES_JSON
     tokens, _, source = answer_tokens(checkpoint)
     if tokens:
-        return "cross-encoder", f"{source} classifier_from_token"
+        return "cross-encoder", Source(source.kind, f"{source} classifier_from_token")
     if "Dense" in kinds and "Pooling" not in kinds:
-        return "late-interaction", "modules.json"  # a projection of every token, and nothing that pools them
-    return arch.score_type, f"row {checkpoint.architecture}"
+        return "late-interaction", MODULES_JSON  # every token is projected, and nothing pools them
+    return arch.score_type, Source("architecture", checkpoint.architecture)
 
 
-# ---- options that could not take effect
+# ---- options without effect
 
-_PAIR_ONLY = {"chat_template", "logit_mean", "logit_sigma"}
+_PAIR_ONLY = {"chat_template", "template_date", "logit_mean", "logit_sigma"}
 _SIDES_ONLY = {"document_prompt", "document_prompt_name", "query_length", "document_length", "dimensions", "similarity"}
 _NOT_LISTWISE = {"chat_template", "pooling", "use_activation", "logit_mean", "logit_sigma", "truncation_side"}
 
 
-def _check_effect(context: Context, limit: int) -> None:
-    """Refuse what could not take effect on this checkpoint, whose sequences have at most `limit` tokens."""
+def _check_effect(context: Context) -> None:
+    """Refuse options that would have no effect on this checkpoint."""
     for name, (value, source) in context.options.items():
-        problem = _problem(context, limit, name, value, source)
+        problem = next(_problems(context, name, value, source), None)
         if problem:
-            raise UsageError(f"{spelled(name, source)} {value!r}: {problem}")
+            raise UsageError(f"{source.spell(name)} {value!r}: {problem}")
     if "document_prompt_name" in context.options and "prompts" not in context.checkpoint.saved:
-        raise UsageError(f"{context.checkpoint.name} has no saved prompts", hint=f"{SAVED} would hold them")
+        raise UsageError(f"{context.checkpoint.name} has no saved prompts", hint=f"they would be in {SAVED}")
 
 
-def _problem(context: Context, limit: int, name: str, value: Any, source: str) -> str | None:
-    """Why an option could not take effect."""
+def _problems(context: Context, name: str, value: Any, source: Source) -> Iterator[str]:
+    """The reasons why an option would have no effect."""
     options, arch, kind = context.options, context.arch, context.score_type
-    is_dot = options.get("similarity", ("cosine", ""))[0] == "dot"
-    has_place = bool(options.get("instruct") or arch.instruct)
-    rules = (
-        (name in _SIDES_ONLY and context.is_pair and value != "", "a cross-encoder reads both sides at once"),
-        (name in _PAIR_ONLY and not context.is_pair, f"a {kind} has none"),
-        (name in _NOT_LISTWISE and arch.listwise, "a listwise model has a prompt and a readout of its own"),
-        (name == "similarity" and kind != "bi-encoder", f"a {kind} has a similarity of its own"),
-        (name == "pooling" and kind == "late-interaction", "the states of tokens are not pooled"),
-        (name == "use_activation" and kind == "bi-encoder" and not is_dot, "a cosine does not depend on it"),
-        (name == "instruction" and not context.is_pair and not has_place, _NO_PLACE),
-        (name in ("query_length", "document_length") and value > limit, f"the model has {limit} positions"),
-        (name == "truncation" and value in LIBRARY_LIMITS and not context.is_pair, _RULE_OF_PROMPTS),
-        (
-            name == "truncation" and context.vllm and value != "error" and source.startswith("--"),
-            "compat vllm has a rule of its own",
-        ),
-    )
-    return next((why for wrong, why in rules if wrong), None)
+    if name in _SIDES_ONLY and context.is_pair and value != "":
+        yield "a cross-encoder reads both sides at once"
+    if name in _PAIR_ONLY and not context.is_pair:
+        yield f"a {kind} has none"
+    if name in _NOT_LISTWISE and arch.listwise:
+        yield "a listwise model has a prompt and a readout of its own"
+    if name == "similarity" and kind != "bi-encoder":
+        yield f"a {kind} has a similarity of its own"
+    if name == "pooling" and kind == "late-interaction":
+        yield "late interaction does not pool the states of tokens"
+    if name == "use_activation" and kind == "bi-encoder" and not _scores_by_dot(options):
+        yield "a cosine does not depend on it"
+    if name == "instruction" and not context.is_pair and not (options.get("instruct") or arch.instruct):
+        yield "this model's query prompt has no place for an instruction; pass --query-prompt"
+    if name in ("query_length", "document_length") and value > position_limit(context)[0]:
+        yield f"the model has {position_limit(context)[0]} positions"
+    if name == "truncation" and value in LIBRARY_LIMITS and not context.is_pair:
+        yield "that is a rule for prompts of cross-encoders"
+    if name == "truncation" and context.vllm and value != "error" and source.kind == "user":
+        yield "compat vllm has a rule of its own"
 
 
-_NO_PLACE = "this model's query prompt has no place for an instruction; pass --query-prompt"
-_RULE_OF_PROMPTS = "that is a rule for prompts of cross-encoders"
+def _scores_by_dot(options: Mapping[str, Sourced]) -> bool:
+    return "similarity" in options and options["similarity"][0] == "dot"

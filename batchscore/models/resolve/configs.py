@@ -1,7 +1,7 @@
-"""Config files: what a published model needs and its own files do not say, such as the prompts it was trained with.
+"""Config files: what a published model needs and its own files lack, such as the prompts it was trained with.
 
-A file is found by the hub ids it lists, the only place where a model's name counts, or named by the user. Its keys are
-options under their own names; YAML may choose and parametrise, never compute.
+A config is found by the hub ids it lists (the only place where a model's name matters) or named by the user. Its keys
+are the options.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from batchscore.errors import UsageError
-from batchscore.models.resolve.options import RULES, Sourced, nearest, read_values
+from batchscore.models.resolve.options import RULES, nearest, read_values
+from batchscore.models.spec import Source, Sourced
 from batchscore.resources import find_resource, shipped_files
 
 
 def load_config(model: str, name: str | None) -> dict[str, Sourced]:
-    """{option: (value, file)} of the config a user named, else of the shipped one that lists this hub id, else {}.
+    """{option: (value, source)} from the config a user named, else the shipped one that lists this hub id, else {}.
 
     Raises:
         UsageError: no such config, invalid YAML, an unknown key, a value that its option cannot take.
@@ -25,8 +26,11 @@ def load_config(model: str, name: str | None) -> dict[str, Sourced]:
     if name is not None:
         path = find_resource("configs", name)
         return _options(path, _read(path))
-    shipped = ((path, _read(path)) for path in shipped_files("configs").values())
-    return next((_options(path, content) for path, content in shipped if model in content.get("models", [])), {})
+    for path in shipped_files("configs").values():
+        content = _read(path)
+        if model in content.get("models", []):
+            return _options(path, content)
+    return {}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -44,4 +48,4 @@ def _options(path: Path, content: dict[str, Any]) -> dict[str, Sourced]:
     for key in options:
         if key not in RULES:
             raise UsageError(f"{path}: unknown key {key!r}", hint=nearest(str(key), RULES))
-    return read_values({key: (value, path.name) for key, value in options.items()})
+    return read_values({key: (value, Source("config", path.name)) for key, value in options.items()})

@@ -1,4 +1,4 @@
-"""What every decision about a checkpoint is made from."""
+"""What every decision about a checkpoint is based on."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from typing import Any
 
 from batchscore.models.arch.entry import Architecture, Json
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.resolve.options import Options, Sourced
+from batchscore.models.resolve.options import Options
+from batchscore.models.spec import Source, Sourced
 from batchscore.types import ScoreType
 
 
 @dataclass(frozen=True)
 class Context:
-    """A checkpoint, its architecture, and what the user said."""
+    """A checkpoint, its architecture, and what the user set."""
 
     checkpoint: Checkpoint
     arch: Architecture
-    config: Json  # as translated for transformers
+    config: Json  # translated for transformers
     options: Options
     score_type: ScoreType
     vllm: bool  # reproduce vLLM's numbers instead of the reference library's
 
     @property
     def is_pair(self) -> bool:
-        """Both sides are read at once."""
+        """Whether both sides are read at once."""
         return self.score_type == "cross-encoder"
 
     @property
-    def source(self) -> str:
-        """Where what its architecture says is from."""
-        return f"row {self.checkpoint.architecture}"
+    def source(self) -> Source:
+        """The source of what the architecture decides."""
+        return Source("architecture", self.checkpoint.architecture)
 
     @property
     def first_position(self) -> int:
@@ -43,6 +44,6 @@ class Context:
         return self.options.get(name, default)
 
 
-def constant(source: str, **values: Any) -> dict[str, Sourced]:
-    """Fields that one source decides."""
+def constant(source: Source, **values: Any) -> dict[str, Sourced]:
+    """Fields that are all decided by one source."""
     return {name: (value, source) for name, value in values.items()}

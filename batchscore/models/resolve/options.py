@@ -1,6 +1,7 @@
-"""What a user may set: every option's name, its values, and the JSON options of the scoring documentation taken apart.
+"""What a user may set: the options, their valid values, and how options that bundle several settings are taken apart.
 
-Options come from the command line, from Scorer's keywords and from config files, under the same names.
+Options come from the command line, from Scorer's keywords and from config files, under the same names. They are checked
+here, as they come in, and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any, get_args
 
 from batchscore.errors import UsageError
 from batchscore.models.checkpoint import updated
-from batchscore.models.spec import POOLING_MODES
+from batchscore.models.spec import POOLING_MODES, Source, Sourced
 from batchscore.types import TRUNCATION_SIDES, ScoreType, Truncation
 
-Sourced = tuple[Any, str]  # a value and the file, architecture or option it came from
 Options = Mapping[str, Sourced]
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -28,6 +29,13 @@ def _one_of(*values: Any) -> Rule:
 
 def _length(value: Any) -> bool:
     return type(value) is int and value > 0
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
 
 
 _TEXT: Rule = (lambda value: isinstance(value, str)), "must be text"
@@ -51,8 +59,9 @@ RULES: dict[str, Rule] = {
     "dimensions": ((lambda value: type(value) is int and value > 0), "must be a number of components"),
     "similarity": _one_of("cosine", "dot"),
     "chat_template": _TEXT,
+    "template_date": (_is_date, "must be a day such as 2026-01-31"),
     "instruction": _TEXT,
-    "instruct": ((lambda value: isinstance(value, str) and "{instruction}" in value), "must hold {instruction}"),
+    "instruct": ((lambda value: isinstance(value, str) and "{instruction}" in value), "must contain {instruction}"),
     "query_prompt": _TEXT,
     "document_prompt": _TEXT,
     "query_prompt_name": _TEXT,
@@ -61,7 +70,7 @@ RULES: dict[str, Rule] = {
     "max_length": _LENGTH,
     "max_model_len": _LENGTH,
     "truncate_prompt_tokens": ((lambda value: value == -1 or _length(value)), "must be a number of tokens, or -1"),
-    # not "prompt-end": a prompt without its end means nothing, which only `compat` wants to see
+    # without "prompt-end": it cuts the end of the prompt, where the score is read; only `compat` asks for that
     "truncation": _one_of(*(rule for rule in get_args(Truncation) if rule != "prompt-end")),
     "truncation_side": _one_of(*TRUNCATION_SIDES),
     "query_length": _LENGTH,
@@ -70,14 +79,23 @@ RULES: dict[str, Rule] = {
     "max_tokens_per_doc": _COUNT,
 }
 
-_FEW = 40  # names in an error
+_FEW = 40  # an error lists at most this many names
 _LENGTHS = ("max_length", "max_model_len", "query_length", "document_length")
 _JSON = ("hf_overrides", "pooler_config")
 _UNITS = {"": 1, "k": 1_000, "K": 1_024, "m": 1_000_000, "M": 1_048_576}
 
 
+def user_options(values: Mapping[str, Any]) -> dict[str, Sourced]:
+    """What a user passed, by keyword or flag; None, and False of a flag, leave the decision to the files."""
+    return {
+        name: (value, Source("user", f"--{name.replace('_', '-')}"))
+        for name, value in values.items()
+        if value is not None and (value is not False or name == "use_activation")
+    }
+
+
 def read_values(options: Options) -> dict[str, Sourced]:
-    """Lengths such as "8k" as numbers, JSON text as objects; every value checked.
+    """The options with lengths such as "8k" as numbers and JSON text as objects.
 
     Raises:
         UsageError: a value that its option cannot take.
@@ -85,54 +103,59 @@ def read_values(options: Options) -> dict[str, Sourced]:
     for name in options:
         if name not in RULES:
             raise UsageError(f"unknown option {name!r}", hint=nearest(name, RULES))
-    read = {name: (_read(name, value), source) for name, (value, source) in options.items()}
+    read = {name: (_read(name, *option), option[1]) for name, option in options.items()}
     for name, (value, source) in read.items():
         is_valid, demand = RULES[name]
         if not is_valid(value):
-            raise UsageError(f"{spelled(name, source)} {value!r}: {demand}")
+            raise UsageError(f"{source.spell(name)} {value!r}: {demand}")
     return read
 
 
-def _read(name: str, value: Any) -> Any:
+def _read(name: str, value: Any, source: Source) -> Any:
     if name in _LENGTHS and isinstance(value, str) and (match := re.fullmatch(r"(\d+)([kKmM]?)", value.strip())):
         return int(match[1]) * _UNITS[match[2]]
     if name in _JSON and isinstance(value, str):
         try:
             return json.loads(value)
         except ValueError as error:
-            raise UsageError(f"--{name.replace('_', '-')} is not valid JSON: {error}") from error
+            raise UsageError(f"{source.spell(name)} is not valid JSON: {error}") from error
     return value
 
 
 def merged(lower: Options, upper: Options) -> dict[str, Sourced]:
-    """Both, the upper winning; overrides of config.json are merged key by key."""
+    """Both; the upper wins, except that overrides of config.json are merged key by key."""
     both = {**lower, **upper}
     if "hf_overrides" in lower and "hf_overrides" in upper:
-        sources = f"{lower['hf_overrides'][1]}, {upper['hf_overrides'][1]}"
-        both["hf_overrides"] = (updated(lower["hf_overrides"][0], upper["hf_overrides"][0]), sources)
+        (below, below_source), (above, above_source) = lower["hf_overrides"], upper["hf_overrides"]
+        source = Source(above_source.kind, f"{below_source}, {above_source}")
+        both["hf_overrides"] = (updated(below, above), source)
     return both
 
 
 def taken_apart(options: Options) -> dict[str, Sourced]:
-    """Options that decide one field each, from those that bundle several or go by another engine's name."""
+    """Options that decide one field each, made from those that bundle several or bear another engine's name.
+
+    Raises:
+        UsageError: two of them decide one field differently, or a bundle has an unknown key.
+    """
     apart: dict[str, Sourced] = {}
     for name, (value, source) in options.items():
-        expand = _EXPANSIONS.get(name)
-        for key, part in {name: value}.items() if expand is None else expand(value, source).items():
-            given = apart.setdefault(key, (part, source))
-            if given[0] != part:
-                raise UsageError(f"{given[1]} and {source} ask for different things: {given[0]!r} and {part!r}")
+        parts = _EXPANSIONS[name](value, source) if name in _EXPANSIONS else {name: value}
+        for key, part in parts.items():
+            other, other_source = apart.setdefault(key, (part, source))
+            if other != part:
+                raise UsageError(f"{other_source} and {source} ask for different things: {other!r} and {part!r}")
     return apart
 
 
-def _pooler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _pooler(config: Mapping[str, Any], source: Source) -> dict[str, Any]:
     modes = {"CLS": "cls", "LAST": "lasttoken", "MEAN": "mean"} | {mode.upper(): mode for mode in POOLING_MODES}
     tasks = {"embed": "bi-encoder", "classify": "cross-encoder", "token_embed": "late-interaction"}
     apart: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("pooling_type", "seq_pooling_type"):
             if "pooling" in apart:
-                raise UsageError(f"{source}: pooling_type and seq_pooling_type are both given", hint="pass one of them")
+                raise UsageError(f"{source}: pooling_type and seq_pooling_type are both set", hint="pass one of them")
             if str(value).upper() not in modes:
                 raise UsageError(f"{source}: {key} {value!r} is unknown; known: {', '.join(modes)}")
             apart["pooling"] = modes[str(value).upper()]
@@ -153,7 +176,7 @@ def _pooler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 _CONVERSIONS = {"classify": {"score_type": "cross-encoder"}, "embed": {"score_type": "bi-encoder"}}
 
-_EXPANSIONS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
+_EXPANSIONS: dict[str, Callable[[Any, Source], dict[str, Any]]] = {
     "pooler_config": _pooler,
     "convert": lambda value, source: _CONVERSIONS.get(value, {}),
     "no_prompts": lambda value, source: {"query_prompt": "", "document_prompt": ""} if value else {},
@@ -161,14 +184,9 @@ _EXPANSIONS: dict[str, Callable[[Any, str], dict[str, Any]]] = {
 }
 
 
-def spelled(name: str, source: str) -> str:
-    """How to name an option to the user."""
-    return source if source.startswith("--") else f"{source}: {name}"
-
-
 def nearest(key: str, known: Mapping[str, Any]) -> str:
-    """A hint for a key that is not known."""
+    """A hint for an unknown key."""
     close = difflib.get_close_matches(key, known, 1)
     if close:
         return f"did you mean {close[0]}?"
-    return f"known: {', '.join(known)}" if len(known) <= _FEW else f"{len(known)} are known, none that is similar"
+    return f"known: {', '.join(known)}" if len(known) <= _FEW else f"{len(known)} are known, none of them similar"

@@ -1,4 +1,4 @@
-"""What sentence-transformers, PyLate and ColBERT saved beside a checkpoint's weights, read into spec fields."""
+"""Spec fields from the files that sentence-transformers, PyLate and ColBERT save beside a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.checkpoint import SAVED, Checkpoint
-from batchscore.models.resolve.options import Sourced
-from batchscore.models.spec import POOLING_MODES, DenseSpec, Marks, PoolingMode
+from batchscore.models.checkpoint import SAVED, Checkpoint, Module
+from batchscore.models.spec import (
+    COMPAT_VLLM,
+    CONFIG_JSON,
+    DEFAULT,
+    MODULES_JSON,
+    POOLING_MODES,
+    DenseSpec,
+    Marks,
+    PoolingMode,
+    Source,
+    Sourced,
+)
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 SIGMOID = "torch.nn.modules.activation.Sigmoid"
@@ -20,13 +30,14 @@ _KINDS = {"Transformer", "Pooling", "Dense", "Normalize", "LogitScore", "MLMTran
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _PYLATE_KEYS = {"query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion"}
 ARTIFACT = "artifact.metadata"
+_SAVED = Source("file", SAVED)
 
 
 def module_kinds(checkpoint: Checkpoint) -> list[str]:
-    """The kinds of modules.json in order.
+    """The kinds of modules in modules.json, in order.
 
     Raises:
-        CheckpointError: one that this program does not know, and so would leave out.
+        CheckpointError: an unknown kind, which would otherwise be left out of the score.
     """
     kinds = [module.kind for module in checkpoint.modules]
     for kind in kinds:
@@ -41,30 +52,34 @@ _FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "mean_
 _FLAGS |= {"weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
 
 
-def pooling(checkpoint: Checkpoint, default: PoolingMode, source: str) -> tuple[Sourced, Sourced]:
-    """(pooling modes, include_prompt): what the Pooling module says, else the architecture's mode."""
-    module = next((module for module in checkpoint.modules if module.kind == "Pooling"), None)
+def pooling(checkpoint: Checkpoint) -> tuple[Sourced, Sourced] | None:
+    """(pooling modes, include_prompt) of the Pooling module; None without one."""
+    module = _module(checkpoint, "Pooling")
     if module is None:
-        return ((default,), source), (True, "default")
-    file = f"{module.folder}/config.json"
+        return None
+    source = Source("file", f"{module.folder}/config.json")
     modes = {_FLAGS.get(flag, flag) for flag in _active_modes(module.config)}
     unknown = sorted(modes - set(POOLING_MODES))
     if unknown or not modes:
         raise CheckpointError(
-            f"{checkpoint.name}: {file} asks for pooling {', '.join(unknown) or 'by no mode at all'}",
+            f"{checkpoint.name}: {source} asks for pooling {', '.join(unknown) or 'by no mode at all'}",
             hint=f"known modes: {', '.join(POOLING_MODES)}",
         )
     include_prompt = bool(module.config.get("include_prompt", True))
-    return (tuple(mode for mode in POOLING_MODES if mode in modes), file), (include_prompt, file)
+    return (tuple(mode for mode in POOLING_MODES if mode in modes), source), (include_prompt, source)
 
 
-def vllm_pooling(checkpoint: Checkpoint, default: PoolingMode, source: str) -> Sourced:
-    """vLLM's reading: of the flags it knows the last wins; it knows CLS, the mean and the last token."""
-    module = next((module for module in checkpoint.modules if module.kind == "Pooling"), None)
+def vllm_pooling(checkpoint: Checkpoint) -> Sourced | None:
+    """vLLM's reading: the last of the flags it knows wins, and it knows CLS, the mean and the last token."""
+    module = _module(checkpoint, "Pooling")
     known: dict[str, PoolingMode] = {"cls": "cls", "mean": "mean", "lasttoken": "lasttoken"}
     names = [] if module is None else [flag.split("_")[0] for flag in _active_modes(module.config)]
     modes = [known[name] for name in names if name in known]
-    return ((modes[-1],), "compat vllm") if modes else ((default,), source)
+    return ((modes[-1],), COMPAT_VLLM) if modes else None
+
+
+def _module(checkpoint: Checkpoint, kind: str) -> Module | None:
+    return next((module for module in checkpoint.modules if module.kind == kind), None)
 
 
 def _active_modes(config: Mapping[str, Any]) -> list[str]:
@@ -79,9 +94,10 @@ def _active_modes(config: Mapping[str, Any]) -> list[str]:
 def check_splade(checkpoint: Checkpoint) -> None:
     """Refuse a SpladePooling other than max over log(1 + relu)."""
     module = next(module for module in checkpoint.modules if module.kind == "SpladePooling")
-    asked = module.config.get("pooling_strategy", "max"), module.config.get("activation_function", "relu")
-    if asked != ("max", "relu"):
-        raise CheckpointError(f"{checkpoint.name}: SpladePooling by {' of '.join(asked)} is not supported")
+    strategy = module.config.get("pooling_strategy", "max")
+    function = module.config.get("activation_function", "relu")
+    if (strategy, function) != ("max", "relu"):
+        raise CheckpointError(f"{checkpoint.name}: SpladePooling by {strategy} of {function} is not supported")
 
 
 # ---- Dense modules
@@ -105,12 +121,12 @@ def dense(checkpoint: Checkpoint) -> Sourced:
             raise CheckpointError(f"{checkpoint.name}: {folder}/config.json lacks {error}") from error
 
     specs = tuple(spec(module.folder, module.config) for module in checkpoint.modules if module.kind == "Dense")
-    return specs, "modules.json" if specs else "default"
+    return specs, MODULES_JSON if specs else DEFAULT
 
 
 def answer_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     """(false token, true token), or (true token,), of a LogitScore module; () without one."""
-    module = next((module for module in checkpoint.modules if module.kind == "LogitScore"), None)
+    module = _module(checkpoint, "LogitScore")
     if module is None:
         return ()
     ids = (module.config.get("false_token_id"), module.config.get("true_token_id"))
@@ -118,14 +134,14 @@ def answer_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def activation(checkpoint: Checkpoint) -> Sourced:
-    """The function between logit and score: what sentence-transformers saved, else by problem_type, else sigmoid."""
+    """The function from logit to score: what sentence-transformers saved, else by problem_type, else the sigmoid."""
     config = checkpoint.config
     saved = (
-        (checkpoint.saved.get("activation_fn"), SAVED),
-        ((config.get("sentence_transformers") or {}).get("activation_fn"), "config.json"),
-        (config.get("sbert_ce_default_activation_function"), "config.json"),
-        (IDENTITY if config.get("problem_type") == "regression" else None, "config.json problem_type"),
-        (SIGMOID, "default for one label"),
+        (checkpoint.saved.get("activation_fn"), _SAVED),
+        ((config.get("sentence_transformers") or {}).get("activation_fn"), CONFIG_JSON),
+        (config.get("sbert_ce_default_activation_function"), CONFIG_JSON),
+        (IDENTITY if config.get("problem_type") == "regression" else None, Source("file", "config.json problem_type")),
+        (SIGMOID, Source("rule", "default for one label")),
     )
     return next((name, source) for name, source in saved if name)
 
@@ -134,43 +150,45 @@ def activation(checkpoint: Checkpoint) -> Sourced:
 
 
 def prompt(checkpoint: Checkpoint, side: str) -> Sourced:
-    """The saved prompt of a side, "query" or "document"; one without its own gets the default."""
-    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
-    default = prompts.get(checkpoint.saved.get("default_prompt_name") or "", "")
+    """The saved prompt of a side, "query" or "document"; the default prompt if that side has none."""
     names = ("query",) if side == "query" else _DOCUMENT_PROMPTS
+    prompts = _prompts(checkpoint)
     # the first that is not empty: sentence-transformers writes "document": "" beside a real "passage"
-    text = next((prompts[name] for name in names if prompts.get(name)), default)
-    return text, SAVED if text else "default"
+    text = next((prompts[name] for name in names if prompts.get(name)), "")
+    return (text, _SAVED) if text else default_prompt(checkpoint)
+
+
+def _prompts(checkpoint: Checkpoint) -> dict[str, str]:
+    return checkpoint.saved.get("prompts") or {}
 
 
 _ROLES = re.compile(r"[\"'](query|document)[\"']")
 
 
 def chat_template(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """(template text, its variables) saved for the roles query and document; ("", {}) if there is none for these."""
+    """(template text, its variables) if the saved template is for the roles query and document, else ("", {})."""
     in_config = checkpoint.tokenizer_config.get("chat_template")
     text = checkpoint.read_text("chat_template.jinja") or (in_config if isinstance(in_config, str) else "")
     if {match[1] for match in _ROLES.finditer(text)} != {"query", "document"}:
         return "", {}
     saved = checkpoint.sentence_config[1].get("processing_kwargs", {}).get("chat_template", {})
-    # restore_suffix: the end of a prompt survives here anyway
+    # restore_suffix is not needed: truncation never takes the end of a prompt
     return text.removesuffix("\n"), {name: value for name, value in saved.items() if name != "restore_suffix"}
 
 
 def default_prompt(checkpoint: Checkpoint) -> Sourced:
-    """The prompt a saved cross-encoder has by default."""
-    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
-    text = prompts.get(checkpoint.saved.get("default_prompt_name") or "", "")
-    return text, SAVED if text else "default"
+    """The saved prompt that `default_prompt_name` names."""
+    text = _prompts(checkpoint).get(checkpoint.saved.get("default_prompt_name") or "", "")
+    return text, _SAVED if text else DEFAULT
 
 
-def named_prompt(checkpoint: Checkpoint, name: str, option: str) -> str:
-    """The saved prompt of a name.
+def named_prompt(checkpoint: Checkpoint, name: str, option: Source) -> str:
+    """The saved prompt with this name.
 
     Raises:
-        UsageError: there is no such name.
+        UsageError: there is none.
     """
-    prompts: dict[str, str] = checkpoint.saved.get("prompts") or {}
+    prompts = _prompts(checkpoint)
     if name not in prompts:
         known = ", ".join(prompts) or "none at all"
         raise UsageError(f"{option} {name!r}: {checkpoint.name} has no such prompt", hint=f"it has {known}")
@@ -181,25 +199,25 @@ def named_prompt(checkpoint: Checkpoint, name: str, option: str) -> str:
 
 
 def is_colbert(checkpoint: Checkpoint) -> bool:
-    """Whether PyLate's or Stanford's settings are there."""
+    """Whether the checkpoint has PyLate's or Stanford's settings."""
     return bool(_PYLATE_KEYS & set(checkpoint.saved)) or bool(checkpoint.read_json(ARTIFACT))
 
 
-def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, str]:
-    """(marks, query length, document length, file): PyLate's settings if they are there, else Stanford's."""
+def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, Source]:
+    """(marks, query length, document length, source): PyLate's settings if there are any, else Stanford's."""
     saved = checkpoint.saved
     if _PYLATE_KEYS & set(saved):
         query, document = (saved.get(key) for key in ("query_prefix", "document_prefix"))
-        found = Marks(
+        pylate = Marks(
             query="[Q] " if query is None else query,
             document="[D] " if document is None else document,
             expand=saved.get("do_query_expansion", True),
             attend=saved.get("attend_to_expansion_tokens", False),
             skip=tuple(saved.get("skiplist_words") or ()),
         )
-        return found, saved.get("query_length") or 32, saved.get("document_length") or 180, SAVED
+        return pylate, saved.get("query_length") or 32, saved.get("document_length") or 180, _SAVED
     artifact = checkpoint.read_json(ARTIFACT)
-    found = Marks(
+    stanford = Marks(
         query=artifact.get("query_token_id", "[unused0]"),
         document=artifact.get("doc_token_id", "[unused1]"),
         expand=True,
@@ -210,4 +228,5 @@ def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, str]:
         raise CheckpointError(f"{checkpoint.name}: {ARTIFACT} asks for similarity {artifact['similarity']!r}")
     # without the file PyLate's defaults, with it Stanford's
     document_length = artifact.get("doc_maxlen", 220) if artifact else 180
-    return found, artifact.get("query_maxlen", 32), document_length, ARTIFACT if artifact else "default"
+    source = Source("file", ARTIFACT) if artifact else DEFAULT
+    return stanford, artifact.get("query_maxlen", 32), document_length, source

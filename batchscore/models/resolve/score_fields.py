@@ -1,4 +1,4 @@
-"""What a score is made of: the backbone's settings, the readout, the head, the similarity."""
+"""Fields on how a score is made: the backbone's settings, the readout, the head, the similarity."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ from collections.abc import Sequence
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import Json
-from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.checkpoint import BGE_M3_HEAD, Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.context import Context, constant
-from batchscore.models.resolve.options import Sourced
-from batchscore.models.spec import DenseSpec, Layer
+from batchscore.models.spec import (
+    COMPAT_VLLM,
+    CONFIG_JSON,
+    DEFAULT,
+    MODULES_JSON,
+    SCORE_TYPE,
+    DenseSpec,
+    Layer,
+    Source,
+    Sourced,
+)
+
+_LISTWISE = Source("rule", "listwise")
+_BGE_M3 = Source("file", BGE_M3_HEAD)
 
 
 def backbone_fields(context: Context) -> dict[str, Sourced]:
     """How tokens are numbered, and which adapters are merged."""
     return {
         "first_position": (context.first_position, context.source),
-        "pad_token_id": (context.config.get("pad_token_id") or 0, "config.json"),
-        "regime_length": (_regime_length(context.config), "config.json"),
-        "token_types": (context.config.get("type_vocab_size", 0) > 1, "config.json"),
+        "pad_token_id": (context.config.get("pad_token_id") or 0, CONFIG_JSON),
+        "regime_length": (_regime_length(context.config), CONFIG_JSON),
+        "token_types": ((context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON),
         "adapters": adapters(context),
     }
 
@@ -33,14 +45,14 @@ def _regime_length(config: Json) -> int:
 
 
 def adapters(context: Context) -> Sourced:
-    """(query adapter, document adapter): one of a name for both, or the pair whose names end in the sides'."""
-    known, given = context.arch.adapters, context.options.get("task")
+    """(query adapter, document adapter): one for both, or the pair "TASK.query" and "TASK.passage"."""
+    known, option = context.arch.adapters, context.options.get("task")
     if not known:
-        if given:
-            raise UsageError(f"{given[1]} {given[0]!r}: this checkpoint has no adapters to choose from")
-        return ("", ""), "default"
+        if option:
+            raise UsageError(f"{option[1]} {option[0]!r}: this checkpoint has no adapters to choose from")
+        return ("", ""), DEFAULT
     # the scoring documentation's rule: text matching
-    task, source = given or ("text-matching" if "text-matching" in known else known[-1], context.source)
+    task, source = option or ("text-matching" if "text-matching" in known else known[-1], context.source)
     pair = f"{task}.query", f"{task}.passage"
     if task in known:
         return (task, task), source
@@ -61,24 +73,25 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
     if arch.listwise:
         return {
             "head": (arch.head, context.source),
-            **constant("listwise", pooling=(), layers="", answer_tokens=(), method="no_post_processing"),
-            **constant("listwise", include_prompt=True, drop_first=False, dense=(), dimensions=0),
-            **constant("listwise", logit_mean=0.0, logit_sigma=1.0, activation=files.IDENTITY),
-            **constant("listwise", similarity="cosine", normalize=False),
+            **constant(_LISTWISE, pooling=(), layers="", answer_tokens=(), method="no_post_processing"),
+            **constant(_LISTWISE, include_prompt=True, drop_first=False, dense=(), dimensions=0),
+            **constant(_LISTWISE, logit_mean=0.0, logit_sigma=1.0, activation=files.IDENTITY),
+            **constant(_LISTWISE, similarity="cosine", normalize=False),
         }
     tokens, method, source = answer_tokens(checkpoint)
-    if tokens and "--hf-overrides" not in source and checkpoint.has_tensor("score.weight"):
-        tokens = ()  # a conversion that carries the head these tokens would make
+    if tokens and "classifier_from_token" not in checkpoint.overrides and checkpoint.has_tensor("score.weight"):
+        tokens = ()  # a conversion to a classifier, which already has the head that these tokens would make
     ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
-        method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", "modules.json"
+        method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
     answers = ids or tokens
     head: Sourced = ((), source) if answers else (_score_head(context), context.source)
     pooling = context.option("pooling", (arch.pooling, context.source))
-    of_row = 1.0 if context.vllm else arch.logit_sigma
+    sigma = 1.0 if context.vllm else float(arch.logit_sigma)
     activation = files.activation(checkpoint)
-    if context.options.get("use_activation", (True, ""))[0] is False:
-        activation = files.IDENTITY, context.options["use_activation"][1]
+    uses_it, option_source = context.option("use_activation", (True, DEFAULT))
+    if not uses_it:
+        activation = files.IDENTITY, option_source
     return {
         "head": head,
         "answer_tokens": (answers, source),
@@ -86,20 +99,20 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
         "pooling": ((pooling[0],), pooling[1]),
         "layers": (arch.layers if pooling[0] == "cls" else "", context.source),
         "activation": activation,
-        "logit_mean": context.option("logit_mean", (0.0, "default")),
-        "logit_sigma": context.option("logit_sigma", (float(of_row), context.source)),
-        **constant("score type", include_prompt=True, drop_first=False, dense=(), dimensions=0),
-        **constant("score type", similarity="identity", normalize=False),
+        "logit_mean": context.option("logit_mean", (0.0, DEFAULT)),
+        "logit_sigma": context.option("logit_sigma", (sigma, context.source)),
+        **constant(SCORE_TYPE, include_prompt=True, drop_first=False, dense=(), dimensions=0),
+        **constant(SCORE_TYPE, similarity="identity", normalize=False),
     }
 
 
-def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, str]:
+def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]:
     """(tokens, method, source) of `classifier_from_token` in config.json or its overrides."""
     config, source = checkpoint.config, checkpoint.config_source
-    given = config.get("classifier_from_token") or []
-    if not isinstance(given, list) or not all(isinstance(token, (str, int)) for token in given):
-        raise UsageError(f'{source}: classifier_from_token {given!r} must be a list of tokens, such as ["no", "yes"]')
-    tokens = tuple(given)
+    listed = config.get("classifier_from_token") or []
+    if not isinstance(listed, list) or not all(isinstance(token, (str, int)) for token in listed):
+        raise UsageError(f'{source}: classifier_from_token {listed!r} must be a list of tokens, such as ["no", "yes"]')
+    tokens = tuple(listed)
     original = bool(config.get("is_original_qwen3_reranker"))
     method = config.get("method") or ("from_2_way_softmax" if original else "no_post_processing")
     if method not in ("from_2_way_softmax", "no_post_processing"):
@@ -118,12 +131,12 @@ def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, str]:
 
 
 def _score_head(context: Context) -> tuple[Layer, ...]:
-    """The architecture's layers; a language model that is made a classifier has one named `score`."""
+    """The architecture's layers; a language model converted to a classifier has one layer named `score`."""
     checkpoint, arch = context.checkpoint, context.arch
     converted = not arch.head and arch.pooling == "lasttoken"
     if not arch.head and not converted:
         raise CheckpointError(
-            f"{checkpoint.name}: {checkpoint.architecture} has no score head, so it is no cross-encoder",
+            f"{checkpoint.name}: {checkpoint.architecture} has no score head, so it cannot be a cross-encoder",
             hint="use --score-type bi-encoder or late-interaction, or a *ForSequenceClassification checkpoint",
         )
     config = checkpoint.config
@@ -143,47 +156,47 @@ def vector_fields(context: Context) -> dict[str, Sourced]:
     """What a bi-encoder or late interaction reads: pooling or every token, Dense modules, a similarity."""
     checkpoint, arch = context.checkpoint, context.arch
     is_bi = context.score_type == "bi-encoder"
-    multi_vector = not is_bi and (checkpoint.folder / _BGE_M3_HEAD).is_file()
-    pooling: Sourced = ((), "score type")
-    include_prompt: Sourced = (True, "score type")
+    multi_vector = not is_bi and (checkpoint.folder / BGE_M3_HEAD).is_file()
+    pooling: Sourced = ((), SCORE_TYPE)
+    include_prompt: Sourced = (True, SCORE_TYPE)
     if is_bi:
         pooling, include_prompt = _pooling(context)
     dense = _bge_m3_head(context) if multi_vector else files.dense(checkpoint)
-    # a classifier's head, or SPLADE's where another pooling is asked for, makes no vectors
-    made_for_it = arch.score_type != "cross-encoder" and (arch.pooling != "splade" or pooling[0] == ("splade",))
-    head = arch.head if made_for_it else ()
+    # neither a classifier's head makes vectors, nor SPLADE's with another pooling
+    makes_vectors = arch.score_type != "cross-encoder" and (arch.pooling != "splade" or pooling[0] == ("splade",))
+    head = arch.head if makes_vectors else ()
     if is_bi and not head:
         _check_widths(context, dense[0], len(pooling[0]))
     return {
         "pooling": pooling,
         "include_prompt": include_prompt,
-        "drop_first": (multi_vector, _BGE_M3_HEAD if multi_vector else "default"),
+        "drop_first": (multi_vector, _BGE_M3 if multi_vector else DEFAULT),
         "layers": (arch.layers if pooling[0] == ("cls",) else "", context.source),
         "head": (head, context.source),
         "dense": dense,
-        "dimensions": context.option("dimensions", (0, "default")),
+        "dimensions": context.option("dimensions", (0, DEFAULT)),
         "similarity": _similarity(context, multi_vector),
         "normalize": _normalize(context),
-        **constant("score type", answer_tokens=(), method="no_post_processing", logit_mean=0.0, logit_sigma=1.0),
-        **constant("score type", activation=files.IDENTITY),
+        **constant(SCORE_TYPE, answer_tokens=(), method="no_post_processing", logit_mean=0.0, logit_sigma=1.0),
+        **constant(SCORE_TYPE, activation=files.IDENTITY),
     }
-
-
-_BGE_M3_HEAD = "colbert_linear.pt"
 
 
 def _bge_m3_head(context: Context) -> Sourced:
     width = context.config["hidden_size"]
-    return (DenseSpec(_BGE_M3_HEAD, width, width, True, files.IDENTITY),), _BGE_M3_HEAD
+    return (DenseSpec(BGE_M3_HEAD, width, width, True, files.IDENTITY),), _BGE_M3
 
 
 def _pooling(context: Context) -> tuple[Sourced, Sourced]:
-    arch, checkpoint = context.arch, context.checkpoint
-    modes, include_prompt = files.pooling(checkpoint, arch.pooling, context.source)
+    arch, source = context.arch, context.source
+    modes: Sourced = ((arch.pooling,), source)
+    include_prompt: Sourced = (arch.include_prompt, source)
+    saved = files.pooling(context.checkpoint)
     if context.vllm:
-        modes, include_prompt = files.vllm_pooling(checkpoint, arch.pooling, context.source), (True, "compat vllm")
-    elif modes[1] == context.source:
-        include_prompt = arch.include_prompt, context.source
+        modes = files.vllm_pooling(context.checkpoint) or modes
+        include_prompt = (True, COMPAT_VLLM)
+    elif saved:
+        modes, include_prompt = saved
     if "pooling" in context.options:
         mode, source = context.options["pooling"]
         modes = (mode,), source
@@ -194,21 +207,21 @@ def _similarity(context: Context, multi_vector: bool) -> Sourced:
     if context.score_type == "bi-encoder":
         # the scoring documentation defines a bi-encoder's score as the cosine, whatever similarity_fn_name a checkpoint
         # prefers for search
-        return context.option("similarity", ("cosine", "score type"))
+        return context.option("similarity", ("cosine", SCORE_TYPE))
     if multi_vector and not context.vllm:
-        return "meanmaxsim", _BGE_M3_HEAD
-    return "maxsim", "score type"
+        return "meanmaxsim", _BGE_M3
+    return "maxsim", SCORE_TYPE
 
 
 def _normalize(context: Context) -> Sourced:
-    """Late interaction always works on unit vectors, unless told otherwise; a dot product follows modules.json."""
+    """Late interaction compares unit vectors unless an option says otherwise; a dot product follows modules.json."""
     kinds = files.module_kinds(context.checkpoint)
     if "use_activation" in context.options:
         return context.options["use_activation"]
     if context.score_type == "late-interaction":
         bare = context.vllm and "Pooling" in kinds and "Normalize" not in kinds
-        return not bare, "compat vllm" if bare else "score type"
-    return "Normalize" in kinds, "modules.json"
+        return not bare, COMPAT_VLLM if bare else SCORE_TYPE
+    return "Normalize" in kinds, MODULES_JSON
 
 
 def _check_widths(context: Context, dense: Sequence[DenseSpec], modes: int) -> None:

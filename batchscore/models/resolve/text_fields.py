@@ -1,12 +1,15 @@
-"""What a model reads: how texts become sequences, and how long these may be."""
+"""Fields on what a model reads: how texts become sequences, and how long these may be."""
 
 from __future__ import annotations
+
+from datetime import date
+from typing import Any
 
 from batchscore.errors import UsageError
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.context import Context, constant
-from batchscore.models.resolve.options import Sourced
 from batchscore.models.resolve.score_fields import adapters, answer_tokens
+from batchscore.models.spec import COMPAT_VLLM, CONFIG_JSON, DEFAULT, SCORE_TYPE, Source, Sourced
 from batchscore.models.text.templates import compiled_text, find_template, uses
 
 _UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no limit
@@ -14,160 +17,183 @@ _UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no limi
 
 def prompt_fields(context: Context) -> dict[str, Sourced]:
     """How texts become sequences, lengths aside."""
-    template = _chat_template(context) if context.is_pair else ("", "score type")
+    saved, saved_variables = _saved_template(context)
+    template = _chat_template(context, saved) if context.is_pair else ("", SCORE_TYPE)
     query, document = (_side_prompt(context, side) for side in ("query", "document"))
-    system: Sourced = ("", "default")
-    saved = template[1] == _SAVED_TEMPLATE
-    if saved:  # sentence-transformers hands its templates the prompt as a message
+    system: Sourced = ("", DEFAULT)
+    if saved:  # sentence-transformers passes the query's prompt to its templates as a system message
         query, system = system, query
     reference = not context.vllm
-    why = "compat vllm" if context.vllm else "score type"
-    marks: Sourced = (None, why)
-    if context.score_type == "late-interaction" and reference and _has_marks(context):
-        found, _, _, file = files.marks(context.checkpoint)
-        marks = found, file
-    lower_file, sentence = context.checkpoint.sentence_config
+    rule = COMPAT_VLLM if context.vllm else SCORE_TYPE
+    marks: Sourced = (None, rule)
+    if _has_marks(context):
+        saved_marks, _, _, source = files.marks(context.checkpoint)
+        marks = saved_marks, source
+    sentence_file, sentence = context.checkpoint.sentence_config
     lower_case = bool(sentence.get("do_lower_case", False)) and not (context.vllm and context.is_pair)
     return {
         "listwise": (context.arch.listwise, context.source),
         "chat_template": template,
         "instruction": _instruction(context, template[0]),
         "system_prompt": system,
-        "template_variables": (files.chat_template(context.checkpoint)[1] if saved else {}, template[1]),
+        "template_variables": (saved_variables, template[1]),
+        "template_date": _template_date(context, template[0]),
         "query_prompt": query,
         "document_prompt": document,
         "marks": marks,
-        "restore_specials": (reference and not context.is_pair, why),
-        "pair_of_empty": (reference, why),
-        "lower_case": (lower_case, lower_file or "default"),
+        "restore_specials": (reference and not context.is_pair, rule),
+        "pair_of_empty": (reference, rule),
+        "lower_case": (lower_case, Source("file", sentence_file) if sentence_file else DEFAULT),
     }
 
 
-_SAVED_TEMPLATE = "chat_template of the checkpoint"
+def _saved_template(context: Context) -> tuple[str, dict[str, Any]]:
+    """(text, variables) of the checkpoint's own template where it applies, else ("", {})."""
+    overruled = "chat_template" in context.options or context.arch.template or context.vllm
+    return ("", {}) if overruled or not context.is_pair else files.chat_template(context.checkpoint)
 
 
-def _chat_template(context: Context) -> Sourced:
+def _chat_template(context: Context, saved: str) -> Sourced:
     checkpoint = context.checkpoint
     if "chat_template" in context.options:
         name, source = context.options["chat_template"]
         return find_template(name, exact=not context.vllm), source
     if context.arch.template:
         return find_template(context.arch.template, exact=True), context.source
-    saved, _ = ("", {}) if context.vllm else files.chat_template(checkpoint)
     if saved:
-        return compiled_text(saved, f"{checkpoint.name}: {_SAVED_TEMPLATE}"), _SAVED_TEMPLATE
+        source = Source("file", "chat_template of the checkpoint")
+        return compiled_text(saved, f"{checkpoint.name}: {source}"), source
     by_token = bool(answer_tokens(checkpoint)[0] or files.answer_ids(checkpoint))
     config = checkpoint.config
     as_pair = config.get("use_sep_token", config.get("use_pad_token", not by_token))
-    return ("", "tokenizer") if as_pair else (find_template("none", exact=True), "config.json use_sep_token")
+    if as_pair:
+        return "", Source("rule", "tokenizer")
+    return find_template("none", exact=True), Source("file", "config.json use_sep_token")
+
+
+def _template_date(context: Context, template: str) -> Sourced:
+    """The day that the template may ask for: decided once, so that all prompts of a job are of one day."""
+    reads_it, option = template and uses(template, "strftime_now"), context.options.get("template_date")
+    if option and not reads_it:
+        raise UsageError(f"{option[1].spell('template_date')} {option[0]!r}: the template does not ask for the date")
+    return option or ((date.today().isoformat(), Source("rule", "today")) if reads_it else ("", DEFAULT))
 
 
 def _side_prompt(context: Context, side: str) -> Sourced:
-    """The text before each query or document: as asked for, as saved, as the architecture has it."""
-    if context.vllm:  # its score API reads raw text, whatever else is asked for
-        return "", "compat vllm"
-    asked = [name for name in (f"{side}_prompt", f"{side}_prompt_name") if name in context.options]
+    """The text before each query or document: as the user set it, as saved, or as the architecture has it."""
+    if context.vllm:  # its score API reads raw text, whatever else is set
+        return "", COMPAT_VLLM
+    names = [name for name in (f"{side}_prompt", f"{side}_prompt_name") if name in context.options]
     if side == "query" and "instruction" in context.options and not context.is_pair:
-        asked.append("instruction")
-    flags = [name for name in asked if context.options[name][1].startswith("--")]
-    asked = flags or asked  # what a config file says gives way to what the user types
-    if len(asked) > 1:
-        names = " and ".join(context.options[name][1] for name in asked)
-        raise UsageError(f"{names} are both given", hint="pass one of them")
-    if asked:
-        return _asked_prompt(context, asked[0])
+        names.append("instruction")
+    # what the user types beats a config file
+    names = [name for name in names if context.options[name][1].kind == "user"] or names
+    if len(names) > 1:
+        options = " and ".join(str(context.options[name][1]) for name in names)
+        raise UsageError(f"{options} exclude each other", hint="pass one of them")
+    if names:
+        return _prompt_option(context, names[0])
     if context.is_pair:
-        return files.default_prompt(context.checkpoint) if side == "query" else ("", "score type")
+        return files.default_prompt(context.checkpoint) if side == "query" else ("", SCORE_TYPE)
     saved = _task_prompt(context, side) or files.prompt(context.checkpoint, side)
-    of_row = context.arch.query_prompt if side == "query" else context.arch.document_prompt
-    return saved if saved[0] or not of_row else (of_row, context.source)
+    default = context.arch.query_prompt if side == "query" else context.arch.document_prompt
+    return saved if saved[0] or not default else (default, context.source)
 
 
-def _asked_prompt(context: Context, name: str) -> Sourced:
+def _prompt_option(context: Context, name: str) -> Sourced:
     value, source = context.options[name]
     if name == "instruction":
-        instruct = context.options.get("instruct", (context.arch.instruct, ""))[0]
+        instruct, _ = context.option("instruct", (context.arch.instruct, context.source))
         return instruct.replace("{instruction}", value), source
     return (files.named_prompt(context.checkpoint, value, source) if name.endswith("_name") else value), source
 
 
 def _task_prompt(context: Context, side: str) -> Sourced | None:
-    """What a checkpoint with adapters says before the texts of a side's task."""
+    """What a checkpoint with adapters puts before the texts of a side for its task."""
     instructions = context.checkpoint.config.get("task_instructions")
     adapter = adapters(context)[0][side == "document"]
-    return (instructions.get(adapter, ""), "config.json") if instructions and adapter else None
+    return (instructions.get(adapter, ""), CONFIG_JSON) if instructions and adapter else None
 
 
 def _instruction(context: Context, template: str) -> Sourced:
-    given = context.options.get("instruction")
-    if given is None:
-        return "", "default"
+    option = context.options.get("instruction")
+    if option is None:
+        return "", DEFAULT
     if context.is_pair and not (template and uses(template, "instruction")):
         raise UsageError(
-            f"{given[1]}: this model's prompt has no place for an instruction", hint="see batchscore inspect"
+            f"{option[1]}: this model's prompt has no place for an instruction", hint="see batchscore inspect"
         )
-    return given
+    return option
 
 
 def _has_marks(context: Context) -> bool:
-    return files.is_colbert(context.checkpoint) or context.checkpoint.architecture == "HF_ColBERT"
+    is_colbert = files.is_colbert(context.checkpoint) or context.checkpoint.architecture == "HF_ColBERT"
+    return context.score_type == "late-interaction" and not context.vllm and is_colbert
 
 
 # ---- lengths
 
 
 def length_fields(context: Context) -> dict[str, Sourced]:
-    """How long sequences may be, and what gives way."""
+    """How long sequences may be, and what is cut."""
     limit = position_limit(context)
     length = _max_length(context, limit)
-    marked = context.score_type == "late-interaction" and not context.vllm and _has_marks(context)
-    _, query, document, file = files.marks(context.checkpoint) if marked else (None, length[0], length[0], length[1])
-    sides = {
-        "query_length": context.option("query_length", (query, file)),
-        "document_length": context.option("document_length", (document, file)),
-    }
-    sides = {name: (min(value, length[0]), source) for name, (value, source) in sides.items()}
-    if context.is_pair:
-        sides = constant("score type", query_length=0, document_length=0)
+    sides = constant(SCORE_TYPE, query_length=0, document_length=0)
+    if not context.is_pair:
+        sides = _side_lengths(context, length)
     return {
         "position_limit": limit,
         "max_length": length,
         **sides,
-        "max_tokens_per_query": context.option("max_tokens_per_query", (0, "default")),
-        "max_tokens_per_doc": context.option("max_tokens_per_doc", (0, "default")),
+        "max_tokens_per_query": context.option("max_tokens_per_query", (0, DEFAULT)),
+        "max_tokens_per_doc": context.option("max_tokens_per_doc", (0, DEFAULT)),
         "truncation": _truncation(context),
-        "truncation_side": context.option("truncation_side", (None, "default")),
+        "truncation_side": context.option("truncation_side", (None, DEFAULT)),
     }
 
 
+def _side_lengths(context: Context, length: Sourced) -> dict[str, Sourced]:
+    """The lengths of queries and of documents, where they are read separately."""
+    query, document, source = length[0], length[0], length[1]
+    if _has_marks(context):
+        _, query, document, source = files.marks(context.checkpoint)
+    sides = {
+        "query_length": context.option("query_length", (query, source)),
+        "document_length": context.option("document_length", (document, source)),
+    }
+    return {name: (min(value, length[0]), source) for name, (value, source) in sides.items()}
+
+
 def _truncation(context: Context) -> Sourced:
-    given = context.option("truncation", ("document-first", "default"))
-    return ("prompt-end", "compat vllm") if context.vllm and given[0] != "error" else given
+    rule, source = context.option("truncation", ("document-first", DEFAULT))
+    return ("prompt-end", COMPAT_VLLM) if context.vllm and rule != "error" else (rule, source)
 
 
 def position_limit(context: Context) -> Sourced:
-    """Tokens the model has positions for."""
+    """How many tokens the model has positions for."""
     keys = ("max_position_embeddings", "n_positions", "max_seq_len")
     positions = next((context.config[key] for key in keys if context.config.get(key)), _UNLIMITED)
-    # fairseq's convention spends the first pad_token_id + 1 rows of the table
-    return positions - context.first_position, "config.json"
+    # fairseq's convention leaves the first pad_token_id + 1 rows of the table unused
+    return positions - context.first_position, CONFIG_JSON
 
 
 def _max_length(context: Context, limit: Sourced) -> Sourced:
-    given, cut = context.options.get("max_length"), context.options.get("truncate_prompt_tokens")
-    own = _own_max_length(context, limit)
-    if given and given[1].startswith("--") and given[0] > limit[0]:
-        raise UsageError(f"{given[1]} {given[0]}: must be between 1 and the model's {limit[0]} positions")
-    chosen = (min(given[0], limit[0]), given[1]) if given else own
-    if cut and cut[0] > chosen[0]:
-        raise UsageError(f"{cut[1]} {cut[0]} is more than the model's {chosen[0]} tokens")
-    return cut if cut and cut[0] > 0 else chosen
+    option, cut = context.options.get("max_length"), context.options.get("truncate_prompt_tokens")
+    length = _own_max_length(context, limit)
+    if option:
+        value, source = option
+        if source.kind == "user" and value > limit[0]:
+            raise UsageError(f"{source} {value}: must be between 1 and the model's {limit[0]} positions")
+        length = min(value, limit[0]), source
+    if cut and cut[0] > length[0]:
+        raise UsageError(f"{cut[1]} {cut[0]} is more than the model's {length[0]} tokens")
+    return cut if cut and cut[0] > 0 else length
 
 
 def _own_max_length(context: Context, limit: Sourced) -> Sourced:
     file, content = context.checkpoint.sentence_config
-    # ColBERT files say the lengths of their sides; max_seq_length is one of these less its marker
+    # ColBERT files give a length for each side; their max_seq_length is one of these without its marker
     if content.get("max_seq_length") and not files.is_colbert(context.checkpoint):
-        return min(int(content["max_seq_length"]), limit[0]), file
-    of_tokenizer = context.checkpoint.tokenizer_config.get("model_max_length") or _UNLIMITED
-    return (int(of_tokenizer), "tokenizer_config.json") if of_tokenizer < limit[0] else limit
+        return min(int(content["max_seq_length"]), limit[0]), Source("file", file)
+    saved = context.checkpoint.tokenizer_config.get("model_max_length") or _UNLIMITED
+    return (int(saved), Source("file", "tokenizer_config.json")) if saved < limit[0] else limit

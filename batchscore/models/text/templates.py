@@ -1,9 +1,9 @@
 """Score templates: Jinja text that makes one prompt of a query and a document.
 
-A template sees `messages` with the roles `query` and `document` (before them `system`, if there is a system prompt),
-`instruction`, and the shorthands `query` and `document` (`documents` in a listwise one). Where it writes `{{ piece }}`
-the prompt is cut before it is tokenised, so that tokens cannot merge across: some libraries tokenise their prompts in
-pieces. Elsewhere the name is undefined and renders as nothing.
+A template sees `messages` with the roles `query` and `document` (after `system`, if there is a system prompt),
+`instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). At `{{ piece }}` the
+prompt is divided before it is tokenized, so that no token spans the two parts: some libraries tokenize their prompts in
+pieces. Other engines leave the name undefined, which renders as nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from batchscore.errors import UsageError
 from batchscore.resources import find_resource, shipped_files
 
-# sentence-transformers' signs of a template whose messages come in parts
+# by these phrases sentence-transformers recognizes a template that expects message contents as lists of parts
 _PARTS = ("content[0]", ".type", "'type'", '"type"')
-PIECE = "\ue0ff"  # a private code point: no text of a corpus should hold it, and one that does loses it
+PIECE = "\ue0ff"  # a private code point: a corpus should not contain it, and a text that does loses it
 
 
 def find_template(name: str, *, exact: bool) -> str:
-    """The text of the template a user means: a file, a shipped name, or the text itself.
+    """The text of the template that a user names: a file, a shipped name, or the text itself.
 
     Args:
         name: what the user passed.
         exact: whether a shipped template keeps its pieces and its last newline. Jinja drops one newline, and with it
-            the token that several published models are read at; a user's own file is rendered as other engines do it.
+            the token at which several published models are read; a user's own file is rendered as in other engines.
 
     Raises:
         UsageError: none of these, or a syntax error.
@@ -50,10 +50,10 @@ def find_template(name: str, *, exact: bool) -> str:
 
 
 def compiled_text(text: str, name: str) -> str:
-    """The text, if it is a template.
+    """The text, checked to be a template.
 
     Raises:
-        UsageError: a syntax error, with its line; or it reads neither side.
+        UsageError: a syntax error, with its line; or the template reads neither side.
     """
     try:
         variables = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
@@ -61,19 +61,38 @@ def compiled_text(text: str, name: str) -> str:
         raise UsageError(f"{name}, line {error.lineno}: {error.message}", hint="the template is Jinja") from error
     if not variables & {"messages", "query", "document", "documents"}:
         raise UsageError(
-            f"{name} reads neither `messages` nor `query` and `document`", hint="every pair would get one prompt"
+            f"{name} reads neither `messages` nor `query` and `document`", hint="all pairs would get the same prompt"
         )
     return text
 
 
 class Template:
-    """A compiled template with its constant variables."""
+    """A compiled template with its constant variables.
+
+    Args:
+        text: of the template.
+        variables: what it may read beside the texts.
+        instruction: "" leaves the variable undefined, so that the template's default applies.
+        system_prompt: content of the system message; "" for none.
+        date: the day (YYYY-MM-DD) that `strftime_now` tells. It is fixed because a job may run past midnight, or be
+            resumed the next day, and all its prompts must be the same.
+    """
 
     def __init__(
-        self, text: str, variables: Mapping[str, Any] | None = None, *, instruction: str = "", system_prompt: str = ""
+        self,
+        text: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        instruction: str = "",
+        system_prompt: str = "",
+        date: str = "",
     ) -> None:
         self._template = _ENVIRONMENT.from_string(text)
-        self._constants = {**(variables or {}), **({"instruction": instruction} if instruction else {})}
+        self._constants = dict(variables or {})
+        if instruction:
+            self._constants["instruction"] = instruction
+        if date:
+            self._constants["strftime_now"] = datetime.fromisoformat(date).strftime
         self._in_parts = any(phrase in text for phrase in _PARTS)
         self._system = [self._message("system", system_prompt)] if system_prompt else []
 
@@ -81,13 +100,13 @@ class Template:
         """The pieces of a pair's prompt.
 
         Raises:
-            jinja2.TemplateError: raised by the template.
+            jinja2.TemplateError: the template raises it.
         """
         messages = [*self._system, self._message("query", query), self._message("document", document)]
         return self._pieces(query, document=document, messages=messages)
 
     def render_list(self, query: str, documents: Sequence[str]) -> list[str]:
-        """The pieces of a prompt with all documents of a query."""
+        """The pieces of a prompt that holds all documents of a query."""
         return self._pieces(query, documents=documents)
 
     def _pieces(self, query: str, **variables: Any) -> list[str]:
@@ -107,12 +126,11 @@ def _raise(message: str) -> NoReturn:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    # the settings under which transformers renders chat templates, but for the last newline
+    # transformers' settings for chat templates, except that the last newline stays
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 

@@ -1,4 +1,4 @@
-"""How much of a query and of a document to keep when both do not fit. Pure functions over arrays of lengths."""
+"""How much of a query and of a document to keep if they do not fit. Pure functions over arrays of lengths."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Cut = tuple[Lengths, Lengths]  # tokens to keep of each query, of each document
 
 
 def cut_document_first(queries: Lengths, documents: Lengths, budget: Lengths | int) -> Cut:
-    """The document gives way, then the query."""
+    """Cut the document first, then the query."""
     kept = np.minimum(queries, budget)
     return kept, np.minimum(documents, budget - kept)
 
 
 def cut_longest_first(queries: Lengths, documents: Lengths, budget: Lengths | int) -> Cut:
-    """As Hugging Face tokenizers do it: the longer gives way until both have half; an odd token goes to the longer."""
+    """Cut like Hugging Face tokenizers: the longer one, until both have half; an odd token goes to the longer."""
     short, long = np.minimum(queries, documents), np.maximum(queries, documents)
     kept_short = np.where(short + long <= budget, short, np.minimum(short, np.asarray(budget) // 2))
     kept_long = np.minimum(long, budget - kept_short)
@@ -30,19 +30,19 @@ def cut_longest_first(queries: Lengths, documents: Lengths, budget: Lengths | in
 
 
 def rule_of(truncation: Truncation) -> Callable[[Lengths, Lengths, Lengths | int], Cut]:
-    """The function for a rule."""
+    """The function that applies a rule."""
     return cut_longest_first if truncation == "longest-first" else cut_document_first
 
 
 class Limits(NamedTuple):
-    """What a prompt may have in tokens."""
+    """How many tokens a prompt may have."""
 
     whole: int
     query: int  # the piece with the query
     document: int  # the piece with the document
 
 
-# What the libraries of some rerankers allow, given max_length and the lengths of the pieces without text.
+# The limits in the libraries of some rerankers, from max_length and the lengths of the template's own pieces.
 LIBRARY_LIMITS: dict[Truncation, Callable[[int, Sequence[int]], Limits]] = {
     # FlagEmbedding's decoder rerankers: [bos] + query + separator + passage within max_length + separator +
     # instruction, to which separator and instruction are added once more
