@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fmt clean
+.PHONY: demo test check fmt docs clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ check: .venv/dev
 fmt: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# the pages that repeat what the program knows
+docs: .venv/dev
+	$(BIN)/python docs/generate.py
 
 # torch goes first and alone: a plain install of the project could resolve to another build of it
 .venv/torch: constraints.txt

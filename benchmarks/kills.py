@@ -26,7 +26,7 @@ from batchscore.cli.main import app
 from batchscore.cli.run import run as _  # noqa: F401  what a fork need not load again
 
 ROWS = 20_000
-OPTIONS = ["--window-rows", "500", "--quiet"]
+OPTIONS = ["--unit-rows", "500", "--quiet"]
 PART, ASSEMBLY = "in the write of a part", "in the assembly"
 AIMED = {0: ASSEMBLY, 5: ASSEMBLY, 7: ASSEMBLY, 12: PART}  # of sixteen kills
 SCENES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,44 @@ def test_views_are_read_as_plain_strings(tiny: Tiny) -> None:
         assert rerank(tiny("bert_ce"), "--in", f"{name}.parquet", *options).exit_code == 0
     assert pq.read_schema("views.parquet").field("qid").type == pa.string_view()
     assert Path("views.jsonl").read_bytes() == Path("plain.jsonl").read_bytes()
+
+
+# ---- documents with a title
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ["Cats sleep", "dogs run"]),
+        (["--document-fields", "text"], ["sleep", "dogs run"]),
+        (["--document-fields", "text,title,year"], ["sleep Cats 1999", "dogs run"]),
+    ],
+)
+def test_fields_of_listed_documents_are_joined_and_returned_joined(
+    here: Path, tiny: Callable[[str], str], options: list[str], expected: list[str]
+) -> None:
+    documents = [
+        {"id": "a", "title": "Cats", "text": "sleep", "year": "1999"},
+        {"id": "b", "title": "", "text": "dogs run"},
+    ]
+    Path("in.jsonl").write_text(json.dumps({"query": "cat", "documents": documents}) + "\n", "utf-8")
+    command = ["rerank", "--model", tiny("bert_ce"), "--dtype", "float32", "--in", "in.jsonl", "--return-documents"]
+    result = CliRunner().invoke(app, [*command, "--out", "out.jsonl", *options])
+
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(row) for row in Path("out.jsonl").read_text("utf-8").splitlines()]
+    assert {row["document_id"]: row["document"] for row in rows} == dict(zip("ab", expected, strict=True))
+    scorer = Scorer(tiny("bert_ce"), dtype="float32")
+    assert {row["document_id"]: row["relevance_score"] for row in rows} == {
+        name: pytest.approx(float(scorer.score("cat", text)[0]), abs=1e-6)
+        for name, text in zip("ab", expected, strict=True)
+    }
+
+
+def test_columns_that_are_joined_need_no_document_column(here: Path, tiny: Callable[[str], str]) -> None:
+    Path("in.jsonl").write_text('{"query": "cat", "heading": "Cats", "body": "sleep"}\n', "utf-8")
+    command = ["rerank", "--model", tiny("bert_ce"), "--in", "in.jsonl", "--out", "out.jsonl", "--return-documents"]
+    result = CliRunner().invoke(app, [*command, "--document-fields", "heading,body"])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("out.jsonl").read_text("utf-8"))["document"] == "Cats sleep"

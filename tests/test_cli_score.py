@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import checkpoints
+import jobs
 from batchscore import Scorer
 from batchscore.cli.main import app
 
@@ -312,9 +313,9 @@ def test_bad_input_is_named_and_leaves_no_output(tiny: Tiny, fault: str) -> None
         (
             ["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", ""],
             2,
-            "--keep-columns has a name that is empty",
+            "--keep-columns has an empty name",
         ),
-        (["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,"], 2, "a name that is empty"),
+        (["--in", "pairs.jsonl", "--out", "o.parquet", "--keep-columns", "id,"], 2, "an empty name"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--scores"], 2, "No such option"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--score-column", "logit", "--details"], 2, "'logit' too"),
         (["--in", "pairs.jsonl", "--out", "o.parquet", "--ray-address", "auto"], 2, "--ray-address needs --engine ray"),
@@ -362,3 +363,41 @@ def test_truncation_error_names_the_row(tiny: Tiny) -> None:
     assert len(read("out.jsonl")) == 1
     (fault,) = read("out.jsonl.errors.jsonl")
     assert (fault["row"], fault["code"], fault["message"]) == (1, "too-long", "longer than max_length 64 tokens")
+
+
+# ---- documents with a title
+
+CORPUS = [
+    {"query": "cat", "title": "Cats", "text": "sleep"},
+    {"query": "cat", "title": "", "text": "dogs run"},
+    {"query": "cat", "title": None, "text": "birds"},
+    {"query": "cat", "title": "Fish", "text": None},
+]
+JOINED = ["Cats sleep", "dogs run", "birds", "Fish"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("options", "documents", "line"),
+    [
+        (["--document-column", "text"], JOINED, True),
+        (["--document-fields", "title,text"], JOINED, True),
+        (["--document-fields", "text"], ["sleep", "dogs run", "birds", None], False),
+        (["--document-column", "title"], ["Cats", "", None, "Fish"], False),
+    ],
+)
+def test_a_title_beside_a_text_is_part_of_the_document(
+    here: Path, tiny: Callable[[str], str], suffix: str, options: list[str], documents: list[str | None], line: bool
+) -> None:
+    jobs.write_rows(f"corpus.{suffix}", CORPUS)
+    command = ["score", "--model", tiny("bert_ce"), "--dtype", "float32", "--in", f"corpus.{suffix}"]
+    result = CliRunner().invoke(app, [*command, "--out", "out.jsonl", "--errors", "null", *options])
+
+    assert result.exit_code == (7 if None in documents else 0), result.output
+    assert ("document title and text, joined by a blank" in result.stderr) == line
+    scores = [json.loads(row)["score"] for row in Path("out.jsonl").read_text("utf-8").splitlines()]
+    scorer = Scorer(tiny("bert_ce"), dtype="float32")
+    expected = [
+        None if text is None else pytest.approx(float(scorer.score("cat", text)[0]), abs=1e-6) for text in documents
+    ]
+    assert scores == expected

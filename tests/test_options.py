@@ -155,9 +155,7 @@ def test_an_option_that_does_not_exist_is_refused_with_the_nearest(tiny: Tiny, n
 def test_a_keyword_of_scorer_is_an_option_with_a_rule_and_a_flag() -> None:
     """And the other way round: the command line has nothing that Python lacks."""
     keywords = set(ModelOptions.__annotations__)
-    flags = set(inspect.signature(cli_options.settings).parameters) | set(
-        inspect.signature(cli_options.device).parameters
-    )
+    flags = set(cli_options.scorer_options("", cli_options.Settings(), cli_options.Execution())) - {"model"}
     of_scorer = set(inspect.signature(set_up).parameters) - {"model", "options"}
 
     assert set(ScorerOptions.__annotations__) == keywords | of_scorer

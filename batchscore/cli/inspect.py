@@ -1,9 +1,8 @@
-"""`batchscore inspect`: what a model would do, and `batchscore models`: what there is."""
+"""`batchscore inspect`: what a model would do, and `batchscore models`: which architectures are supported."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import typer
 
@@ -11,38 +10,39 @@ from batchscore.cli import options as o
 from batchscore.errors import debug_traceback
 
 
-@o.takes(o.settings)
+@o.with_groups
 def inspect(
     model: o.ModelArgument,
-    settings: dict[str, Any],
+    settings: o.Settings,
     query: o.SampleQuery = "What is the capital of France?",
     document: o.SampleDocument = "Paris is the capital of France.",
     as_json: o.AsJson = False,
 ) -> None:
-    """Show what a model is, reads and needs, without loading its weights; fails where a run would.
+    """Show what a model is, reads and needs without loading its weights. Fails where a run would fail.
 
     batchscore inspect BAAI/bge-reranker-v2-m3
     """
     from batchscore.cli.report import print_inspection
     from batchscore.inspection import inspect_model
 
-    trust_remote_code = settings.pop("trust_remote_code")
-    if settings["score_type"] == "auto":
-        settings["score_type"] = None
-    found = inspect_model(model, settings, query=query, document=document, trust_remote_code=trust_remote_code)
+    options = dict(vars(settings))
+    trust_remote_code = options.pop("trust_remote_code")
+    if options["score_type"] == "auto":
+        options["score_type"] = None
+    inspection = inspect_model(model, options, query=query, document=document, trust_remote_code=trust_remote_code)
     if as_json:
-        typer.echo(json.dumps(found.describe(), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(inspection.describe(), ensure_ascii=False, indent=2))
     else:
-        print_inspection(found)
-    for problem in found.problems:
+        print_inspection(inspection)
+    for problem in inspection.problems:
         if details := debug_traceback(problem):
             typer.echo(details, err=True)
-    if found.problems:
-        raise typer.Exit(found.problems[0].exit_code)
+    if inspection.problems:
+        raise typer.Exit(inspection.problems[0].exit_code)
 
 
 def models(form: o.TableFormat = "text") -> None:
-    """List the architectures that are supported."""
+    """List the supported architectures."""
     from batchscore.cli.report import table_lines
     from batchscore.inspection import architecture_table
 

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported here: `batchscore --help` answers before torch could be found."""
+"""The command line. Nothing heavy is imported here, so `batchscore --help` answers at once."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.cli.status import merge, status
 
+_FORMER_NAMES = {"window-rows": "unit-rows"}  # still accepted, but no longer shown
+
+
+def _option_name(name: str) -> str:
+    """The name of an option as it is declared: --top_n is --top-n."""
+    name = name.replace("_", "-")
+    return _FORMER_NAMES.get(name, name)
+
+
 app = typer.Typer(
     name="batchscore",
     help="Score and rerank query/document pairs over whole corpora, offline.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # --top_n is --top-n
-    context_settings={
-        "token_normalize_func": lambda name: name.replace("_", "-"),
-        "help_option_names": ["--help", "-h"],
-    },
+    context_settings={"token_normalize_func": _option_name, "help_option_names": ["--help", "-h"]},
 )
 
 

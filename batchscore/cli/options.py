@@ -1,508 +1,380 @@
-"""Each option of the command line, once: its names, its help, its default and its place in the help page.
+"""Every option of the command line: its names, its help text, its default and its panel of the help page.
 
-Options that several commands share come in groups: a command decorated with `takes(group)` has the group's options and
-receives the group's result as one argument under the group's name.
+Options that several commands share are groups: dataclasses with one field for each option. A command decorated with
+`with_groups` takes a group as one argument.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Optional
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import typer
 
 from batchscore.errors import Errors
 
-_INPUT, _MODEL, _TEXT, _OUTPUT, _RUN = "Input", "Model", "Text", "Output", "Run"
+
+def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+_input, _model, _text = partial(_option, "Input"), partial(_option, "Model"), partial(_option, "Text")
+_output, _run = partial(_option, "Output"), partial(_option, "Run")
+_LENGTH = "N[k|K]"
+
+# ---- what is read
 
 In = Annotated[
     list[str],
-    typer.Option(
+    _input(
+        "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name. May be repeated.",
         "--in",
         "-i",
         metavar="PATH",
-        help="Parquet or JSONL file (.gz, .zst too), folder, glob, saved dataset or hf:org/name; repeatable.",
-        rich_help_panel=_INPUT,
         show_default=False,
     ),
 ]
-
-
-def _out(what: str) -> Any:
-    return typer.Option("--out", "-o", metavar="PATH", help=what, rich_help_panel=_OUTPUT, show_default=False)
-
-
-Out = Annotated[str, _out("File to write, .parquet or .jsonl (.gz, .zst), or DIR/ for a part file a unit of work.")]
-QueryColumn = Annotated[str, typer.Option(help="Column that holds the query.", rich_help_panel=_INPUT)]
-DocumentColumn = Annotated[str, typer.Option(help="Column that holds the document.", rich_help_panel=_INPUT)]
+QueryColumn = Annotated[str, _input("Column with the query.")]
+DocumentColumn = Annotated[str, _input("Column with the document.")]
 DocumentsColumn = Annotated[
-    Optional[str],  # noqa: UP045  typer reads this at run time, on Python 3.10 too
-    typer.Option(
+    str | None,
+    _input(
+        "Column with one document, or with a list of strings or of structs. (default: document, else documents)",
         "--document-column",
-        help="Column with a document, or a list of strings or structs with `text`. (default: document, else documents)",
-        rich_help_panel=_INPUT,
     ),
 ]
-QueryIdColumn = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Column that tells queries apart. (default: the query's text)", rich_help_panel=_INPUT),
+DocumentFields = Annotated[
+    str | None,
+    _input(
+        "Fields of a document to score, joined by a space. (default: title and text where it has both)",
+        metavar="A,B",
+    ),
 ]
+QueryIdColumn = Annotated[str | None, _input("Column that identifies a query. (default: the query's text)")]
 DocumentIdColumn = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        help="Column or struct field with the document's id. (default: document_id; in structs id, _id, docid, ...)",
-        rich_help_panel=_INPUT,
+    str | None,
+    _input("Column or struct field that identifies a document. (default: document_id; in structs id, _id, docid, ...)"),
+]
+Split = Annotated[str | None, _input("Split to read from a dataset that has several.")]
+Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
+ErrorsOption = Annotated[
+    Errors,
+    _input(
+        "What to do with bad rows: stop at the first (fail), leave them out (quarantine), or keep them without a score "
+        "(null). OUT.errors.jsonl lists them.",
+        "--errors",
     ),
 ]
-Split = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Split of a dataset that has several.", rich_help_panel=_INPUT),
+MaxErrors = Annotated[
+    str | None,
+    _input(
+        "Stop when more than N rows, or more than P% of the job's rows, are bad. Earlier runs of the job count too.",
+        metavar="N|P%",
+    ),
 ]
-Limit = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--limit", "-L", min=0, help="Read the first N rows only.", rich_help_panel=_INPUT),
-]
+SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
+SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="Checkpoint folder or hub id.",
-        rich_help_panel=_MODEL,
-        show_default=False,
-    ),
-]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id.", show_default=False)]
-SampleQuery = Annotated[str, typer.Option("--query", help="Query of the sample pair.", rich_help_panel=_INPUT)]
-SampleDocument = Annotated[str, typer.Option("--document", help="Document of the sample pair.", rich_help_panel=_INPUT)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)]
-TableFormat = Annotated[
-    Literal["text", "markdown", "json"],
-    typer.Option("--format", help="How the table is printed.", rich_help_panel=_OUTPUT),
-]
+# ---- the model
+
+_MODEL_HELP = "Checkpoint folder or Hugging Face hub id."
+Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", show_default=False)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 ScoreTypeOption = Annotated[
     Literal["auto", "cross-encoder", "bi-encoder", "late-interaction"],
-    typer.Option(
-        "--score-type", help="How a pair is scored; auto reads it off the checkpoint.", rich_help_panel=_MODEL
-    ),
+    _model("How a pair is scored. auto follows the checkpoint.", "--score-type"),
 ]
 Compat = Annotated[
-    Optional[Literal["vllm"]],  # noqa: UP045
-    typer.Option(
-        help="Reproduce another engine's numbers instead of the model's own reference library.", rich_help_panel=_MODEL
-    ),
+    Literal["vllm"] | None,
+    _model("Reproduce another engine's scores instead of those of the model's own reference library."),
 ]
 Convert = Annotated[
-    Optional[Literal["auto", "none", "embed", "classify"]],  # noqa: UP045
-    typer.Option(help="Use a language model as a reranker (classify) or embedder.", rich_help_panel=_MODEL),
+    Literal["auto", "none", "embed", "classify"] | None,
+    _model("Use a language model as a reranker (classify) or as an embedder (embed)."),
 ]
-HfOverrides = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(metavar="JSON", help="Keys of config.json to replace.", rich_help_panel=_MODEL),
-]
+HfOverrides = Annotated[str | None, _model("Values that replace those of config.json.", metavar="JSON")]
 PoolerConfig = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar="JSON",
-        help="pooling_type, use_activation, dimensions, logit_mean, logit_sigma, task.",
-        rich_help_panel=_MODEL,
-    ),
+    str | None,
+    _model("Pooler settings: pooling_type, use_activation, dimensions, logit_mean, logit_sigma, task.", metavar="JSON"),
 ]
-Task = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="LoRA adapter of a checkpoint that has several, such as retrieval.", rich_help_panel=_MODEL),
-]
+Task = Annotated[str | None, _model("Which LoRA adapter to use if the checkpoint has several, for example retrieval.")]
 Similarity = Annotated[
-    Optional[Literal["cosine", "dot"]],  # noqa: UP045
-    typer.Option(help="Of a bi-encoder's vectors. (default: cosine)", rich_help_panel=_MODEL),
+    Literal["cosine", "dot"] | None, _model("How a bi-encoder compares its vectors. (default: cosine)")
 ]
-Dimensions = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Keep the first N components of vectors (Matryoshka).", rich_help_panel=_MODEL),
-]
+Dimensions = Annotated[int | None, _model("Keep only the first N dimensions of each vector (Matryoshka).", min=1)]
 UseActivation = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option(
+    bool | None,
+    _model(
+        "Apply the model's activation to logits, and normalize token vectors. (default: yes)",
         "--use-activation/--no-use-activation",
-        help="Whether a logit goes through its activation, a token's vector to unit length. (default: yes)",
-        rich_help_panel=_MODEL,
         show_default=False,
     ),
 ]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(
+    _model(
+        "Number format of the model body. auto is bfloat16 where the hardware multiplies it natively, else float32.",
         "--dtype",
-        help="Of the model body; auto is bfloat16 where the hardware multiplies it natively, else float32.",
-        rich_help_panel=_MODEL,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
-Revision = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_MODEL),
-]
-Config = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="YAML file with a model's settings, or the name of a shipped one.", rich_help_panel=_MODEL),
-]
-Tokenizer = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Folder or hub id with another tokenizer. (default: the model's)", rich_help_panel=_MODEL),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.", rich_help_panel=_MODEL)
-]
+DeviceOption = Annotated[str, _model("auto, cpu, cuda or cuda:N.", "--device")]
+Revision = Annotated[str | None, _model("Branch, tag or commit of a hub id.")]
+Config = Annotated[str | None, _model("YAML file with settings for the model, or the name of a shipped one.")]
+Tokenizer = Annotated[str | None, _model("Folder or hub id of another tokenizer. (default: the model's own)")]
+TrustRemoteCode = Annotated[bool, _model("Allow Python code from the checkpoint to run.", "--trust-remote-code")]
 
-_LENGTH = "N[k|K]"
+# ---- how texts become tokens
 
 MaxLength = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
+    str | None,
+    _text(
+        "Longest sequence in tokens. 8k is 8000, 8K is 8192. (default: the model's limit)",
         "--max-length",
         "--max-model-len",
         metavar=_LENGTH,
-        help="Tokens the model reads at once; 8k is 8000, 8K is 8192. (default: the model's limit)",
-        rich_help_panel=_TEXT,
     ),
 ]
 TruncatePromptTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=-1, help="As --max-length, for one sequence; -1 is the model's limit.", rich_help_panel=_TEXT),
+    int | None, _text("Same as --max-length for a single sequence. -1 is the model's limit.", min=-1)
 ]
 TruncationOption = Annotated[
-    Optional[Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"]],  # noqa: UP045
-    typer.Option(
+    Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"] | None,
+    _text(
+        "What to cut when a text or pair is too long. error makes it a bad row. (default: document-first, or the rule "
+        "of the model's library)",
         "--truncation",
-        help="What gives way when a pair or text is longer; error makes it a row at fault. (default: document-first, "
-        "or the rule of the model's library)",
-        rich_help_panel=_TEXT,
     ),
 ]
-TruncationSide = Annotated[
-    Optional[Literal["left", "right"]],  # noqa: UP045
-    typer.Option(help="The end of a text that gives way. (default: right)", rich_help_panel=_TEXT),
-]
-MaxTokensPerQuery = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=0, help="Cut queries to N tokens before anything else; 0 for no limit.", rich_help_panel=_TEXT),
-]
-MaxTokensPerDoc = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=0, help="Cut documents to N tokens before anything else; 0 for no limit.", rich_help_panel=_TEXT),
-]
+TruncationSide = Annotated[Literal["left", "right"] | None, _text("Which end of a text to cut. (default: right)")]
+MaxTokensPerQuery = Annotated[int | None, _text("First cut each query to N tokens. 0 is no limit.", min=0)]
+MaxTokensPerDoc = Annotated[int | None, _text("First cut each document to N tokens. 0 is no limit.", min=0)]
 QueryLength = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar=_LENGTH, help="Tokens of a query read by itself. (default: the checkpoint's)", rich_help_panel=_TEXT
-    ),
+    str | None,
+    _text("Longest query in tokens, when encoded by itself. (default: the checkpoint's)", metavar=_LENGTH),
 ]
 DocumentLength = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar=_LENGTH, help="Tokens of a document read by itself. (default: the checkpoint's)", rich_help_panel=_TEXT
-    ),
+    str | None,
+    _text("Longest document in tokens, when encoded by itself. (default: the checkpoint's)", metavar=_LENGTH),
 ]
 ChatTemplate = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
+    str | None,
+    _text(
+        "Jinja template that turns a pair into a prompt. none puts the document directly after the query.",
         metavar="FILE|NAME|TEXT|none",
-        help="Jinja template that makes a prompt of a pair; none puts the document right behind the query.",
-        rich_help_panel=_TEXT,
     ),
 ]
-TemplateDate = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar="YYYY-MM-DD", help="The day for templates that ask for it. (default: today)", rich_help_panel=_TEXT
-    ),
-]
-Instruction = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="The task, for prompts that have a place for it.", rich_help_panel=_TEXT),
-]
-QueryPrompt = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Text before each query, '' for none. (default: the checkpoint's)", rich_help_panel=_TEXT),
-]
-DocumentPrompt = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Text before each document, '' for none. (default: the checkpoint's)", rich_help_panel=_TEXT),
-]
-QueryPromptName = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Name of one of the checkpoint's prompts, for queries.", rich_help_panel=_TEXT),
-]
-DocumentPromptName = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Name of one of the checkpoint's prompts, for documents.", rich_help_panel=_TEXT),
-]
-NoPrompts = Annotated[
-    bool, typer.Option("--no-prompts", help="No text before queries and documents.", rich_help_panel=_TEXT)
-]
+TemplateDate = Annotated[str | None, _text("Date for templates that print one. (default: today)", metavar="YYYY-MM-DD")]
+Instruction = Annotated[str | None, _text("Task description, for prompts that include one.")]
+QueryPrompt = Annotated[str | None, _text("Text before each query, '' for none. (default: the checkpoint's)")]
+DocumentPrompt = Annotated[str | None, _text("Text before each document, '' for none. (default: the checkpoint's)")]
+QueryPromptName = Annotated[str | None, _text("Name of the checkpoint's prompt to use for queries.")]
+DocumentPromptName = Annotated[str | None, _text("Name of the checkpoint's prompt to use for documents.")]
+NoPrompts = Annotated[bool, _text("Put no prompt before queries and documents.", "--no-prompts")]
 
-ScoreColumn = Annotated[str, typer.Option(help="Name of the column with the score.", rich_help_panel=_OUTPUT)]
-KeepColumns = Annotated[
-    str, typer.Option(metavar="all|none|A,B", help="Input columns to write beside the score.", rich_help_panel=_OUTPUT)
-]
-Details = Annotated[
-    bool,
-    typer.Option("--details", help="Add logit (cross-encoders), num_tokens and truncated.", rich_help_panel=_OUTPUT),
-]
-TopN = Annotated[
-    int,
-    typer.Option("--top-n", "-k", min=0, help="Documents to keep of each query; 0 keeps all.", rich_help_panel=_OUTPUT),
-]
-ReturnDocuments = Annotated[
-    bool, typer.Option("--return-documents", help="Write the documents' text too.", rich_help_panel=_OUTPUT)
-]
-Nested = Annotated[
-    bool, typer.Option("--nested", help="One row a query, with a list of results.", rich_help_panel=_OUTPUT)
-]
+# ---- what is written
 
-BatchTokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Tokens in one forward pass. (default: fits the device)", rich_help_panel=_RUN),
+
+def _out(text: str) -> Any:
+    return _output(text, "--out", "-o", metavar="PATH", show_default=False)
+
+
+Out = Annotated[
+    str, _out("File to write, .parquet or .jsonl (.gz and .zst too), or DIR/ to keep one part file for each unit.")
 ]
-WindowRows = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Rows of a unit: read, sorted by length, written and resumed together.", rich_help_panel=_RUN
-    ),
-]
-CacheMb = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="Memory in MB for outputs of texts that come back in later units; the last bits of a score then depend on "
-        "what came before.",
-        rich_help_panel=_RUN,
-    ),
-]
+MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz and .zst too).")]
+OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of the job.", show_default=False)]
+ScoreColumn = Annotated[str, _output("Name of the score column.")]
+KeepColumns = Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")]
+Details = Annotated[bool, _output("Add columns logit (cross-encoders), num_tokens and truncated.", "--details")]
+TopN = Annotated[int, _output("Keep the best N documents of each query. 0 keeps all.", "--top-n", "-k", min=0)]
+ReturnDocuments = Annotated[bool, _output("Write the text of each document too.", "--return-documents")]
+Nested = Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")]
 Overwrite = Annotated[
     bool,
-    typer.Option(
+    _output(
+        "Replace an output that is finished or belongs to another job. An unfinished run of this job is resumed.",
         "--overwrite",
-        help="Start anew where the output is finished or another job's; an unfinished run of the same is gone on with.",
-        rich_help_panel=_OUTPUT,
     ),
 ]
 Merge = Annotated[
     bool,
-    typer.Option(
-        "--merge",
-        help="Assemble the output once every unit of all shards is done; DIR/ becomes DIR.parquet.",
-        rich_help_panel=_OUTPUT,
+    _output(
+        "Assemble one output file once every unit of every shard is done; for DIR/ that is DIR.parquet.", "--merge"
     ),
 ]
-ErrorsOption = Annotated[
-    Errors,
-    typer.Option(
-        "--errors",
-        help="Rows at fault: stop, leave them out, or keep them without a score; OUT.errors.jsonl lists them.",
-        rich_help_panel=_INPUT,
-    ),
+Partial = Annotated[bool, _output("Merge the units that are done so far.", "--partial")]
+AsJson = Annotated[bool, _output("Print JSON.", "--json")]
+TableFormat = Annotated[Literal["text", "markdown", "json"], _output("Format of the table.", "--format")]
+
+# ---- how it runs
+
+BatchTokens = Annotated[int | None, _run("Tokens in one forward pass. (default: what suits the device)", min=1)]
+UnitRows = Annotated[
+    int, _run("Rows in a unit. A unit is read, sorted by length, written and resumed as a whole.", min=1)
 ]
-MaxErrors = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        metavar="N|P%",
-        help="Stop when more rows than that are at fault, or than P% of the whole job's; earlier runs count too.",
-        rich_help_panel=_INPUT,
+CacheMb = Annotated[
+    int,
+    _run(
+        "MB of memory for model outputs of texts that occur again in later units. The last bits of a score can then "
+        "depend on earlier units.",
+        min=0,
     ),
 ]
 MaxSeconds = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(
-        min=0, help="Stop after so many seconds, with exit code 75; run again to go on.", rich_help_panel=_RUN
-    ),
+    float | None,
+    _run("Stop after this many seconds with exit code 75. The same command resumes the job.", min=0),
 ]
 ShardOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
+    str | None,
+    _run(
+        "Score only every N-th unit, starting with unit I (counted from 0). (default: taken from torchrun, srun or a "
+        "Slurm array)",
         "--shard",
         metavar="I/N",
-        help="Take every N-th unit from I on, I from 0. (default: as torchrun, Slurm array or srun say)",
-        rich_help_panel=_RUN,
     ),
 ]
 Claim = Annotated[
     Literal["static", "dynamic"],
-    typer.Option(
-        help="Units by turns, or whichever nobody has taken: a slow process then holds nothing up.",
-        rich_help_panel=_RUN,
+    _run(
+        "static fixes the units of each shard in advance. dynamic lets every process take the next free unit, so that "
+        "a slow one delays nobody."
     ),
 ]
 Devices = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
+    str | None,
+    _run(
+        "Run one process on each of these devices. auto is every GPU. (default: a single process on --device)",
         metavar="auto|cpu:N|cuda:0,cuda:1",
-        help="A process for each of these devices; auto is every GPU. (default: one process on --device)",
-        rich_help_panel=_RUN,
     ),
 ]
-MaxRestarts = Annotated[
-    int,
-    typer.Option(
-        min=0, help="How often a process of --devices or of Ray that died is started again.", rich_help_panel=_RUN
-    ),
-]
+MaxRestarts = Annotated[int, _run("How often to restart a process of --devices or --engine ray that has died.", min=0)]
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(
-        help="Where the processes run: here, or on a Ray cluster that shares the files.", rich_help_panel=_RUN
-    ),
+    _run("Where worker processes run: on this machine, or on a Ray cluster that sees the files."),
 ]
 RayAddress = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Of --engine ray's cluster. (default: RAY_ADDRESS, else a local one)", rich_help_panel=_RUN),
+    str | None, _run("Ray cluster to connect to. (default: RAY_ADDRESS, else a cluster started on this machine)")
 ]
-OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of a run.", show_default=False)]
-MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz, .zst).")]
-Partial = Annotated[bool, typer.Option("--partial", help="Merge what is done so far.", rich_help_panel=_OUTPUT)]
 Padded = Annotated[
-    bool,
-    typer.Option(
-        "--padded", help="Padded batches through transformers' own attention: slower, to compare.", rich_help_panel=_RUN
-    ),
+    bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_RUN)]
-LogFormat = Annotated[
-    Literal["text", "json"],
-    typer.Option(help="How progress and the summary are printed, on stderr.", rich_help_panel=_RUN),
-]
+Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
+LogFormat = Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")]
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a run reads and writes, and how it tells about it."""
+    """What a run reads and writes, and how it reports."""
 
-    inputs: list[str]
-    out: str
-    split: str | None
-    overwrite: bool
-    merge: bool
-    errors: Errors
-    max_errors: str | None
-    quiet: bool
-    log_format: str
+    inputs: In
+    out: Out
+    split: Split = None
+    overwrite: Overwrite = False
+    merge: Merge = False
+    errors: ErrorsOption = "quarantine"
+    max_errors: MaxErrors = None
+    quiet: Quiet = False
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Who does which part of a run, and for how long."""
+    """Which part of a job a run does, where, and for how long."""
 
-    max_seconds: float | None
-    shard: str | None
-    claim: str
-    devices: str | None
-    max_restarts: int
-    engine: str
-    ray_address: str | None
-
-
-def files(
-    in_: In,
-    out: Out,
-    split: Split = None,
-    overwrite: Overwrite = False,
-    merge: Merge = False,
-    errors: ErrorsOption = "quarantine",
-    max_errors: MaxErrors = None,
-    quiet: Quiet = False,
-    log_format: LogFormat = "text",
-) -> Files:
-    """The options every run has."""
-    return Files(in_, out, split, overwrite, merge, errors, max_errors, quiet, log_format)
+    max_seconds: MaxSeconds = None
+    shard: ShardOption = None
+    claim: Claim = "static"
+    devices: Devices = None
+    max_restarts: MaxRestarts = 3
+    engine: Engine = "local"
+    ray_address: RayAddress = None
 
 
-def shares(
-    max_seconds: MaxSeconds = None,
-    shard: ShardOption = None,
-    claim: Claim = "static",
-    devices: Devices = None,
-    max_restarts: MaxRestarts = 3,
-    engine: Engine = "local",
-    ray_address: RayAddress = None,
-) -> Shares:
-    """The options that divide a run."""
-    return Shares(max_seconds, shard, claim, devices, max_restarts, engine, ray_address)
+@dataclass(frozen=True)
+class Settings:
+    """What decides a score besides the model: keywords of Scorer, under the same names."""
+
+    score_type: ScoreTypeOption = "auto"
+    compat: Compat = None
+    config: Config = None
+    hf_overrides: HfOverrides = None
+    pooler_config: PoolerConfig = None
+    convert: Convert = None
+    task: Task = None
+    similarity: Similarity = None
+    dimensions: Dimensions = None
+    use_activation: UseActivation = None
+    revision: Revision = None
+    tokenizer: Tokenizer = None
+    trust_remote_code: TrustRemoteCode = False
+    max_length: MaxLength = None
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    truncation: TruncationOption = None
+    truncation_side: TruncationSide = None
+    max_tokens_per_query: MaxTokensPerQuery = None
+    max_tokens_per_doc: MaxTokensPerDoc = None
+    query_length: QueryLength = None
+    document_length: DocumentLength = None
+    chat_template: ChatTemplate = None
+    template_date: TemplateDate = None
+    instruction: Instruction = None
+    query_prompt: QueryPrompt = None
+    document_prompt: DocumentPrompt = None
+    query_prompt_name: QueryPromptName = None
+    document_prompt_name: DocumentPromptName = None
+    no_prompts: NoPrompts = False
 
 
-def settings(
-    score_type: ScoreTypeOption = "auto",
-    compat: Compat = None,
-    config: Config = None,
-    hf_overrides: HfOverrides = None,
-    pooler_config: PoolerConfig = None,
-    convert: Convert = None,
-    task: Task = None,
-    similarity: Similarity = None,
-    dimensions: Dimensions = None,
-    use_activation: UseActivation = None,
-    revision: Revision = None,
-    tokenizer: Tokenizer = None,
-    trust_remote_code: TrustRemoteCode = False,
-    max_length: MaxLength = None,
-    truncate_prompt_tokens: TruncatePromptTokens = None,
-    truncation: TruncationOption = None,
-    truncation_side: TruncationSide = None,
-    max_tokens_per_query: MaxTokensPerQuery = None,
-    max_tokens_per_doc: MaxTokensPerDoc = None,
-    query_length: QueryLength = None,
-    document_length: DocumentLength = None,
-    chat_template: ChatTemplate = None,
-    template_date: TemplateDate = None,
-    instruction: Instruction = None,
-    query_prompt: QueryPrompt = None,
-    document_prompt: DocumentPrompt = None,
-    query_prompt_name: QueryPromptName = None,
-    document_prompt_name: DocumentPromptName = None,
-    no_prompts: NoPrompts = False,
-) -> dict[str, Any]:
-    """What decides a score beside the model: keywords of Scorer, by name."""
-    return dict(locals())
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the model runs."""
+
+    dtype: DtypeOption = "auto"
+    device: DeviceOption = "auto"
+    batch_tokens: BatchTokens = None
+    unit_rows: UnitRows = 16_384
+    cache_mb: CacheMb = 0
+    padded: Padded = False
 
 
-def device(
-    dtype: DtypeOption = "auto",
-    device: Device = "auto",
-    batch_tokens: BatchTokens = None,
-    window_rows: WindowRows = 16_384,
-    cache_mb: CacheMb = 0,
-    padded: Padded = False,
-) -> dict[str, Any]:
-    """The keywords of Scorer about where and how it runs, by name."""
-    return dict(locals())
+def scorer_options(model: str, settings: Settings, execution: Execution) -> dict[str, Any]:
+    """Keywords of Scorer. It tokenizes a whole unit at once, so its window is a unit."""
+    options = {"model": model, **vars(settings), **vars(execution)}
+    options["window_rows"] = options.pop("unit_rows")
+    return options
 
 
-def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the arguments of a command that are named like a group by the group's own options."""
+def names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(","))
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        options = {group.__name__: list(_parameters(group)) for group in groups}
-        shared = [option for group in options.values() for option in group]
-        own = [parameter for parameter in _parameters(command) if parameter.name not in options]
 
-        def call(**given: Any) -> None:
-            arguments = {
-                group.__name__: group(**{option.name: given.pop(option.name) for option in options[group.__name__]})
-                for group in groups
-            }
-            command(**given, **arguments)
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options.
 
-        # what typer builds the command line from
-        call.__name__, call.__doc__ = command.__name__, command.__doc__
-        required_first = sorted([*shared, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-        call.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in required_first}
-        return call
+    typer makes an option of each parameter in a command's signature. So each parameter whose type is a group is
+    replaced in the signature by the group's fields, and a call collects their values into the group again.
+    """
+    groups: dict[str, Any] = {
+        item.name: item.annotation for item in _parameters(command) if is_dataclass(item.annotation)
+    }
+    fields = {name: _parameters(group) for name, group in groups.items()}
 
-    return decorate
+    def call(**options: Any) -> None:
+        for name, group in groups.items():
+            options[name] = group(**{field.name: options.pop(field.name) for field in fields[name]})
+        command(**options)
+
+    own = [item for item in _parameters(command) if item.name not in groups]
+    flat = [*own, *(field for group in fields.values() for field in group)]
+    flat.sort(key=lambda item: item.default is not inspect.Parameter.empty)  # required ones first, as signatures demand
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    call.__annotations__ = {item.name: item.annotation for item in flat}
+    return call
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""Inspections and tables as a person reads them."""
+"""Prints inspections and tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchscore.inspection import Inspection
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """Spec, prompt, tokens and tensors on stdout; what would fail last."""
+    """Print the spec, the prompt, the tokens and the tensors, and last what would stop a run."""
     typer.echo("\n".join(_lines(inspection)))
 
 
@@ -21,7 +21,7 @@ def _lines(inspection: Inspection) -> list[str]:
     if "spec" in findings:
         lines += ["", "spec", *_spec_lines(findings["spec"]), f"  score_range = {findings['score_range']}"]
         if not findings["listed"]:
-            lines.append("  this architecture has no row of its own and is treated as its kind")
+            lines.append("  this architecture is not listed by name: it is read like others of its kind")
     for side, text in findings.get("prompt", {}).items():
         lines += ["", f"prompt ({side})", *(f"  {line!r}" for line in text.splitlines(keepends=True))]
     for sequence in findings.get("sample", []):
@@ -31,20 +31,20 @@ def _lines(inspection: Inspection) -> list[str]:
         lines += ["", f"tensors: {len(used)} used, {len(unused)} unused", *(f"  unused {name}" for name in unused)]
     if "tensors_unchecked" in findings:
         lines += ["", f"tensors: not checked, {findings['tensors_unchecked']}"]
-    lines += ["", "nothing would fail" if not inspection.problems else "would fail"]
+    lines += ["", "ready: a run would start" if not inspection.problems else "a run would fail"]
     for problem in inspection.problems:
         lines += [f"  {problem.message}", *([f"  hint: {problem.hint}"] if problem.hint else [])]
     return lines
 
 
 def _spec_lines(spec: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Fields that say something, each with its source."""
+    """Each field that is set, with its source."""
     width = max(map(len, spec))
-    telling = {name: entry for name, entry in spec.items() if _says_something(entry["value"])}
-    return [f"  {name:<{width}} = {entry['value']!r}  ({entry['source']})" for name, entry in telling.items()]
+    shown = {name: entry for name, entry in spec.items() if _is_set(entry["value"])}
+    return [f"  {name:<{width}} = {entry['value']!r}  ({entry['source']})" for name, entry in shown.items()]
 
 
-def _says_something(value: object) -> bool:
+def _is_set(value: object) -> bool:
     return any(value) if isinstance(value, list) else bool(value)
 
 
@@ -52,7 +52,7 @@ def _token_lines(sequence: Mapping[str, Any]) -> list[str]:
     counted = sequence.get("counted") or [True] * len(sequence["ids"])
     tokens = zip(sequence["ids"], sequence["tokens"], counted, strict=True)
     cells = [f"{token}:{number}" if counts else f"({token}:{number})" for number, token, counts in tokens]
-    note = [] if all(counted) else ["  (in brackets: read, but not counted)"]
+    note = [] if all(counted) else ["  (tokens in brackets are read but not compared)"]
     return [f"  {' '.join(cells)}", *note]
 
 
@@ -60,7 +60,7 @@ def table_lines(rows: Sequence[Mapping[str, str]], form: str) -> list[str]:
     """Rows as aligned text, or as a Markdown table."""
     heads, lines = list(rows[0]), [list(row.values()) for row in rows]
     if form == "markdown":
-        named = [[f"`{name}`", *(f"`{cell}`" if "/" in cell else cell for cell in rest)] for name, *rest in lines]
+        named = [[f"`{name}`", *(f"`{cell}`" if "/" in cell else cell for cell in others)] for name, *others in lines]
         return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *named)]
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *lines)]

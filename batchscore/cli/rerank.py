@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from batchscore.cli import options as o
 from batchscore.stop import leave_on_signals
 
 
-@o.takes(o.settings, o.device, o.files, o.shares)
+@o.with_groups
 def rerank(
     model: o.Model,
-    settings: dict[str, Any],
-    device: dict[str, Any],
+    settings: o.Settings,
+    execution: o.Execution,
     files: o.Files,
     shares: o.Shares,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentsColumn = None,
+    document_fields: o.DocumentFields = None,
     query_id_column: o.QueryIdColumn = None,
     document_id_column: o.DocumentIdColumn = None,
     limit: o.Limit = None,
@@ -24,9 +23,10 @@ def rerank(
     return_documents: o.ReturnDocuments = False,
     nested: o.Nested = False,
 ) -> None:
-    """Rank each query's documents, best first.
+    """Rank the documents of each query, best first.
 
-    A row is a query with a list of documents, or one query and one document; rows of a query need not be neighbours.
+    A row holds a query with a list of documents, or one query and one document. The rows of a query may be anywhere in
+    the input.
 
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
@@ -38,6 +38,14 @@ def rerank(
     from batchscore.jobs.commands import RerankCommand
 
     command = RerankCommand(
-        query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit
+        query_column,
+        document_column,
+        query_id_column,
+        document_id_column,
+        top_n,
+        return_documents,
+        nested,
+        limit,
+        document_fields=o.names(document_fields) if document_fields else None,
     )
-    run(command, {"model": model, **settings, **device}, files, shares, display)
+    run(command, o.scorer_options(model, settings, execution), files, shares, display)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from batchscore.cli import options as o
 from batchscore.stop import leave_on_signals
 
 
-@o.takes(o.settings, o.device, o.files, o.shares)
+@o.with_groups
 def score(
     model: o.Model,
-    settings: dict[str, Any],
-    device: dict[str, Any],
+    settings: o.Settings,
+    execution: o.Execution,
     files: o.Files,
     shares: o.Shares,
     query_column: o.QueryColumn = "query",
     document_column: o.DocumentColumn = "document",
+    document_fields: o.DocumentFields = None,
     limit: o.Limit = None,
     score_column: o.ScoreColumn = "score",
     keep_columns: o.KeepColumns = "all",
     details: o.Details = False,
 ) -> None:
-    """Score query/document pairs: the input's rows in the input's order, plus a score.
+    """Score query/document pairs: the input's rows, in the same order, with a score.
 
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
@@ -33,7 +32,7 @@ def score(
     from batchscore.cli.run import run
     from batchscore.jobs.commands import ScoreCommand
 
-    names = tuple(name.strip() for name in keep_columns.split(","))
-    kept = {"all": None, "none": ()}.get(keep_columns, names)
-    command = ScoreCommand(query_column, document_column, score_column, kept, details, limit)
-    run(command, {"model": model, **settings, **device}, files, shares, display)
+    kept = {"all": None, "none": ()}.get(keep_columns, o.names(keep_columns))
+    fields = o.names(document_fields) if document_fields else None
+    command = ScoreCommand(query_column, document_column, score_column, kept, details, limit, document_fields=fields)
+    run(command, o.scorer_options(model, settings, execution), files, shares, display)

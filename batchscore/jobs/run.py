@@ -193,7 +193,8 @@ class _Run:
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
         job, files = self.job, len(self.job.plan.inputs)
         share = share_lines(files, parts.units, todo, job.shard, is_dynamic=job.options.is_dynamic)
-        self.events.started([*job.plan.lines(), *share], job.plan.describe())
+        lines = [*job.plan.lines(), *job.command.lines(job.source), *share]
+        self.events.started(lines, job.plan.describe())
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
 
     def _bad_elsewhere(self, parts: Parts) -> int:

@@ -71,9 +71,15 @@ class Command(Protocol):
     name: ClassVar[str]
 
     def check(self, source: Source) -> None: ...  # columns, before a model is loaded
+    def lines(self, source: Source) -> list[str]: ...  # what a person should know of how rows are read
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+
+
+def joined_line(columns: Sequence[str]) -> list[str]:
+    """The line that says which columns or fields are one document; none if it is a single one."""
+    return [f"document {' and '.join(columns)}, joined by a blank"] if len(columns) > 1 else []
 
 
 def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:

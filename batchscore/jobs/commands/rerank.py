@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
-from batchscore.io.documents import explode, require_fields
+from batchscore.io.documents import document_fields, explode, require_fields
 from batchscore.io.schema import Shape, is_nested
 from batchscore.io.source import Chunk, Source
-from batchscore.io.texts import read_texts
+from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, good_rows
+from batchscore.jobs.commands.base import BadRow, Counts, good_rows, joined_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rankings
 from batchscore.jobs.results import candidates, encode_ids
@@ -43,17 +43,25 @@ class RerankCommand:
     return_documents: bool = False
     nested: bool = False
     limit: int | None = None
+    document_fields: Sequence[str] | None = None  # of structs, or columns; None: title and text where both are there
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         columns = self._columns(source)
         if columns.nested:
             location = f"{source.files[0]}: column {columns.document!r}"
-            require_fields(source.column_type(columns.document), self.document_id_column, location)
+            kind = source.column_type(columns.document)
+            require_fields(kind, self.document_id_column, location, self.document_fields)
         if columns.query_id in _RANKED:
             raise UsageError(
                 f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
             )
+
+    def lines(self, source: Source) -> list[str]:
+        """Which columns or fields are joined to a document."""
+        columns = self._columns(source)
+        nested = columns.nested and document_fields(source.column_type(columns.document), self.document_fields)
+        return joined_line(nested or columns.texts)
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
@@ -74,11 +82,13 @@ class RerankCommand:
         queries = read_texts(chunk, self.query_column, row_faults)
         groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
-            documents = explode(chunk, columns.document, self.document_id_column, row_faults, missing)
+            documents = explode(
+                chunk, columns.document, self.document_id_column, row_faults, missing, self.document_fields
+            )
             parents, texts, document_ids = documents.parents, documents.texts, documents.ids
         else:  # a document is a row
             parents = np.arange(len(chunk.table))
-            texts = read_texts(chunk, columns.document, missing)
+            texts = read_texts(chunk, columns.texts, missing)
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             row_faults = {**missing, **row_faults}
         good = good_rows(len(parents), missing)
@@ -124,23 +134,31 @@ class RerankCommand:
         document = self.document_column or (
             "documents" if "documents" in names and "document" not in names else "document"
         )
-        flags = {
-            self.id_name: "--query-id-column", self.query_column: "--query-column", document: "--document-column"
-        }  # fmt: skip
+        queries = {self.id_name: "--query-id-column", self.query_column: "--query-column"}
+        nested = self.document_fields is None or document in names
+        if nested:
+            source.require({**queries, document: "--document-column"})
+            nested = is_nested(source.column_type(document))
+        texts = (document,) if nested else document_columns(document, names, self.document_fields)
+        flags = {**queries, **dict.fromkeys(texts, "--document-fields")}
+        if document in texts:
+            flags[document] = "--document-column"
         source.require(flags)
-        nested = is_nested(source.column_type(document))
         document_id = None if nested else self.document_id_column or ("document_id" if "document_id" in names else None)
         if document_id:
             flags[document_id] = "--document-id-column"
             source.require(flags)
-        shapes: dict[str, Shape] = {self.query_column: "text", document: "documents" if nested else "text"}
-        return _Columns(self.id_name, document, document_id, nested, flags, shapes)
+        shapes: dict[str, Shape] = {self.query_column: "text", **dict.fromkeys(texts, "text")}
+        if nested:
+            shapes[document] = "documents"
+        return _Columns(self.id_name, document, texts, document_id, nested, flags, shapes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
     query_id: str
     document: str
+    texts: tuple[str, ...]  # what is joined to a document; of a list, the list alone
     document_id: str | None  # of long rows; a list's documents carry their ids
     nested: bool  # a row lists the documents of its query
     flags: Mapping[str, str]  # column -> the option that names it

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from batchscore.errors import UsageError
 from batchscore.io.source import Chunk, Source
-from batchscore.io.texts import read_texts
+from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, good_rows
+from batchscore.jobs.commands.base import BadRow, Counts, good_rows, joined_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
@@ -36,28 +36,33 @@ class ScoreCommand:
     keep_columns: Sequence[str] | None = None  # None: all
     details: bool = False
     limit: int | None = None
+    document_fields: Sequence[str] | None = None  # columns that are joined; None: title and text where both are there
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         if "" in (self.keep_columns or ()):
             raise UsageError("--keep-columns has an empty name", hint="all, none, or names like id,query")
-        source.require(self._flags)
+        source.require(self._flags(source))
         self._refuse_clash(source.column_names())
+
+    def lines(self, source: Source) -> list[str]:
+        """Which columns are joined to a document."""
+        return joined_line(self._documents(source))
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of `unit_rows` rows."""
         kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
-        return source.units(unit_rows, columns={**kept, **self._flags}, limit=self.limit)
+        return source.units(unit_rows, columns={**kept, **self._flags(source)}, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> ScoredRows:
         """One pair a row."""
-        kept = self.keep_columns
-        columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
-        chunk = source.read(unit, columns, dict.fromkeys(self._flags, "text"))
+        kept, read = self.keep_columns, self._flags(source)
+        columns = None if kept is None else list(dict.fromkeys([*kept, *read]))
+        chunk = source.read(unit, columns, dict.fromkeys(read, "text"))
         self._refuse_clash(chunk.table.column_names)
         faults = chunk.faults()
         queries = read_texts(chunk, self.query_column, faults)
-        pairs = Pairs(queries, read_texts(chunk, self.document_column, faults))
+        pairs = Pairs(queries, read_texts(chunk, self._documents(source), faults))
         good = good_rows(len(chunk.table), faults)
         table = chunk.table if kept is None else chunk.table.select(list(kept))
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
@@ -76,9 +81,16 @@ class ScoreCommand:
         """Rows in input order."""
         return merge_rows(parts, units)
 
-    @property
-    def _flags(self) -> dict[str, str]:
-        return {self.query_column: "--query-column", self.document_column: "--document-column"}
+    def _documents(self, source: Source) -> tuple[str, ...]:
+        """The columns that together are a row's document."""
+        return document_columns(self.document_column, source.column_names(), self.document_fields)
+
+    def _flags(self, source: Source) -> dict[str, str]:
+        """The columns to read, and the option that names each."""
+        fields = dict.fromkeys(self._documents(source), "--document-fields")
+        return {self.query_column: "--query-column", **fields} | (
+            {self.document_column: "--document-column"} if self.document_column in fields else {}
+        )
 
     def _refuse_clash(self, existing: Sequence[str]) -> None:
         added = [self.score_column, *(_DETAILS if self.details else ())]
