@@ -310,12 +310,12 @@ def start_parts(
         )
     if is_stale:
         folder.remove(JOB)  # first, so that no process takes the rest for a job
-    folder.make()
     if is_stale or JOB not in names:  # otherwise another process has just begun
         for name in names:
             if name != JOB and TEMPORARY not in name:  # another process may be writing that
                 folder.remove(name)
     units = [[astuple(span) for span in unit.spans] for unit in divide()]
+    folder.make()  # not before: an input that cannot be divided leaves no folder
     job = {"fingerprint": fingerprint, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
     folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
