@@ -385,7 +385,7 @@ def test_parts_in_memory_are_merged(tiny: Tiny, memory: Any) -> None:
         ("s3://bucket/texts/a.txt", "o.parquet", 2, "its suffix is none of"),
         ("s3://bucket/empty.parquet", "o.parquet", 5, "s3://bucket/empty.parquet is empty"),
         ("s3://bucket/bad.parquet", "o.parquet", 5, "s3://bucket/bad.parquet is not a readable Parquet file"),
-        ("s3://bucket/in.parquet?region=x", "o.parquet", 2, "options behind a ?"),
+        ("s3://bucket/in.parquet?region=x", "o.parquet", 2, "options after a ?"),
         ("s3:///in.parquet", "o.parquet", 2, "s3:///in.parquet cannot be used: Missing bucket name"),
         ("foo://x/in.parquet", "o.parquet", 2, "no file system is known for foo://"),
         ("memory://none.parquet", "o.parquet", 4, "memory://none.parquet: no such file or folder"),

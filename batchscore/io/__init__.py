@@ -1,1 +1,1 @@
-"""The input in bounded windows and the output in one piece; the only place that knows pyarrow and datasets."""
+"""Formats and storage: files, datasets and object stores, read as units of rows and written as whole files."""

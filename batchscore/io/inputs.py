@@ -62,7 +62,7 @@ def find_inputs(path: str, skip: Skip) -> list[Input]:
         match for match in glob.glob(path, recursive=True) if os.path.exists(match) and not skip(match)
     ):
         # `**` matches folders and also the files in them: each file is read once
-        return list(dict.fromkeys(found for match in matches for found in find_inputs(match, skip)))
+        return list(dict.fromkeys(file for match in matches for file in find_inputs(match, skip)))
     if re.fullmatch(r"[\w-]+/[\w-]+", path):  # a suffix means a file; `hf:` opens a dataset with a dot in its name
         return [Input("hub", path)]
     raise NotFoundError(f"{path}: no such file or folder", hint="check the path; a Hub dataset is hf:org/name")

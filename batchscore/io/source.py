@@ -270,7 +270,7 @@ def open_source(paths: Sequence[str], *, split: str | None = None, skip: Skip = 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    inputs = tuple(found for path in paths for found in find_inputs(path, skip))
-    if split is not None and all(found.kind == "file" for found in inputs):
+    inputs = tuple(file for path in paths for file in find_inputs(path, skip))
+    if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
     return FileAddresses(inputs, split).open()

@@ -279,25 +279,44 @@ def start_parts(
     Raises:
         OutputError: the folder holds another job, a damaged one, parts without a description, or other files.
     """
-    there, is_stale = None, False
+    there, is_stale = _job_there(folder, fingerprint, overwrite=overwrite)
+    if there is not None and not is_stale:
+        return there
+    _clear(folder, is_job=there is not None, is_stale=is_stale, overwrite=overwrite)
+    units = [[astuple(span) for span in unit.spans] for unit in divide()]
+    folder.make()  # not before: an input that cannot be divided leaves no folder
+    job = {"fingerprint": fingerprint, "units": units}
+    # if several processes begin at once, one of them creates the description and all of them use it
+    folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
+    made = open_parts(folder)
+    if made is None or first_difference(made.fingerprint, fingerprint) is not None:
+        raise OutputError(f"{folder.path} was taken by another job meanwhile", hint="choose another output")
+    return made
+
+
+def _job_there(folder: Folder, fingerprint: Fingerprint, *, overwrite: bool) -> tuple[Parts | None, bool]:
+    """(the job that the folder holds, whether it is to be removed); None for a damaged one that is to be removed."""
     try:
         there = open_parts(folder)
     except OutputError:
         if not overwrite:
             raise
-        is_stale = True
-    if there is not None:
-        difference = first_difference(there.fingerprint, fingerprint)
-        if difference is None and not (overwrite and there.complete()):
-            return there
-        if not overwrite:
-            raise OutputError(
-                f"{folder.path} holds the parts of another job: {difference}",
-                hint="pass --overwrite to start again, or choose another output",
-            )
-        is_stale = True
+        return None, True
+    if there is None:
+        return None, False
+    difference = first_difference(there.fingerprint, fingerprint)
+    if difference is not None and not overwrite:
+        raise OutputError(
+            f"{folder.path} holds the parts of another job: {difference}",
+            hint="pass --overwrite to start again, or choose another output",
+        )
+    return there, difference is not None or (overwrite and there.complete())
+
+
+def _clear(folder: Folder, *, is_job: bool, is_stale: bool, overwrite: bool) -> None:
+    """Remove what is left of earlier jobs; OutputError, before anything is removed, if it may not be."""
     names = folder.names()
-    if (foreign := _foreign(folder, names, is_job=there is not None)) is not None:
+    if (foreign := _foreign(folder, names, is_job=is_job)) is not None:
         raise OutputError(
             f"{folder.path} has other files in it, for example {foreign}", hint="choose an empty or a new folder"
         )
@@ -308,19 +327,10 @@ def start_parts(
         )
     if is_stale:
         folder.remove(JOB)  # first, so that no process takes the rest for a job
-    folder.make()
     if is_stale or JOB not in names:  # otherwise another process has just begun
         for name in names:
             if name != JOB and TEMPORARY not in name:  # another process may be writing that
                 folder.remove(name)
-    units = [[astuple(span) for span in unit.spans] for unit in divide()]
-    job = {"fingerprint": fingerprint, "units": units}
-    # if several processes begin at once, one of them creates the description and all of them use it
-    folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
-    made = open_parts(folder)
-    if made is None or (difference := first_difference(made.fingerprint, fingerprint)) is not None:
-        raise OutputError(f"{folder.path} was taken by another job meanwhile", hint="choose another output")
-    return made
 
 
 def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | None:
