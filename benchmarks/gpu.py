@@ -276,6 +276,8 @@ def memory(report: Report) -> None:
     model = Model("bert_pairs", "", LOGITS)
     options: dict[str, Any] = {"device": report.device, "dtype": "float32", "cache_mb": 0, "batch_tokens": 10**7}
     with Scorer(report.checkpoint(model.name), window_rows=len(queries), **model.options, **options) as scorer:
+        if report.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         with watched_packs() as packs:
             expected = scorer.score(queries, documents)
         largest = max(packs)
@@ -307,7 +309,7 @@ def watched_packs(limit: int | None = None) -> Iterator[list[int]]:
 
 @contextmanager
 def less_memory(report: Report) -> Iterator[None]:
-    """Two thirds of what torch has taken at its height so far in this process."""
+    """Two thirds of what torch has taken at its height since that was reset."""
     if report.device != "cuda":
         yield
         return
@@ -439,10 +441,10 @@ def profile(report: Report, name: str, scorer: Scorer) -> None:
     every_thread = _ExperimentalConfig(profile_all_threads=True)
     with torch.profiler.profile(activities=activities, experimental_config=every_thread) as profiler:
         scorer.score(*workload(20 if report.small else 600))
-    times = {
-        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        for event in profiler.key_averages()
-    }
+    # on a GPU its kernels alone: an operation's own entry counts them once more
+    kind = "CUDA" if on_gpu else "CPU"
+    events = [event for event in profiler.key_averages() if event.device_type.name == kind]
+    times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
     total = sum(times.values()) or 1
     report.say(f"profile {name}, one pack, {total / 1000:.1f} ms on the {'GPU' if on_gpu else 'CPU'}:")
     for key in sorted(times, key=lambda key: -times[key])[:10]:

@@ -88,10 +88,10 @@ def test_a_pack_is_attended_as_each_sequence_alone(
 ) -> None:
     query, key, value = states(HEADS, 0), states(key_heads, 1), states(key_heads, 2)
 
-    found = packed(query, key, value, layer(is_causal=causal), sliding_window=window, softcap=softcap, scaling=0.3)
+    attended = packed(query, key, value, layer(is_causal=causal), sliding_window=window, softcap=softcap, scaling=0.3)
 
     expected = one_by_one(query, key, value, causal=causal, window=window, softcap=softcap, scaling=0.3)
-    torch.testing.assert_close(found, expected, rtol=0, atol=SAME)
+    torch.testing.assert_close(attended, expected, rtol=0, atol=SAME)
 
 
 @causal
@@ -103,11 +103,11 @@ def test_tokens_that_are_not_seen_get_no_weight(causal: bool, softcap: float | N
     for start in (0, 9, 14, 19, 24, 26):
         seen[start] = True
 
-    found = packed(query, key, value, layer(is_causal=causal), softcap=softcap, seen=seen)
+    attended = packed(query, key, value, layer(is_causal=causal), softcap=softcap, seen=seen)
 
     expected = one_by_one(query, key, value, causal=causal, softcap=softcap, seen=seen)
-    torch.testing.assert_close(found, expected, rtol=0, atol=SAME)
-    assert not torch.allclose(found, packed(query, key, value, layer(is_causal=causal), softcap=softcap), atol=1e-3)
+    torch.testing.assert_close(attended, expected, rtol=0, atol=SAME)
+    assert not torch.allclose(attended, packed(query, key, value, layer(is_causal=causal), softcap=softcap), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_a_layer_and_its_config_must_both_be_causal(made: bool, config: bool | N
     """A language model that was retrained to look both ways says so on its config alone."""
     query, key, value = (states(HEADS, seed) for seed in range(3))
 
-    found = packed(query, key, value, layer(is_causal=made, config=config))
+    attended = packed(query, key, value, layer(is_causal=made, config=config))
 
-    torch.testing.assert_close(found, one_by_one(query, key, value, causal=causal), rtol=0, atol=SAME)
+    torch.testing.assert_close(attended, one_by_one(query, key, value, causal=causal), rtol=0, atol=SAME)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
@@ -128,9 +128,9 @@ def test_the_window_of_a_causal_class_that_looks_both_ways_counts_its_far_end_in
     """As transformers' mask does."""
     query, key, value = (states(HEADS, seed) for seed in range(3))
 
-    found = packed(query, key, value, layer(is_causal=True, config=False), sliding_window=window)
+    attended = packed(query, key, value, layer(is_causal=True, config=False), sliding_window=window)
 
-    torch.testing.assert_close(found, one_by_one(query, key, value, window=window + 1), rtol=0, atol=SAME)
+    torch.testing.assert_close(attended, one_by_one(query, key, value, window=window + 1), rtol=0, atol=SAME)
 
 
 @pytest.mark.parametrize("seen", [None, torch.arange(sum(LENGTHS)) % 3 != 1], ids=["all", "some"])
@@ -142,9 +142,9 @@ def test_the_first_tokens_alone_are_attended_as_among_all(seen: Tensor | None) -
         seen[first] = True
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]
 
-    found = attend_from_first(flat[0][first], flat[1], flat[2], None, sequences(seen))
+    attended = attend_from_first(flat[0][first], flat[1], flat[2], None, sequences(seen))
 
-    torch.testing.assert_close(found, one_by_one(query, key, value, seen=seen)[first], rtol=0, atol=SAME)
+    torch.testing.assert_close(attended, one_by_one(query, key, value, seen=seen)[first], rtol=0, atol=SAME)
 
 
 # ---- what is asked of the kernel that GPUs have
@@ -175,11 +175,13 @@ def test_the_kernel_is_asked_for_attention_by_the_same_rule(
 ) -> None:
     query, key, value = (states(heads, n).half() for n, heads in enumerate((HEADS, key_heads, key_heads)))
 
-    found = packed(query, key, value, layer(is_causal=causal), sliding_window=window, scaling=scaling)
+    attended = packed(query, key, value, layer(is_causal=causal), sliding_window=window, scaling=scaling)
 
     rule = {"causal": causal, "window": window, "scaling": scaling or DIM**-0.5}
     expected = one_by_one(query.float(), key.float(), value.float(), **rule)
-    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)  # outputs below 4 are 2e-3 apart in float16
+    torch.testing.assert_close(
+        attended.float(), expected, rtol=0, atol=2e-3
+    )  # outputs below 4 are 2e-3 apart in float16
     assert len(kernel_calls) == 1
 
 
@@ -187,10 +189,10 @@ def test_the_kernel_is_asked_for_first_tokens_alone(kernel_calls: list[dict[str,
     query, key, value = (states(HEADS, seed)[0].transpose(0, 1).half() for seed in range(3))
     first = torch.tensor([0, 9, 14, 19, 24, 26])
 
-    found = attend_from_first(query[first], key, value, None, sequences())
+    attended = attend_from_first(query[first], key, value, None, sequences())
 
     expected = one_by_one(*(part.float().transpose(0, 1)[None] for part in (query, key, value)))[first]
-    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(attended.float(), expected, rtol=0, atol=2e-3)
     assert len(kernel_calls) == 1
 
 
@@ -241,6 +243,6 @@ def test_torchs_own_kernel_takes_what_it_is_asked(key_heads: int, monkeypatch: p
     query, key, value = (states(heads, 0).half().to("meta") for heads in (HEADS, key_heads, key_heads))
     on_meta = Sequences.of(np.array(LENGTHS), None, lambda column: torch.from_numpy(column).to("meta"))
 
-    found, _ = packed_attention(layer(is_causal=True), query, key, value, None, sequences=on_meta, sliding_window=3)
+    attended, _ = packed_attention(layer(is_causal=True), query, key, value, None, sequences=on_meta, sliding_window=3)
 
-    assert (found.shape, found.dtype) == ((1, sum(LENGTHS), HEADS, DIM), torch.float16)
+    assert (attended.shape, attended.dtype) == ((1, sum(LENGTHS), HEADS, DIM), torch.float16)

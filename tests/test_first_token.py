@@ -25,10 +25,10 @@ def test_the_last_layer_gives_first_tokens_what_it_gives_them_among_all(tiny: Ti
     sequences = Sequences.of(np.array(LENGTHS), None, torch.from_numpy)
     hidden = torch.randn(sum(LENGTHS), checkpoints.HIDDEN, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found = last_layer_at_first_tokens(layer, hidden, sequences)
+        output = last_layer_at_first_tokens(layer, hidden, sequences)
         expected = [_output(layer(part[None]))[0, 0] for part in hidden.split(LENGTHS)]
 
-    assert torch.allclose(found, torch.stack(expected), atol=1e-6)
+    assert torch.allclose(output, torch.stack(expected), atol=1e-6)
 
 
 def _output(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -15,16 +15,16 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
 def run(*arguments: str, python: str = sys.executable) -> tuple[int, str]:
     """(exit code, what it printed)."""
     environment = {**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
+    process = subprocess.run(
         ["bash", str(SCRIPT), *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    return found.returncode, found.stdout
+    return process.returncode, process.stdout
 
 
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu() -> None:
-    code, said = run("--small")
-    assert code == 0, said
+    code, output = run("--small")
+    assert code == 0, output
     for part in (
         "MaxSim",
         "one of them killed: 600 scores",
@@ -32,13 +32,13 @@ def test_every_part_runs_on_a_cpu() -> None:
         "speed   MiniLM-size",
         "profile bge-reranker",
     ):
-        assert part in said
-    assert said.endswith("all as on a CPU\n")
+        assert part in output
+    assert output.endswith("all as on a CPU\n")
 
 
 def test_what_is_missing_is_named_before_anything_runs(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n', "utf-8")
     bare.chmod(0o755)
-    code, said = run(python=str(bare))
-    assert (code, said.partition(",")[0]) == (1, "gpu.sh: this Python lacks torch")
+    code, output = run(python=str(bare))
+    assert (code, output.partition(",")[0]) == (1, "gpu.sh: this Python lacks torch")

@@ -25,13 +25,13 @@ VECTOR_SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": 
 def maxsim(query: Tensor, documents: Tensor, lengths: Sequence[int]) -> Tensor:
     """Sum over query tokens of the best-matching token of each document.
 
-    One product for all documents and a maximum over each document's own tokens: no padding that could win where every
-    true similarity is negative.
+    One product for all documents, then a maximum over each document's own tokens: padding could win where every true
+    similarity is negative.
 
     Args:
         query: float32 [query tokens, dim], rows of unit length.
         documents: float32 [sum(lengths), dim], rows of unit length, documents end to end.
-        lengths: tokens of each document, none of them 0.
+        lengths: tokens of each document, at least 1.
 
     Returns:
         float32 [documents]; each at most the number of query tokens.
