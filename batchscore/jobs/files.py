@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 from typing_extensions import Unpack
@@ -17,6 +18,7 @@ from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.run import prepare
+from batchscore.models.open import ModelOptions
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
 
@@ -40,6 +42,7 @@ class FileOptions(ScorerOptions, total=False):
     ray_address: str | None
     unit_rows: int  # of Scorer called window_rows
     query_column: str
+    document_fields: str | Sequence[str] | None  # "title,text", or names
     limit: int | None
 
 
@@ -84,8 +87,7 @@ def score_files(
         BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
     """
     kept = options.pop("keep_columns", "all")
-    names = {"all": None, "none": ()}.get(kept, kept.split(",")) if isinstance(kept, str) else kept
-    columns = None if names is None else tuple(name.strip() for name in names)
+    columns = {"all": None, "none": ()}.get(kept, _listed(kept)) if isinstance(kept, str) else tuple(kept)
     return _run(ScoreCommand, {"keep_columns": columns}, model, inputs, out, options, events)
 
 
@@ -123,6 +125,8 @@ def _run(
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
     left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
+    if isinstance(left.get("document_fields"), str):
+        left["document_fields"] = _listed(left["document_fields"])
     command = kind(**own, **_taken(left, kind))
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     if left.get("max_errors") is not None:
@@ -133,17 +137,15 @@ def _run(
         stop.after(seconds)
     if "unit_rows" in left:
         left["window_rows"] = left.pop("unit_rows")
-    known = _names(ScorerOptions)
-    if unknown := [name for name in left if name not in known]:
-        raise UsageError(f"unknown option {unknown[0]!r}", hint="options are the flags of the command line")
+    if unknown := left.keys() - ScorerOptions.__annotations__.keys() - ModelOptions.__annotations__.keys():
+        raise UsageError(f"unknown option {min(unknown)!r}", hint="options are the flags of the command line")
     return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
 
 
-def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
-    """The options that are fields of a class, taken out."""
-    return {name: options.pop(name) for name in _names(kind) & options.keys()}
+def _taken(options: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The options that are fields of a dataclass, taken out."""
+    return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
 
 
-def _names(kind: type) -> set[str]:
-    """Names of the fields of a dataclass or a TypedDict, inherited ones too."""
-    return {name for base in kind.__mro__ for name in getattr(base, "__annotations__", ())}
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(","))
