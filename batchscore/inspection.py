@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from batchscore.errors import BatchscoreError, RowError
+from batchscore.errors import BatchscoreError, InputError
 from batchscore.models.arch import supported
 from batchscore.models.arch.entry import Architecture
 from batchscore.models.checkpoint import Checkpoint, UncheckedError
@@ -77,8 +77,6 @@ def inspect_model(
     pairs = Pairs(Texts.of([query]), Texts.of([document]))
     try:
         inspection.findings |= _sample(spec, tokenizer, template, loaded, pairs)
-    except RowError as error:
-        inspection.problems.append(error.cause(f"the sample pair: {error.message}", hint=error.hint))
     except BatchscoreError as error:
         inspection.problems.append(error)
     return inspection
@@ -97,7 +95,10 @@ def _sample(
     engine = runner_kind(spec)(
         spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", OutputCache(0, "cpu"), None
     )
-    items = (engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)).items
+    work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
+    for fault in work.faults.values():
+        raise InputError(f"the sample pair: {fault.message}", hint=fault.hint)
+    items = work.items
     sides = ["query", "document"] if len(items) == 2 else ["pair"]
     sequences = []
     for index, side in enumerate(sides):
@@ -107,8 +108,8 @@ def _sample(
             "ids": item.ids.tolist(),
             "tokens": tokenizer.describe(item.ids.tolist()),
         }
-        if item.keep is not None:
-            sequence["counted"] = item.keep.tolist()
+        if "keep" in item.columns:
+            sequence["counted"] = item.columns["keep"].tolist()
         sequences.append(sequence)
     query, document = spec.query_prompt + pairs.queries.values[0], spec.document_prompt + pairs.documents.values[0]
     prompt = {"query": query, "document": document}

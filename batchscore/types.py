@@ -6,9 +6,9 @@ and gathering a pack of it is one numpy call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,31 +60,66 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Token sequences laid end to end; sequence i is `ids[offsets[i]:offsets[i + 1]]`."""
+    """Token sequences laid end to end; sequence i has the tokens from `offsets[i]` to `offsets[i + 1]`.
 
-    ids: NDArray[np.int32]  # [tokens]
+    `columns` hold a value for each token: "ids" (int32) always, the others where the model needs them. A column that
+    is not there reads as its default for every token (`ABSENT`), so a new one costs an entry there and no edit here.
+    """
+
     offsets: NDArray[np.int64]  # [n + 1], first 0
-    types: NDArray[np.int32] | None = None  # [tokens], token type ids where the model has them
-    keep: NDArray[np.bool_] | None = None  # [tokens], the tokens that count in the readout; None: all
-    seen: NDArray[np.bool_] | None = None  # [tokens], the tokens that others attend to; None: all
+    columns: Mapping[str, NDArray[Any]]  # each [tokens]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """int32 [tokens]."""
+        return self.columns["ids"]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """int64 [n]: tokens of each sequence."""
         return np.diff(self.offsets)
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64 [tokens]: where each token stands in its sequence."""
+        return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
+
     def take(self, index: NDArray[np.integer]) -> Items:
         """The sequences at `index`, in that order."""
-        lengths = self.lengths[index]
-        offsets = offsets_of(lengths)
-        where = ranges(self.offsets[:-1][index], lengths)
-        types = None if self.types is None else self.types[where]
-        keep = None if self.keep is None else self.keep[where]
-        seen = None if self.seen is None else self.seen[where]
-        return Items(self.ids[where], offsets, types, keep, seen)
+        return self.slice(self.offsets[:-1][index], self.lengths[index])
+
+    def slice(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> Items:
+        """Sequences cut out of the tokens: `lengths[i]` of them from `starts[i]` on."""
+        tokens = ranges(starts, lengths)
+        return Items(offsets_of(lengths), {name: column[tokens] for name, column in self.columns.items()})
+
+    def concat(self, other: Items) -> Items:
+        """These sequences, then the others'."""
+        columns = {
+            name: np.concatenate([part.filled(name) for part in (self, other)])
+            for name in (*self.columns, *(name for name in other.columns if name not in self.columns))
+        }
+        return Items(offsets_of(np.concatenate([self.lengths, other.lengths])), columns)
+
+    def filled(self, name: str) -> NDArray[Any]:
+        """A column, full of its default where it is not there."""
+        return self.columns[name] if name in self.columns else np.full(len(self.ids), ABSENT[name])
+
+    def with_columns(self, **columns: NDArray[Any] | None) -> Items:
+        """The same sequences with these columns set, or left out where None."""
+        return Items(
+            self.offsets, {name: column for name, column in {**self.columns, **columns}.items() if column is not None}
+        )
+
+
+ABSENT: Mapping[str, Any] = {
+    "types": np.int32(0),  # token type ids: one segment
+    "keep": np.True_,  # tokens that count in the readout: all
+    "seen": np.True_,  # tokens that others attend to: all
+}
 
 
 def offsets_of(lengths: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
@@ -99,69 +134,93 @@ def ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A window ready for the model: what to forward, and which items each row needs.
+class Fault:
+    """Why a row has no score."""
 
-    Items before `held` are forwarded first and their outputs kept (the queries of a bi-encoder); the others stream
-    through in packs and each pack is scored as soon as it is done, so that document outputs never pile up. A cross-
-    encoder holds nothing: its item is the pair.
+    code: str  # a word for programs, such as "null"
+    message: str  # what follows "row 3: "
+    hint: str | None = None  # the next step
+    column: str | None = None
+
+    @property
+    def is_models(self) -> bool:
+        """Whether the model or the machine failed: no change to the row would help."""
+        return self.code in ("non-finite", "out-of-memory")
+
+
+Faults = dict[int, Fault]  # by row
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A window laid out for the model: the sequences to forward, and which of them each row needs.
+
+    The first `queries` items are read by themselves and their outputs kept (the queries of a bi-encoder); the others
+    stream through in packs and each pack is scored as soon as it is done, so that document outputs never pile up. A
+    cross-encoder keeps nothing: its item is the pair.
+
+    A row with a fault needs no item. The items that only such rows would need are never forwarded.
     """
 
     items: Items
-    held: int
-    # [rows], item of the row's query; equal to `right` for a cross-encoder, the document's place in a listwise prompt
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]  # [rows], item of the row's document
+    queries: int
+    left: NDArray[np.int32]  # [rows], item of the row's query; where `queries` is 0, equal to `right`
+    right: NDArray[np.int32]  # [rows], item of the row's document or pair; -1: the row has a fault
     cut: NDArray[np.uint8]  # [rows], bits CUT_QUERY and CUT_DOCUMENT
+    group: NDArray[np.int32]  # [items], the query whose prompt an item begins with; -1: it belongs to no one query
+    slot: NDArray[np.int32] | None = None  # [rows], which document of a listwise prompt a row is
+    faults: Faults = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.right)
 
+    def refused(self, faults: Faults) -> Work:
+        """The same work with further rows at fault; a row keeps its first fault."""
+        if not faults:
+            return self
+        right = self.right.copy()
+        right[list(faults)] = -1
+        return replace(self, right=right, faults={**faults, **self.faults})
+
+    def only(self, rows: NDArray[np.integer]) -> Work:
+        """The same work for some of its rows; the others need nothing and have no fault."""
+        right = np.full_like(self.right, -1)
+        right[rows] = self.right[rows]
+        return replace(self, right=right, faults={})
+
     def row_tokens(self) -> NDArray[np.int32]:
         """int32 [rows]: tokens the model reads for each row, both sides."""
-        lengths = self.items.lengths
-        tokens = lengths[self.right] + (lengths[self.left] if self.held else 0)
-        return tokens.astype(np.int32)
+        lengths = self.items.lengths if len(self.items) else np.zeros(1, np.int64)
+        tokens = lengths[self.right] + (lengths[self.left] if self.queries else 0)
+        return np.where(self.right < 0, 0, tokens).astype(np.int32)
 
-    def split(self, max_held_tokens: int) -> Iterator[tuple[range, NDArray[np.int64]]]:
-        """Yield (held items, rows that need one of them), held items within `max_held_tokens` or a single one."""
-        if not self.held:
-            yield range(0), np.arange(len(self))
+    def needed(self) -> NDArray[np.int64]:
+        """int64: the items that a row needs, in order."""
+        rows = self.right >= 0
+        return np.unique(np.concatenate([self.left[rows], self.right[rows]])).astype(np.int64)
+
+    def query_groups(self, max_tokens: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield (query items, rows that need one of them), query items within `max_tokens` or a single one."""
+        rows = np.flatnonzero(self.right >= 0)
+        if not self.queries:
+            yield np.empty(0, np.int64), rows
             return
-        start = 0
-        while start < self.held:
-            limit = self.items.offsets[start] + max_held_tokens
-            stop = max(start + 1, int(np.searchsorted(self.items.offsets[: self.held + 1], limit, side="right")) - 1)
-            yield range(start, stop), np.flatnonzero((self.left >= start) & (self.left < stop))
-            start = stop
+        queries = np.unique(self.left[rows]).astype(np.int64)
+        ends = np.cumsum(self.items.lengths[queries])
+        start, before = 0, 0
+        while start < len(queries):
+            stop = max(start + 1, int(np.searchsorted(ends, before + max_tokens, side="right")))
+            first, last = queries[start], queries[stop - 1]
+            yield queries[start:stop], rows[(self.left[rows] >= first) & (self.left[rows] <= last)]
+            start, before = stop, int(ends[stop - 1])
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A pack as the model reads it: sequences end to end, longest first, no padding."""
+class Outcome:
+    """What the model made of a window."""
 
-    input_ids: NDArray[np.int64]  # [tokens]
-    position_ids: NDArray[np.int64]  # [tokens], restarting with each sequence
-    offsets: NDArray[np.int32]  # [n + 1], the "cu_seqlens" of variable-length attention
-    token_type_ids: NDArray[np.int64] | None
-    keep: NDArray[np.bool_] | None
-    seen: NDArray[np.bool_] | None = None  # where some tokens are not attended to
-    is_query: bool = False  # a model with an adapter for each side needs to know
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """int32 [n]: tokens of each sequence."""
-        return np.diff(self.offsets)
-
-    def runs(self) -> list[tuple[int, int, int]]:
-        """(first token, sequences, length) of each run of equally long sequences."""
-        lengths = self.lengths
-        starts = np.flatnonzero(np.diff(lengths, prepend=-1))
-        counts = np.diff(starts, append=len(lengths))
-        return [(int(self.offsets[s]), int(c), int(lengths[s])) for s, c in zip(starts, counts, strict=True)]
+    raw: NDArray[np.float32]  # [rows, k], a number for each head or adapter; NaN in rows with a fault
+    faults: Faults  # of the layout and of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,25 +235,32 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a window gives back, in row order."""
+    """What a window gives back, in row order; a row with a fault has NaN."""
 
-    score: NDArray[np.float32]  # [rows]
-    logit: NDArray[np.float32] | None  # [rows], cross-encoders: before the activation
+    score: NDArray[np.float32]  # [rows, k]
+    logit: NDArray[np.float32] | None  # [rows, k], cross-encoders: before the activation
     num_tokens: NDArray[np.int32]  # [rows]
     cut: NDArray[np.uint8]  # [rows], index into CUT_NAMES
 
     @property
     def rank_by(self) -> NDArray[np.float32]:
         """float32 [rows]: the logit if there is one: a saturated sigmoid ties what the model tells apart."""
-        return self.score if self.logit is None else self.logit
+        return (self.score if self.logit is None else self.logit)[:, 0]
 
+    def rows(self, rows: NDArray[np.integer]) -> Scores:
+        """Some rows."""
+        logit = None if self.logit is None else self.logit[rows]
+        return Scores(self.score[rows], logit, self.num_tokens[rows], self.cut[rows])
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with one row."""
-
-    row: int  # of the table or window that this is said of
-    column: str | None
-    code: str  # a word for programs, such as "null"
-    message: str
-    hint: str | None = None
+    @classmethod
+    def concat(cls, parts: Sequence[Scores]) -> Scores:
+        """The rows of all parts, one after the other."""
+        none = cls(np.empty((0, 1), np.float32), None, np.empty(0, np.int32), np.empty(0, np.uint8))
+        parts = parts or [none]
+        logits = [part.logit for part in parts if part.logit is not None]
+        return cls(
+            np.concatenate([part.score for part in parts]),
+            np.concatenate(logits) if logits else None,
+            np.concatenate([part.num_tokens for part in parts]),
+            np.concatenate([part.cut for part in parts]),
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -9,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
-from batchscore.runners.attention import attend_from_first, packed_attention
-from batchscore.types import Batch
+from batchscore.runners.attention import Sequences, attend_from_first, packed_attention
+from kernels import KERNELS, MINOR_RELEASES
 
 LENGTHS = [9, 5, 5, 5, 2, 1]
 HEADS, DIM = 4, 8
@@ -25,11 +29,8 @@ def states(heads: int, seed: int) -> Tensor:
     return torch.randn(1, heads, sum(LENGTHS), DIM, generator=torch.Generator().manual_seed(seed))
 
 
-def lengths() -> dict[str, Any]:
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
-    none = np.empty(0, np.int64)
-    runs = Batch(none, none, offsets, None, None).runs()
-    return {"sequence_runs": runs, "cu_seq_lens_q": torch.from_numpy(offsets), "max_length_q": max(LENGTHS)}
+def sequences(seen: Tensor | None = None) -> Sequences:
+    return Sequences.of(np.array(LENGTHS), None if seen is None else seen.numpy(), torch.from_numpy)
 
 
 def one_by_one(
@@ -70,8 +71,10 @@ def layer(*, is_causal: bool, config: bool | None = None) -> nn.Module:
     return made
 
 
-def packed(query: Tensor, key: Tensor, value: Tensor, module: nn.Module, **rule: Any) -> Tensor:
-    attended, weights = packed_attention(module, query, key, value, None, **lengths(), **rule)
+def packed(
+    query: Tensor, key: Tensor, value: Tensor, module: nn.Module, seen: Tensor | None = None, **rule: Any
+) -> Tensor:
+    attended, weights = packed_attention(module, query, key, value, None, sequences=sequences(seen), **rule)
     assert weights is None
     return attended[0]
 
@@ -100,7 +103,7 @@ def test_tokens_that_are_not_seen_get_no_weight(causal: bool, softcap: float | N
     for start in (0, 9, 14, 19, 24, 26):
         seen[start] = True
 
-    found = packed(query, key, value, layer(is_causal=causal), softcap=softcap, sequence_seen=seen)
+    found = packed(query, key, value, layer(is_causal=causal), softcap=softcap, seen=seen)
 
     expected = one_by_one(query, key, value, causal=causal, softcap=softcap, seen=seen)
     torch.testing.assert_close(found, expected, rtol=0, atol=SAME)
@@ -139,6 +142,105 @@ def test_the_first_tokens_alone_are_attended_as_among_all(seen: Tensor | None) -
         seen[first] = True
     flat = [part[0].transpose(0, 1) for part in (query, key, value)]
 
-    found = attend_from_first(flat[0][first], flat[1], flat[2], None, **lengths(), sequence_seen=seen)
+    found = attend_from_first(flat[0][first], flat[1], flat[2], None, sequences(seen))
 
     torch.testing.assert_close(found, one_by_one(query, key, value, seen=seen)[first], rtol=0, atol=SAME)
+
+
+# ---- what is asked of the kernel that GPUs have
+
+
+@pytest.fixture(params=KERNELS)
+def kernel_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Keywords of each call of torch's kernel, which a stand-in of one release takes on this CPU."""
+    calls: list[dict[str, Any]] = []
+    kernel = KERNELS[request.param]
+
+    @functools.wraps(kernel)
+    def recorded(*tensors: Any, **keywords: Any) -> Tensor:
+        calls.append(keywords)
+        return kernel(*tensors, **keywords)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", recorded)
+    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: True)
+    return calls
+
+
+@causal
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 9, 100])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_the_kernel_is_asked_for_attention_by_the_same_rule(
+    causal: bool, key_heads: int, window: int | None, scaling: float | None, kernel_calls: list[dict[str, Any]]
+) -> None:
+    query, key, value = (states(heads, n).half() for n, heads in enumerate((HEADS, key_heads, key_heads)))
+
+    found = packed(query, key, value, layer(is_causal=causal), sliding_window=window, scaling=scaling)
+
+    rule = {"causal": causal, "window": window, "scaling": scaling or DIM**-0.5}
+    expected = one_by_one(query.float(), key.float(), value.float(), **rule)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)  # outputs below 4 are 2e-3 apart in float16
+    assert len(kernel_calls) == 1
+
+
+def test_the_kernel_is_asked_for_first_tokens_alone(kernel_calls: list[dict[str, Any]]) -> None:
+    query, key, value = (states(HEADS, seed)[0].transpose(0, 1).half() for seed in range(3))
+    first = torch.tensor([0, 9, 14, 19, 24, 26])
+
+    found = attend_from_first(query[first], key, value, None, sequences())
+
+    expected = one_by_one(*(part.float().transpose(0, 1)[None] for part in (query, key, value)))[first]
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-3)
+    assert len(kernel_calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda states: states.float(), {}),
+        (lambda states: states, {"softcap": 0.5}),
+        (lambda states: states, {"seen": torch.arange(sum(LENGTHS)) != 8}),
+        (lambda states: states[..., :7], {}),
+        (lambda states: torch.cat([states] * 33, -1), {}),
+    ],
+    ids=["float32", "softcap", "hidden tokens", "heads of 7", "heads of 264"],
+)
+def test_the_kernel_is_not_asked_for_what_it_cannot_do(
+    change: Callable[[Tensor], Tensor], rule: dict[str, Any], kernel_calls: list[dict[str, Any]]
+) -> None:
+    query, key, value = (change(states(HEADS, seed).half()) for seed in range(3))
+
+    assert packed(query, key, value, layer(is_causal=False), **rule).isfinite().all()
+
+    assert kernel_calls == []
+
+
+def test_a_pack_that_hides_no_token_is_for_the_kernel(kernel_calls: list[dict[str, Any]]) -> None:
+    """ColBERT's documents share a window with queries that are filled up with hidden tokens."""
+    query, key, value = (states(HEADS, seed).half() for seed in range(3))
+
+    packed(query, key, value, layer(is_causal=False), torch.ones(sum(LENGTHS), dtype=torch.bool))
+
+    assert len(kernel_calls) == 1
+
+
+def test_the_releases_of_torch_are_known_by_their_signature() -> None:
+    release = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    if release not in MINOR_RELEASES:
+        pytest.skip(f"torch {torch.__version__} is not among those written down")
+    ours, torchs = (signature(kernel).parameters for kernel in (KERNELS[MINOR_RELEASES[release]], varlen_attn))
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in torchs.values()
+    ]
+
+
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_torchs_own_kernel_takes_what_it_is_asked(key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, where it gives shapes alone."""
+    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: True)
+    query, key, value = (states(heads, 0).half().to("meta") for heads in (HEADS, key_heads, key_heads))
+    on_meta = Sequences.of(np.array(LENGTHS), None, lambda column: torch.from_numpy(column).to("meta"))
+
+    found, _ = packed_attention(layer(is_causal=True), query, key, value, None, sequences=on_meta, sliding_window=3)
+
+    assert (found.shape, found.dtype) == ((1, sum(LENGTHS), HEADS, DIM), torch.float16)

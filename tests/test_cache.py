@@ -12,6 +12,7 @@ import checkpoints
 from batchscore import Scorer
 from batchscore.runners.cache import _KEY_BYTES, OutputCache
 from batchscore.types import Items, Pairs, Texts, offsets_of
+from windows import score_work
 
 Tiny = Callable[[str], str]
 DIM = 4
@@ -19,9 +20,8 @@ QUERIES, DOCUMENTS = checkpoints.pairs(60, seed=1)
 
 
 def items(*sequences: list[int]) -> Items:
-    return Items(
-        np.concatenate([np.array(s, np.int32) for s in sequences]), offsets_of(np.array([*map(len, sequences)]))
-    )
+    ids = np.concatenate([np.array(s, np.int32) for s in sequences])
+    return Items(offsets_of([*map(len, sequences)]), {"ids": ids})
 
 
 def vectors(count: int) -> torch.Tensor:
@@ -45,8 +45,8 @@ def test_what_was_added_is_found_by_its_tokens() -> None:
 
 def test_token_types_and_kept_tokens_are_part_of_the_key() -> None:
     ids, offsets = np.array([1, 2], np.int32), offsets_of(np.array([2]))
-    plain, typed = Items(ids, offsets), Items(ids, offsets, types=np.array([0, 1], np.int32))
-    kept = Items(ids, offsets, keep=np.array([False, True]))
+    plain = Items(offsets, {"ids": ids})
+    typed, kept = plain.with_columns(types=np.array([0, 1], np.int32)), plain.with_columns(keep=np.array([False, True]))
     cache = cache_of(10)
     cache.add(plain, np.arange(1), vectors(1))
 
@@ -98,8 +98,8 @@ def test_a_second_call_needs_no_forward_and_gives_the_same_scores(tiny: Tiny, na
     scorer = Scorer(tiny(name), dtype="float32")
     first = scorer.score(QUERIES, DOCUMENTS)
     tokens: list[int] = []
-    columns = scorer.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))
-    second = scorer.score_work(columns, lambda _, count: tokens.append(count))
+    columns = scorer.batcher.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))
+    second = score_work(scorer, columns, lambda _, count: tokens.append(count))
 
     np.testing.assert_array_equal(second.score, first)
     assert sum(tokens) == 0

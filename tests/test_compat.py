@@ -41,7 +41,7 @@ def changes(folder: str, **options: Any) -> Mapping[str, Any]:
 
 def laid_out(folder: str, query: str, document: str, **options: Any) -> Work:
     with Scorer(folder, dtype="float32", compat="vllm", **options) as scorer:
-        return scorer.tokenize(Pairs(Texts.of([query]), Texts.of([document])))
+        return scorer.batcher.tokenize(Pairs(Texts.of([query]), Texts.of([document])))
 
 
 def words(folder: str, work: Work) -> list[str]:
@@ -122,17 +122,17 @@ def test_an_empty_document_loses_its_separators(tiny: Tiny) -> None:
     work = laid_out(folder, "the cat", "")
 
     assert words(folder, work) == ["[CLS] the cat [SEP]"]
-    assert work.items.types is not None
-    assert work.items.types.tolist() == [0, 0, 0, 0]
+    assert work.items.columns.get("types") is not None
+    assert work.items.columns.get("types").tolist() == [0, 0, 0, 0]
     with Scorer(folder, dtype="float32") as scorer:
-        pair = scorer.tokenize(Pairs(Texts.of(["the cat"]), Texts.of([""])))
+        pair = scorer.batcher.tokenize(Pairs(Texts.of(["the cat"]), Texts.of([""])))
     assert words(folder, pair) == ["[CLS] the cat [SEP] [SEP]"]
 
 
 def test_empty_documents_among_others_are_the_only_ones_that_do(tiny: Tiny) -> None:
     folder = tiny("bert_ce")
     with Scorer(folder, dtype="float32", compat="vllm") as scorer:
-        work = scorer.tokenize(Pairs(Texts.of(["cat", "", "dog", "cat"]), Texts.of(["", "a", "", "bird"])))
+        work = scorer.batcher.tokenize(Pairs(Texts.of(["cat", "", "dog", "cat"]), Texts.of(["", "a", "", "bird"])))
 
     sequences = words(folder, work)
     assert [sequences[item] for item in work.right] == [
@@ -160,8 +160,8 @@ def test_a_pair_is_cut_before_its_special_tokens_or_through_them_where_a_side_is
     work = laid_out(folder, query, document, max_length=10, truncation_side=side)
 
     assert words(folder, work) == [sequence]
-    assert work.items.types is not None
-    assert work.items.types.tolist() == types
+    assert work.items.columns.get("types") is not None
+    assert work.items.columns.get("types").tolist() == types
     assert [CUT_NAMES[bits] for bits in work.cut] == [cut]
 
 
@@ -207,9 +207,9 @@ def test_what_fits_is_laid_out_the_same(tiny: Tiny, name: str) -> None:
     texts = Pairs(Texts.of(["the cat", "cat"]), Texts.of(["a dog", "bird, fish"]))
     for side in (None, "left", "right"):
         with Scorer(tiny(name), dtype="float32", compat="vllm", truncation_side=side) as vllm:
-            found = vllm.tokenize(texts)
+            found = vllm.batcher.tokenize(texts)
         with Scorer(tiny(name), dtype="float32", no_prompts=True) as plain:
-            expected = plain.tokenize(texts)
+            expected = plain.batcher.tokenize(texts)
 
         np.testing.assert_array_equal(found.items.ids, expected.items.ids)
         assert not found.cut.any()

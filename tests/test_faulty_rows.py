@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -21,8 +22,10 @@ from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.errors import DeviceMemoryError, RuntimeFailureError
 from batchscore.jobs.parts import Parts
+from batchscore.models.text.templates import Template
+from batchscore.runners.batch import Batch
 from batchscore.runners.cross_encoder import CrossEncoder
-from batchscore.types import Batch
+from batchscore.types import Pairs, Texts, Work
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -202,8 +205,25 @@ def test_an_input_of_which_nothing_is_good_is_an_error(tiny: Tiny) -> None:
     result = score(tiny("bert_ce"))
 
     assert result.exit_code == 5
-    assert "every row of the first unit is at fault" in result.stderr
+    assert "every row of the first unit is bad" in result.stderr
     assert "'query' is a JSON number" in result.stderr
+    assert os.listdir() == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("errors", ["quarantine", "null"])
+@pytest.mark.parametrize(
+    "options",
+    [("--chat-template", "{{ raise_exception('no') }}{{ query }}"), ("--truncation", "error", "--max-length", "4")],
+)
+def test_a_first_unit_that_the_model_cannot_read_a_row_of_is_an_error(
+    tiny: Tiny, options: tuple[str, ...], errors: str
+) -> None:
+    """As where it cannot be read from the file: nothing is written, and the first row's fault is told."""
+    jobs.write_rows("in.jsonl", jobs.random_rows(5))
+    result = score(tiny("bert_ce"), *options, "--errors", errors)
+
+    assert result.exit_code == 5, result.output
+    assert "every row of the first unit is bad; the first is in.jsonl, line 1: " in result.stderr
     assert os.listdir() == ["in.jsonl"]
 
 
@@ -242,6 +262,59 @@ def test_rerank_leaves_out_documents_and_queries_at_fault(tiny: Tiny) -> None:
     assert [row["relevance_score"] for row in kept if row["qid"] in {"one", "two"}].count(None) == 2
 
 
+# ---- how much work bad rows make
+
+
+@pytest.mark.parametrize("kind", ["too long", "uncuttable", "refused"])
+def test_thousands_of_bad_rows_cost_no_layout_and_no_forward_more_than_none(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A unit is laid out once and each of its good pairs forwarded once, however many of its rows are bad."""
+    work = Counter[str]()
+    laid_out, forward, render = CrossEncoder.sequences, CrossEncoder.forward, Template.render
+
+    def counted(runner: CrossEncoder, pairs: Pairs) -> Work:
+        work["layouts"] += len(pairs) > 1
+        return laid_out(runner, pairs)
+
+    def forwarded(runner: CrossEncoder, batch: Batch) -> torch.Tensor:
+        work["forwards"] += 1
+        work["pairs"] += len(batch)
+        return forward(runner, batch)
+
+    def rendered(template: Template, query: str, document: str) -> list[str]:
+        work["prompts"] += 1
+        return render(template, query, document)
+
+    monkeypatch.setattr(CrossEncoder, "sequences", counted)
+    monkeypatch.setattr(CrossEncoder, "forward", forwarded)
+    monkeypatch.setattr(Template, "render", rendered)
+    size, bad = 16_384, 3_000
+    long = "paper " * 70 + "\n"  # the template trims its texts, so that they are not found in the prompt
+    refusing = "{% if 'paper' in document %}{{ raise_exception('no') }}{% endif %}{{ query }} {{ document }}"
+    options: dict[str, Any] = {
+        "too long": {"truncation": "error"},
+        "uncuttable": {"chat_template": "{{ query }} {{ document | trim }} end"},
+        "refused": {"chat_template": refusing},
+    }[kind]
+    chosen = np.random.default_rng(0).choice(size, bad, replace=False).tolist()
+    done = []
+    with Scorer(tiny("bert_ce"), dtype="float32", cache_mb=0, **options) as scorer:
+        for texts in ({}, {row: f"{row} {long}" for row in chosen}):
+            work.clear()
+            documents = [texts.get(row, f"cat {row}") for row in range(size)]
+            window = scorer.batcher.tokenize(Pairs(Texts.of(["a"] * size), Texts.of(documents)))
+            outcome = scorer.batcher.score(window)
+            assert sorted(outcome.faults) == sorted(texts)
+            assert np.isfinite(np.delete(outcome.raw, list(texts), axis=0)).all()
+            done.append(Counter(work))
+    none, some = done
+    assert some["layouts"] == none["layouts"] == 1
+    assert some["forwards"] <= none["forwards"]
+    assert (none["pairs"], some["pairs"]) == (size, size - bad)
+    assert some["prompts"] <= none["prompts"] + 1  # one more shows where the template writes its texts
+
+
 # ---- the model's faults
 
 
@@ -257,7 +330,7 @@ class _Failing:
         plain = CrossEncoder.forward
 
         def forward(runner: CrossEncoder, batch: Batch) -> torch.Tensor:
-            self.packs.append(len(batch.input_ids))
+            self.packs.append(batch.num_tokens)
             answer = fails(batch)
             return plain(runner, batch) if answer is None else answer
 
@@ -271,7 +344,7 @@ def test_a_pack_that_does_not_fit_is_halved_and_the_size_remembered(
     plain = Scorer(tiny("bert_ce"), batch_tokens=1024).score(list(queries), list(documents))
 
     def fails(batch: Batch) -> None:
-        if len(batch.input_ids) > 300:
+        if batch.num_tokens > 300:
             raise DeviceMemoryError("cpu has no memory left")
 
     failing = _Failing(monkeypatch, fails)
@@ -288,7 +361,7 @@ def test_torch_running_out_of_memory_is_told_from_other_failures(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     scorer = Scorer(tiny(name))
-    body = type(scorer._runner.model.bodies[0])
+    body = type(scorer.batcher._runner.model.bodies[0])
     for message in ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "not enough memory"):
         monkeypatch.setattr(body, "forward", lambda *_, m=message, **__: (_ for _ in ()).throw(RuntimeError(m)))
         with pytest.raises(RuntimeFailureError, match="cpu has no memory left"):
@@ -301,7 +374,7 @@ def test_a_row_that_alone_does_not_fit_is_at_fault(tiny: Tiny, monkeypatch: pyte
     jobs.write_rows("in.jsonl", rows)
 
     def fails(batch: Batch) -> None:
-        if batch.lengths.max() > 60:
+        if batch.longest > 60:
             raise DeviceMemoryError("cpu has no memory left for 64 tokens at once", hint="lower --max-length")
 
     _Failing(monkeypatch, fails)
@@ -340,9 +413,9 @@ def test_what_ends_a_run_in_the_middle_of_a_unit_loses_no_scores(tiny: Tiny, mon
 
 def _without(batch: Batch, length: int, value: float) -> torch.Tensor | None:
     """Logits with `value` for sequences longer than `length`."""
-    if batch.lengths.max() <= length:
+    if batch.longest <= length:
         return None
-    return torch.where(torch.from_numpy(batch.lengths) > length, value, 0.5)
+    return torch.where(batch.lengths > length, value, 0.5)
 
 
 def test_a_score_that_is_no_number_in_float32_is_a_fault(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +444,7 @@ def test_a_score_that_is_no_number_in_bfloat16_is_computed_again_in_float32(
     def forward(runner: CrossEncoder, batch: Batch) -> torch.Tensor:
         logits = plain(runner, batch)
         half = next(runner.model.bodies[0].parameters()).dtype == torch.bfloat16
-        return torch.where(torch.from_numpy(batch.lengths) > 60, torch.nan, logits) if half else logits
+        return torch.where(batch.lengths > 60, torch.nan, logits) if half else logits
 
     monkeypatch.setattr(CrossEncoder, "forward", forward)
     result = score(tiny("bert_ce"), "--dtype", "bfloat16")

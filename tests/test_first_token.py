@@ -11,8 +11,8 @@ from transformers import AutoModel
 
 import checkpoints
 from batchscore import Scorer
+from batchscore.runners.attention import Sequences
 from batchscore.runners.first_token import last_layer_at_first_tokens
-from batchscore.types import Batch
 
 Tiny = Callable[[str], str]
 LENGTHS = [9, 5, 5, 5, 2, 1]
@@ -22,13 +22,10 @@ LENGTHS = [9, 5, 5, 5, 2, 1]
 def test_the_last_layer_gives_first_tokens_what_it_gives_them_among_all(tiny: Tiny, name: str) -> None:
     """Against the layer itself, one sequence at a time, in transformers' own attention."""
     layer = AutoModel.from_pretrained(tiny(name)).eval().encoder.layer[-1]
-    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
-    none = np.empty(0, np.int64)
-    runs = Batch(none, none, offsets, None, None).runs()
+    sequences = Sequences.of(np.array(LENGTHS), None, torch.from_numpy)
     hidden = torch.randn(sum(LENGTHS), checkpoints.HIDDEN, generator=torch.Generator().manual_seed(0))
-    lengths = {"sequence_runs": runs, "cu_seq_lens_q": torch.from_numpy(offsets), "max_length_q": 9}
     with torch.inference_mode():
-        found = last_layer_at_first_tokens(layer, hidden, torch.from_numpy(offsets[:-1]).long(), lengths)
+        found = last_layer_at_first_tokens(layer, hidden, sequences)
         expected = [_output(layer(part[None]))[0, 0] for part in hidden.split(LENGTHS)]
 
     assert torch.allclose(found, torch.stack(expected), atol=1e-6)
@@ -54,6 +51,6 @@ def _output(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 def test_it_is_done_only_where_first_tokens_are_all_that_is_read(
     tiny: Tiny, name: str, options: dict[str, object], alone: bool
 ) -> None:
-    runner = Scorer(tiny(name), **options)._runner  # type: ignore[arg-type]
+    runner = Scorer(tiny(name), **options).batcher._runner  # type: ignore[arg-type]
 
     assert (runner.last_layer is not None) == alone  # type: ignore[attr-defined]

@@ -56,12 +56,12 @@ def flags(options: dict[str, Any]) -> list[str]:
 def test_the_sample_pair_has_the_tokens_that_a_run_reads(tiny: Tiny, name: str, options: dict[str, Any]) -> None:
     found = inspected(tiny(name), *flags(options))
     with Scorer(tiny(name), dtype="float32", **options) as scorer:
-        items = scorer.tokenize(Pairs(Texts.of([QUERY]), Texts.of([DOCUMENT]))).items
+        items = scorer.batcher.tokenize(Pairs(Texts.of([QUERY]), Texts.of([DOCUMENT]))).items
 
     assert [token for sequence in found["sample"] for token in sequence["ids"]] == items.ids.tolist()
     assert all(len(sequence["ids"]) == len(sequence["tokens"]) for sequence in found["sample"])
     counted = [kept for sequence in found["sample"] for kept in sequence.get("counted", [])]
-    assert counted == ([] if items.keep is None else items.keep.tolist())
+    assert counted == ([] if items.columns.get("keep") is None else items.columns.get("keep").tolist())
 
 
 @pytest.mark.parametrize(("name", "options"), ROWS)
@@ -171,4 +171,4 @@ def test_a_tokenizer_of_another_model_would_fail(tiny: Tiny) -> None:
 def test_a_text_without_tokens_would_fail(tiny: Tiny) -> None:
     text = run("inspect", tiny("gpt2_lm"), "--document", "", code=5)
 
-    assert "the sample pair: its text gives this model no token to read" in text
+    assert "the sample pair: the text has no tokens for this model" in text

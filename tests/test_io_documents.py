@@ -9,7 +9,7 @@ import pytest
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block
-from batchscore.io.documents import Documents, explode, require_fields
+from batchscore.io.documents import Documents, document_fields, explode, require_fields
 from batchscore.io.schema import is_nested
 from batchscore.io.source import Chunk
 from batchscore.types import Fault
@@ -145,14 +145,12 @@ def test_a_document_without_a_text_is_a_fault_of_that_document(
 def test_a_row_without_a_list_is_a_fault_of_that_row_and_has_no_documents(column: Any) -> None:
     row_faults: dict[int, Fault] = {}
     documents = explode(chunk_of(column), "documents", None, row_faults, {})
-    assert list(row_faults.values()) == [
-        Fault(1, "documents", "null", "is null", "an empty list means no documents"),
-    ]
+    assert row_faults == {1: Fault("null", "is null", "an empty list means no documents", "documents")}
     assert (texts_of(documents), documents.parents.tolist()) == (["a", "b"], [0, 3])
 
 
 def test_rows_that_are_all_null_have_a_fault_each() -> None:
-    earlier = Fault(1, "query", "null", "is null")
+    earlier = Fault("null", "is null", column="query")
     row_faults = {1: earlier}
     documents = explode(chunk_of(pa.nulls(3)), "documents", None, row_faults, {})
     assert (sorted(row_faults), row_faults[1]) == ([0, 1, 2], earlier)
@@ -173,3 +171,48 @@ def test_nested_types_are_told_from_flat_ones() -> None:
     assert [is_nested(kind) for kind in nested] == [True] * 3
     assert not is_nested(pa.string())
     assert not is_nested(pa.struct([("text", pa.string())]))
+
+
+# ---- titles
+
+
+@pytest.mark.parametrize(
+    ("document", "fields", "expected"),
+    [
+        ({"title": "T", "text": "x "}, None, "T x"),
+        ({"title": None, "text": " x"}, None, "x"),
+        ({"title": "", "text": "x"}, None, "x"),
+        ({"title": "T", "contents": "x"}, None, "x"),
+        ({"title": "T", "text": "x"}, ("text",), "x"),
+        ({"title": "T", "text": "x"}, ("text", "title"), "x T"),
+        ({"title": "T", "abstract": "A", "body": "x"}, ("title", "abstract", "body"), "T A x"),
+        ({"title": "T", "year": 2001}, ("title", "year"), "T 2001"),
+    ],
+)
+def test_a_title_beside_text_is_part_of_the_document(
+    document: dict[str, Any], fields: tuple[str, ...] | None, expected: str
+) -> None:
+    column, faults = pa.array([[document]]), dict[int, Fault]()
+    require_fields(column.type, None, "here", fields)
+    documents = explode(chunk_of(column), "documents", None, {}, faults, fields)
+    assert (texts_of(documents), faults) == ([expected], {})
+
+
+def test_which_fields_are_joined_can_be_told() -> None:
+    kind = pa.list_(pa.struct([("title", pa.string()), ("text", pa.string())]))
+    assert document_fields(kind, None) == document_fields(kind.value_type, None) == ("title", "text")
+    assert document_fields(kind, ("text",)) == ("text",)
+    assert document_fields(pa.list_(pa.string()), None) == ()
+
+
+def test_fields_that_are_not_there_are_named() -> None:
+    with pytest.raises(InputError, match="here: its documents have no field 'titel'; fields: text") as caught:
+        require_fields(pa.array([[{"text": "a"}]]).type, None, "here", ("titel", "text"))
+    assert caught.value.hint == "pass --document-fields with one of these fields"
+    with pytest.raises(InputError, match="documents: field 'tags' of its documents is list.*, not text"):
+        explode(chunk_of([[{"text": "a", "tags": ["b"]}]]), "documents", None, {}, {}, ("text", "tags"))
+
+
+def test_a_unit_none_of_whose_documents_has_a_title_has_their_texts() -> None:
+    documents = explode(chunk_of([[{"text": "a"}]]), "documents", None, {}, {}, ("title", "text"))
+    assert texts_of(documents) == ["a"]

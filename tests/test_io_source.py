@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import pickle
 import random
 import sys
 import tracemalloc
@@ -30,7 +31,7 @@ from batchscore.errors import (
 )
 from batchscore.io import hf, jsonl, parquet
 from batchscore.io.hf import DatasetReader
-from batchscore.io.source import Chunk, Source, open_source
+from batchscore.io.source import Chunk, FileAddresses, FileSource, Source, open_source
 from batchscore.io.units import Unit
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -72,9 +73,8 @@ def chunks_of(
 ) -> list[Chunk]:
     """All units, read in order."""
     try:
-        return [
-            source.read(unit, columns, flags or {}, dict.fromkeys(texts, "text")) for unit in source.units(rows, **cut)
-        ]
+        units = source.units(rows, columns={**dict.fromkeys(columns or (), "--keep-columns"), **(flags or {})}, **cut)
+        return [source.read(unit, columns, dict.fromkeys(texts, "text")) for unit in units]
     finally:
         source.close()
 
@@ -82,16 +82,16 @@ def chunks_of(
 def read(source: Source, rows: int = 2, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """All rows, none of them at fault."""
     chunks = chunks_of(source, rows, columns)
-    assert [chunk.faults() for chunk in chunks] == [[]] * len(chunks)
+    assert [chunk.faults() for chunk in chunks] == [{}] * len(chunks)
     return [row for chunk in chunks for row in chunk.table.to_pylist()]
 
 
 def faults_of(chunk: Chunk) -> list[str]:
     """The rows at fault as a person is told of them."""
     return [
-        f"{chunk.locate(fault.row)}: {f'column {fault.column!r} ' if fault.column else ''}{fault.message}"
+        f"{chunk.locate(row)}: {f'column {fault.column!r} ' if fault.column else ''}{fault.message}"
         + (f"\nhint: {fault.hint}" if fault.hint else "")
-        for fault in chunk.faults()
+        for row, fault in chunk.faults().items()
     ]
 
 
@@ -152,7 +152,7 @@ def test_rows_are_located_by_line_in_jsonl_and_by_row_elsewhere() -> None:
         "a.parquet, row 0",
     ]
     assert chunks[1].locate(1) == "a.parquet, row 2"
-    assert chunks[0].place(1) == ("pairs.jsonl", "line", 4)
+    assert chunks[0].location(1) == ("pairs.jsonl", "line", 4)
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == [0, 1, 2, 0, 1, 2]
 
 
@@ -187,7 +187,7 @@ def test_an_empty_parquet_is_one_empty_unit_with_its_columns(files: list[str], g
     pq.write_table(pa.table({"query": pa.array([], pa.string()), "n": pa.array([], pa.int64())}), "a.parquet")
     (chunk,) = chunks_of(open_source(files), 4, ["query"], group=group)
     assert (chunk.table.num_rows, chunk.table.schema.types) == (0, [pa.string()])
-    assert (chunk.locate(0), chunk.faults()) == ("a.parquet", [])
+    assert (chunk.locate(0), chunk.faults()) == ("a.parquet", {})
 
 
 def test_an_empty_file_between_others_leaves_no_trace() -> None:
@@ -322,14 +322,14 @@ def test_a_unit_of_broken_lines_has_their_number_of_rows() -> None:
     source = open_source([write_bytes("a.jsonl", b'{"query": "x", "n": 1}\n{\n}\n{"n": 2}')])
     chunks = chunks_of(source, 1, ["n"])
     assert [chunk.table.to_pylist() for chunk in chunks] == [[{"n": n}] for n in (1, None, None, 2)]
-    assert [[fault.row for fault in chunk.faults()] for chunk in chunks] == [[], [0], [0], []]
+    assert [list(chunk.faults()) for chunk in chunks] == [[], [0], [0], []]
     assert [len(chunk.table) for chunk in chunks_of(source, 2)] == [2, 2]
 
 
 def test_faults_count_rows_over_the_files_of_a_unit() -> None:
     source = open_source([numbered("a.parquet", 2), write_bytes("b.jsonl", b'{"n": 2}\n{\n'), "b.jsonl"])
     (chunk,) = chunks_of(source, 9, ["n"])
-    assert [(fault.row, fault.code, fault.column) for fault in chunk.faults()] == [
+    assert [(row, fault.code, fault.column) for row, fault in chunk.faults().items()] == [
         (3, "not-json", None),
         (5, "not-json", None),
     ]
@@ -353,7 +353,7 @@ def test_a_text_column_holds_strings_and_anything_else_is_a_fault_of_its_row() -
 def test_a_row_has_one_fault_at_most() -> None:
     rows: list[dict[str, Any]] = [{"query": "a", "m": "x"}, {"query": 1, "m": 2}, {"query": "b", "m": 3}]
     (chunk,) = chunks_of(open_source([write("a.jsonl", rows)]), 9, texts=["query", "m"])
-    assert [(fault.row, fault.column, fault.code) for fault in chunk.faults()] == [
+    assert [(row, fault.column, fault.code) for row, fault in chunk.faults().items()] == [
         (1, "query", "not-text"),
         (2, "m", "not-text"),
     ]
@@ -375,7 +375,7 @@ def test_a_row_has_one_fault_at_most() -> None:
 )
 def test_a_carried_column_without_a_type_of_its_own_is_text_and_no_fault(values: Any, expected: Any) -> None:
     (chunk,) = chunks_of(open_source([write("a.jsonl", [{"n": value} for value in values])]), 9)
-    assert chunk.faults() == []
+    assert chunk.faults() == {}
     assert chunk.table["n"].to_pylist() == expected
 
 
@@ -383,7 +383,7 @@ def test_documents_are_structs_with_a_text_whatever_one_line_holds() -> None:
     values: list[Any] = ["x", ["a", None, 7], [{"content": "b", "id": 1}, "c", {"content": 5, "id": "2"}], None, [], {}]
     source = open_source([write("a.jsonl", [{"documents": value} for value in values])])
     (unit,) = source.units(9)
-    chunk = source.read(unit, None, {}, {"documents": "documents"})
+    chunk = source.read(unit, None, {"documents": "documents"})
     source.close()
     assert faults_of(chunk) == [
         f"a.jsonl, line {line}: column 'documents' is a JSON {kind}, not a list\nhint: an empty list means no documents"
@@ -413,9 +413,7 @@ def test_a_typed_column_of_another_shape_is_an_error(kind: pa.DataType, shape: A
     pq.write_table(pa.table({"d": pa.nulls(2, kind)}), "a.parquet")
     source = open_source(["a.parquet"])
     (unit,) = source.units(9)
-    assert fault(InputError, lambda: source.read(unit, None, {}, {"d": shape})).startswith(
-        f"a.parquet, row 0: {message}"
-    )
+    assert fault(InputError, lambda: source.read(unit, None, {"d": shape})).startswith(f"a.parquet, row 0: {message}")
 
 
 def test_lists_of_strings_and_of_structs_do_not_go_together() -> None:
@@ -423,7 +421,7 @@ def test_lists_of_strings_and_of_structs_do_not_go_together() -> None:
         pq.write_table(pa.table({"d": [documents]}), f"{name}.parquet")
     source = open_source(["a.parquet", "b.parquet"])
     (unit,) = source.units(9)
-    text = fault(InputError, lambda: source.read(unit, None, {}, {"d": "documents"}))
+    text = fault(InputError, lambda: source.read(unit, None, {"d": "documents"}))
     assert text.startswith("b.parquet: column 'd' lists other kinds of documents than the files before\nhint: ")
 
 
@@ -458,28 +456,28 @@ def test_what_only_pretends_to_be_an_archive_is_named() -> None:
 def test_a_file_that_shrank_or_went_after_it_was_cut_is_named(suffix: str) -> None:
     path = write(f"a.{suffix}", [{"n": number, "text": os.urandom(50).hex()} for number in range(200)])
     source = open_source([path])
-    units = source.units(50)
+    units, reader = source.units(50), jsonl.JsonlReader(path)
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: len(content) // 2])
     try:
-        text = fault(InputError, lambda: source.readers[0].read(units[3].spans[0], None, {}))
+        text = fault(InputError, lambda: reader.read(units[3].spans[0], None, {}))
         assert text.startswith((f"{path} is shorter than when the job began", f"{path}, line 151: cannot be read"))
     finally:
-        source.readers[0].close()
+        reader.close()
     os.remove(path)
-    assert fault(InputError, lambda: source.read(units[3], None, {}, {})).startswith(f"{path} cannot be read: ")
+    assert fault(InputError, lambda: source.read(units[3], None, {})).startswith(f"{path} cannot be read: ")
 
 
 def test_a_parquet_that_shrank_after_it_was_cut_is_named() -> None:
     source = open_source([numbered("a.parquet", 9)])
-    units = source.units(5)
+    units, reader = source.units(5), parquet.ParquetReader("a.parquet")
     numbered("a.parquet", 8)
     try:
-        assert fault(InputError, lambda: source.readers[0].read(units[1].spans[0], None, {})).startswith(
+        assert fault(InputError, lambda: reader.read(units[1].spans[0], None, {})).startswith(
             "a.parquet has fewer rows than"
         )
     finally:
-        source.readers[0].close()
+        reader.close()
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
@@ -489,7 +487,7 @@ def test_a_file_that_was_replaced_after_it_was_cut_is_named(name: str) -> None:
     units = source.units(5)
     os.replace(numbered(f"new-{name}", 9), name)
     os.utime(name, (0, 0))
-    text = fault(InputError, lambda: source.read(units[0], None, {}, {}))
+    text = fault(InputError, lambda: source.read(units[0], None, {}))
     assert text.startswith(f"{name} has changed since the job began")
 
 
@@ -497,11 +495,11 @@ def test_a_file_that_was_replaced_after_it_was_cut_is_named(name: str) -> None:
 def test_a_dataset_of_fewer_rows_than_it_declares_is_named(declared: int) -> None:
     datasets = pytest.importorskip("datasets")
     dataset = datasets.Dataset.from_dict({"n": list(range(7))}).to_iterable_dataset()
-    source = Source([DatasetReader("hf:org/pairs", dataset, declared)])
+    source = FileSource(FileAddresses(()), [DatasetReader("hf:org/pairs", dataset, declared)])
     units = source.units(6)
     try:
-        assert len(source.read(units[0], ["n"], {}, {}).table) == 6
-        text = fault(InputError, lambda: source.read(units[1], ["n"], {}, {}))
+        assert len(source.read(units[0], ["n"], {}).table) == 6
+        text = fault(InputError, lambda: source.read(units[1], ["n"], {}))
     finally:
         source.close()
     assert text.startswith("hf:org/pairs has fewer rows than when the job began")
@@ -528,10 +526,10 @@ def test_a_parquet_damaged_midway_is_named_with_the_row_reached(monkeypatch: pyt
         try:
             for unit in (units[index] for index in order):
                 if unit.index == 4:
-                    text = fault(InputError, lambda: source.read(units[4], None, {}, {}))
+                    text = fault(InputError, lambda: source.read(units[4], None, {}))
                     assert text.startswith("a.parquet, row 2000: damaged from here on")
                 else:  # a row group that is not asked for is not read
-                    assert len(source.read(unit, None, {}, {}).table) == 500
+                    assert len(source.read(unit, None, {}).table) == 500
         finally:
             source.close()
 
@@ -558,17 +556,11 @@ def test_a_missing_column_is_named_with_the_nearest_one(
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_each_file_is_checked_before_its_rows_are_read(suffix: str) -> None:
+def test_each_file_is_checked_when_the_input_is_divided(suffix: str) -> None:
     source = open_source([numbered(f"a.{suffix}", 2), write(f"b.{suffix}", [{"query": "x"}] * 4)])
-    units = source.units(2)
-    columns = ["query", "document"]
-    try:
-        assert len(source.read(units[0], columns, FLAGS, {}).table) == 2
-        for unit in (units[2], units[1]):  # whichever is first
-            text = fault(InputError, lambda unit=unit: source.read(unit, columns, FLAGS, {}))  # type: ignore[misc]
-            assert text.startswith(f"column 'document' not found in b.{suffix}; columns: query")
-    finally:
-        source.close()
+    text = fault(InputError, lambda: source.units(2, columns=FLAGS))
+    assert text.startswith(f"column 'document' not found in b.{suffix}; columns: query")
+    assert [unit.rows for unit in source.units(2, columns=FLAGS, limit=2)] == [2]  # none of which is in b
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
@@ -589,7 +581,7 @@ def test_a_key_of_any_line_counts_whichever_unit_is_read_first(order: list[int])
     source = open_source([write("a.jsonl", [{"n": -1}, {"n": -2}, *rows])])
     units = source.units(2)
     try:
-        found = {index: source.read(units[index], ["note", "é"], {}, {}).table.to_pylist() for index in order}
+        found = {index: source.read(units[index], ["note", "é"], {}).table.to_pylist() for index in order}
     finally:
         source.close()
     assert found == {
@@ -598,7 +590,7 @@ def test_a_key_of_any_line_counts_whichever_unit_is_read_first(order: list[int])
         2: [{"note": None, "é": {"é": 1}}, {"note": "é", "é": None}],
     }
     text = fault(InputError, lambda: chunks_of(source, 2, ["noé", "not"]))
-    assert text == "column 'not' not found in a.jsonl; columns: n, noé\nhint: pass --keep-columns noé"
+    assert text == "column 'not' not found in a.jsonl; columns: n, noé, é, note\nhint: pass --keep-columns note"
 
 
 def test_a_grouping_key_of_any_line_of_a_later_file_counts() -> None:
@@ -623,7 +615,7 @@ def held(source: Source, units: Iterable[Unit], columns: Sequence[str]) -> int:
     """The most bytes that Arrow held while the units went by."""
     before, most = pa.total_allocated_bytes(), 0
     for unit in units:
-        chunk = source.read(unit, columns, {}, {})
+        chunk = source.read(unit, columns, {})
         assert len(chunk.table) == unit.rows
         most = max(most, pa.total_allocated_bytes() - before)
     source.close()
@@ -709,7 +701,7 @@ def test_rows_of_a_saved_dataset_are_sought_and_not_read_from_the_start(
     monkeypatch.setattr(DatasetReader, "_stream", recorded)
     source = open_source(["one"])
     units = source.units(2)
-    assert [source.read(units[index], ["n"], {}, {}).table["n"].to_pylist() for index in (3, 0, 1, 2, 2)] == [
+    assert [source.read(units[index], ["n"], {}).table["n"].to_pylist() for index in (3, 0, 1, 2, 2)] == [
         *([6], [0, 1], [2, 3], [4, 5], [4, 5])
     ]
     source.close()
@@ -737,7 +729,7 @@ def test_a_damaged_saved_dataset_is_named(saved: list[dict[str, Any]]) -> None:
 def test_an_empty_dataset_is_one_empty_unit(group: str | None) -> None:
     datasets = pytest.importorskip("datasets")
     empty = datasets.Dataset.from_dict({"query": []}, datasets.Features({"query": datasets.Value("string")}))
-    (chunk,) = chunks_of(Source([DatasetReader("empty", empty, 0)]), 3, ["query"], group=group)
+    (chunk,) = chunks_of(FileSource(FileAddresses(()), [DatasetReader("empty", empty, 0)]), 3, ["query"], group=group)
     assert (len(chunk.table), chunk.table.schema.types) == (0, [pa.string()])
 
 
@@ -763,7 +755,7 @@ def test_a_name_that_is_no_path_is_looked_up_on_the_hub(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     text = fault(NotFoundError, lambda: open_source(["org/name"]))
-    assert text.startswith("org/name is no file here and no dataset of the Hub: Dataset 'org/name' doesn't exist")
+    assert text.startswith("org/name is neither a file nor a dataset on the Hub: Dataset 'org/name' doesn't exist")
     assert asked == [("org/name", True)]
 
 
@@ -852,9 +844,7 @@ def test_units_in_any_order_are_the_rows_of_the_input(
     orders = [units, shuffled, units[::-1], [*units[1::3], *units[::3], *units[2::3]], [*units[-1:], *units[-1:]]]
     columns = ["n", "tags", "query"]
     try:
-        found = [
-            {unit.index: source.read(unit, columns, FLAGS, {"query": "text"}) for unit in order} for order in orders
-        ]
+        found = [{unit.index: source.read(unit, columns, {"query": "text"}) for unit in order} for order in orders]
     finally:
         source.close()
     rows = [row for index in range(len(units)) for row in found[0][index].table.to_pylist()]
@@ -876,7 +866,7 @@ def test_other_columns_may_be_read_of_each_unit(
     units = source.units(6)
     try:
         for unit, columns in zip(units, [["n"], ["document", "n"], ["query"], None], strict=False):
-            found = source.read(unit, columns, {}, {}).table.to_pylist()
+            found = source.read(unit, columns, {}).table.to_pylist()
             here = rows[6 * unit.index : 6 * unit.index + 6]
             assert found == [{name: row[name] for name in columns or row} for row in here]
     finally:
@@ -899,7 +889,7 @@ def test_units_outlive_the_source_that_cut_them(inputs: Mapping[str, tuple[str, 
     assert open_source(paths).units(10) == units
     source = open_source(paths)
     try:
-        assert source.read(units[-1], ["n"], {}, {}).table["n"].to_pylist()[-1] == 729
+        assert source.read(units[-1], ["n"], {}).table["n"].to_pylist()[-1] == 729
     finally:
         source.close()
 
@@ -938,7 +928,7 @@ def test_lines_are_sought_by_their_bytes_and_not_read_from_the_start(opened: lis
     opened.clear()
     try:
         for unit in (units[11], units[4]):
-            found = source.read(unit, ["n"], {}, {}).table["n"].to_pylist()
+            found = source.read(unit, ["n"], {}).table["n"].to_pylist()
             assert found == list(range(50 * unit.index, 50 * unit.index + 50))
     finally:
         source.close()
@@ -956,7 +946,7 @@ def test_what_is_before_a_unit_need_not_even_be_readable() -> None:
         file.write(b"\xff" * (start - len(first)))
     source = open_source(["a.jsonl"])
     try:
-        chunks = [source.read(unit, ["n"], {}, {}) for unit in units[9:]]
+        chunks = [source.read(unit, ["n"], {}) for unit in units[9:]]
     finally:
         source.close()
     assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(450, 600))
@@ -969,7 +959,7 @@ def test_units_in_order_are_one_pass_through_the_lines(suffix: str, opened: list
     units = source.units(50)
     opened.clear()
     for unit in units[::3]:
-        source.read(unit, ["n"], {}, {})
+        source.read(unit, ["n"], {})
     whole = [file for file in opened if file.count]
     assert len(whole) <= 2  # the first line's keys, and the units
     source.close()
@@ -1008,7 +998,7 @@ def test_a_unit_ends_where_a_run_does_unless_it_is_full(suffix: str, seed: int) 
         for most in (None, size, size + 3, 2**62):
             units = source.units(size, group="q", stretch=2 if most is None else most / size)
             assert_is_cut_by_runs(values, [unit.rows for unit in units], size, most or 2 * size)
-            chunks = [source.read(unit, ["n"], {}, {}) for unit in units]
+            chunks = [source.read(unit, ["n"], {}) for unit in units]
             assert [n for chunk in chunks for n in chunk.table["n"].to_pylist()] == list(range(len(values)))
     source.close()
 
@@ -1071,7 +1061,7 @@ def test_runs_of_a_saved_dataset_are_seen(small_tables: None) -> None:
     datasets = pytest.importorskip("datasets")
     values = [value for value, count in zip("abcab", [1, 7, 2, 6, 3], strict=True) for _ in range(count)]
     reader = DatasetReader("saved", datasets.Dataset.from_dict({"q": values}), len(values))
-    units = Source([reader]).units(3, group="q", stretch=33)
+    units = FileSource(FileAddresses(()), [reader]).units(3, group="q", stretch=33)
     assert [unit.rows for unit in units] == [8, 8, 3]
     assert [len(list(run)) for _, run in groupby(values)] == [1, 7, 2, 6, 3]
 
@@ -1091,10 +1081,10 @@ def test_the_type_of_a_column_is_that_of_most_of_the_first_rows() -> None:
 def test_a_streamed_dataset_with_more_rows_than_its_card_says_is_refused() -> None:
     datasets = pytest.importorskip("datasets")
     streamed = datasets.Dataset.from_dict({"n": list(range(7))}).to_iterable_dataset()
-    source = Source([DatasetReader("hf:org/name", streamed, 5)])
+    source = FileSource(FileAddresses(()), [DatasetReader("hf:org/name", streamed, 5)])
     last = source.units(3)[-1]
     with pytest.raises(InputError, match="hf:org/name has more rows than the 5 of its card"):
-        source.read(last, ["n"], {}, {})
+        source.read(last, ["n"], {})
 
 
 def test_cutting_can_be_ended(small_tables: None) -> None:
@@ -1110,3 +1100,77 @@ def test_cutting_can_be_ended(small_tables: None) -> None:
     with pytest.raises(StoppedError, match="enough"):
         source.units(10)
     assert len(steps) == 3
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_a_key_that_the_first_lines_lack_is_looked_for_while_units_are_divided(
+    suffix: str, opened: list[CountedFile]
+) -> None:
+    rows = [{"n": n, "text": os.urandom(100).hex()} for n in range(5000)]
+    path = write(f"a.{suffix}", [*rows, {"n": 5000, "late": 1}])
+    source = open_source([path])
+    units = source.units(1000, columns={"late": "--keep-columns"}, limit=2000)  # past the limit too
+    assert [row["late"] for row in source.read(units[1], ["late"], {}).table.to_pylist()] == [None] * 1000
+    source.close()
+    assert len([file for file in opened if file.count]) == 3  # for the schema, to divide, and to read
+
+
+def test_looking_for_a_key_can_be_ended(small_tables: None) -> None:
+    source = open_source([write("a.jsonl", [{"n": n} for n in range(100)])])
+    steps: list[int] = []
+
+    def stop() -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise StoppedError("enough")
+
+    source.on_step = stop
+    with pytest.raises(StoppedError, match="enough"):
+        source.units(1, columns={"late": "--keep-columns"}, limit=1)
+
+
+# ---- another process
+
+
+def test_addresses_open_the_same_input_in_another_process(saved: list[dict[str, Any]]) -> None:
+    numbered("part-1.jsonl", 2)
+    source = open_source(["part-*.jsonl", "one"], skip=lambda file: False)
+    numbered("part-2.jsonl", 2, 5)  # comes too late
+    again = pickle.loads(pickle.dumps(source.addresses())).open()
+    assert again.fingerprint() == source.fingerprint()
+    assert again.files == source.files == ["part-1.jsonl", "one"]
+    assert read(again, 3, ["n"]) == read(source, 3, ["n"])
+
+
+def test_addresses_keep_the_split() -> None:
+    datasets = pytest.importorskip("datasets")
+    splits = {name: datasets.Dataset.from_dict({"n": [number]}) for number, name in enumerate(("train", "test"))}
+    datasets.DatasetDict(splits).save_to_disk("two")
+    assert read(open_source(["two"], split="test").addresses().open()) == [{"n": 1}]
+
+
+# ---- runs
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_query_that_comes_back_is_named_with_its_row(suffix: str) -> None:
+    rows = [{"q": value} for value in "aabbc"]
+    source = open_source([write(f"1.{suffix}", rows), write(f"2.{suffix}", [{"q": value} for value in "cda"])])
+    place = {"parquet": "row 2", "jsonl": "line 3"}[suffix]
+    text = fault(InputError, lambda: source.require_runs("q", None))
+    assert text.startswith(f"2.{suffix}, {place}: its query came before, among other queries")
+    source.require_runs("q", 7)  # rows before that
+
+
+# ---- inputs of another kind
+
+
+@pytest.mark.parametrize(
+    "row", [{"_id": "1", "title": "a", "text": "b"}, {"_id": "1", "text": "b", "metadata": None}, {"contents": "b"}]
+)
+def test_a_corpus_is_told_from_pairs(row: dict[str, Any]) -> None:
+    source = open_source([write("corpus.jsonl", [row])])
+    assert fault(InputError, lambda: source.require(FLAGS)) == (
+        f"corpus.jsonl has documents but no queries: no column 'query'; columns: {', '.join(row)}\n"
+        "hint: join it with your queries and their candidates, so that each row has a query and a document"
+    )

@@ -7,8 +7,8 @@ import pytest
 
 from batchscore.io.block import Block
 from batchscore.io.source import Chunk
-from batchscore.io.texts import read_texts
-from batchscore.types import Fault, Texts
+from batchscore.io.texts import document_columns, read_texts
+from batchscore.types import Fault, Faults, Texts
 
 TEXTS = ["b", "", "a", "b", "東京", "", "b"]
 
@@ -72,7 +72,7 @@ def test_a_row_without_a_text_is_a_fault_and_reads_as_an_empty_text(
     faults: dict[int, Fault] = {}
     found = read_texts(chunk_of(column), "document", faults)
     assert list(faults) == rows
-    assert all((fault.row, fault.column) == (row, "document") for row, fault in faults.items())
+    assert {fault.column for fault in faults.values()} == {"document"}
     assert {(fault.code, fault.message) for fault in faults.values()} == {(code, message)}
     assert all(fault.hint for fault in faults.values())
     assert [found.values[text] for text in found.codes] == texts
@@ -86,7 +86,7 @@ def test_nulls_and_bytes_in_one_column_are_told_apart() -> None:
 
 
 def test_the_first_fault_of_a_row_stays() -> None:
-    first = Fault(1, "query", "null", "is null")
+    first = Fault("null", "is null", column="query")
     faults = {1: first}
     read_texts(chunk_of(pa.array([None, None, "a"], pa.string())), "document", faults)
     assert sorted(faults) == [0, 1]
@@ -98,3 +98,64 @@ def test_a_null_in_a_later_file_is_located_there() -> None:
     faults: dict[int, Fault] = {}
     read_texts(chunk, "document", faults)
     assert [chunk.locate(row) for row in faults] == ["1.parquet, row 11"]
+
+
+# ---- documents in several columns
+
+
+def titled(**columns: object) -> Chunk:
+    table = pa.table(columns)
+    return Chunk(table, (Block(table, "corpus.jsonl", range(1, 1 + len(table)), "line"),))
+
+
+def joined(chunk: Chunk, columns: tuple[str, ...], faults: Faults) -> list[str]:
+    texts = read_texts(chunk, columns, faults)
+    assert sorted(set(texts.values)) == sorted(texts.values)
+    return [texts.values[code] for code in texts.codes]
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "fields", "expected"),
+    [
+        ("text", ["_id", "title", "text"], None, ("title", "text")),
+        ("text", ["_id", "text"], None, ("text",)),
+        ("document", ["title", "document"], None, ("document",)),
+        ("contents", ["title", "contents"], None, ("contents",)),
+        ("text", ["title", "text"], ("text",), ("text",)),
+        ("document", ["title", "body"], ("title", "body"), ("title", "body")),
+    ],
+)
+def test_a_title_belongs_to_a_column_called_text_and_to_those_asked_for(
+    column: str, names: list[str], fields: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
+    assert document_columns(column, names, fields) == expected
+
+
+def test_title_and_text_are_joined_as_beir_joins_them() -> None:
+    titles = ["T", "", None, " ", "T", "a b", "a", "T"]
+    texts = ["x ", " y", "z", "w", "", "c", "b c", "x "]
+    faults: Faults = {}
+    found = joined(titled(title=titles, text=texts), ("title", "text"), faults)
+    assert found == [f"{title or ''} {text}".strip() for title, text in zip(titles, texts, strict=True)]
+    assert found == ["T x", "y", "z", "w", "T", "a b c", "a b c", "T x"]
+    assert faults == {}
+
+
+def test_a_single_column_is_not_stripped() -> None:
+    assert joined(titled(title=["T"], text=[" x "]), ("text",), {}) == [" x "]
+
+
+def test_a_document_of_nulls_alone_is_a_fault_and_bytes_are_told_of_either_column() -> None:
+    bad = invalid(b"ok", b"\xff", b"ok", b"ok").take(pa.array([0, 1, None, 3]))
+    faults: Faults = {}
+    found = joined(titled(title=bad, text=pa.array(["a", "b", None, None])), ("title", "text"), faults)
+    assert found == ["ok a", "b", "", "ok"]
+    assert {row: (fault.code, fault.column) for row, fault in sorted(faults.items())} == {
+        1: ("not-utf8", "text"),
+        2: ("null", "text"),
+    }
+
+
+def test_three_columns_are_joined_in_their_order_and_empty_ones_leave_no_blank() -> None:
+    chunk = titled(a=["1", "1"], b=[None, "2"], c=pa.array(["3", "3"]).dictionary_encode())
+    assert joined(chunk, ("c", "b", "a"), {}) == ["3 1", "3 2 1"]

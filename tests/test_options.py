@@ -572,9 +572,9 @@ def test_texts_are_cut_to_their_own_limits_before_anything_else(
 def test_a_limit_for_documents_counts_neither_specials_nor_prompts(tiny: Tiny, options: dict[str, Any]) -> None:
     rows = Pairs(Texts.of(["cat"]), Texts.of(["dog bird fish river"]))
     with Scorer(tiny("bert_ce"), dtype="float32", **options) as whole:
-        lengths = whole.tokenize(rows).items.lengths
+        lengths = whole.batcher.tokenize(rows).items.lengths
     with Scorer(tiny("bert_ce"), dtype="float32", max_tokens_per_doc=3, query_prompt="find : ", **options) as limited:
-        work = limited.tokenize(rows)
+        work = limited.batcher.tokenize(rows)
 
     assert work.items.lengths.tolist() == [lengths[0] - 1 + 2]
     assert [CUT_NAMES[bit] for bit in work.cut] == ["document"]

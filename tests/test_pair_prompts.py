@@ -19,8 +19,8 @@ RERANKER = {"config": "qwen3-reranker"}
 def tokens(model: str, **options: Any) -> tuple[list[str], int]:
     """(the tokens of PAIR, its cut bits)."""
     with Scorer(model, dtype="float32", **options) as scorer:
-        work = scorer.tokenize(PAIR)
-        return scorer._runner.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
+        work = scorer.batcher.tokenize(PAIR)
+        return scorer.batcher._runner.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("max_length", range(6, 30))
@@ -72,7 +72,9 @@ def test_answer_tokens_that_cannot_be_meant_are_refused(
     [{"chat_template": "none"}, {"score_type": "bi-encoder"}, {"convert": "embed"}, {"use_activation": False}],
 )
 def test_a_listwise_model_takes_no_other_prompt_or_readout(tiny: Tiny, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="this model reads lists of documents|a listwise model has a prompt"):
+    with pytest.raises(
+        UsageError, match="this model reads all documents|a listwise model has a prompt"
+    ):
         Scorer(tiny("jina_listwise"), dtype="float32", **options)
 
 

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.types import Pairs, Texts
+from windows import score_work
 
 pytestmark = pytest.mark.skipif(
     "BATCHSCORE_PARITY" not in os.environ, reason="BATCHSCORE_PARITY does not name a folder of parity fixtures"
@@ -209,8 +210,8 @@ def test_a_cross_encoder_reads_the_same_tokens_and_gives_the_same_logit_and_scor
 ) -> None:
     case = cases(row)[name]
     loaded = scorer("ce", row, padded=padded, **own_options(case))
-    work = loaded.tokenize(one_pair(case))
-    scores = loaded.score_work(work)
+    work = loaded.batcher.tokenize(one_pair(case))
+    scores = score_work(loaded, work)
     assert work.items.ids.tolist() == case["input_ids"]
     assert_close(scores.logit, [case["logit"]], "ce")
     assert_close(scores.score, [case["score"]], "ce")
@@ -221,14 +222,14 @@ def test_a_cut_prompt_keeps_its_end(scorer: Scorers, padded: bool) -> None:
     row, name = CUT_PROMPT
     case = cases(row)[name]
     end = Tokenizer.from_file(f"{checkpoint('ce', row)}/tokenizer.json").encode("<|im_end|>\n<|im_start|>assistant\n")
-    whole = scorer("ce", row, padded=padded).tokenize(one_pair(case)).items.ids.tolist()
+    whole = scorer("ce", row, padded=padded).batcher.tokenize(one_pair(case)).items.ids.tolist()
     loaded = scorer("ce", row, padded=padded, max_length=case["max_length"])
-    work = loaded.tokenize(one_pair(case))
+    work = loaded.batcher.tokenize(one_pair(case))
     cut = work.items.ids.tolist()
     assert len(cut) == case["max_length"] < len(whole)
     assert cut == whole[: len(cut) - len(end)] + end.ids
     assert whole[-len(end) :] == end.ids
-    assert np.isfinite(loaded.score_work(work).score).all()
+    assert np.isfinite(score_work(loaded, work).score).all()
 
 
 @flat_and_padded
@@ -244,8 +245,8 @@ def test_a_cross_encoder_reads_the_tokens_of_vllm_and_gives_its_logit_and_score(
     ids = prompted.get("input_ids") or case.get("as_single", case)["input_ids"]
     options = {"truncate_prompt_tokens" if key == "max_length" else key: v for key, v in own_options(case).items()}
     loaded = scorer("ce", row, padded=padded, **VLLM, **options)
-    work = loaded.tokenize(one_pair(case))
-    scores = loaded.score_work(work)
+    work = loaded.batcher.tokenize(one_pair(case))
+    scores = score_work(loaded, work)
     assert work.items.ids.tolist() == ids
     assert_close(scores.logit, [expected["logit"]], "ce")
     assert_close(scores.score, [expected["score"]], "ce")
@@ -260,7 +261,7 @@ def test_a_layerwise_head_gives_the_logit_of_its_layer(scorer: Scorers, row: str
         assert list(case["logits_by_layer"]) == [str(each) for each in LAYERS[row]]
         options = {"hf_overrides": {"cutoff_layers": layer}, **own_options(case)}
         loaded = scorer("ce", row, padded=padded, **options)
-        scores = loaded.score_work(loaded.tokenize(one_pair(case)))
+        scores = score_work(loaded, loaded.batcher.tokenize(one_pair(case)))
         assert_close(scores.logit, [case["logits_by_layer"][str(layer)]], "ce")
 
 
@@ -274,7 +275,7 @@ def test_a_listwise_reranker_reads_the_same_tokens_and_gives_the_same_scores(
     each = read(f"ce/expected/{row}.json")["lists"][place]
     queries, documents = [each["query"]] * len(each["documents"]), each["documents"]
     loaded = scorer("ce", row, padded=padded, compat=compat, **own_options(each))
-    work = loaded.tokenize(Pairs(Texts.of(queries), Texts.of(documents), np.zeros(len(documents), np.int64)))
+    work = loaded.batcher.tokenize(Pairs(Texts.of(queries), Texts.of(documents), np.zeros(len(documents), np.int64)))
     assert work.items.ids.tolist() == each["input_ids"]
     assert_close(loaded.score(each["query"], documents), each["scores_vllm" if compat else "scores"], "ce")
 
@@ -355,7 +356,9 @@ def test_a_document_past_the_limit_is_cut(scorer: Scorers, options: Json, name: 
     (queries, documents), expected = texts_of("bi", "bert"), read("bi/expected/extras.json")["trunc"]
     long = " ".join([documents[3]] * 4)
     loaded = scorer("bi", "x_trunc", padded=padded, **options)
-    assert loaded.tokenize(Pairs(Texts.of(["a"]), Texts.of([long]))).items.lengths[1] == expected["n_ids"] == 512
+    assert (
+        loaded.batcher.tokenize(Pairs(Texts.of(["a"]), Texts.of([long]))).items.lengths[1] == expected["n_ids"] == 512
+    )
     assert_close(matrix(loaded, queries, [long, documents[0]]), expected[name], "bi")
 
 

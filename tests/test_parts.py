@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, open_folder, writer_id
@@ -155,7 +156,7 @@ def test_counts_are_summed_by_name_and_by_depth() -> None:
 def test_what_is_of_passing_use_goes_and_the_job_stays(tmp_path: Path) -> None:
     parts = start(tmp_path)
     finish(parts, 0)
-    parts.save_progress(UNITS[1], np.zeros(3, np.float32))
+    parts.save_scores(UNITS[1], np.zeros((3, 1), np.float32))
     parts.fail(2, "twice")
     kept = ["_errors.jsonl", JOB, "_run-0-of-2.json", "part-00000.parquet"]
     for name in [
@@ -207,7 +208,7 @@ def test_a_damaged_part_is_found_by_its_footer_and_removed(tmp_path: Path, damag
     parts = start(tmp_path / "job")
     finish(parts, 0, 1)
     DAMAGES[damage](part(tmp_path / "job", 0))
-    with pytest.raises(InputError, match=r"part-00000.parquet is (damaged: |of another job)"):
+    with pytest.raises(InputError, match=r"part-00000.parquet (is damaged: |belongs to another job)"):
         parts.part(0)
     assert parts.finished() == {0, 1}
     assert parts.check([0, 1]) == [0]
@@ -310,7 +311,7 @@ def test_another_job_in_the_folder_is_refused_and_left_alone(tmp_path: Path, don
 def test_overwriting_throws_away_all_of_another_job(tmp_path: Path, done: Sequence[int]) -> None:
     earlier = start(tmp_path)
     finish(earlier, *done)
-    earlier.save_progress(UNITS[1], np.zeros(3, np.float32))
+    earlier.save_scores(UNITS[1], np.zeros((3, 1), np.float32))
     ours = [
         "_run.json",
         "_run-1-of-2.json",
@@ -340,23 +341,27 @@ def test_overwriting_goes_on_with_this_job_unless_it_is_complete(tmp_path: Path)
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).write_text("words")
     message = refused(lambda: start(tmp_path, overwrite=overwrite))
-    assert message == f"{tmp_path} is a folder with other files, such as {name}"
+    assert message == f"{tmp_path} has other files in it, for example {name}"
     assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_parts_that_no_job_has_written_are_refused_and_left_alone(tmp_path: Path, overwrite: bool) -> None:
     pq.write_table(TABLE, tmp_path / "part-0.parquet")
-    assert refused(lambda: start(tmp_path, overwrite=overwrite)).endswith("with other files, such as part-0.parquet")
+    assert refused(lambda: start(tmp_path, overwrite=overwrite)).endswith(
+        "has other files in it, for example part-0.parquet"
+    )
     assert pq.read_table(tmp_path / "part-0.parquet").equals(TABLE)
     (tmp_path / "part-0.parquet").write_text("words")
-    assert refused(lambda: start(tmp_path, overwrite=overwrite)).endswith("with other files, such as part-0.parquet")
+    assert refused(lambda: start(tmp_path, overwrite=overwrite)).endswith(
+        "has other files in it, for example part-0.parquet"
+    )
 
 
 def test_a_job_is_not_lost_where_it_cannot_be_overwritten(tmp_path: Path) -> None:
     finish(start(tmp_path), 0)
     (tmp_path / "notes.txt").touch()
-    assert "such as notes.txt" in refused(lambda: start(tmp_path, OTHER, overwrite=True))
+    assert "for example notes.txt" in refused(lambda: start(tmp_path, OTHER, overwrite=True))
     assert start(tmp_path).finished() == {0}
 
 
@@ -365,7 +370,7 @@ def test_parts_without_a_job_go_only_where_they_may_be_overwritten(tmp_path: Pat
     (tmp_path / JOB).unlink()
     (tmp_path / "part-00002.progress").touch()
     before = sorted(os.listdir(tmp_path))
-    assert "holds parts, and no _job.json" in refused(lambda: start(tmp_path))
+    assert "has parts but no _job.json" in refused(lambda: start(tmp_path))
     assert sorted(os.listdir(tmp_path)) == before
     parts = start(tmp_path, overwrite=True)
     assert parts.finished() == set()
@@ -384,36 +389,39 @@ def test_a_description_that_cannot_be_read_is_named_and_overwritten(tmp_path: Pa
 # ---- progress
 
 
-def test_progress_reads_back_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("k", [1, 2])
+def test_saved_scores_read_back_bit_for_bit(tmp_path: Path, k: int) -> None:
+    """Also several numbers a row, as of several heads."""
     parts = start(tmp_path)
-    raw = np.array([1.5, np.nan, -0.0], np.float32)
-    raw[1:2].view(np.uint32)[:] = 0x7FC00123
-    parts.save_progress(UNITS[0], raw)
-    found = start(tmp_path).progress(UNITS[0], 3)
-    assert found.tobytes() == raw.tobytes()
+    raw = np.array([1.5, np.nan, -0.0] * k, np.float32).reshape(3, k)
+    raw.reshape(-1)[1:2].view(np.uint32)[:] = 0x7FC00123
+    parts.save_scores(UNITS[0], raw)
+    found = start(tmp_path).saved_scores(UNITS[0], 3, k)
+    assert (found.tobytes(), found.shape) == (raw.tobytes(), (3, k))
     found[0] = 2.0  # it is this process's own
-    assert parts.progress(UNITS[0], 3)[0] == 1.5
-    assert np.isnan(parts.progress(UNITS[1], 2)).all()
-    assert parts.progress(UNITS[1], 2).dtype == np.float32
-    parts.save_progress(UNITS[0], raw[:0])
-    assert parts.progress(UNITS[0], 0).tolist() == []
+    assert parts.saved_scores(UNITS[0], 3, k)[0, 0] == 1.5
+    assert np.isnan(parts.saved_scores(UNITS[0], 3, 3 - k)).all()
+    assert np.isnan(parts.saved_scores(UNITS[1], 2, k)).all()
+    assert parts.saved_scores(UNITS[1], 2, k).dtype == np.float32
+    parts.save_scores(UNITS[0], raw[:0])
+    assert parts.saved_scores(UNITS[0], 0, k).tolist() == []
 
 
-def test_torn_progress_and_that_of_other_rows_or_another_job_is_none(tmp_path: Path) -> None:
+def test_torn_scores_and_those_of_other_rows_or_another_job_are_none(tmp_path: Path) -> None:
     parts = start(tmp_path)
     path = tmp_path / "part-00000.progress"
-    parts.save_progress(UNITS[0], np.ones(3, np.float32))
+    parts.save_scores(UNITS[0], np.ones((3, 1), np.float32))
     whole = path.read_bytes()
     for content in [whole[:size] for size in range(len(whole))] + [whole + b"\0", whole[:3] + b"?" + whole[4:]]:
         path.write_bytes(content)
-        assert np.isnan(parts.progress(UNITS[0], 3)).all()
+        assert np.isnan(parts.saved_scores(UNITS[0], 3, 1)).all()
     path.write_bytes(whole)
-    assert np.isnan(parts.progress(UNITS[0], 2)).all()
-    assert np.isnan(parts.progress(UNITS[0], 4)).all()
-    assert parts.progress(UNITS[0], 3).tolist() == [1, 1, 1]
+    assert np.isnan(parts.saved_scores(UNITS[0], 2, 1)).all()
+    assert np.isnan(parts.saved_scores(UNITS[0], 4, 1)).all()
+    assert parts.saved_scores(UNITS[0], 3, 1).tolist() == [[1], [1], [1]]
     other = start(tmp_path / "other", OTHER)
     shutil.copy(path, tmp_path / "other")
-    assert np.isnan(other.progress(UNITS[0], 3)).all()
+    assert np.isnan(other.saved_scores(UNITS[0], 3, 1)).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"{}", b"\xff"])
@@ -421,7 +429,7 @@ def test_a_damaged_note_of_failure_is_one_of_an_unknown_reason(tmp_path: Path, c
     parts = start(tmp_path)
     parts.fail(0, "2 workers died on it")
     (tmp_path / "part-00001.failed").write_bytes(content)
-    assert parts.failed() == {0: "2 workers died on it", 1: "unknown: the note of it is damaged"}
+    assert parts.failed() == {0: "2 workers died on it", 1: "unknown: its file is damaged"}
 
 
 def test_a_note_of_failure_that_goes_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,8 +440,8 @@ def test_a_note_of_failure_that_goes_meanwhile_is_none(tmp_path: Path, monkeypat
 
 def test_a_part_takes_the_place_of_progress_and_failure(tmp_path: Path) -> None:
     parts = start(tmp_path)
-    parts.save_progress(UNITS[0], np.ones(3, np.float32))
-    parts.save_progress(UNITS[1], np.ones(3, np.float32))
+    parts.save_scores(UNITS[0], np.ones((3, 1), np.float32))
+    parts.save_scores(UNITS[1], np.ones((3, 1), np.float32))
     parts.fail(0, "two workers died")
     parts.fail(2, "é")
     assert parts.failed() == {0: "two workers died", 2: "é"}
@@ -556,7 +564,7 @@ def test_one_unit_written_by_several_at_once_is_whole(tmp_path: Path) -> None:
     tables = [pa.table({"n": np.full(20_000, mark)}) for mark in range(6)]
 
     def work(table: pa.Table) -> None:
-        parts.save_progress(UNITS[0], np.full(3, table["n"][0].as_py(), np.float32))
+        parts.save_scores(UNITS[0], np.full((3, 1), table["n"][0].as_py(), np.float32))
         finish(parts, 0, table=table)
 
     with ThreadPoolExecutor(len(tables)) as threads:
@@ -572,11 +580,11 @@ def test_a_job_on_a_store_is_as_on_a_disk(tmp_path: Path) -> None:
     folder = open_folder(f"memory://{tmp_path}/job")
     parts = start(folder)
     finish(parts, 0, 1)
-    parts.save_progress(UNITS[2], np.ones(1, np.float32))
+    parts.save_scores(UNITS[2], np.ones((1, 1), np.float32))
     again = start(folder)
     assert (again.units, again.finished(), again.complete()) == (UNITS, {0, 1}, False)
     assert again.read(1).equals(TABLE)
-    assert again.progress(UNITS[2], 1).tolist() == [1]
+    assert again.saved_scores(UNITS[2], 1, 1).tolist() == [[1]]
     assert "model.max_length was 512 and is 256" in refused(lambda: start(folder, OTHER))
     fsspec.filesystem("memory").pipe(f"{tmp_path}/job/part-00000.parquet", b"words")
     assert again.check([0, 1]) == [0]
@@ -584,3 +592,71 @@ def test_a_job_on_a_store_is_as_on_a_disk(tmp_path: Path) -> None:
     assert folder.names() == [JOB]
     folder.discard()
     assert open_parts(folder) is None
+
+
+@pytest.fixture
+def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what is read of files in memory://."""
+    sizes: list[int] = []
+    read = MemoryFile.read
+
+    def counted(self: MemoryFile, size: int = -1) -> bytes:
+        content = read(self, size)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(MemoryFile, "read", counted)
+    return sizes
+
+
+def test_of_a_part_on_a_store_only_the_footer_is_read_and_only_once(tmp_path: Path, bytes_read: list[int]) -> None:
+    folder = open_folder(f"memory://{tmp_path}/job")
+    finish(start(folder), 0, 1, 2, table=pa.table({"text": [os.urandom(1000).hex() for _ in range(3000)]}))
+    parts = start(folder)
+    bytes_read.clear()
+    assert parts.check([0, 1, 2]) == []
+    assert 0 < sum(bytes_read) <= 3 << 16 < sum(len(folder.read(f"part-{unit:05}.parquet")) for unit in range(3)) / 30
+    bytes_read.clear()
+    assert (parts.counts()["rows"], len(parts.faults()), parts.part(1).counts["rows"]) == (7, 3, 3)
+    assert bytes_read == []
+
+
+def test_a_footer_of_any_length_is_read_whole(tmp_path: Path, bytes_read: list[int]) -> None:
+    for folder in (LocalFolder(str(tmp_path)), open_folder(f"memory://{tmp_path}/job")):
+        parts = start(folder)
+        faults = [{"file": "a.jsonl", "row": row, "message": os.urandom(20).hex()} for row in range(5000)]
+        parts.write(UNITS[0], pa.table({"text": [os.urandom(1000).hex() for _ in range(3000)]}), {"rows": 3}, faults)
+        bytes_read.clear()
+        assert parts.faults() == faults
+    assert sum(bytes_read) < 1_200_000 < folder.read("part-00000.parquet").size / 3
+
+
+def test_a_part_that_a_store_does_not_give_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_folder(f"memory://{tmp_path}/job")
+    parts = start(folder)
+    finish(parts, 0)
+
+    def unreachable(self: MemoryFile, size: int = -1) -> bytes:
+        raise OSError("connection reset")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFile, "read", unreachable)
+        with pytest.raises(RuntimeFailureError, match="cannot read .*connection reset"):
+            parts.check([0])
+    assert parts.check([0]) == []
+
+
+def test_a_part_is_looked_at_again_where_damage_matters(tmp_path: Path) -> None:
+    parts = start(tmp_path)
+    finish(parts, 0, 1)
+    assert parts.counts()["rows"] == 6
+    for unit in (0, 1):
+        part(tmp_path, unit).write_bytes(b"words")
+    assert parts.check([0]) == [0]
+    with pytest.raises(RuntimeFailureError, match="was damaged and has been removed"):
+        parts.read(1)
+    with pytest.raises(InputError, match="part-00001.parquet is damaged"):
+        parts.part(1)
+    assert parts.finished() == set()

@@ -6,12 +6,11 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,13 +19,16 @@ from batchscore.errors import DeviceLostError, InputError, RuntimeFailureError
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
-from batchscore.jobs.commands import Loaded, ScoreCommand
+from batchscore.jobs.commands import ScoreCommand, UnitRows
+from batchscore.jobs.commands.score import ScoredRows
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, start_parts
-from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.workers import processes as crew
 from batchscore.jobs.workers.job import WorkerJob
 from batchscore.jobs.workers.processes import Crew, Slot, find_slots
 from batchscore.stop import Stop
+from batchscore.types import Scores
 
 Tiny = Callable[[str], str]
 ROWS = jobs.random_rows(300)
@@ -40,7 +42,7 @@ class DeadlyJob(ScoreCommand):
     always: bool = False
     loses_device: bool = False
 
-    def load(self, source: Source, unit: Unit) -> Loaded:
+    def load(self, source: Source, unit: Unit) -> UnitRows:
         first = not Path("died").exists()
         if unit.index == self.deadly and (first or self.always):
             Path("died").touch()
@@ -54,21 +56,27 @@ class DeadlyJob(ScoreCommand):
 class StoppedJob(DeadlyJob):
     """Stops its process, as a debugger or a driver might, when it first reads a unit."""
 
-    def load(self, source: Source, unit: Unit) -> Loaded:
+    def load(self, source: Source, unit: Unit) -> UnitRows:
         if unit.index == self.deadly and not Path("died").exists():
             Path("died").touch()
             os.kill(os.getpid(), signal.SIGSTOP)
         return ScoreCommand.load(self, source, unit)
 
 
+class UnwritableRows(ScoredRows):
+    """Rows that become no table."""
+
+    def table(self, pairs: Any, scores: Scores, *, keep_bad: bool) -> Any:
+        raise RuntimeFailureError("no space left", hint="make some")
+
+
 @dataclass(frozen=True)
 class UnwritableJob(ScoreCommand):
     """Fails when its last unit is written."""
 
-    def table(self, loaded: Loaded, *arguments: Any, **options: Any) -> pa.Table:
-        if loaded.unit.index == 5:
-            raise RuntimeFailureError("no space left", hint="make some")
-        return super().table(loaded, *arguments, **options)
+    def load(self, source: Source, unit: Unit) -> UnitRows:
+        rows = super().load(source, unit)
+        return UnwritableRows(*(getattr(rows, f.name) for f in fields(rows))) if unit.index == 5 else rows
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def started(model: str, job: ScoreCommand, kind: type[WorkerJob] = WorkerJob) ->
     parts = start_parts(
         open_folder("parts"), {"inputs": source.fingerprint()}, lambda: source.units(50), overwrite=False
     )
-    return kind(job, {"model": model}, ["in.parquet"], None, "parts", "quarantine"), parts
+    return kind(job, {"model": model}, source.addresses(), "parts", "quarantine"), parts
 
 
 class Run:

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import checkpoints
-from batchscore.errors import BatchscoreError, InputError, RowError, UsageError
+from batchscore.errors import BatchscoreError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
@@ -101,8 +101,8 @@ def test_the_odd_token_goes_to_the_longer_side(tiny: Tiny, query: int, document:
     work = pair_work(tokenizer, spec, pairs([cats(query)], [cats(document)]))
 
     encoding = reference.encode(cats(query), cats(document))
-    assert work.items.types is not None
-    assert (work.items.ids.tolist(), work.items.types.tolist()) == (encoding.ids, encoding.type_ids)
+    assert work.items.columns.get("types") is not None
+    assert (work.items.ids.tolist(), work.items.columns.get("types").tolist()) == (encoding.ids, encoding.type_ids)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_equal_pairs_are_one_sequence(tiny: Tiny) -> None:
     work = pair_work(tokenizer, spec, pairs([q for q, _ in rows], [d for _, d in rows]))
 
     assert len(work.items) == 3
-    assert (work.held, work.left.tolist()) == (0, work.right.tolist())
+    assert (work.queries, work.left.tolist()) == (0, work.right.tolist())
     sequences = lists(work.items)
     assert [sequences[item] for item in work.right] == [own(tiny, "bert_ce").encode(*row).ids for row in rows]
 
@@ -161,7 +161,7 @@ def test_equal_pairs_are_one_sequence(tiny: Tiny) -> None:
 def test_only_a_model_with_two_segments_reads_token_types(tiny: Tiny, name: str, typed: bool) -> None:
     work = pair_work(*opened(tiny, name), pairs(["cat"], ["dog"]))
 
-    assert (work.items.types is not None) == typed
+    assert (work.items.columns.get("types") is not None) == typed
 
 
 def test_a_cross_encoder_lowers_the_case_where_the_checkpoint_says_so(tiny: Tiny) -> None:
@@ -195,10 +195,10 @@ def test_distinct_queries_come_first_and_are_held(tiny: Tiny) -> None:
 
     work = text_work(tokenizer, spec, pairs(["cat", "cat", "dog", "cat"], ["a", "b", "a", "cat"]))
 
-    assert (len(work.items), work.held) == (2 + 3, 2)
+    assert (len(work.items), work.queries) == (2 + 3, 2)
     assert (work.left.tolist(), work.right.tolist()) == ([0, 0, 1, 0], [2, 3, 2, 4])
     assert lists(work.items)[0] == lists(work.items)[4]  # equal texts on both sides are two items
-    assert work.items.types is None
+    assert work.items.columns.get("types") is None
 
 
 def test_a_row_is_cut_where_its_own_texts_are(tiny: Tiny) -> None:
@@ -232,7 +232,7 @@ def test_case_is_lowered_prompt_and_all(tiny: Tiny) -> None:
 
 
 def test_every_token_counts_where_the_checkpoint_includes_prompts(tiny: Tiny) -> None:
-    assert text_work(*opened(tiny, "bert_mean"), pairs(["cat"], ["dog"])).items.keep is None
+    assert text_work(*opened(tiny, "bert_mean"), pairs(["cat"], ["dog"])).items.columns.get("keep") is None
 
 
 def test_a_prompt_left_out_takes_the_first_special_with_it(tiny: Tiny) -> None:
@@ -242,9 +242,9 @@ def test_a_prompt_left_out_takes_the_first_special_with_it(tiny: Tiny) -> None:
     work = text_work(tokenizer, spec, pairs(["cat dog", ""], ["bird", "bird"]))
 
     assert spec.query_prompt == "search: "  # 2 tokens
-    assert work.items.keep is not None
+    assert work.items.columns.get("keep") is not None
     assert work.items.lengths.tolist() == [6, 4, 3]
-    assert work.items.keep.astype(int).tolist() == [*(0, 0, 0, 1, 1, 1), *(0, 0, 0, 1), *(1, 1, 1)]
+    assert work.items.columns.get("keep").astype(int).tolist() == [*(0, 0, 0, 1, 1, 1), *(0, 0, 0, 1), *(1, 1, 1)]
 
 
 def test_each_side_leaves_out_its_own_prompt(tiny: Tiny) -> None:
@@ -254,8 +254,8 @@ def test_each_side_leaves_out_its_own_prompt(tiny: Tiny) -> None:
 
     prompts = [len(tokenizer.tokenize([prompt], 99)[0].ids) for prompt in (spec.query_prompt, spec.document_prompt)]
     assert prompts[0] != prompts[1]
-    assert work.items.keep is not None
-    kept = np.add.reduceat(work.items.keep.astype(int), work.items.offsets[:-1])
+    assert work.items.columns.get("keep") is not None
+    kept = np.add.reduceat(work.items.columns.get("keep").astype(int), work.items.offsets[:-1])
     assert (work.items.lengths - kept).tolist() == [1 + prompt for prompt in prompts]
 
 
@@ -265,8 +265,8 @@ def test_a_prompt_is_measured_in_the_case_it_is_read_in(tiny: Tiny) -> None:
 
     work = text_work(tokenizer, spec, pairs(["cat"], ["dog"]))
 
-    assert work.items.keep is not None
-    assert work.items.keep[: work.items.lengths[0]].tolist() == [False, False, False, True, True]
+    assert work.items.columns.get("keep") is not None
+    assert work.items.columns.get("keep")[: work.items.lengths[0]].tolist() == [False, False, False, True, True]
 
 
 def test_a_prompt_that_fills_max_length_is_refused(tiny: Tiny) -> None:
@@ -310,7 +310,9 @@ def test_error_names_the_first_row_that_is_too_long(
     tokenizer, spec = opened(tiny, name, truncation="error")
     make = pair_work if name == "bert_ce" else text_work
 
-    with pytest.raises(RowError, match="^longer than max_length 64 tokens\nhint: pass --truncation") as caught:
-        make(tokenizer, spec, pairs(queries, documents))
+    work = make(tokenizer, spec, pairs(queries, documents))
 
-    assert (caught.value.row, caught.value.cause) == (row, InputError)
+    fault = work.faults[min(work.faults)]
+    assert (min(work.faults), fault.code, fault.is_models) == (row, "too-long", False)
+    assert (fault.message, str(fault.hint)[:18]) == ("longer than max_length 64 tokens", "pass --truncation ")
+    assert [number for number in range(len(work)) if work.right[number] < 0] == sorted(work.faults)

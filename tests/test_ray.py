@@ -32,7 +32,7 @@ from batchscore.errors import (
 )
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.commands import ScoreCommand
-from batchscore.jobs.pipeline import Meter
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.workers import ray as ray_crew
 from batchscore.jobs.workers.job import WorkerJob
 from batchscore.stop import Stop

@@ -19,8 +19,8 @@ ROOT = 2**0.5
 
 
 def states(hidden: list[list[float]] | np.ndarray, lengths: list[int], keep: list[bool] | None = None) -> States:
-    kept = None if keep is None else torch.tensor(keep)
-    return States(torch.tensor(hidden, dtype=torch.float32), torch.tensor(lengths), kept)
+    kept = None if keep is None else np.array(keep)
+    return States.of(torch.tensor(hidden, dtype=torch.float32), np.array(lengths), kept)
 
 
 def ragged(seed: int) -> tuple[np.ndarray, list[int], list[bool]]:

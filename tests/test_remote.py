@@ -394,7 +394,7 @@ def test_parts_in_memory_are_merged(tiny: Tiny, memory: Any) -> None:
         ("s3://bucket/in.parquet", "s3://o.parquet", 2, "names no bucket"),
         ("s3://bucket/in.parquet", "s3://", 2, "names no bucket"),
         ("s3://bucket/in.parquet", "s3://bucket/o", 2, "its suffix is none of"),
-        ("s3://bucket/in.parquet", "s3://bucket/texts/", 8, "is a folder with other files, such as a.txt"),
+        ("s3://bucket/in.parquet", "s3://bucket/texts/", 8, "has other files in it, for example a.txt"),
         ("s3://bucket/in.parquet", "foo://x/o.parquet", 2, "no file system is known for foo://"),
         ("s3://bucket/in.parquet", "foo://x/o/", 2, "no file system is known for foo://"),
     ],

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import checkpoints
 from batchscore import Scorer
-from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.errors import CheckpointError, InputError, UsageError
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
@@ -99,7 +99,7 @@ def test_a_prompt_that_fits_is_the_tokenizers_own_encoding_of_it(tiny: Tiny, nam
 
 def test_a_prompt_is_one_segment(tiny: Tiny) -> None:
     """BERT tells the segments of a pair apart; a template's prompt has none."""
-    assert laid_out(tiny, "bert_ce", JUDGE, ["cat"], ["dog"]).items.types is None
+    assert laid_out(tiny, "bert_ce", JUDGE, ["cat"], ["dog"]).items.columns.get("types") is None
 
 
 def test_equal_pairs_are_one_prompt(tiny: Tiny) -> None:
@@ -108,7 +108,7 @@ def test_equal_pairs_are_one_prompt(tiny: Tiny) -> None:
     work = laid_out(tiny, "bert_ce", "{{ query }} {{ document }}", queries, documents)
 
     assert len(work.items) == 3
-    assert (work.held, work.left.tolist()) == (0, work.right.tolist())
+    assert (work.queries, work.left.tolist()) == (0, work.right.tolist())
     prompts = [f"{query} {document}" for query, document in zip(queries, documents, strict=True)]
     assert rows(work) == [encoding.ids for encoding in own(tiny, "bert_ce").encode_batch(prompts)]
 
@@ -324,10 +324,12 @@ def test_a_template_that_reads_its_texts_and_writes_them_as_they_are_is_no_chang
 def test_error_names_the_first_row_that_is_too_long(tiny: Tiny) -> None:
     documents = [document_of("bert_ce", n) for n in (5, 60, 5, 60, 70)]
 
-    with pytest.raises(RowError, match="^longer than max_length 64 tokens\nhint: pass --truncation") as caught:
-        laid_out(tiny, "bert_ce", JUDGE, ["fish", "cat", "cat", "cat", "bird"], documents, truncation="error")
+    work = laid_out(tiny, "bert_ce", JUDGE, ["fish", "cat", "cat", "cat", "bird"], documents, truncation="error")
 
-    assert (caught.value.row, caught.value.cause) == (1, InputError)
+    assert {row: fault.message for row, fault in work.faults.items()} == dict.fromkeys(
+        (1, 3, 4), "longer than max_length 64 tokens"
+    )
+    assert work.right.tolist()[:3] == [work.right[0], -1, work.right[2]]
 
 
 def test_error_lets_pass_what_fits_exactly(tiny: Tiny) -> None:
@@ -338,8 +340,8 @@ def test_error_lets_pass_what_fits_exactly(tiny: Tiny) -> None:
     work = laid_out(tiny, "bert_ce", JUDGE, ["cat"], [document_of("bert_ce", 20)], **changes)
 
     assert rows(work) == rows(whole)
-    with pytest.raises(RowError):
-        laid_out(tiny, "bert_ce", JUDGE, ["cat"], [document_of("bert_ce", 21)], **changes)
+    longer = laid_out(tiny, "bert_ce", JUDGE, ["cat"], [document_of("bert_ce", 21)], **changes)
+    assert list(longer.faults) == [0]
 
 
 # ---- the rules of libraries
@@ -471,17 +473,17 @@ def test_the_documents_of_a_query_are_one_prompt(tiny: Tiny) -> None:
     raw = own(tiny, "bert_ce")
     raw.add_special_tokens([ASK, DOC])
     assert lists(work.items) == [encoding.ids for encoding in raw.encode_batch(prompts)]
-    assert (work.right.tolist(), work.left.tolist()) == ([1, 0, 1], [0, 0, 1])  # its prompt, its place in it
-    assert work.items.keep is not None
-    kept = np.array(tokenizer.describe(work.items.ids.tolist()))[work.items.keep]
+    assert (work.right.tolist(), work.slot.tolist()) == ([1, 0, 1], [0, 0, 1])  # its prompt, its place in it
+    assert work.items.columns.get("keep") is not None
+    kept = np.array(tokenizer.describe(work.items.ids.tolist()))[work.items.columns.get("keep")]
     assert kept.tolist() == [DOC, ASK, DOC, DOC, ASK]
-    assert work.held == 0
+    assert work.queries == 0
 
 
 def test_a_row_that_is_in_no_list_is_a_prompt_of_its_own(tiny: Tiny) -> None:
     work, _ = listed(tiny, ["cat", "cat"], ["bird", "fish"], None)
 
-    assert (len(work.items), work.right.tolist(), work.left.tolist()) == (2, [0, 1], [0, 0])
+    assert (len(work.items), work.right.tolist(), work.slot.tolist()) == (2, [0, 1], [0, 0])
 
 
 def test_a_list_that_is_too_long_is_several_prompts_in_order(tiny: Tiny) -> None:
@@ -491,10 +493,10 @@ def test_a_list_that_is_too_long_is_several_prompts_in_order(tiny: Tiny) -> None
 
         assert work.items.lengths.max() <= max_length
         assert work.right.tolist() == sorted(work.right.tolist())
-        assert work.items.keep is not None
-        per_prompt = np.add.reduceat(work.items.keep.astype(int), work.items.offsets[:-1]) - 1
+        assert work.items.columns.get("keep") is not None
+        per_prompt = np.add.reduceat(work.items.columns.get("keep").astype(int), work.items.offsets[:-1]) - 1
         assert per_prompt.tolist() == np.bincount(work.right).tolist()
-        assert [place for count in per_prompt for place in range(count)] == work.left.tolist()
+        assert [place for count in per_prompt for place in range(count)] == work.slot.tolist()
         assert set(cuts(work)) == {"none"}
         starts = [tokenizer.describe(ids).index("/") for ids in lists(work.items)]
         assert len(set(starts)) == 1  # each begins with the query anew
@@ -511,9 +513,10 @@ def test_a_document_that_is_too_long_alone_loses_its_end(tiny: Tiny) -> None:
     tokens = tokenizer.describe(lists(work.items)[1])
     assert 70 <= len(tokens) <= 90
     assert tokens[-4:] == ["query", "cat", ASK, "[SEP]"]
-    with pytest.raises(RowError, match="^longer than max_length 90 tokens") as caught:
-        listed(tiny, ["cat"] * 3, documents, [0] * 3, max_length=90, truncation="error")
-    assert caught.value.row == 1
+    strict, _ = listed(tiny, ["cat"] * 3, documents, [0] * 3, max_length=90, truncation="error")
+    assert {row: fault.message for row, fault in strict.faults.items()} == {1: "longer than max_length 90 tokens"}
+    others, _ = listed(tiny, ["cat"] * 2, [documents[0], documents[2]], [0] * 2, max_length=90)
+    assert lists(strict.items) == lists(others.items)  # as if the document had not been there
 
 
 def test_a_query_that_leaves_its_documents_no_room_loses_its_end(tiny: Tiny) -> None:
@@ -526,9 +529,9 @@ def test_a_query_that_leaves_its_documents_no_room_loses_its_end(tiny: Tiny) -> 
         tokens = [tokenizer.describe(ids) for ids in lists(work.items)]
         assert sum(prompt.count(DOC) for prompt in tokens) == 3
         assert all(prompt[-2:] == [ASK, "[SEP]"] and "cat" in prompt for prompt in tokens)
-    with pytest.raises(RowError, match="^longer than max_length 100 tokens") as caught:
-        listed(tiny, queries, ["bird", "fish", "river"], [0, 1, 1], max_length=100, truncation="error")
-    assert (caught.value.row, caught.value.cause) == (1, InputError)
+    strict, _ = listed(tiny, queries, ["bird", "fish", "river"], [0, 1, 1], max_length=100, truncation="error")
+    assert sorted(strict.faults) == [1, 2]
+    assert strict.faults[1].message == "longer than max_length 100 tokens"
 
 
 def test_a_max_length_without_room_beside_a_listwise_prompt_is_refused(tiny: Tiny) -> None:
@@ -550,8 +553,8 @@ def test_no_text_can_pass_for_a_mark(tiny: Tiny, hostile: str) -> None:
     """Or a document could pass for two, and take the scores of those behind it."""
     work, tokenizer = listed(tiny, ["cat", "cat"], [hostile, "fish"], [0, 0])
 
-    assert work.items.keep is not None
-    kept = np.array(tokenizer.describe(work.items.ids.tolist()))[work.items.keep]
+    assert work.items.columns.get("keep") is not None
+    kept = np.array(tokenizer.describe(work.items.ids.tolist()))[work.items.columns.get("keep")]
     assert kept.tolist() == [DOC, DOC, ASK]
 
 

@@ -686,7 +686,7 @@ def test_an_empty_document_is_scored_or_refused_by_the_number_of_its_pair(row: O
         expected = row.expected("river", "")
     except NoTokenError:
         assert row.reference.ids("") == []
-        with pytest.raises(InputError, match="^pair 1: its text gives this model no token to read"):
+        with pytest.raises(InputError, match="^pair 1: the text has no tokens for this model"):
             row.scorer.score(["river", "river"], ["cat", ""])
     else:
         scores = row.scored(["river", "river"], ["cat", ""])

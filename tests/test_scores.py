@@ -27,6 +27,7 @@ from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Pairs, Texts
 from checkpoints import TOKENS, WORDS, pairs
 from threads import one_thread
+from windows import score_work
 
 CLOSE, MAXSIM_CLOSE = 1e-5, 1e-4  # of a logit or cosine, of a MaxSim, to a reference's
 SAME, MAXSIM_SAME = 1e-6, 1e-5  # of two ways through batchscore; a MaxSim adds up to 64 cosines
@@ -204,7 +205,7 @@ def test_a_cross_encoder_gives_the_logit_of_transformers_and_its_activation(
     tiny: Tiny, scorer: Scorers, name: str
 ) -> None:
     cross_encoder = scorer(name, truncation="longest-first")
-    scores = cross_encoder.score_work(cross_encoder.tokenize(columns(QUERIES, DOCUMENTS)))
+    scores = score_work(cross_encoder, cross_encoder.batcher.tokenize(columns(QUERIES, DOCUMENTS)))
     encode = tokenizer_of(tiny(name))
     logits = np.array(
         [
@@ -321,9 +322,9 @@ def test_a_window_that_was_stopped_goes_on_to_the_same_scores(
 ) -> None:
     """A stop is noticed between two packs, however fast they are; what was scored by then is not scored again."""
     with Scorer(tiny(name), dtype="float32", score_type=score_type, batch_tokens=1, cache_mb=0) as loaded, one_thread():
-        work = loaded.tokenize(columns(QUERIES, DOCUMENTS))
-        whole = loaded.score_work(work).score
-        raw, stop, rows = np.full(len(work), np.nan, np.float32), Stop(), list[int]()
+        work = loaded.batcher.tokenize(columns(QUERIES, DOCUMENTS))
+        whole = score_work(loaded, work).score
+        raw, stop, rows = np.full((len(work), 1), np.nan, np.float32), Stop(), list[int]()
 
         def ask(count: int, tokens: int) -> None:
             rows.append(count)
@@ -331,10 +332,10 @@ def test_a_window_that_was_stopped_goes_on_to_the_same_scores(
                 stop.request("SIGTERM")
 
         with pytest.raises(StoppedError):
-            loaded.score_work(work, ask, raw=raw, stop=stop)
+            score_work(loaded, work, ask, raw=raw, stop=stop)
         known = np.isfinite(raw)
         assert 3 < known.sum() < len(work)
-        np.testing.assert_array_equal(loaded.score_work(work, raw=raw).score, whole)
+        np.testing.assert_array_equal(score_work(loaded, work, raw=raw).score, whole)
 
 
 @every_kind
@@ -385,8 +386,8 @@ def test_queries_held_a_few_at_a_time_give_the_same_scores(
     """Late interaction keeps a vector for each query token, so memory bounds the queries held at once."""
     whole = scorer(name, score_type="late-interaction").score(QUERIES, DOCUMENTS)
     with Scorer(tiny(name), dtype="float32", score_type="late-interaction") as grouped:
-        grouped.budget = replace(grouped.budget, max_held_tokens=max_held_tokens)
-        assert len(list(grouped.tokenize(columns(QUERIES, DOCUMENTS)).split(max_held_tokens))) > 2
+        grouped.batcher.budget = replace(grouped.budget, max_held_tokens=max_held_tokens)
+        assert len(list(grouped.batcher.tokenize(columns(QUERIES, DOCUMENTS)).query_groups(max_held_tokens))) > 2
         np.testing.assert_allclose(grouped.score(QUERIES, DOCUMENTS), whole, rtol=0, atol=MAXSIM_SAME)
 
 
@@ -398,8 +399,8 @@ def test_a_bfloat16_body_stays_near_float32(
     tiny: Tiny, name: str, score_type: Any, tolerance: float, batch: Floats
 ) -> None:
     with Scorer(tiny(name), dtype="bfloat16", score_type=score_type) as short:
-        work = short.tokenize(columns(QUERIES, DOCUMENTS))
-        scores = short.score_work(work).score
+        work = short.batcher.tokenize(columns(QUERIES, DOCUMENTS))
+        scores = score_work(short, work).score
     scale = work.items.lengths[work.left] if score_type == "late-interaction" else 1  # a MaxSim is a sum of cosines
     assert 0 < np.abs((scores - batch) / scale).max() < 2e-2
 
@@ -484,10 +485,10 @@ def test_a_long_pair_scores_as_one_cut_by_hand(
         inputs["token_type_ids"] = torch.tensor([[0] * (len(q) + 2) + [1] * (len(d) + 1)])
 
     short = scorer(name, truncation=truncation, max_length=17 + 2 + gap)
-    work = short.tokenize(columns([query], [document]))
+    work = short.batcher.tokenize(columns([query], [document]))
     assert work.items.ids.tolist() == ids
     assert CUT_NAMES[work.cut[0]] == cut
-    logit = short.score_work(work).logit
+    logit = score_work(short, work).logit
     assert logit is not None
     assert logit[0] == pytest.approx(logit_of(tiny(name), **inputs), abs=CLOSE)
 

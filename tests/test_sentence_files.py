@@ -422,7 +422,7 @@ def words(tiny: Tiny, items: Items) -> list[str]:
 
 
 def flags(items: Items, column: str) -> list[list[int]]:
-    values: Any = getattr(items, column)
+    values: Any = items.columns[column]
     return [values[start:stop].astype(int).tolist() for start, stop in pairwise(items.offsets)]
 
 
@@ -435,14 +435,16 @@ def test_each_side_has_its_mark_behind_the_first_token_and_queries_are_filled_up
 
 
 def test_what_fills_a_query_is_seen_where_the_model_was_trained_so(edit: Edit) -> None:
-    assert marked(edit, {"attend_to_expansion_tokens": True}, ["cat dog"], ["the river"]).items.seen is None
+    assert (
+        marked(edit, {"attend_to_expansion_tokens": True}, ["cat dog"], ["the river"]).items.columns.get("seen") is None
+    )
 
 
 def test_a_query_is_not_filled_up_where_the_model_was_not_trained_so(tiny: Tiny, edit: Edit) -> None:
     work = marked(edit, {"do_query_expansion": False}, ["cat dog"], ["the river"])
 
     assert words(tiny, work.items) == ["[CLS] ? cat dog [SEP]", "[CLS] ! the river [SEP]"]
-    assert work.items.seen is None
+    assert work.items.columns.get("seen") is None
 
 
 def test_a_side_without_a_mark_is_plain(tiny: Tiny, edit: Edit) -> None:

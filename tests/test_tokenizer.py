@@ -54,9 +54,9 @@ def sequences(tokenizer: TextTokenizer, pattern: Pattern, *columns: list[str]) -
     index = np.arange(len(columns[0]))
     sides = [tokenizer.tokenize(column, 10_000)[0] for column in columns]
     items = assemble(pattern, [(side, index, side.lengths) for side in sides])
-    assert items.types is not None
+    assert items.columns.get("types") is not None
     spans = [slice(*span) for span in pairwise(items.offsets)]
-    return [(items.ids[span].tolist(), items.types[span].tolist()) for span in spans]
+    return [(items.ids[span].tolist(), items.columns.get("types")[span].tolist()) for span in spans]
 
 
 def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:
@@ -94,15 +94,15 @@ def test_specials_are_counted_by_pattern(tiny: Tiny, name: str, single: int, pai
 
 def test_assemble_takes_the_first_tokens_of_the_texts_it_is_told(tiny: Tiny) -> None:
     tokenizer = load(tiny("bert_mean"))
-    texts = Items(np.array([10, 11, 12, 20, 21], np.int32), np.array([0, 3, 5]))
+    texts = Items(np.array([0, 3, 5]), {"ids": np.array([10, 11, 12, 20, 21], np.int32)})
     sides = [(texts, np.array([1, 0]), np.array([1, 2])), (texts, np.array([0, 0]), np.array([3, 0]))]
 
     items = assemble(tokenizer.pair, sides)
 
     cls, sep = 2, 3
     assert items.ids.tolist() == [cls, 20, sep, 10, 11, 12, sep, cls, 10, 11, sep, sep]
-    assert items.types is not None
-    assert items.types.tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1]
+    assert items.columns.get("types") is not None
+    assert items.columns.get("types").tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1]
     assert items.offsets.tolist() == [0, 7, 12]
 
 

@@ -19,7 +19,7 @@ from batchscore.errors import BatchscoreError
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # which needs torch
-    from batchscore.jobs.pipeline import Meter
+    from batchscore.jobs.meter import Meter
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -20,12 +20,13 @@ from batchscore.io.source import open_source
 from batchscore.io.storage import Folder, open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs.checks import MaxErrors, refuse_overwriting_input, refuse_together, shard_of
-from batchscore.jobs.commands import Job
+from batchscore.jobs.commands import Command
 from batchscore.jobs.leases import Leases, Presence, workers
 from batchscore.jobs.merge import assemble, write_errors
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.output import open_output
 from batchscore.jobs.parts import JOB, Parts, first_difference, start_parts, total
-from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.plan import Plan
 from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.workers.job import WorkerJob
@@ -37,7 +38,7 @@ _PARTIAL_SUCCESS = 7
 _MERGE_POLL_SECONDS = 0.5
 
 
-def run(command: str, job: Job, scorer: Mapping[str, Any], files: Files, shares: Shares) -> None:
+def run(command: str, job: Command, scorer: Mapping[str, Any], files: Files, shares: Shares) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
     stop, display = Stop(), Display(quiet=files.quiet, log_format=files.log_format)
     stop.listen()
@@ -58,7 +59,7 @@ class _Run:
     def __init__(
         self,
         command: str,
-        job: Job,
+        job: Command,
         scorer: Mapping[str, Any],
         files: Files,
         shares: Shares,
@@ -220,8 +221,7 @@ class _Run:
         task = WorkerJob(
             self.job,
             options,
-            [reader.file for reader in self.source.readers],
-            files.split,
+            self.source.addresses(),
             self.output.parts,
             files.errors,
         )

@@ -18,7 +18,7 @@ from batchscore.jobs.shards import Shard
 
 def work_lines(source: Source, shard: Shard, shares: Shares, parts: Parts, todo: Sequence[Unit]) -> list[str]:
     """The input, whose share of it this is, and what of that is not done yet."""
-    files, units, rows = len(source.readers), len(parts.units), parts.rows
+    files, units, rows = len(source.files), len(parts.units), parts.rows
     here = sum(unit.rows for unit in todo)
     lines = [f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}"]
     if shard.count > 1 or shares.claim == "dynamic":

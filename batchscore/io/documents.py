@@ -1,10 +1,11 @@
 """Rows that carry a list of documents, turned into one row a document.
 
-The flattening is Arrow's and copies no text; what it costs is that a window holds as many documents as its rows list.
+Arrow flattens the lists without copying texts. The price is that a unit holds as many documents as its rows list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,70 +14,108 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
-from batchscore.io.schema import TEXT_FIELDS, is_nested, text_field
+from batchscore.io.schema import ID_FIELDS, TEXT_FIELDS, is_nested, text_field
 from batchscore.io.source import Chunk
-from batchscore.io.texts import Faults, encode_texts
-from batchscore.types import Fault, Texts
-
-_ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")
+from batchscore.io.texts import document_columns, encode_joined
+from batchscore.types import Fault, Faults, Texts
 
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """The documents of a window, in row order."""
+    """The documents of a unit, in row order."""
 
-    parents: NDArray[np.int64]  # [documents], row of the window
+    parents: NDArray[np.int64]  # [documents], row of the unit
     texts: Texts  # [documents]
     ids: pa.Array | None  # [documents]
 
 
-def explode(chunk: Chunk, column: str, id_field: str | None, row_faults: Faults, faults: Faults) -> Documents:
-    """Documents of `column`: lists of strings, or of structs with a text and maybe an id.
+def explode(
+    chunk: Chunk,
+    column: str,
+    id_field: str | None,
+    row_faults: Faults,
+    faults: Faults,
+    fields: Sequence[str] | None = None,
+) -> Documents:
+    """Documents of `column`: lists of strings, or of structs with texts and maybe an id.
 
-    The id is `id_field` or, where that is None, the first field with an id's usual name. Rows without a list are added
-    to `row_faults`, documents without a text to `faults`.
+    Args:
+        chunk: the unit.
+        column: of the lists.
+        id_field: of structs; None: the first field with a usual name of an id.
+        row_faults: rows without a list are added.
+        faults: documents without a text are added.
+        fields: of structs, whose texts are joined; None: as `document_fields` says.
     """
     lists = chunk.table[column]
     if pa.types.is_null(lists.type):
         lists = lists.cast(pa.list_(pa.string()))
     for row in np.flatnonzero(pc.is_null(lists)).tolist():
-        row_faults.setdefault(row, Fault(row, column, "null", "is null", "an empty list means no documents"))
+        row_faults.setdefault(row, Fault("null", "is null", hint="an empty list means no documents", column=column))
     parents = pc.list_parent_indices(lists).to_numpy()
-    texts, ids = _split(pc.list_flatten(lists), id_field)
+    documents = pc.list_flatten(lists)
 
     def name(document: int) -> str:
         return f"{column}[{document - np.searchsorted(parents, parents[document])}]"
 
-    found = encode_texts(texts, name, faults, absent="is null, or no text")
-    return Documents(parents, found, ids)
+    texts = encode_joined(_texts(documents, fields, column), name, faults, absent="is null, or no text")
+    return Documents(parents, texts, _ids(documents, id_field))
 
 
-def require_fields(kind: pa.DataType, id_field: str | None, place: str) -> None:
-    """Raise InputError, which calls the column `place`, if documents of this type have no text or no `id_field`."""
+def document_fields(kind: pa.DataType, fields: Sequence[str] | None) -> tuple[str, ...]:
+    """The fields that together are the text of a document of this type, or of a list of them; () for strings.
+
+    They are `fields`, or else the text field, to which a `title` beside `text` belongs as in BEIR's corpora.
+    """
+    documents = kind.value_type if is_nested(kind) else kind
+    if not pa.types.is_struct(documents):
+        return ()
+    names = [field.name for field in documents]
+    text = text_field(names)
+    return () if text is None and fields is None else document_columns(str(text), names, fields)
+
+
+def require_fields(kind: pa.DataType, id_field: str | None, location: str, fields: Sequence[str] | None = None) -> None:
+    """Raise InputError, which names the column `location`, if documents of this type lack a text or a named field."""
     documents = kind.value_type if is_nested(kind) else kind
     if pa.types.is_null(documents):
         return
     names = [field.name for field in documents] if pa.types.is_struct(documents) else []
-    fields = f"; fields: {', '.join(names) or 'none'}"
-    if id_field is not None and id_field not in names:
-        hint = "pass --document-id-column with one of these fields"
-        raise InputError(f"{place}: its documents have no field {id_field!r}{fields}", hint=hint)
-    if names and text_field(names) is None:
-        hint = f"name the text field one of {', '.join(TEXT_FIELDS)}"
-        raise InputError(f"{place}: its documents have no text field{fields}", hint=hint)
+    listing = f"; fields: {', '.join(names) or 'none'}"
+    options = dict.fromkeys(fields or (), "--document-fields")
+    if id_field is not None:
+        options[id_field] = "--document-id-column"
+    for field, option in options.items():
+        if field not in names:
+            hint = f"pass {option} with one of these fields" if names else f"drop {option}: the documents are strings"
+            raise InputError(f"{location}: its documents have no field {field!r}{listing}", hint=hint)
+    if fields is None and names and text_field(names) is None:
+        hint = f"name the text field one of {', '.join(TEXT_FIELDS)}, or pass --document-fields"
+        raise InputError(f"{location}: its documents have no text field{listing}", hint=hint)
 
 
-def _split(documents: pa.ChunkedArray, id_field: str | None) -> tuple[pa.ChunkedArray, pa.Array | None]:
-    """Texts and ids of documents."""
+def _texts(documents: pa.ChunkedArray, fields: Sequence[str] | None, column: str) -> list[pa.ChunkedArray]:
+    """The columns whose texts are joined; in a part of a file of lines no document may have them."""
     if not pa.types.is_struct(documents.type):
-        return documents, None
+        return [documents]
+    columns = []
+    for name in document_fields(documents.type, fields):
+        if (texts := _field(documents, name)) is not None:
+            if pa.types.is_nested(texts.type):
+                message = f"{column}: field {name!r} of its documents is {texts.type}, not text"
+                raise InputError(message, hint="choose other fields with --document-fields")
+            columns.append(texts)
+    return columns or [pa.chunked_array([pa.nulls(len(documents))])]
+
+
+def _ids(documents: pa.ChunkedArray, id_field: str | None) -> pa.Array | None:
+    if not pa.types.is_struct(documents.type):
+        return None
     names = [field.name for field in documents.type]
-    text = text_field(names)
-    id_field = id_field or next((name for name in _ID_FIELDS if name in names), None)
-    texts = (
-        pa.chunked_array([pa.nulls(len(documents))])
-        if text is None
-        else pc.struct_field(documents, [names.index(text)])
-    )
-    has_ids = id_field in names
-    return texts, pc.struct_field(documents, [names.index(id_field)]).combine_chunks() if has_ids else None
+    ids = _field(documents, id_field or next((name for name in ID_FIELDS if name in names), ""))
+    return None if ids is None else ids.combine_chunks()
+
+
+def _field(documents: pa.ChunkedArray, name: str) -> pa.ChunkedArray | None:
+    index = documents.type.get_field_index(name)
+    return None if index < 0 else pc.struct_field(documents, [index])

@@ -1,12 +1,12 @@
 """Parquet, read a few pages at a time.
 
-Columns stream through a small buffer and are not read ahead: memory stays flat on a row group of any size, for some
-speed on remote disks.
+Columns stream through a small buffer and are not read ahead. Memory stays flat for row groups of any size, which costs
+some speed on remote disks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,48 +15,47 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, InputFile, RowCursor
+from batchscore.io.block import Block, RowCursor, Stamp
 from batchscore.io.schema import Shape
-from batchscore.io.storage import is_url, open_file
+from batchscore.io.storage import is_url, open_file, stat_file
 from batchscore.io.units import Span, Steps, count_steps, table_steps
 from batchscore.types import offsets_of
 
 SUFFIXES = (".parquet", ".pq")
-_BUFFER_BYTES = 1 << 20  # of each column being read; 0 would load its whole row group
-_ROWS = 16_384  # at most in a table of the stream, and about so many bytes
+_BUFFER_BYTES = 1 << 20  # for each column being read; 0 would load its whole row group
+# A table of the stream is at most a default unit, and small beside the 32 MiB that a unit may have, because rows of it
+# that belong to the next unit are held meanwhile.
+_ROWS = 16_384
 _BYTES = 8 << 20
 
 
 def unpacked_size(footer: pq.FileMetaData) -> int:
-    """Bytes of a file's rows, encoded and unpacked."""
+    """Bytes of a file's rows, encoded but not compressed."""
     return sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
 
 
-class ParquetReader(InputFile):
+class ParquetReader:
     """One Parquet file."""
 
-    first_place = 0
+    first_number = 0
+    is_ragged = False
 
     def __init__(self, file: str) -> None:
-        super().__init__(file)
+        self.file = file
         self._cursor = RowCursor(self._group_start, self._tables)
 
-    def column_names(self) -> list[str]:
+    def stamp(self) -> Stamp:
+        """Size and time of the file."""
+        return stat_file(self.file)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
         """From the footer."""
         with self._open() as file:
-            return list(file.schema_arrow.names)
+            return file.schema_arrow
 
-    def has_column(self, column: str) -> bool:
-        """As the footer says."""
-        return column in self.column_names()
-
-    def head(self, columns: Sequence[str]) -> pa.Table:
-        """No row: the footer has the types."""
-        with self._open() as file:
-            return file.schema_arrow.empty_table().select(list(columns))
-
-    def steps(self, group: str | None) -> Iterator[Steps]:
-        """From the footer, or else the column `group` from beginning to end."""
+    def steps(self, group: str | None, sparse: Collection[str] = ()) -> Iterator[Steps]:
+        """From the footer alone or, with `group`, by reading that column."""
         starts, row_size = self._layout
         if group is None:
             yield from count_steps(int(starts[-1]), row_size)
@@ -77,26 +76,24 @@ class ParquetReader(InputFile):
     def _joined(self, tables: Sequence[pa.Table], columns: Sequence[str] | None) -> pa.Table:
         if tables:
             return pa.concat_tables(tables)
-        with self._open() as file:
-            schema = file.schema_arrow
-        names = schema.names if columns is None else [name for name in schema.names if name in columns]
-        return schema.empty_table().select(names)
+        names = self.schema.names if columns is None else [name for name in self.schema.names if name in columns]
+        return self.schema.empty_table().select(names)
 
     @cached_property
     def _layout(self) -> tuple[NDArray[np.int64], int]:
-        """(int64 [row groups + 1]: first row of each, and all rows; bytes of a row, unpacked, on average)."""
+        """(int64 [row groups + 1]: first row of each, and number of rows; average bytes of a row, not compressed)."""
         with self._open() as file:
             groups = range(file.metadata.num_row_groups)
             starts = offsets_of([file.metadata.row_group(group).num_rows for group in groups])
             return starts, unpacked_size(file.metadata) // max(1, file.metadata.num_rows)
 
     def _group_start(self, row: int) -> int:
-        """First row of the row group that holds a row."""
+        """First row of the row group that a row is in."""
         starts, _ = self._layout
         return int(starts[max(np.searchsorted(starts, row, side="right") - 1, 0)])
 
-    def _tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
-        """The rows from the row group on that begins at `start`."""
+    def _tables(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
+        """The rows from `start` on, which is the first of a row group."""
         starts, row_size = self._layout
         done, rows = start, max(1, min(_ROWS, _BYTES // max(1, row_size)))
         groups = np.flatnonzero(starts[:-1] >= start).tolist()

@@ -1,8 +1,8 @@
-"""Tables that should agree on their columns: whether a column is there, and what type holds the rows of all.
+"""Tables that should agree on their columns: whether a column is there, and which type holds the rows of all of them.
 
-The join is permissive (null to anything, int to float, a struct gains fields, and what has nothing in common becomes
-text): files written at different times read as one, at the price that a column's type may change from one window to the
-next.
+The join is permissive: null joins with anything, int with float, structs gain fields, and types with nothing in common
+become text. Files that were written at different times so read as one; the price is that a column's type may change
+from one unit to the next.
 """
 
 from __future__ import annotations
@@ -20,46 +20,58 @@ from batchscore.errors import InputError
 
 KEEP_HINT = "give the column another type, or leave it out with --keep-columns"
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
-Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with one
+ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
+_CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
+Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with a text
 _TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:
-    """Raise InputError for the first column of `wanted` (column -> the flag that names it) that `file` lacks."""
+    """Raise InputError for the first column of `wanted` (column -> the option that names it) that `file` lacks."""
     for column, flag in wanted.items():
         if column not in names:
+            if flag == "--query-column" and _is_corpus(names):
+                raise InputError(
+                    f"{file} has documents but no queries: no column {column!r}; columns: {', '.join(names)}",
+                    hint="join it with your queries and their candidates, so that each row has a query and a document",
+                )
             closest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f"pass {flag} {closest[0]}" if closest else f"pass {flag} with one of these columns"
             raise InputError(f"column {column!r} not found in {file}; columns: {', '.join(names)}", hint=hint)
 
 
+def _is_corpus(names: Sequence[str]) -> bool:
+    """Whether these columns are a text and what usually comes with it: no option could name a query among them."""
+    return set(names) <= _CORPUS_COLUMNS and not {*TEXT_FIELDS}.isdisjoint(names)
+
+
 def is_nested(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds a list a row."""
+    """Whether each row of a column of this type holds a list."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def text_field(names: Sequence[str]) -> str | None:
-    """Of a document's fields `text`, or the only one with another of its names."""
-    found = [name for name in TEXT_FIELDS if name in names]
-    return found[0] if "text" in found or len(found) == 1 else None
+    """The field with a document's text: `text`, or else the only one with another usual name."""
+    matches = [name for name in TEXT_FIELDS if name in names]
+    return matches[0] if "text" in matches or len(matches) == 1 else None
 
 
-def require_shape(kind: pa.DataType, shape: Shape, column: str, place: str) -> None:
-    """Raise InputError, which says that the column is at `place`, if no value of this type can be what it must be."""
+def require_shape(kind: pa.DataType, shape: Shape, column: str, location: str) -> None:
+    """Raise InputError, which begins with `location`, if no value of this type has the shape."""
     name = column
     if shape == "documents":
         if pa.types.is_null(kind):
             return
         if not is_nested(kind):
             hint = "name a list with --document-column"
-            raise InputError(f"{place}: column {column!r} is {kind}, not a list", hint=hint)
+            raise InputError(f"{location}: column {column!r} is {kind}, not a list", hint=hint)
         kind, name = kind.value_type, f"{column}[]"
         if pa.types.is_struct(kind):
             field = text_field([part.name for part in kind])
             kind, name = pa.null() if field is None else kind.field(field).type, f"{name}.{field}"
     if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in _TEXTS:
         hint = "convert it to strings, or name another column"
-        raise InputError(f"{place}: column {name!r} is {kind}, not text", hint=hint)
+        raise InputError(f"{location}: column {name!r} is {kind}, not text", hint=hint)
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:
@@ -68,11 +80,11 @@ def join(tables: Sequence[pa.Table]) -> pa.Table:
         return joined
     tables = list(tables)
     for name in dict.fromkeys(name for table in tables for name in table.column_names):
-        places = [place for place, table in enumerate(tables) if name in table.column_names]
-        if _joined([tables[place].select([name]) for place in places]) is None:
-            for place in places:
-                table = tables[place]
-                tables[place] = table.set_column(table.column_names.index(name), name, _as_text(table[name]))
+        having = [index for index, table in enumerate(tables) if name in table.column_names]
+        if _joined([tables[index].select([name]) for index in having]) is None:
+            for index in having:
+                table = tables[index]
+                tables[index] = table.set_column(table.column_names.index(name), name, _as_text(table[name]))
     return pa.concat_tables(tables, promote_options="permissive")
 
 
@@ -90,19 +102,19 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def json_text(value: Any) -> str | None:
-    """A string as it is, and anything else as JSON writes it."""
+    """A string unchanged, anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=no_json)
 
 
 def no_json(value: Any) -> str:
-    """What JSON writes for a value that it has no form of: base64, ISO 8601, or what `str` gives."""
+    """How a value is written that JSON has no form for: base64, ISO 8601, or what `str` gives."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, (date, time)) else str(value)
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """The same with plain strings and bytes for those that are views, of which Arrow cannot take rows."""
+    """The table with plain strings and bytes instead of views, of which Arrow cannot take rows."""
     schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
     return table if schema.equals(table.schema) else table.cast(schema)
 

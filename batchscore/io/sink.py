@@ -1,7 +1,7 @@
-"""The output file, which is there whole or not at all.
+"""The output file, which is either complete or absent.
 
-Tables go to a hidden temporary file beside it, which takes its name once it is safe on the disk: a killed run leaves no
-half output and keeps the older one, at the price of room for both.
+Tables go to a hidden temporary file beside it, which is renamed once it is safe on the disk. A killed run leaves no
+partial output and keeps an older one; the price is disk space for both.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from batchscore.io.storage import (
 
 
 def open_sink(path: str) -> Sink:
-    """A sink in the format that the suffix names; raises UsageError (suffix) and OutputError (folder)."""
+    """A sink in the format of the suffix; raises UsageError (suffix) and OutputError (folder)."""
     return Sink(path, require_writable(path))
 
 
 def require_writable(path: str) -> Callable[[str, str], _Writer]:
-    """The writer of the format that the suffix names; raises as `open_sink`."""
+    """The writer for the format of the suffix; raises as `open_sink`."""
     writer = next((writer for suffix, writer in _WRITERS.items() if path.lower().endswith(suffix)), None)
     if writer is None:
         raise UsageError(
             f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
-            hint="rename the output, or end it with / to have a folder of parts",
+            hint="rename the output, or end it with / for a folder of parts",
         )
     if is_url(path):
         require_store(split_url(path)[0])
@@ -53,15 +53,15 @@ def require_writable(path: str) -> Callable[[str, str], _Writer]:
         if not os.path.isdir(folder):
             raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")
         if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
-            what = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
-            raise OutputError(f"cannot write {path}: {what}", hint="choose another output")
+            reason = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
+            raise OutputError(f"cannot write {path}: {reason}", hint="choose another output")
     return writer
 
 
 class Sink:
-    """Takes one table at least (an empty one gives a file its columns); the file is there once `with` ends well.
+    """Takes at least one table (an empty one gives a file its columns); the file appears when `with` ends well.
 
-    What goes to an object store is written on the local disk first.
+    A file for an object store is written to the local disk first.
     """
 
     def __init__(self, path: str, writer: Callable[[str, str], _Writer]) -> None:
@@ -71,15 +71,15 @@ class Sink:
             folder = tempfile.gettempdir()
         self._temporary = os.path.join(folder, f".{name}{TEMPORARY}{writer_id()}")
         remove_orphans(folder or ".", f".{name}{TEMPORARY}")
-        with _explained(path):
+        with _write_errors_as(path):
             self._writer = writer(path, self._temporary)
 
     def __enter__(self) -> Sink:
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Append rows; columns may be absent and types may widen from one table to the next."""
-        with _explained(self.path):
+        """Append rows; tables may lack columns of earlier ones, and types may widen."""
+        with _write_errors_as(self.path):
             self._writer.write(table)
 
     def __exit__(
@@ -87,10 +87,10 @@ class Sink:
     ) -> None:
         try:
             if kind is None:
-                with _explained(self.path):
+                with _write_errors_as(self.path):
                     self._commit()
         finally:
-            self._discard()  # after a commit there is nothing left
+            self._discard()  # does nothing after a commit
 
     def _commit(self) -> None:
         self._writer.close()
@@ -110,7 +110,8 @@ class Sink:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def _write_errors_as(path: str) -> Iterator[None]:
+    """Turn errors of Arrow and of the disk into errors that name the output."""
     try:
         yield
     except OSError as error:
@@ -127,7 +128,7 @@ class _Writer(Protocol):
 
 
 class _ParquetWriter:
-    """The schema is that of all tables so far: when one widens it, what is there is rewritten."""
+    """The schema is that of all tables so far; a table that widens it has the file rewritten."""
 
     def __init__(self, path: str, temporary: str) -> None:
         self._temporary = temporary
@@ -143,17 +144,17 @@ class _ParquetWriter:
         self._file.write_table(fitted)
 
     def close(self) -> None:
-        assert self._file is not None, "a sink needs one table at least, to know its columns"
+        assert self._file is not None, "a sink needs at least one table, to know its columns"
         self._file.close()
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
         return pq.ParquetWriter(self._temporary, schema, compression="zstd")
 
     def _widen(self, schema: pa.Schema) -> None:
-        """Rewrite the file under `schema`, or a wider one if its rows need it, one row group at a time."""
+        """Rewrite the file with `schema`, or a wider one if its rows need it, one row group at a time."""
         self.close()
         narrow = pq.ParquetFile(self._temporary)
-        os.remove(self._temporary)  # stays readable while it is open
+        os.remove(self._temporary)  # it stays readable while it is open
         with narrow:
             for group in range(narrow.num_row_groups):
                 schema = _fit(narrow.read_row_group(group), schema).schema
@@ -173,7 +174,9 @@ class _JsonlWriter:
         self._file = pa.output_stream(temporary, compression=jsonl.compression(path))
 
     def write(self, table: pa.Table) -> None:
-        for batch in table.to_batches(max_chunksize=1024):  # rows that are Python objects at a time
+        for batch in table.to_batches(
+            max_chunksize=1024
+        ):  # rows as Python objects take ten times the memory of Arrow's
             self._file.write("".join(map(_json_line, batch.to_pylist())).encode())
 
     def close(self) -> None:
@@ -189,12 +192,12 @@ _WRITERS: dict[str, Callable[[str, str], _Writer]] = {
 def _json_line(row: dict[str, Any]) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False, default=no_json) + "\n"
-    except ValueError:  # only walk rows that have a NaN
+    except ValueError:  # has a NaN: only such rows are walked through
         return json.dumps(_finite(row), ensure_ascii=False, default=no_json) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON lacks."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

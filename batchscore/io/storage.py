@@ -1,8 +1,8 @@
-"""Files on disks and object stores behind one door, and folders whose files are there whole or not at all.
+"""Files on disks and object stores with one interface, and folders whose files are either complete or absent.
 
-A path with `://` goes to pyarrow's file systems, and to fsspec's where pyarrow has none. On a disk a file is written
-under a temporary name, synced and renamed; an object of a store appears when its upload ends. Both cost room
-for a file twice while it is being replaced.
+A path with `://` goes to pyarrow's file systems, or to fsspec's where pyarrow has none. On a disk a file is written
+under a temporary name, synced and renamed; an object in a store appears when its upload ends. Both need space for two
+copies while a file is being replaced.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from batchscore.errors import (
 )
 
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system without hard links
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # from file systems without hard links
 _OUTERMOST = 0xEFFFFFFC  # inode of Linux's first PID namespace
-_BUCKETS = {"s3", "gcs", "abfs"}  # pyarrow's names of stores that have no folders
-_NATIVE = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # schemes that are pyarrow's
+_BUCKETS = {"s3", "gcs", "abfs"}  # pyarrow's names of stores without folders
+_NATIVE = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # schemes that pyarrow serves
 _ACCESS = "check the address, the credentials and the network"
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names another file system than the local one."""
+    """Whether a path is not on the local file system."""
     return "://" in path
 
 
 def local_path(path: str) -> str:
-    """A path without the `file://` that says it is local."""
+    """A path without `file://`."""
     return path.removeprefix("file://")
 
 
 def file_system(url: str) -> tuple[pafs.FileSystem, str]:
-    """(file system, path on it); UsageError for a scheme that neither pyarrow nor fsspec knows."""
+    """(file system, path on it); UsageError if neither pyarrow nor fsspec knows the scheme."""
     scheme = url.split("://", 1)[0]
     try:
         return pafs.FileSystem.from_uri(_uri(url))  # type: ignore[no-any-return]
@@ -75,36 +75,36 @@ def file_system(url: str) -> tuple[pafs.FileSystem, str]:
     except Exception as error:
         if isinstance(error, ValueError) and scheme not in fsspec.available_protocols():
             raise UsageError(
-                f"{url}: no file system is known for {scheme}://", hint="check what is before ://"
+                f"{url}: no file system is known for {scheme}://", hint="check the part before ://"
             ) from error
         raise NotFoundError(f"{url} cannot be reached: {first_line(error)}", hint=_ACCESS) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
 
 
 def _uri(url: str) -> str:
-    """The URI of a URL, in which names are literal, as in `aws s3` and fsspec: `%`, `?` and blanks need no escape."""
-    scheme, _, place = url.partition("://")
+    """The URI of a URL with literal names: as in `aws s3` and fsspec, `%`, `?` and blanks are not escaped there."""
+    scheme, _, key = url.partition("://")
     if scheme not in _NATIVE:
         return url
-    if re.search(r"\?\w+=", place):
+    if re.search(r"\?\w+=", key):
         raise UsageError(
-            f"{url} has options behind a ?, which are not read",
-            hint="set them in the environment, such as AWS_ENDPOINT_URL and AWS_REGION",
+            f"{url} has options after a ?, which are not read",
+            hint="set them in the environment, for example AWS_ENDPOINT_URL and AWS_REGION",
         )
-    authority, slash, path = place.partition("/")
-    # Google's client would go on trying for 15 minutes
+    authority, slash, path = key.partition("/")
+    # Google's client retries for 15 minutes by default
     options = "?retry_limit_seconds=60" if scheme in ("gs", "gcs") else ""
     return f"{scheme}://{authority}{slash}{quote(path)}{options}"
 
 
 def open_file(path: str) -> Any:
-    """A file of bytes that can seek."""
+    """A binary file that can seek."""
     if not is_url(path):
         return open(path, "rb")
-    system, place = file_system(path)
+    system, key = file_system(path)
     try:
-        return system.open_input_file(place)
-    except Exception as error:  # clients of fsspec raise what they like
+        return system.open_input_file(key)
+    except Exception as error:  # fsspec clients raise anything
         raise InputError(f"{path} cannot be read: {first_line(error)}", hint=_ACCESS) from error
 
 
@@ -114,7 +114,7 @@ def stat_file(path: str) -> tuple[int, str | None]:
         size, modified = _stat_url(path) if is_url(path) else _stat_local(path)
     except BatchscoreError:
         raise
-    except Exception as error:  # clients of fsspec raise what they like
+    except Exception as error:  # fsspec clients raise anything
         raise InputError(f"{path} cannot be read: {first_line(error)}", hint="check that it is still there") from error
     if not size:
         raise InputError(f"{path} is empty", hint="leave the file out, or write it again")
@@ -129,32 +129,32 @@ def _stat_local(path: str) -> tuple[int, str | None]:
 
 
 def _stat_url(url: str) -> tuple[int, str | None]:
-    system, place = file_system(url)
-    found = system.get_file_info(place)
-    if not found.is_file:
+    system, key = file_system(url)
+    info = system.get_file_info(key)
+    if not info.is_file:
         raise FileNotFoundError("no such file")
-    modified = None if found.mtime_ns is None else iso_time(found.mtime_ns / 1e9)
+    modified = None if info.mtime_ns is None else iso_time(info.mtime_ns / 1e9)
     if modified is None and isinstance(system, pafs.PyFileSystem):
-        modified = _version(system.handler.fs, place)
-    return found.size or 0, modified
+        modified = _version(system.handler.fs, key)
+    return info.size or 0, modified
 
 
 def _version(system: Any, path: str) -> str | None:
-    """What tells a file of fsspec's from its next version: its time, or its hash on the Hub, where a time is a call."""
+    """What changes with an fsspec file: its time, or on the Hub its hash, since there a time costs a request."""
     if (blob := system.info(path).get("blob_id")) is not None:
         return str(blob)
-    with contextlib.suppress(Exception):  # many have none
+    with contextlib.suppress(Exception):  # many file systems have none
         return str(system.modified(path).isoformat())
     return None
 
 
 def iso_time(seconds: float) -> str:
-    """Seconds since the epoch, as ISO 8601 in UTC."""
+    """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
 def list_files(url: str) -> list[str]:
-    """URLs of the files that a URL means: itself, those of a folder, or those that match its `*` and `**`, sorted."""
+    """URLs of the files that a URL stands for: itself, those in a folder, or the matches of `*` and `**`, sorted."""
     system, path = file_system(url)
     try:
         if system.get_file_info(path).is_file:
@@ -162,16 +162,16 @@ def list_files(url: str) -> list[str]:
         wild = re.search(r"[*?\[]", path)
         base = path[: wild.start()].rpartition("/")[0] if wild else path.rstrip("/")
         deep = wild is None or "**" in path or "/" in path[wild.start() :]
-        found = [entry.path for entry in system.get_file_info(pafs.FileSelector(base, recursive=deep)) if entry.is_file]
+        files = [entry.path for entry in system.get_file_info(pafs.FileSelector(base, recursive=deep)) if entry.is_file]
     except FileNotFoundError as error:
         raise NotFoundError(f"{url}: no such file or folder", hint="check the path and the access") from error
-    except Exception as error:  # clients of fsspec raise what they like
+    except Exception as error:  # fsspec clients raise anything
         raise NotFoundError(f"{url} cannot be reached: {first_line(error)}", hint=_ACCESS) from error
     pattern = re.compile(_pattern(path)) if wild else None
     hidden = re.compile(r"(^|/)\." if wild else r"(^|/)[._]")
-    kept = [name for name in found if not hidden.search(name.removeprefix(base))]
+    kept = [name for name in files if not hidden.search(name.removeprefix(base))]
     kept = [name for name in kept if pattern is None or pattern.fullmatch(name)]
-    first = re.search(r"[*?\[]", url)  # the URL of the folder is what comes before
+    first = re.search(r"[*?\[]", url)  # the URL of the folder is the part before
     folder = url[: first.start()].rpartition("/")[0] if wild and first else url.rstrip("/")
     scheme = url.split("://", 1)[0]
     urls = [
@@ -189,29 +189,30 @@ def _pattern(wild: str) -> str:
 
 
 class Folder(Protocol):
-    """A flat folder of files, each there whole or not at all."""
+    """A flat folder of files, each of them complete or absent."""
 
     path: str
-    is_local: bool  # files can be created by one of several at once, and carry a time that moves
+    is_local: bool  # one of several processes can create a file, and files have a time of last use
 
     def make(self) -> None: ...
-    def names(self) -> list[str]: ...  # of files, temporary ones included; [] if there is no folder
+    def names(self) -> list[str]: ...  # of files, including temporary ones; [] if there is no folder
     def has(self, name: str) -> bool: ...
     def read(self, name: str) -> pa.Buffer: ...  # FileNotFoundError
+    def read_end(self, name: str, size: int) -> pa.Buffer: ...  # the last `size` bytes, or all; FileNotFoundError
     def write(self, name: str, content: bytes | pa.Buffer) -> None: ...  # replaces
-    def create(self, name: str, content: bytes) -> bool: ...  # False: it was there
-    def remove(self, name: str) -> None: ...  # fine if it is not there
-    def discard(self) -> None: ...  # the folder and all in it
+    def create(self, name: str, content: bytes) -> bool: ...  # False: it exists
+    def remove(self, name: str) -> None: ...  # it may be absent
+    def discard(self) -> None: ...  # the folder and everything in it
 
 
 def open_folder(path: str) -> Folder:
-    """A folder on a disk or an object store; it need not be there yet."""
+    """A folder on a disk or an object store; it need not exist yet."""
     path = local_path(path)
     return RemoteFolder(path) if is_url(path) else LocalFolder(path)
 
 
 class LocalFolder:
-    """On a disk, maybe one that several machines share."""
+    """On a disk, which several machines may share."""
 
     is_local = True
 
@@ -220,7 +221,7 @@ class LocalFolder:
 
     def make(self) -> None:
         """Create it with its parents."""
-        with explained(self.path):
+        with write_errors_as(self.path):
             os.makedirs(self.path, exist_ok=True)
 
     def names(self) -> list[str]:
@@ -235,18 +236,23 @@ class LocalFolder:
         return os.path.exists(os.path.join(self.path, name))
 
     def read(self, name: str) -> pa.Buffer:
-        """The content, mapped."""
+        """The content, memory-mapped."""
         with pa.memory_map(os.path.join(self.path, name)) as file:
             return file.read_buffer()
 
+    def read_end(self, name: str, size: int) -> pa.Buffer:
+        """The last bytes, memory-mapped."""
+        content = self.read(name)
+        return content.slice(max(0, content.size - size))
+
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file that is there whole or not at all, also after a power cut."""
+        """Write a file that is complete or absent, even after a power cut."""
         with self._filled(name, content) as temporary:
             os.replace(temporary, os.path.join(self.path, name))
             sync_folder(self.path)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file unless it is there; of several that try at once one wins."""
+        """Write a file unless it exists; if several processes try at once, one succeeds."""
         try:
             with self._filled(name, content) as temporary:
                 _claim(temporary, os.path.join(self.path, name))
@@ -260,23 +266,23 @@ class LocalFolder:
             os.remove(os.path.join(self.path, name))
 
     def discard(self) -> None:
-        """Remove all of it: renamed first, so that no half of it is ever taken for the whole."""
+        """Remove everything. The folder is renamed first, so that no part of it is ever taken for the whole."""
         trash = f"{self.path}.trash-"
-        with explained(self.path), contextlib.suppress(FileNotFoundError):
+        with write_errors_as(self.path), contextlib.suppress(FileNotFoundError):
             os.rename(self.path, trash + writer_id())
-        for left in glob.glob(f"{glob.escape(trash)}*"):  # also by a process that was killed at this
+        for left in glob.glob(f"{glob.escape(trash)}*"):  # also from processes that were killed while removing
             if left == trash + writer_id() or is_over(left.removeprefix(trash)):
                 shutil.rmtree(left, ignore_errors=True)
 
     def age(self, name: str) -> float | None:
-        """Seconds since a file was last touched, by the clock of the disk it is on; None if it is not there."""
+        """Seconds since a file was last touched, by the clock of its disk; None if it does not exist."""
         try:
             return self._now() - os.stat(os.path.join(self.path, name)).st_mtime
         except FileNotFoundError:
             return None
 
     def _now(self) -> float:
-        """The disk's clock, which every machine that shares it agrees on."""
+        """The disk's clock, on which all machines that share it agree."""
         probe = self._temporary("clock")
         try:
             with open(probe, "wb"):
@@ -288,14 +294,14 @@ class LocalFolder:
                 os.remove(probe)
 
     def _temporary(self, name: str) -> str:
-        # threads too may write one file at once
+        # threads may write the same file at once, too
         return os.path.join(self.path, f".{name}{TEMPORARY}{writer_id()}-{threading.get_ident()}")
 
     @contextmanager
     def _filled(self, name: str, content: bytes | pa.Buffer) -> Iterator[str]:
-        """A temporary file that is safe on the disk, to be given its name; afterwards it is gone."""
+        """A temporary file that is safe on the disk; unless it is renamed meanwhile, it is removed."""
         temporary = self._temporary(name)
-        with explained(os.path.join(self.path, name)):
+        with write_errors_as(os.path.join(self.path, name)):
             try:
                 with open(temporary, "wb") as file:
                     file.write(content)
@@ -303,60 +309,74 @@ class LocalFolder:
                     os.fsync(file.fileno())
                 yield temporary
             finally:
-                with contextlib.suppress(OSError):  # it may have its name by now
+                with contextlib.suppress(OSError):  # it may have been renamed
                     os.remove(temporary)
 
 
 def _claim(temporary: str, path: str) -> None:
-    """Give a file a name that nobody has; else FileExistsError, where a rename would replace."""
+    """Give a file a name that does not exist; else FileExistsError, where a rename would replace."""
     try:
         os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # for a moment it is there and empty
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # for a moment it exists and is empty
         os.replace(temporary, path)
 
 
 class RemoteFolder:
-    """On an object store, where a file is one upload."""
+    """On an object store, where writing a file is one upload."""
 
     is_local = False
 
     def __init__(self, url: str) -> None:
         self.path = url if url.endswith("://") else url.rstrip("/")
-        self._system, self._place = file_system(self.path)
+        self._system, self._key = file_system(self.path)
 
     def make(self) -> None:
-        """Nothing on a store of objects; a folder where there are folders."""
+        """Create it, unless the store has no folders."""
         if self._system.type_name not in _BUCKETS:
-            with _reached("write", self.path), contextlib.suppress(pa.ArrowNotImplementedError):
-                self._system.create_dir(self._place, recursive=True)
+            with _store_errors_as("write", self.path), contextlib.suppress(pa.ArrowNotImplementedError):
+                self._system.create_dir(self._key, recursive=True)
 
     def names(self) -> list[str]:
         """Files in it, sorted."""
-        with _reached("list", self.path):
-            found = self._system.get_file_info(pafs.FileSelector(self._place, allow_not_found=True))
-            return sorted(entry.base_name for entry in found if entry.is_file)
+        with _store_errors_as("list", self.path):
+            entries = self._system.get_file_info(pafs.FileSelector(self._key, allow_not_found=True))
+            return sorted(entry.base_name for entry in entries if entry.is_file)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        with _reached("look for", f"{self.path}/{name}"):
-            return bool(self._system.get_file_info(f"{self._place}/{name}").is_file)
+        with _store_errors_as("look for", f"{self.path}/{name}"):
+            return bool(self._system.get_file_info(f"{self._key}/{name}").is_file)
 
     def read(self, name: str) -> pa.Buffer:
-        """The content; a store that does not answer is no OSError, so that nothing takes it for a damaged file."""
-        place = f"{self._place}/{name}"
-        with _reached("read", f"{self.path}/{name}", FileNotFoundError), self._system.open_input_file(place) as file:
+        """The content. A store that does not answer is not an OSError, so that nobody takes it for a damaged file."""
+        with self._open(name) as file:
             return file.read_buffer()
+
+    def read_end(self, name: str, size: int) -> pa.Buffer:
+        """The last bytes, requested as a range; errors as in `read`."""
+        with self._open(name) as file:
+            start = max(0, file.size() - size)
+            file.seek(start)
+            return file.read_buffer(size)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[pa.NativeFile]:
+        with (
+            _store_errors_as("read", f"{self.path}/{name}", FileNotFoundError),
+            self._system.open_input_file(f"{self._key}/{name}") as file,
+        ):
+            yield file
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Upload a file."""
-        with _reached("write", f"{self.path}/{name}"):
-            _put(self._system, f"{self._place}/{name}", content)
+        with _store_errors_as("write", f"{self.path}/{name}"):
+            _put(self._system, f"{self._key}/{name}", content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file unless it is there; of several that try at once the last wins."""
+        """Write a file unless it exists; if several processes try at once, the last one succeeds."""
         if self.has(name):
             return False
         self.write(name, content)
@@ -364,22 +384,22 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file."""
-        with _reached("remove", f"{self.path}/{name}"), contextlib.suppress(FileNotFoundError):
-            self._system.delete_file(f"{self._place}/{name}")
+        with _store_errors_as("remove", f"{self.path}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._system.delete_file(f"{self._key}/{name}")
 
     def discard(self) -> None:
-        """Remove all of it, the job's description first, so that a half of it is never taken for the whole."""
+        """Remove everything, the job's description first, so that no part of it is ever taken for the whole."""
         for name in self.names():
             if name.startswith("_"):
                 self.remove(name)
-        with _reached("remove", self.path), contextlib.suppress(FileNotFoundError):
-            self._system.delete_dir(self._place)
+        with _store_errors_as("remove", self.path), contextlib.suppress(FileNotFoundError):
+            self._system.delete_dir(self._key)
 
 
 def require_store(folder: str) -> None:
-    """Raise UsageError or OutputError if nothing can be put into a URL, as far as looking there tells."""
-    system, place = file_system(folder)
-    bucket = place.split("/")[0]
+    """Raise UsageError or OutputError if nothing can be written to a URL, as far as listing it tells."""
+    system, key = file_system(folder)
+    bucket = key.split("/")[0]
     if system.type_name in _BUCKETS and not bucket:
         raise UsageError(f"cannot write into {folder}: it names no bucket", hint="write s3://bucket/name")
     try:
@@ -387,7 +407,7 @@ def require_store(folder: str) -> None:
     except RuntimeFailureError as error:
         raise OutputError(f"cannot write into {folder}: {error.message}", hint=_ACCESS) from error
     is_missing = False
-    with contextlib.suppress(OSError):  # whoever may write into a bucket need not be allowed to look at it
+    with contextlib.suppress(OSError):  # permission to write into a bucket does not imply permission to look at it
         is_missing = system.type_name in _BUCKETS and system.get_file_info(bucket).type == pafs.FileType.NotFound
     if is_missing:
         raise OutputError(f"cannot write into {folder}: there is no bucket {bucket}", hint="create it, or name another")
@@ -403,19 +423,19 @@ def split_url(path: str) -> tuple[str, str]:
 
 def upload(local: str, url: str) -> None:
     """Copy a finished local file to a URL."""
-    system, place = file_system(url)
-    with _reached("write", url), pa.memory_map(local) as source:
-        _put(system, place, source.read_buffer())
+    system, key = file_system(url)
+    with _store_errors_as("write", url), pa.memory_map(local) as source:
+        _put(system, key, source.read_buffer())
 
 
 def _put(system: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Upload in one call: a stream that is left on an error would upload what it has so far as the whole."""
+    """Upload in one call: a stream that an error ends would upload what it has so far as if it were complete."""
     with system.open_output_stream(path, compression=None) as file:
         file.write(content)
 
 
 def sync_folder(path: str) -> None:
-    """Have a rename survive a power cut; some network disks cannot, and sync by themselves."""
+    """Make a rename survive a power cut; some network disks refuse this, and sync by themselves."""
     with contextlib.suppress(OSError):
         handle = os.open(path or ".", os.O_RDONLY)
         try:
@@ -425,7 +445,7 @@ def sync_folder(path: str) -> None:
 
 
 def is_over(writer: str) -> bool:
-    """Whether a process is known to be no more; of another machine nothing is known."""
+    """Whether a process is known to have ended; nothing is known of other machines."""
     machine, _, process = writer.rpartition("-")
     if machine != _machine() or not process.isdigit():
         return False
@@ -439,12 +459,12 @@ def is_over(writer: str) -> bool:
 
 
 def remove_orphans(folder: str, prefix: str, *, numbered: bool = False) -> None:
-    """Remove what processes of this machine that are no more left behind.
+    """Remove what processes of this machine left behind that have ended.
 
     Args:
         folder: where.
         prefix: of the names, before the `writer_id`.
-        numbered: whether a dash and something more come behind it.
+        numbered: whether the `writer_id` is followed by a dash and more.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -457,13 +477,13 @@ def remove_orphans(folder: str, prefix: str, *, numbered: bool = False) -> None:
 
 
 def writer_id() -> str:
-    """Names this process among all that may write to one folder."""
+    """Identifies this process among all that may write to a folder."""
     return f"{_machine()}-{os.getpid()}"
 
 
 @cache
 def _machine() -> str:
-    """The host and, in a container, its namespace: those of one host may share its name, and each has a process 1."""
+    """The host and, in a container, its PID namespace: containers may share a host name, and each has a process 1."""
     namespace = _OUTERMOST
     with contextlib.suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -471,26 +491,26 @@ def _machine() -> str:
 
 
 @contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Say what could not be written."""
+def write_errors_as(path: str) -> Iterator[None]:
+    """Turn an OSError into an error that says what could not be written."""
     try:
         yield
     except FileExistsError:
         raise
     except OSError as error:
-        hint = "make room on the disk, then run again to go on"
+        hint = "make room on the disk, then run the same command again"
         if isinstance(error, FileNotFoundError):
-            hint = "its folder is gone: maybe another run has merged it meanwhile; run again to see"
+            hint = "its folder is gone: another run may have merged it; run again to see"
         raise RuntimeFailureError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 @contextmanager
-def _reached(what: str, path: str, *passed: type[Exception]) -> Iterator[None]:
-    """Say what a store did not do, but for errors that are passed on. Clients of fsspec raise what they like."""
+def _store_errors_as(action: str, path: str, *passed: type[Exception]) -> Iterator[None]:
+    """Turn any error into one that says what failed, except those that are `passed` on."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # fsspec clients raise anything
         if isinstance(error, (BatchscoreError, *passed)):
             raise
-        message = f"cannot {what} {path}: {first_line(error)}"
-        raise RuntimeFailureError(message, hint=f"{_ACCESS}, then run again to go on") from error
+        message = f"cannot {action} {path}: {first_line(error)}"
+        raise RuntimeFailureError(message, hint=f"{_ACCESS}, then run the same command again") from error

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from batchscore.errors import OutputError
 from batchscore.io.sink import open_sink
-from batchscore.jobs.commands import Job, RerankCommand, ScoreCommand
+from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
@@ -17,7 +17,7 @@ from batchscore.stop import Stop
 _JOBS: dict[str, type[ScoreCommand | RerankCommand]] = {"score": ScoreCommand, "rerank": RerankCommand}
 
 
-def job_of(parts: Parts) -> Job:
+def job_of(parts: Parts) -> Command:
     """The job whose parts these are."""
     return _JOBS[parts.fingerprint["command"]](**parts.fingerprint["options"])
 

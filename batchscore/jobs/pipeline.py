@@ -1,72 +1,37 @@
 """Units on their way through the model: read and tokenised one ahead, scored, written one behind.
 
 Each stage holds one piece of work and waits for the next to take it, so memory does not depend on the input's size.
-Rows at fault leave at the stage that finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import BatchscoreError, Errors, InputError, RowError, RuntimeFailureError
+from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
-from batchscore.jobs.commands import Job, Loaded
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Fault, Scores, Work
+from batchscore.types import CUT_NAMES, Faults, Outcome, Scores, Work
 
 T = TypeVar("T")
+OnDone = Callable[[Unit, Mapping[str, Any]], None]  # a unit that has its part, and its counts
 
 LULL_SECONDS = 1.0  # without a further unit, after which a worker settles those it has
-_SAVE_SECONDS = 10.0  # between two savings of a unit that is not finished
-_MODELS_FAULT = {"non-finite", "out-of-memory"}  # codes that no change of the row mends
-
-
-@dataclass
-class Meter:
-    """Counts and seconds of a run; `on_change` is called after each pack, from any thread."""
-
-    on_change: Callable[[Meter], None] = lambda meter: None
-    total: int = 0  # rows to do
-    rows: float = 0.0  # rows done, of those in work a share
-    tokens: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("read", "tokenize", "forward", "write"), 0.0)
-    )
-    started: float = field(default_factory=perf_counter)
-    _lock: Lock = field(default_factory=Lock)
-
-    @property
-    def fraction(self) -> float | None:
-        """Of the rows to do, done."""
-        return min(1.0, self.rows / self.total) if self.total else None
-
-    def add(self, rows: float, tokens: int) -> None:
-        """Count what a pack did."""
-        with self._lock:
-            self.rows += rows
-            self.tokens += tokens
-        self.on_change(self)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's time to a stage."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += perf_counter() - start
+_SAVE_SECONDS = 10.0  # between two savings of a unit's scores: what a kill may cost
 
 
 @dataclass(frozen=True)
@@ -74,31 +39,33 @@ class Pipeline:
     """What turns units into parts."""
 
     scorer: Scorer
-    job: Job
+    command: Command
     source: Source
     parts: Parts
     errors: Errors
     meter: Meter
     stop: Stop
 
-    def run(self, units: Iterable[Unit], on_done: Callable[[Unit, Mapping[str, Any]], None]) -> None:
-        """Score units in order; `on_done` is called with the counts of each that has its part.
+    def run(self, units: Iterable[Unit], on_done: OnDone) -> None:
+        """Score units in order; `on_done` is called, in another thread, for each that has its part.
 
         Raises:
-            StoppedError: the end was asked for; raw scores of the unit in work are saved.
+            StoppedError: a stop was requested; raw scores of the unit in work are saved.
             BatchscoreError: what ends a run; the parts that are done stay.
         """
         with self.stop.polling(), ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
-            growing: _Growing | None = None
+            growing: _GrowingUnit | None = None
             try:
                 for window in prefetch(self._windows(units), self.stop):
-                    growing = growing or self._begun(window.loaded)
+                    if growing is None:
+                        growing = self._begin(window.rows)
                     self._score(window, growing)
                     if window.is_last:
-                        self.meter.rows = growing.rows_before + growing.loaded.unit.rows  # those at fault too
+                        growing.require_a_score()
+                        self.meter.rows = growing.rows_before + growing.rows.unit.rows  # bad rows too
                         if writing is not None:
-                            writing.result()
+                            writing.result()  # an error of the part before comes out here
                         writing = writer.submit(self._write, growing, on_done)
                         growing = None
                 if writing is not None:
@@ -108,140 +75,127 @@ class Pipeline:
                     with suppress(RuntimeFailureError):  # a full disk must not hide what came first
                         growing.save(self.parts)
 
-    def _begun(self, loaded: Loaded) -> _Growing:
-        return _Growing(loaded, self.parts.progress(loaded.unit, len(loaded.pairs)), self.meter.rows)
+    def _begin(self, rows: UnitRows) -> _GrowingUnit:
+        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self.scorer.batcher.num_scores)
+        return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterable[Unit]) -> Iterator[_Window]:
         """Units read and tokenised, in windows."""
+        batcher = self.scorer.batcher
         try:
             for unit in units:
                 with self.meter.timed("read"):
-                    loaded = self.job.load(self.source, unit)
-                self._refuse(loaded.faults)
-                if unit.index == 0 and not len(loaded.pairs) and loaded.faults:
-                    raise _as_error(*loaded.faults[0], "every row of the first unit is at fault, such as ")
-                size = self.scorer.budget.window_rows
-                if self.scorer.spec.listwise:
-                    size = max(1, len(loaded.pairs))  # a unit ends where a query does
-                stops = range(size, len(loaded.pairs), size)
-                for start, stop in zip([0, *stops], [*stops, len(loaded.pairs)], strict=True):
-                    window = _Window(loaded, np.arange(start, stop), stop == len(loaded.pairs))
+                    rows = self.command.load(self.source, unit)
+                self._refuse(rows.bad_rows)
+                size = len(rows.pairs)
+                step = max(1, size if batcher.spec.listwise else batcher.budget.window_rows)
+                for start in range(0, max(1, size), step):
+                    stop = min(start + step, size)
+                    pairs = rows.pairs if stop - start == size else rows.pairs.rows(slice(start, stop))
                     with self.meter.timed("tokenize"):
-                        self._tokenize(window)
-                    yield window
+                        work = batcher.tokenize(pairs) if size else None
+                    if work is not None:
+                        self._refuse(_bad_rows(rows, start, work.faults))
+                    yield _Window(rows, start, stop, work)
         finally:
             self.source.close()
 
-    def _tokenize(self, window: _Window) -> None:
-        """Give the window its work; rows that have none leave it."""
-        pairs = window.loaded.pairs
-        while len(window.pairs):
-            some = pairs if len(window.pairs) == len(pairs) else pairs.rows(window.pairs)
-            try:
-                window.work = self.scorer.tokenize(some)
-                return
-            except RowError as error:
-                self._drop(window, error)
-        window.work = None
+    def _refuse(self, bad_rows: Sequence[BadRow]) -> None:
+        if self.errors == "fail" and bad_rows:
+            raise min(bad_rows, key=_input_order).error()
 
-    def _drop(self, window: _Window, error: RowError) -> None:
-        """Take rows out of a window, and those with the same texts."""
-        pairs = window.loaded.pairs
-        queries, documents = (side.codes[window.pairs].astype(np.int64) for side in (pairs.queries, pairs.documents))
-        keys = queries * len(pairs.documents.values) + documents
-        bad = np.isin(keys, keys[error.rows])
-        found = []
-        for pair in window.pairs[bad].tolist():
-            fault = Fault(int(window.loaded.rows[pair]), None, error.code, error.message, error.hint)
-            found.append((window.loaded.report(fault), fault))
-        self._refuse(found)
-        window.faults += found
-        window.pairs = window.pairs[~bad]
-
-    def _refuse(self, faults: Sequence[tuple[Mapping[str, Any], Fault]]) -> None:
-        if self.errors == "fail" and faults:
-            raise _as_error(*faults[0])
-
-    def _score(self, window: _Window, growing: _Growing) -> None:
+    def _score(self, window: _Window, growing: _GrowingUnit) -> None:
         """Score a window; its raw scores are saved now and then."""
-        loaded, meter = window.loaded, self.meter
-        share = loaded.unit.rows / max(1, len(loaded.pairs))
-        before = meter.rows
-        while window.work is not None:
-            raw, pairs = growing.raw[window.pairs], window.pairs
+        if window.work is None:
+            return
+        batcher, rows = self.scorer.batcher, window.rows
+        # a row of a list is several pairs
+        on_pack = partial(self._on_pack, growing, rows.unit.rows / len(rows.pairs))
+        raw = growing.raw[window.start : window.stop]  # a view: filled in place
+        with self.meter.timed("forward"):
+            outcome = batcher.score(window.work, on_pack, raw=raw, stop=self.stop)
+        bad_rows = _bad_rows(rows, window.start, outcome.faults)
+        self._refuse(bad_rows)
+        growing.add(window, window.work, outcome, batcher.scores(window.work, outcome), bad_rows)
 
-            def on_pack(
-                rows: int, tokens: int, raw: NDArray[np.float32] = raw, pairs: NDArray[np.int64] = pairs
-            ) -> None:
-                meter.add(rows * share, tokens)
-                if growing.save_due():
-                    growing.raw[pairs] = raw
-                    growing.save(self.parts)
+    def _on_pack(self, growing: _GrowingUnit, rows_a_pair: float, pairs: int, tokens: int) -> None:
+        self.meter.add(pairs * rows_a_pair, tokens)
+        if growing.save_due():
+            growing.save(self.parts)
 
-            try:
-                with meter.timed("forward"):
-                    scores = self.scorer.score_work(window.work, on_pack, raw=raw, stop=self.stop)
-                growing.add(window, scores, window.work)
-                break
-            except RowError as error:
-                meter.rows = before  # the rest of the window is gone through once more
-                self._drop(window, error)
-                self._tokenize(window)
-            finally:
-                growing.raw[pairs] = raw
-        growing.faults += window.faults
-
-    def _write(self, growing: _Growing, on_done: Callable[[Unit, Mapping[str, Any]], None]) -> None:
-        loaded = growing.loaded
+    def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
+        unit = growing.rows.unit
         with self.meter.timed("write"):
             pairs, scores = growing.joined()
-            table = self.job.table(loaded, pairs, scores, keep_faulty=self.errors == "null")
-            faults = [record for record, _ in (*loaded.faults, *growing.faults)]
-            order = {self.source.readers[span.file].file: span.file for span in loaded.unit.spans}
-            faults.sort(key=lambda record: (order[record["file"]], record["row"]))
-            counts = {"rows": loaded.unit.rows, "scored": len(pairs), "faulty": len(faults), **growing.counts}
-            if "num_documents" in table.column_names:
-                counts["ranked"] = len(table["results"].combine_chunks().flatten())
-            self.parts.write(loaded.unit, table, counts, faults)
-        on_done(loaded.unit, counts)
+            table, table_counts = growing.rows.table(pairs, scores, keep_bad=self.errors == "null")
+            bad_rows = growing.bad_rows
+            counts: Counts = {
+                "rows": unit.rows,
+                "scored": len(pairs),
+                "faulty": len(bad_rows),
+                "faulty_rows": len({bad.row for bad in bad_rows}),
+                **growing.counts,
+                **table_counts,
+            }
+            self.parts.write(unit, table, counts, [bad.record() for bad in bad_rows])
+        on_done(unit, counts)
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Window:
     """Some pairs of a unit."""
 
-    loaded: Loaded
-    pairs: NDArray[np.int64]  # which of the unit's pairs
-    is_last: bool
-    work: Work | None = None  # of the pairs, if there are any
-    faults: list[tuple[Mapping[str, Any], Fault]] = field(default_factory=list)
+    rows: UnitRows
+    start: int  # the first pair
+    stop: int
+    work: Work | None  # None: the unit has no pairs
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the unit ends with it."""
+        return self.stop == len(self.rows.pairs)
 
 
-class _Growing:
+class _GrowingUnit:
     """A unit on its way to a part."""
 
-    def __init__(self, loaded: Loaded, raw: NDArray[np.float32], rows_before: float) -> None:
-        self.loaded = loaded
-        self.rows_before = rows_before  # of the meter
-        self.raw = raw  # [pairs], NaN: not scored yet
-        self.faults: list[tuple[Mapping[str, Any], Fault]] = []
-        self.counts: dict[str, Any] = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
+    def __init__(self, rows: UnitRows, raw: NDArray[np.float32], rows_before: float) -> None:
+        self.rows = rows
+        self.rows_before = rows_before  # on the meter
+        self.raw = raw  # [pairs, k], NaN: not scored yet
+        self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
+        self._bad_rows = list(rows.bad_rows)
         self._scored: list[tuple[NDArray[np.int64], Scores]] = []
         self._saved = monotonic()
         self._lock = Lock()
 
-    def add(self, window: _Window, scores: Scores, work: Work) -> None:
+    def add(self, window: _Window, work: Work, outcome: Outcome, scores: Scores, bad_rows: Sequence[BadRow]) -> None:
         """Take the scores of a window."""
-        self._scored.append((window.pairs, scores))
-        self.counts["texts"] += len(work.items)
-        self.counts["tokens"] += int(work.items.offsets[-1])
+        self._bad_rows += bad_rows
+        good = np.ones(len(work), bool)
+        good[list(outcome.faults)] = False
+        scores = scores.rows(np.flatnonzero(good))
+        self._scored.append((window.start + np.flatnonzero(good), scores))
+        needed = work.needed()
+        self.counts["texts"] += len(needed)
+        self.counts["tokens"] += int(work.items.lengths[needed].sum())
         for code, name in enumerate(CUT_NAMES[1:], start=1):
             self.counts["cut"][name] += int((scores.cut == code).sum())
+
+    @property
+    def bad_rows(self) -> list[BadRow]:
+        """All bad rows, in input order."""
+        return sorted(self._bad_rows, key=_input_order)
+
+    def require_a_score(self) -> None:
+        """Raise the error of the first row if no row of the job's first unit has a score: the call itself is wrong."""
+        if self.rows.unit.index == 0 and self._bad_rows and not any(len(pairs) for pairs, _ in self._scored):
+            raise self.bad_rows[0].error("every row of the first unit is bad; the first is ")
 
     def save(self, parts: Parts) -> None:
         """Keep the raw scores, if there are any."""
         if np.isfinite(self.raw).any():
-            parts.save_progress(self.loaded.unit, self.raw)
+            parts.save_scores(self.rows.unit, self.raw)
 
     def save_due(self) -> bool:
         """Whether it is time to save; True in one thread."""
@@ -253,20 +207,21 @@ class _Growing:
 
     def joined(self) -> tuple[NDArray[np.int64], Scores]:
         """(pairs that have a score, their scores)."""
-        none = Scores(np.empty(0, np.float32), None, np.empty(0, np.int32), np.empty(0, np.uint8))
         pairs = [pairs for pairs, _ in self._scored]
-        scores = [scores for _, scores in self._scored] or [none]
-        logits = [part.logit for part in scores if part.logit is not None]
-        return np.concatenate([np.empty(0, np.int64), *pairs]), Scores(
-            np.concatenate([part.score for part in scores]),
-            np.concatenate(logits) if logits else None,
-            np.concatenate([part.num_tokens for part in scores]),
-            np.concatenate([part.cut for part in scores]),
-        )
+        return np.concatenate([np.empty(0, np.int64), *pairs]), Scores.concat([scores for _, scores in self._scored])
+
+
+def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:
+    """The faults of a window that begins at pair `start`."""
+    return [rows.bad_row(start + row, fault) for row, fault in faults.items()]
+
+
+def _input_order(bad: BadRow) -> tuple[int, int]:
+    return bad.row, bad.document
 
 
 def prefetch(values: Iterator[T], stop: Stop) -> Iterator[T]:
-    """The same values, each made in a thread while the one before is in use; StoppedError when the end is asked for."""
+    """The same values, each made in a thread while the one before is in use; StoppedError once a stop is requested."""
     end: Any = object()
     thread = ThreadPoolExecutor(1, "batchscore-read")
     try:
@@ -278,11 +233,3 @@ def prefetch(values: Iterator[T], stop: Stop) -> Iterator[T]:
     finally:
         stop.settle([following])
         thread.shutdown(wait=not stop.unsettled, cancel_futures=True)
-
-
-def _as_error(record: Mapping[str, Any], fault: Fault, before: str = "") -> BatchscoreError:
-    """A fault of a row as what ends a run."""
-    place = f"line {record['line']}" if "line" in record else f"row {record['row']}"
-    column = f"column {record['column']!r} " if record["column"] else ""
-    kind = RuntimeFailureError if fault.code in _MODELS_FAULT else InputError
-    return kind(f"{before}{record['file']}, {place}: {column}{fault.message}", hint=fault.hint)

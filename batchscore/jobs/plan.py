@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from batchscore.errors import Errors
-from batchscore.jobs.commands import Job
+from batchscore.jobs.commands import Command
 from batchscore.models.heads import value_range
 from batchscore.scorer import Setup
 
@@ -28,7 +28,7 @@ class Plan:
 
     command: str
     setup: Setup
-    job: Job
+    job: Command
     errors: Errors
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     output: str

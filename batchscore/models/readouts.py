@@ -1,6 +1,7 @@
-"""From token states to one vector a sequence. Everything is float32: sums over tokens lose digits in 16 bits.
+"""From token states to one vector per sequence, in float32: sums over tokens lose digits in 16 bits.
 
-Formulas are those of sentence-transformers' Pooling module, over the kept tokens of each sequence.
+Formulas are those of sentence-transformers' Pooling module, over the kept tokens of each sequence. Lengths are held on
+the host beside the device, so that nothing waits for the device to hand back numbers the host had all along.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.models.spec import PoolingMode
@@ -18,9 +21,18 @@ from batchscore.models.spec import PoolingMode
 class States:
     """The last hidden states of a pack, sequences end to end."""
 
-    hidden: Tensor  # float32 [tokens, dim]
-    lengths: Tensor  # int64 [n]
+    hidden: Tensor  # [tokens, dim] in the body's dtype: float32 only of what a readout selects, not of the whole pack
+    sizes: list[int]  # [n], tokens of each sequence
+    lengths: Tensor  # int64 [n], the same on the device
     keep: Tensor | None  # bool [tokens]; None: every token counts
+
+    @classmethod
+    def of(cls, hidden: Tensor, lengths: NDArray[np.integer], keep: NDArray[np.bool_] | None) -> States:
+        """States of sequences of these lengths, of whose tokens these count."""
+        on_device = torch.from_numpy(lengths.astype(np.int64)).to(hidden.device)
+        return cls(
+            hidden, lengths.tolist(), on_device, None if keep is None else torch.from_numpy(keep).to(hidden.device)
+        )
 
     @property
     def starts(self) -> Tensor:
@@ -29,10 +41,10 @@ class States:
 
     def __iter__(self) -> Iterator[States]:
         """Each sequence by itself."""
-        lengths = self.lengths.tolist()
-        keeps = [None] * len(lengths) if self.keep is None else self.keep.split(lengths)
-        for hidden, length, keep in zip(self.hidden.split(lengths), self.lengths, keeps, strict=True):
-            yield States(hidden, length[None], keep)
+        keeps = [None] * len(self.sizes) if self.keep is None else self.keep.split(self.sizes)
+        parts = zip(self.hidden.split(self.sizes), self.sizes, self.lengths.split(1), keeps, strict=True)
+        for hidden, size, length, keep in parts:
+            yield States(hidden, [size], length, keep)
 
     def weights(self) -> Tensor:
         """float32 [tokens, 1]: 1 for tokens that count."""
@@ -40,17 +52,25 @@ class States:
         return keep[:, None]
 
     def total(self, values: Tensor) -> Tensor:
-        """float32 [n, dim]: sum of `values` [tokens, dim] over each sequence."""
-        return torch.segment_reduce(values, "sum", lengths=self.lengths, axis=0, unsafe=True)
+        """float32 [n, dim]: sum of float32 `values` [tokens, dim] over each sequence."""
+        return self._reduced(values, "sum")
+
+    def largest(self, values: Tensor) -> Tensor:
+        """float32 [n, dim]: maximum of float32 `values` [tokens, dim] over each sequence."""
+        return self._reduced(values, "max")
+
+    def _reduced(self, values: Tensor, operation: str) -> Tensor:
+        # `unsafe` leaves out the check of the lengths, which would wait for the device
+        return torch.segment_reduce(values, operation, lengths=self.lengths, axis=0, unsafe=True)
 
 
 def first_token(states: States) -> Tensor:
     """float32 [n, dim]: the state of each sequence's first token."""
-    return states.hidden[states.starts]
+    return states.hidden[states.starts].float()
 
 
 def _last_token(states: States) -> Tensor:
-    return states.hidden[states.starts + states.lengths - 1]
+    return states.hidden[states.starts + states.lengths - 1].float()
 
 
 def _splade(states: States) -> Tensor:
@@ -59,12 +79,12 @@ def _splade(states: States) -> Tensor:
 
 
 def _max(states: States) -> Tensor:
-    hidden = states.hidden if states.keep is None else states.hidden.masked_fill(~states.keep[:, None], -torch.inf)
-    return torch.segment_reduce(hidden, "max", lengths=states.lengths, axis=0, unsafe=True)
+    hidden = states.hidden.float()
+    return states.largest(hidden if states.keep is None else hidden.masked_fill(~states.keep[:, None], -torch.inf))
 
 
 def _weighted_mean(states: States, weights: Tensor) -> Tensor:
-    return states.total(states.hidden * weights) / states.total(weights).clamp(min=1e-9)
+    return states.total(states.hidden.float() * weights) / states.total(weights).clamp(min=1e-9)
 
 
 def _mean(states: States) -> Tensor:
@@ -73,15 +93,15 @@ def _mean(states: States) -> Tensor:
 
 def _mean_sqrt_len(states: States) -> Tensor:
     weights = states.weights()
-    return states.total(states.hidden * weights) / states.total(weights).clamp(min=1e-9).sqrt()
+    return states.total(states.hidden.float() * weights) / states.total(weights).clamp(min=1e-9).sqrt()
 
 
 def _position_weighted_mean(states: States) -> Tensor:
     """Token i of a sequence, from 0, weighs i + 1."""
-    places = torch.arange(len(states.hidden), device=states.hidden.device) - states.starts.repeat_interleave(
-        states.lengths
-    )
-    return _weighted_mean(states, states.weights() * (places + 1)[:, None])
+    tokens = len(states.hidden)
+    starts = states.starts.repeat_interleave(states.lengths, output_size=tokens)  # else it waits for the sum
+    positions = torch.arange(tokens, device=states.hidden.device) - starts
+    return _weighted_mean(states, states.weights() * (positions + 1)[:, None])
 
 
 _POOL: dict[PoolingMode, Callable[[States], Tensor]] = {
@@ -96,5 +116,5 @@ _POOL: dict[PoolingMode, Callable[[States], Tensor]] = {
 
 
 def pool(states: States, modes: tuple[PoolingMode, ...]) -> Tensor:
-    """float32 [n, dim * len(modes)]: one vector a sequence, the modes side by side."""
+    """float32 [n, dim * len(modes)]: one vector per sequence, the modes side by side."""
     return torch.cat([_POOL[mode](states) for mode in modes], dim=1)

@@ -1,25 +1,37 @@
 """Attention over a pack without padding, registered with transformers under the name PACKED.
 
-transformers models look their attention up by name, so one function makes all that do run on a flat (1, tokens)
-batch. On CUDA in 16 bits it is torch's variable-length kernel. Elsewhere a pack, which is sorted by length, is cut
-into runs of equally long sequences: each run is a dense (n, heads, length, dim) batch without a mask, for which
-scaled_dot_product_attention has its fastest path. The price is one call a run.
+transformers models look their attention up by name, so registering one function makes all models that do run on a flat
+(1, tokens) batch. On CUDA in 16 bits it is torch's variable-length kernel. Elsewhere the pack, which is sorted by
+length, is divided into runs of equally long sequences: each run is a dense (n, heads, length, dim) batch without a
+mask, which is scaled_dot_product_attention's fastest path. The price is one call per run.
+
+Nothing here waits for the device: whatever depends on values (which runs hide tokens) is decided on the host, once per
+pack, by `Sequences.of`.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from batchscore.types import offsets_of
+
 PACKED = "batchscore_packed"
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+_KERNEL_HEAD_SIZE = 256  # FlashAttention's largest; its sizes come in steps of 8
+
+Run = tuple[int, int, int]  # (first token, sequences, length) of equally long sequences
 
 
 @dataclass(frozen=True)
@@ -32,14 +44,66 @@ class _Rule:
     scaling: float | None = None  # factor on the products; None is dim ** -0.5
 
     def mask(self, length: int, device: torch.device, *, causality: bool) -> Tensor | None:
-        """bool [length, length], the allowed pairs; None if these are all, or, unless `causality`, all earlier ones."""
+        """bool [length, length], the allowed pairs; None if all are, or, without `causality`, all earlier ones."""
         windowed = self.window is not None and self.window < length
         if not windowed and not (self.causal and causality):
             return None
-        places = torch.arange(length, device=device)
-        behind = places[:, None] - places
+        positions = torch.arange(length, device=device)
+        behind = positions[:, None] - positions
         allowed = behind.abs() < (self.window if windowed and self.window else length)
         return allowed & (behind >= 0) if self.causal else allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Where the sequences of a flat batch lie, and which of their tokens are attended to."""
+
+    runs: list[Run]
+    offsets: Tensor  # int32 [n + 1]
+    longest: int
+    seen: list[Tensor | None] | None  # of each run bool [sequences, 1, 1, length], None: all; None: all of all runs
+
+    @classmethod
+    def of(
+        cls, lengths: NDArray[np.integer], seen: NDArray[np.bool_] | None, tensor: Callable[[NDArray[Any]], Tensor]
+    ) -> Sequences:
+        """A pack's.
+
+        Args:
+            lengths: int [n].
+            seen: bool [tokens], the tokens that are attended to; None: all.
+            tensor: puts an array on the device.
+        """
+        runs, offsets = runs_of(lengths), tensor(offsets_of(lengths).astype(np.int32))
+        return cls(runs, offsets, int(lengths.max(initial=0)), _seen_of_runs(seen, runs, tensor))
+
+    @property
+    def starts(self) -> Tensor:
+        """int64 [n]: first token of each sequence."""
+        return self.offsets[:-1].long()
+
+    def keywords(self) -> dict[str, Any]:
+        """For a model's forward: ours, and the names by which some models look for joints themselves."""
+        return {"sequences": self, "cu_seq_lens_q": self.offsets, "max_length_q": self.longest}
+
+
+def runs_of(lengths: NDArray[np.integer]) -> list[Run]:
+    """The stretches of equal length."""
+    offsets = offsets_of(lengths)
+    starts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(starts, append=len(lengths))
+    return [(int(offsets[s]), int(c), int(lengths[s])) for s, c in zip(starts, counts, strict=True)]
+
+
+def _seen_of_runs(
+    seen: NDArray[np.bool_] | None, runs: list[Run], tensor: Callable[[NDArray[Any]], Tensor]
+) -> list[Tensor | None] | None:
+    """Decided on the host: asking a tensor on the device would wait for it, for each run of each layer."""
+    if seen is None or seen.all():
+        return None
+    on_device = tensor(seen)
+    spans = [(slice(start, start + count * length), count, length) for start, count, length in runs]
+    return [None if seen[span].all() else on_device[span].view(count, 1, 1, length) for span, count, length in spans]
 
 
 def packed_attention(
@@ -51,10 +115,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    sequence_runs: list[tuple[int, int, int]],
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
-    sequence_seen: Tensor | None = None,
+    sequences: Sequences,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -63,99 +124,119 @@ def packed_attention(
     """Attention inside each sequence of a flat batch, in the signature transformers calls.
 
     Args:
-        module: the attention layer; its `is_causal`, and that of its config, decide unless they are passed.
+        module: the attention layer; its `is_causal`, and that of its config, decide unless passed.
         query: [1, heads, tokens, dim].
         key, value: [1, key heads, tokens, dim]; heads is a multiple of key heads.
-        attention_mask: None, since sequences are told apart by the lengths below.
+        attention_mask: None; `sequences` keeps them apart.
         scaling: factor on the products; None is dim ** -0.5.
         dropout: 0 outside training.
-        sequence_runs: (first token, sequences, length) of each run of equally long sequences.
-        cu_seq_lens_q: int32 [n + 1], cumulative lengths.
-        max_length_q: the longest sequence.
-        sequence_seen: bool [tokens], the tokens that are attended to; None: all.
-        is_causal: whether a token sees none behind it.
+        sequences: of the pack.
+        is_causal: whether a token sees only itself and those before it.
         sliding_window: a token sees those less than this far away.
         softcap: Gemma 2's bound on the products.
 
     Returns:
         ([1, tokens, heads, dim], None): the output, and no attention weights.
     """
-    flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
-    made_causal = getattr(module, "is_causal", True)
+    class_is_causal = getattr(module, "is_causal", True)
     if is_causal is None:
-        is_causal = made_causal and getattr(getattr(module, "config", None), "is_causal", True) is not False
-    if made_causal and not is_causal and sliding_window is not None:
-        sliding_window += 1  # transformers' mask counts the far end in where a causal class looks both ways
+        is_causal = class_is_causal and getattr(getattr(module, "config", None), "is_causal", True) is not False
+    if class_is_causal and not is_causal and sliding_window is not None:
+        sliding_window += 1  # for a causal class that looks both ways, transformers' mask includes the far end
     rule = _Rule(is_causal, sliding_window, softcap, scaling)
-    lengths = (sequence_runs, cu_seq_lens_q, max_length_q)
-    return _attend(flat_query, flat_key, flat_value, rule, *lengths, sequence_seen, from_first=False)[None], None
+    flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
+    return _attend(flat_query, flat_key, flat_value, rule, sequences, from_first=False)[None], None
 
 
-def attend_from_first(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    *,
-    sequence_runs: list[tuple[int, int, int]],
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
-    sequence_seen: Tensor | None = None,
-) -> Tensor:
-    """[n, heads, dim]: what the first token of each sequence attends to.
+def attend_from_first(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sequences: Sequences) -> Tensor:
+    """[n, heads, dim]: what the first token of each sequence attends to, in both directions.
 
     Args:
         query: [n, heads, dim], of the first tokens.
-        key, value: [tokens, heads, dim], of all.
-        scaling, sequence_runs, cu_seq_lens_q, max_length_q, sequence_seen: as in `packed_attention`.
+        key, value: [tokens, heads, dim], of all tokens.
+        scaling, sequences: as in `packed_attention`.
     """
-    rule = _Rule(scaling=scaling)
-    return _attend(query, key, value, rule, sequence_runs, cu_seq_lens_q, max_length_q, sequence_seen, from_first=True)
+    return _attend(query, key, value, _Rule(scaling=scaling), sequences, from_first=True)
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rule: _Rule,
-    runs: list[tuple[int, int, int]],
-    offsets: Tensor,
-    longest: int,
-    seen: Tensor | None,
-    *,
-    from_first: bool,
+    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
 ) -> Tensor:
     """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
-    if key.shape[1] != query.shape[1]:  # grouped queries share a key head
-        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], 1) for states in (key, value))
-    options = _varlen_options(rule, query.shape[-1]) if query.is_cuda and query.dtype != torch.float32 else None
-    if options is not None and seen is None:
-        from torch.nn.attention.varlen import varlen_attn
+    if sequences.seen is None and rule.softcap is None and _fits_kernel(query, value):
+        return _kernel_attention(query, key, value, rule, sequences, from_first=from_first)
+    return _run_attention(query, *_shared(query, key, value), rule, sequences, from_first=from_first)
 
-        asked_offsets = torch.arange(len(offsets), dtype=torch.int32, device=query.device) if from_first else offsets
-        lengths = (asked_offsets, offsets, 1 if from_first else longest, longest)
-        attended = varlen_attn(query, key, value, *lengths, **options)
-        assert isinstance(attended, Tensor)
-        return attended
+
+def _shared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values once for each query head, where groups of queries share a key head."""
+    groups = query.shape[1] // key.shape[1]
+    return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+
+
+# ---- torch's variable-length kernel
+
+
+@lru_cache
+def _has_kernel(device: torch.device) -> bool:
+    """Whether the device runs torch's variable-length kernel: FlashAttention 2 needs an Ampere GPU or a later one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _fits_kernel(query: Tensor, value: Tensor) -> bool:
+    size = query.shape[-1]
+    known_size = size == value.shape[-1] and size % 8 == 0 and size <= _KERNEL_HEAD_SIZE
+    return known_size and query.dtype in _KERNEL_DTYPES and _has_kernel(query.device)
+
+
+def _kernel_attention(
+    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # the kernel's window counts how many tokens are seen on either side; -1 is no bound, and (-1, 0) causal
+    reach = -1 if rule.window is None else rule.window - 1
+    options: dict[str, Any] = {"scale": rule.scaling, "window_size": (reach, 0 if rule.causal else reach)}
+    if _knows(varlen_attn, "enable_gqa"):  # torch 2.11 does not
+        options["enable_gqa"] = key.shape[1] != query.shape[1]
+    else:
+        key, value = _shared(query, key, value)
+    offsets, longest = sequences.offsets, sequences.longest
+    query_offsets = torch.arange(len(offsets), dtype=torch.int32, device=offsets.device) if from_first else offsets
+    output = varlen_attn(query, key, value, query_offsets, offsets, 1 if from_first else longest, longest, **options)
+    assert isinstance(output, Tensor)
+    return output
+
+
+@lru_cache
+def _knows(function: Callable[..., Any], keyword: str) -> bool:
+    return keyword in signature(function).parameters
+
+
+# ---- dense batches of equally long sequences
+
+
+def _run_attention(
+    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
+) -> Tensor:
     output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
+    seen_of_runs = sequences.seen or [None] * len(sequences.runs)
     done = 0
-    for start, sequences, length in runs:
+    for (start, count, length), seen in zip(sequences.runs, seen_of_runs, strict=True):
         queries = 1 if from_first else length
-        asked, found = slice(done, done + sequences * queries), slice(start, start + sequences * length)
-        hidden = seen is not None and not bool(seen[found].all())
-        mask = rule.mask(length, query.device, causality=hidden)
-        if seen is not None and hidden:
-            visible = seen[found].view(sequences, 1, 1, length)
-            mask = visible if mask is None else visible & mask
+        query_span, key_span = slice(done, done + count * queries), slice(start, start + count * length)
+        mask = rule.mask(length, query.device, causality=seen is not None)
+        if seen is not None:
+            mask = seen if mask is None else seen & mask
         attended = _dense_attention(
-            query[asked].unflatten(0, (sequences, queries)).transpose(1, 2),
-            key[found].unflatten(0, (sequences, length)).transpose(1, 2),
-            value[found].unflatten(0, (sequences, length)).transpose(1, 2),
+            query[query_span].unflatten(0, (count, queries)).transpose(1, 2),
+            key[key_span].unflatten(0, (count, length)).transpose(1, 2),
+            value[key_span].unflatten(0, (count, length)).transpose(1, 2),
             mask,
             rule,
         )
-        output[asked] = attended.transpose(1, 2).flatten(0, 1)
-        done = asked.stop
+        output[query_span] = attended.transpose(1, 2).flatten(0, 1)
+        done = query_span.stop
     return output
 
 
@@ -172,23 +253,6 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if mask is not None:
         products = products.masked_fill(~mask, -torch.inf)
     return products.float().softmax(-1).to(query.dtype) @ value
-
-
-def _varlen_options(rule: _Rule, dim: int) -> dict[str, Any] | None:
-    """The keywords torch's kernel takes for a rule; None if it cannot follow it."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = signature(varlen_attn).parameters
-    options: dict[str, Any] = {}
-    # only what is not the default is passed: older releases know fewer of them
-    if rule.scaling is not None and not math.isclose(rule.scaling, dim**-0.5):
-        options["scale"] = rule.scaling
-    if rule.window is not None or (rule.causal and "is_causal" not in known):
-        reach = -1 if rule.window is None else rule.window - 1
-        options["window_size"] = (reach, 0 if rule.causal else reach)
-    elif rule.causal:
-        options["is_causal"] = True
-    return options if rule.softcap is None and options.keys() <= known.keys() else None
 
 
 AttentionInterface.register(PACKED, packed_attention)

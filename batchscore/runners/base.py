@@ -1,48 +1,58 @@
-"""One forward of a pack, shared by the three runners, and the protocol the pipeline drives them by."""
+"""One forward of a pack, shared by the runners of all score types, and the protocol by which they are driven."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Barrier
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.errors import (
-    CheckpointError,
-    DeviceLostError,
-    DeviceMemoryError,
-    InputError,
-    RowError,
-    RuntimeFailureError,
-    first_line,
-)
+from batchscore.errors import CheckpointError, DeviceLostError, DeviceMemoryError, RuntimeFailureError, first_line
 from batchscore.models.load import LoadedModel
 from batchscore.models.readouts import States
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import shortened
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
-from batchscore.types import Batch, Items, Pairs, Work
+from batchscore.types import Fault, Items, Pairs, Work
 
 Index = NDArray[np.integer]
 
 
+class Match(NamedTuple):
+    """What each of some rows is scored from, int [rows]."""
+
+    query: Index  # which of the kept queries, where there are any
+    item: Index  # which of the pack's items
+    slot: Index | None  # which document of a listwise prompt
+
+
 class Runner(Protocol):
-    """A score type at work. What `forward` gives, only `hold` and `compare` of the same runner read."""
+    """A score type at work. Only `hold`, `compare` and `remember` of the same runner read what `forward` returns."""
+
+    num_scores: int  # raw scores of a row
 
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """Threads to call `forward` in."""
 
     def tokenize(self, pairs: Pairs) -> Work:
-        """The window's token sequences."""
+        """The window's token sequences; rows that cannot have one are its faults."""
+
+    def costs(self, items: Items) -> NDArray[np.int64]:
+        """int64 [n]: what each sequence adds to a pack."""
+
+    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
+        """The pack of the items at `index`, ready for `forward`. Called in a thread ahead of it."""
 
     def forward(self, batch: Batch) -> Any:
         """The outputs of a pack."""
@@ -54,13 +64,13 @@ class Runner(Protocol):
         """Keep a pack's output for `recall`."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Any]) -> Any:
-        """Join the outputs of several packs so that `compare` finds item i at position i."""
+        """Join the outputs of several packs in the order of their items."""
 
-    def compare(self, held: Any, left: Index, output: Any, right: Index) -> NDArray[np.float32]:
-        """float32 [rows]: raw scores of rows whose left side is held and whose right side is in this pack's output."""
+    def compare(self, held: Any, match: Match, output: Any) -> NDArray[np.float32]:
+        """float32 [rows, num_scores]: raw scores of rows whose query is held and whose item is in this pack."""
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 [rows]: raw scores to scores."""
+        """float32, same shape: raw scores to scores."""
 
     def release_memory(self) -> None:
         """Give back what the device's allocator keeps for later."""
@@ -71,57 +81,38 @@ class BaseRunner:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
     spec: ModelSpec
-    template: Template | None  # of a pair; None: the tokenizer's own pair of segments
+    template: Template | None  # for a pair; None: the tokenizer's own pair of segments
     tokenizer: TextTokenizer
     model: LoadedModel
     device: str
     cache: OutputCache
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
 
-    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Tensor | None]:
-        """Sequences whose output is still in the cache."""
-        return self.cache.find(items, index)
+    num_scores = 1
 
-    def remember(self, items: Items, index: Index, output: Any) -> None:
-        """Put a pack's output into the cache."""
-        self.cache.add(items, index, output)
+    # ---- texts to sequences
 
     def tokenize(self, pairs: Pairs) -> Work:
         """The window's token sequences, texts first cut to max_tokens_per_query and max_tokens_per_doc.
 
         Raises:
-            RowError: a row gives the model no token to read, or is too long under truncation "error".
             CheckpointError: the model has no vector for one of the tokens.
         """
         shorter, cut = shortened(self.tokenizer, self.spec, pairs)
         work = self.sequences(shorter)
-        work = replace(work, cut=work.cut | cut)
-        rows = np.flatnonzero(
-            (work.items.lengths[work.right] == 0) | (work.items.lengths[work.left if work.held else work.right] == 0)
-        )
-        if len(rows):
-            raise RowError(
-                rows,
-                "its text gives this model no token to read",
-                code="no-tokens",
-                cause=InputError,
-                hint="this tokenizer adds no token of its own; leave out rows with an empty query or document",
-            )
-        return self._checked(work)
-
-    def sequences(self, pairs: Pairs) -> Work:
-        """The window's token sequences, as this score type lays them out."""
-        raise NotImplementedError
-
-    def _checked(self, work: Work) -> Work:
-        """The window, if the model has a vector for each of its tokens."""
         highest = int(work.items.ids.max(initial=0))
         if highest >= self.model.vocabulary:
             raise CheckpointError(
                 f"its tokenizer gives token {highest}, and its embeddings end at {self.model.vocabulary - 1}",
                 hint="tokenizer and weights are of different models",
             )
-        return work
+        return replace(work, cut=work.cut | cut).refused(dict.fromkeys(_rows_without_tokens(work), _NO_TOKENS))
+
+    def sequences(self, pairs: Pairs) -> Work:
+        """The window's token sequences, as this score type lays them out."""
+        raise NotImplementedError
+
+    # ---- sequences to outputs
 
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """On a CPU each has one thread: packs run side by side and never wait for each other inside an operation."""
@@ -140,94 +131,94 @@ class BaseRunner:
         torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
         return workers
 
-    def release_memory(self) -> None:
-        """Give back what the device's allocator keeps for later."""
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
+    def costs(self, items: Items) -> NDArray[np.int64]:
+        """A sequence costs its tokens: packs are sorted by length, so padding adds next to nothing."""
+        return items.lengths
+
+    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
+        """The pack of the items at `index`, ready for `forward`."""
+        pack = items.take(index)
+        with self._device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
+            return collate(
+                pack,
+                self.model.layout,
+                self.device,
+                first_position=self.spec.first_position,
+                padding=self.spec.pad_token_id,
+                is_query=is_query,
+            )
 
     def states(self, batch: Batch) -> States:
-        """Last hidden states of a pack in float32; of first tokens alone where only these are read."""
+        """Last hidden states of a pack; of first tokens alone where only these are read."""
+        body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
+        with self._device_errors(batch.num_tokens, batch.longest):
+            hidden = torch.cat([self._run(body, call) for call in batch.calls])
+        if self.last_layer is not None:
+            return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
+        return States(hidden, batch.sizes, batch.lengths, batch.keep)
+
+    def kept_states(self, batch: Batch) -> Tensor:
+        """float32 [kept tokens, dim]: the states that count in the readout, `batch.kept_sizes` of each sequence."""
+        hidden = self.states(batch).hidden
+        return (hidden if batch.kept is None else hidden[batch.kept]).float()
+
+    def _run(self, body: Any, call: Call) -> Tensor:
+        """[tokens, dim] of the real tokens, or [n, dim] of first tokens."""
+        keywords = {} if call.sequences is None else call.sequences.keywords()
+        states: Tensor = body(**call.inputs, **keywords).last_hidden_state.flatten(0, 1)
+        if call.sequences is not None and self.last_layer is not None:
+            return last_layer_at_first_tokens(self.last_layer, states, call.sequences)
+        return states if call.tokens is None else states[call.tokens]
+
+    @contextmanager
+    def _device_errors(self, tokens: int, longest: int) -> Iterator[None]:
+        """Tell a full memory, a lost device and a model that cannot read its input from each other."""
         try:
-            forward = {"flat": self._flat, "padded": self._padded, "even": self._even}[self.model.layout]
-            hidden = forward(batch)
+            yield
         except (RuntimeError, IndexError) as error:
             if _is_out_of_memory(error):
                 raise DeviceMemoryError(
-                    f"{self.device} has no memory left for {len(batch.input_ids)} tokens at once",
-                    hint="lower --max-length",
+                    f"{self.device} has no memory left for {tokens} tokens at once", hint="lower --max-length"
                 ) from None  # the traceback holds what filled the memory
             if _is_lost(error):
                 raise DeviceLostError(
-                    f"{self.device} failed: {first_line(error)}", hint="run again to go on"
+                    f"{self.device} failed: {first_line(error)}", hint="run the same command again to resume"
                 ) from error
             raise RuntimeFailureError(
-                f"the model fails on sequences of up to {batch.lengths.max()} tokens: {first_line(error)}",
+                f"the model fails on sequences of up to {longest} tokens: {first_line(error)}",
                 hint="lower --max-length if it has positions for fewer",
             ) from error
-        lengths = torch.from_numpy(batch.lengths.astype(np.int64)).to(self.device)
-        if self.last_layer is not None:
-            return States(hidden.float(), torch.ones_like(lengths), None)
-        keep = None if batch.keep is None else torch.from_numpy(batch.keep).to(self.device)
-        return States(hidden.float(), lengths, keep)
 
-    def _body(self, batch: Batch) -> Any:
-        """The body that reads this side."""
-        return self.model.bodies[0 if batch.is_query else -1]
+    def release_memory(self) -> None:
+        """Give back what the device's allocator keeps for later."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
-    def _flat(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from one (1, tokens) forward, or [n, dim] of the first tokens."""
-        offsets, longest = self._tensor(batch.offsets), int(batch.lengths.max())
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        if batch.token_type_ids is not None:
-            inputs["token_type_ids"] = batch.token_type_ids
-        tensors = {name: self._tensor(column)[None] for name, column in inputs.items()}
-        lengths: dict[str, Any] = {
-            "cu_seq_lens_q": offsets,
-            "max_length_q": longest,
-            "sequence_runs": batch.runs(),
-            "sequence_seen": None if batch.seen is None else self._tensor(batch.seen),
-        }
-        states: Tensor = self._body(batch)(**tensors, **lengths).last_hidden_state[0]
-        if self.last_layer is not None:
-            return last_layer_at_first_tokens(self.last_layer, states, offsets[:-1].long(), lengths)
-        return states
+    # ---- outputs that come back
 
-    def _padded(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from a right-padded (n, longest) forward, for models with an attention of their own.
+    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Tensor | None]:
+        """Sequences whose output is still in the cache."""
+        return self.cache.find(items, index)
 
-        The model counts positions itself.
-        """
-        real = torch.arange(int(batch.lengths.max()))[None] < torch.from_numpy(batch.lengths)[:, None]
+    def remember(self, items: Items, index: Index, output: Any) -> None:
+        """Put a pack's output into the cache."""
+        self.cache.add(items, index, output)
 
-        def padded(column: NDArray[Any], filler: int) -> Tensor:
-            filled = torch.full(real.shape, filler)
-            filled[real] = torch.from_numpy(column.astype(np.int64))
-            return filled.to(self.device)
 
-        inputs = {"input_ids": padded(batch.input_ids, self.spec.pad_token_id)}
-        if batch.token_type_ids is not None:
-            inputs["token_type_ids"] = padded(batch.token_type_ids, 0)
-        seen = np.ones(len(batch.input_ids)) if batch.seen is None else batch.seen
-        states: Tensor = self._body(batch)(**inputs, attention_mask=padded(seen, 0)).last_hidden_state
-        return states[real.to(self.device)]
+_NO_TOKENS = Fault(
+    "no-tokens",
+    "the text has no tokens for this model",
+    "this tokenizer adds no token of its own; leave out rows with an empty query or document",
+)
 
-    def _even(self, batch: Batch) -> Tensor:
-        """[tokens, dim] from a forward for each length, for models whose layers see padding."""
-        parts = []
-        for start, count, length in batch.runs():
-            tokens = slice(start, start + count * length)
-            run = replace(
-                batch,
-                input_ids=batch.input_ids[tokens],
-                offsets=np.arange(count + 1, dtype=np.int32) * length,
-                token_type_ids=None if batch.token_type_ids is None else batch.token_type_ids[tokens],
-                seen=None if batch.seen is None else batch.seen[tokens],
-            )
-            parts.append(self._padded(run))
-        return torch.cat(parts)
 
-    def _tensor(self, column: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(column).to(self.device)
+def _rows_without_tokens(work: Work) -> list[int]:
+    """Rows one of whose sequences is empty."""
+    if not len(work.items):
+        return []
+    is_empty = work.items.lengths == 0
+    rows = is_empty[work.right] | is_empty[work.left] if work.queries else is_empty[work.right]
+    return [int(row) for row in np.flatnonzero(rows & (work.right >= 0))]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -242,5 +233,5 @@ def _is_lost(error: Exception) -> bool:
 
 
 def positions_of(packs: Sequence[Index]) -> NDArray[np.int64]:
-    """int64 [items]: where item i stands when the packs are laid end to end."""
+    """int64 [items]: where the items, in ascending order, stand when the packs are laid end to end."""
     return np.argsort(np.concatenate(list(packs)))

@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 from batchscore.models.readouts import pool
 from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.models.text.prompts import text_work
-from batchscore.runners.base import BaseRunner, Index, positions_of
-from batchscore.types import Batch, Pairs, Work
+from batchscore.runners.base import BaseRunner, Index, Match, positions_of
+from batchscore.runners.batch import Batch
+from batchscore.types import Pairs, Work
 
 
 class BiEncoder(BaseRunner):
@@ -32,7 +33,7 @@ class BiEncoder(BaseRunner):
         if spec.pooling == ("splade",):
             # a number for each word of the vocabulary and each token: sequence by sequence, or it would fill the memory
             vectors = torch.cat(
-                [pool(replace(part, hidden=self.model.head(part.hidden)), spec.pooling) for part in states]
+                [pool(replace(part, hidden=self.model.head(part.hidden.float())), spec.pooling) for part in states]
             )
         else:
             vectors = self.model.head(pool(states, spec.pooling))
@@ -44,11 +45,11 @@ class BiEncoder(BaseRunner):
         return torch.cat(list(outputs))[torch.from_numpy(positions_of(packs))]
 
     @torch.inference_mode()
-    def compare(self, held: Tensor, left: Index, output: Tensor, right: Index) -> NDArray[np.float32]:
-        """float32 [rows]: similarities."""
-        queries, documents = held[torch.from_numpy(left)], output[torch.from_numpy(right)]
+    def compare(self, held: Tensor, match: Match, output: Tensor) -> NDArray[np.float32]:
+        """float32 [rows, 1]: similarities."""
+        queries, documents = held[torch.from_numpy(match.query)], output[torch.from_numpy(match.item)]
         scores: NDArray[np.float32] = VECTOR_SIMILARITIES[self.spec.similarity](queries, documents).cpu().numpy()
-        return scores
+        return scores[:, None]
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchscore.errors import CheckpointError, RowError, RuntimeFailureError
+from batchscore.errors import CheckpointError, RuntimeFailureError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
@@ -26,7 +25,7 @@ from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.runners.listwise import Listwise
-from batchscore.types import Batch, Pairs, ScoreType, Texts
+from batchscore.types import Items, Pairs, ScoreType, Texts, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
@@ -84,25 +83,24 @@ def build_runner(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
     runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
-    with suppress(RowError):  # this pair may be refused; what is asked for must be possible
-        runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))
+    runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 
 
-def _probed_layout(engine: BaseRunner) -> Layout:
+def _probed_layout(probe: BaseRunner) -> Layout:
     """How a body of unknown build takes two sequences so that each gets the states it has alone.
 
     What it gives alone comes from transformers' own attention.
     """
 
     def states(layout: Layout, lengths: list[int]) -> Tensor:
-        places = np.concatenate([np.arange(length) for length in lengths])
-        offsets = np.cumsum([0, *lengths], dtype=np.int32)
+        items = Items(offsets_of(lengths), {"ids": np.zeros(sum(lengths), np.int32)})
         # every length has ids of its own
-        ids = (np.repeat(lengths, lengths) + places) % engine.model.vocabulary
-        batch = Batch(ids, places + engine.spec.first_position, offsets, None, None)
+        ids = (np.repeat(lengths, lengths) + items.positions) % probe.model.vocabulary
+        runner = replace(probe, model=replace(probe.model, layout=layout))
+        batch = runner.collate(items.with_columns(ids=ids.astype(np.int32)), np.arange(len(lengths)), is_query=False)
         with torch.inference_mode():
-            return replace(engine, model=replace(engine.model, layout=layout)).states(batch).hidden
+            return runner.states(batch).hidden
 
     def equal(layout: Layout, alone: Tensor) -> bool:
         try:
@@ -110,7 +108,7 @@ def _probed_layout(engine: BaseRunner) -> Layout:
         except (TypeError, ValueError, RuntimeFailureError):
             return False  # it does not take the lengths
 
-    packed = [body for body in engine.model.bodies if engine.model.layout == "flat"]
+    packed = [body for body in probe.model.bodies if probe.model.layout == "flat"]
     _set_attention(packed, "sdpa", "eager")
     alone = torch.cat([states("padded", [7]), states("padded", [4])])
     padded: Layout = "padded" if equal("padded", alone) else "even"

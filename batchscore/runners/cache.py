@@ -76,6 +76,6 @@ class OutputCache:
 
 def _keys(items: Items, index: NDArray[np.integer]) -> list[bytes]:
     """128-bit digests of everything the model reads of each sequence."""
-    columns = [column for column in (items.ids, items.types, items.keep, items.seen) if column is not None]
+    columns = [items.columns[name] for name in sorted(items.columns)]
     spans = [slice(items.offsets[i], items.offsets[i + 1]) for i in index]
     return [blake2b(b"".join(c[span].tobytes() for c in columns), digest_size=16).digest() for span in spans]

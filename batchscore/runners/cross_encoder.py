@@ -13,8 +13,9 @@ from batchscore.models.heads import activate
 from batchscore.models.readouts import pool
 from batchscore.models.text.prompts import pair_work
 from batchscore.models.text.rendered import template_work
-from batchscore.runners.base import BaseRunner, Index
-from batchscore.types import Batch, Pairs, Work
+from batchscore.runners.base import BaseRunner, Index, Match
+from batchscore.runners.batch import Batch
+from batchscore.types import Pairs, Work
 
 
 class CrossEncoder(BaseRunner):
@@ -35,12 +36,12 @@ class CrossEncoder(BaseRunner):
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> None:
         """Nothing: a pair has no other side."""
 
-    def compare(self, held: None, left: Index, output: Tensor, right: Index) -> NDArray[np.float32]:
-        """float32 [rows]: the logit of each row's pair."""
-        logits: NDArray[np.float32] = output.cpu().numpy()[right]
+    def compare(self, held: None, match: Match, output: Tensor) -> NDArray[np.float32]:
+        """float32 [rows, 1]: the logit of each row's pair."""
+        logits: NDArray[np.float32] = output.cpu().numpy()[match.item, None]
         return logits
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 [rows]: the checkpoint's activation of the logits."""
+        """float32, same shape: the checkpoint's activation of the logits."""
         scores: NDArray[np.float32] = activate(self.model.activation, torch.from_numpy(raw)).numpy()
         return scores

@@ -1,9 +1,12 @@
-"""Where a model runs and in which numbers: decided once, with the reason, so that it can be printed and recorded."""
+"""Where a model runs and in which dtype: decided once, with the reason, so that it can be printed and recorded."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,7 +14,7 @@ import torch
 from batchscore.errors import MissingDependencyError, UsageError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_CPU_PACK, _CUDA_PACK = 2_048, 65_536  # a CPU core is busy with few tokens and likes them in cache; a GPU wants many
+_CPU_PACK, _CUDA_PACK = 2_048, 65_536  # tokens: few keep a CPU core busy and stay in its cache; a GPU wants many
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Placement:
     device_name: str
     dtype: str
     dtype_reason: str
-    workers: int  # packs at once; each worker has one thread, so that a busy neighbour costs its share and no more
+    workers: int  # packs at once; on a CPU each has one thread, so that a busy neighbour costs only its share
     max_tokens: int  # of a pack, unless the user says otherwise
 
 
@@ -30,8 +33,8 @@ def choose_device(device: str, dtype: Dtype) -> Placement:
     """Choose what "auto" leaves open.
 
     Raises:
-        MissingDependencyError: a CUDA device that is not there.
-        UsageError: a device torch does not know, or float16 on a CPU.
+        MissingDependencyError: the CUDA device does not exist.
+        UsageError: torch does not know the device, or float16 on a CPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +50,8 @@ def choose_device(device: str, dtype: Dtype) -> Placement:
     if dtype == "float16":
         raise UsageError("--dtype float16: CPUs compute it in software", hint="use auto, bfloat16 or float32 on a CPU")
     chosen, reason = _choose_dtype(dtype, _cpu_multiplies_bfloat16(), "this CPU")
-    threads = torch.get_num_threads()  # follows OMP_NUM_THREADS and the cores this process may use
+    threads = torch.get_num_threads()  # follows OMP_NUM_THREADS and the affinity
+    threads = min(threads, cpu_quota() or threads)  # but not a container's quota, past which all threads are paused
     return Placement("cpu", f"{threads} threads", chosen, reason, threads, _CPU_PACK)
 
 
@@ -57,15 +61,54 @@ def count_cuda_devices() -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those of its affinity, within its CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, cpu_quota() or cores)
+
+
+def cpu_quota(root: Path = Path("/")) -> int | None:
+    """Cores' worth of time that the process's control groups allow, rounded up; None: no limit.
+
+    Args:
+        root: of the file system that holds `proc` and `sys`.
+    """
+    shares = [share for folder in _cpu_groups(root) if (share := _share(folder))]
+    return max(1, math.ceil(min(shares))) if shares else None
+
+
+def _cpu_groups(root: Path) -> Iterator[Path]:
+    """Folders of the process's CPU control group and the groups around it, each of which may have a limit."""
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # a container often sees its own group at the root, under a path that exists only outside
+        group = Path(path.lstrip("/"))
+        yield from (mount / controllers / parent for parent in (group, *group.parents))
+
+
+def _share(folder: Path) -> float | None:
+    """Of a group: its time per period, in cores; None without a limit."""
+    try:
+        if (folder / "cpu.max").exists():  # version 2: "max 100000" or "400000 100000"
+            quota, period = (folder / "cpu.max").read_text("utf-8").split()
+        else:  # version 1: -1 without a limit
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text("utf-8").strip() for name in ("quota", "period"))
+        return None if quota in {"max", "-1"} else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
 
 
 def _device_kind(device: str) -> str:
     try:
         kind: str = torch.device(device).type
     except RuntimeError as error:
-        raise UsageError(f"--device {device!r} is no torch device; known: auto, cpu, cuda, cuda:N") from error
+        raise UsageError(f"--device {device!r} is not a torch device; known: auto, cpu, cuda, cuda:N") from error
     if kind not in {"cpu", "cuda"}:
         raise UsageError(f"--device {device!r}: only cpu and cuda are supported")
     return kind

@@ -1,8 +1,8 @@
 """The last layer of a BERT-like body, for the first token of each sequence alone.
 
-Where the readout is the first token (cross-encoders, CLS pooling), nothing reads the last layer's other outputs: of a
-layer's 12 products of the hidden size a token, only the 2 for keys and values are needed for all of them. That is a
-seventh of the work of a model of six layers, less of a deeper one.
+Where the readout is the first token (cross-encoders, CLS pooling), nothing reads the last layer's other outputs. Of a
+layer's 12 matrix products per token (hidden x hidden each), only the 2 for keys and values are needed for all tokens.
+That saves a seventh of the work of a six-layer model, less of a deeper one.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from batchscore.runners.attention import attend_from_first
+from batchscore.runners.attention import Sequences, attend_from_first
 
 
-def last_layer_at_first_tokens(layer: Any, hidden: Tensor, starts: Tensor, lengths: dict[str, Any]) -> Tensor:
-    """[n, dim]: what `layer` would give for the tokens at `starts`.
+def last_layer_at_first_tokens(layer: Any, hidden: Tensor, sequences: Sequences) -> Tensor:
+    """[n, dim]: what `layer` would give for the first token of each sequence.
 
     Args:
         layer: a BertLayer, or one whose parts have the same names.
         hidden: [tokens, dim], its input, sequences end to end.
-        starts: int64 [n], the first token of each sequence.
-        lengths: of the sequences, as `packed_attention` takes them.
+        sequences: where they lie.
     """
     attention = layer.attention
-    first = hidden[starts]
+    first = hidden[sequences.starts]
     query, key, value = (
         _heads(linear(states), attention.self.attention_head_size)
         for linear, states in (
@@ -33,7 +32,7 @@ def last_layer_at_first_tokens(layer: Any, hidden: Tensor, starts: Tensor, lengt
             (attention.self.value, hidden),
         )
     )
-    attended = attend_from_first(query, key, value, attention.self.scaling, **lengths)
+    attended = attend_from_first(query, key, value, attention.self.scaling, sequences)
     states = attention.output(attended.flatten(1), first)
     result: Tensor = layer.output(layer.intermediate(states), states)
     return result
@@ -48,7 +47,7 @@ def take_last_layer(body: nn.Module, layers: str) -> nn.Module:
     """Remove the last of the body's layers and return it."""
     parent, _, name = layers.rpartition(".")
     owner = body.get_submodule(parent)
-    every = owner.get_submodule(name)
-    assert isinstance(every, nn.ModuleList)
-    setattr(owner, name, every[:-1])
-    return every[-1]
+    stack = owner.get_submodule(name)
+    assert isinstance(stack, nn.ModuleList)
+    setattr(owner, name, stack[:-1])
+    return stack[-1]

@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 
 from batchscore.models.similarity import maxsim
 from batchscore.models.text.prompts import text_work
-from batchscore.runners.base import BaseRunner, Index, positions_of
-from batchscore.types import Batch, Items, Pairs, Work
+from batchscore.runners.base import BaseRunner, Index, Match, positions_of
+from batchscore.runners.batch import Batch
+from batchscore.types import Items, Pairs, Work
 
 Matrices = list[Tensor]  # float32 [tokens, dim] of each item
 
@@ -28,12 +29,8 @@ class LateInteraction(BaseRunner):
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
-        states, lengths = self.states(batch), batch.lengths
-        hidden = states.hidden if states.keep is None else states.hidden[states.keep]
-        if batch.keep is not None:
-            lengths = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1])
-        vectors: Tensor = self.model.head(hidden)[:, : self.spec.dimensions or None]
-        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(lengths.tolist()))
+        vectors: Tensor = self.model.head(self.kept_states(batch))[:, : self.spec.dimensions or None]
+        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(batch.kept_sizes))
 
     def remember(self, items: Items, index: Index, output: Matrices) -> None:
         """Nothing: a vector a token would fill the memory at once."""
@@ -44,8 +41,9 @@ class LateInteraction(BaseRunner):
         return [matrices[position] for position in positions_of(packs)]
 
     @torch.inference_mode()
-    def compare(self, held: Matrices, left: Index, output: Matrices, right: Index) -> NDArray[np.float32]:
-        """float32 [rows]: MaxSim, one product for all documents of a query."""
+    def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
+        """float32 [rows, 1]: MaxSim, one product for all documents of a query."""
+        left, right = match.query, match.item
         scores = np.empty(len(left), np.float32)
         order = np.argsort(left, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(left[order])) + 1):
@@ -54,7 +52,7 @@ class LateInteraction(BaseRunner):
             scores[rows] = found.cpu().numpy()
             if self.spec.similarity == "meanmaxsim":
                 scores[rows] /= len(held[left[rows[0]]])
-        return scores
+        return scores[:, None]
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

@@ -11,38 +11,37 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from batchscore.models.text.rendered import list_work
-from batchscore.runners.base import BaseRunner, Index
-from batchscore.types import Batch, Items, Pairs, Work
+from batchscore.runners.base import BaseRunner, Index, Match
+from batchscore.runners.batch import Batch
+from batchscore.types import Items, Pairs, Work, offsets_of
 
 
 class Listwise(BaseRunner):
     """The prompts are the items. A score depends on the other documents of its prompt, by design of the model."""
 
     def sequences(self, pairs: Pairs) -> Work:
-        """One sequence for each list; `left` is a document's place in it."""
+        """One sequence for each list; `slot` says which of its documents a row is."""
         assert self.template is not None
         return list_work(self.tokenizer, self.spec, self.template, pairs)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> list[NDArray[np.float32]]:
+    def forward(self, batch: Batch) -> list[Tensor]:
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
-        states = self.states(batch)
-        assert batch.keep is not None
-        kept: Tensor = self.model.head(states.hidden[states.keep])
-        counts = np.add.reduceat(batch.keep.astype(np.int32), batch.offsets[:-1]).tolist()
-        return [cosine_similarity(part[-1:], part[:-1], dim=1).cpu().numpy() for part in kept.split(counts)]
+        vectors: Tensor = self.model.head(self.kept_states(batch))
+        return [cosine_similarity(part[-1:], part[:-1], dim=1) for part in vectors.split(batch.kept_sizes)]
 
-    def remember(self, items: Items, index: Index, output: Sequence[NDArray[np.float32]]) -> None:
+    def remember(self, items: Items, index: Index, output: Sequence[Tensor]) -> None:
         """Nothing: a list rarely comes back."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[object]) -> None:
         """Nothing: a prompt has no other side."""
 
-    def compare(
-        self, held: None, left: Index, output: Sequence[NDArray[np.float32]], right: Index
-    ) -> NDArray[np.float32]:
-        """float32 [rows]: the cosine at each row's place in its prompt."""
-        return np.array([output[prompt][place] for prompt, place in zip(right, left, strict=True)], np.float32)
+    def compare(self, held: None, match: Match, output: Sequence[Tensor]) -> NDArray[np.float32]:
+        """float32 [rows, 1]: the cosine at each row's slot of its prompt."""
+        assert match.slot is not None
+        cosines: NDArray[np.float32] = torch.cat(list(output)).cpu().numpy()
+        starts = offsets_of([len(prompt) for prompt in output])
+        return cosines[starts[match.item] + match.slot, None]
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A cosine is the score."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from batchscore.errors import Errors, InputError, RuntimeFailureError
-from batchscore.io.source import open_source
+from batchscore.io.source import Addresses
 from batchscore.io.storage import open_folder
-from batchscore.jobs.commands import Job
+from batchscore.jobs.commands import Command
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, first_difference, open_parts
-from batchscore.jobs.pipeline import Meter, Pipeline
+from batchscore.jobs.pipeline import Pipeline
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
 
@@ -20,10 +21,9 @@ from batchscore.stop import Stop
 class WorkerJob:
     """What is done to which input, into which folder."""
 
-    job: Job
+    job: Command
     scorer: Mapping[str, Any]  # keywords of Scorer
-    inputs: Sequence[str]
-    split: str | None
+    inputs: Addresses
     folder: str  # of the parts
     errors: Errors
 
@@ -36,7 +36,7 @@ class WorkerJob:
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device."""
-        parts, source = self.parts(), open_source(self.inputs, split=self.split)
+        parts, source = self.parts(), self.inputs.open()
         # files may have changed meanwhile
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, UsageError
 from batchscore.io.units import Unit
-from batchscore.jobs.pipeline import LULL_SECONDS, Meter
+from batchscore.jobs.meter import Meter
+from batchscore.jobs.pipeline import LULL_SECONDS
 from batchscore.jobs.workers.backlog import Backlog
 from batchscore.jobs.workers.job import WorkerJob
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals

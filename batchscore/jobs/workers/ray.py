@@ -23,8 +23,9 @@ from typing import Any
 from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError, first_line
 from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import first_difference, open_parts
-from batchscore.jobs.pipeline import LULL_SECONDS, Meter, Pipeline
+from batchscore.jobs.pipeline import LULL_SECONDS, Pipeline
 from batchscore.jobs.plan import Plan
 from batchscore.jobs.workers.backlog import Backlog
 from batchscore.jobs.workers.job import WorkerJob

@@ -1,6 +1,6 @@
 """A BERT with rotary positions: nomic-embed-text-v2-moe, whose every other layer is a mixture of experts, and mGTE.
 
-transformers has the dense NomicBERT alone, and mGTE in its later releases. Modules are named after NomicBERT's tensors.
+transformers has only the dense NomicBERT, and mGTE only in later releases. Modules are named after NomicBERT's tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Experts(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """Tokens go to their `top_k` experts; the router's probabilities weigh them and are not renormalised."""
+    """Each token goes to its `top_k` experts, weighted by the router's probabilities, which are not renormalised."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -54,11 +54,13 @@ class _Mixture(nn.Module):
         weights, chosen = self.router.layer(tokens).float().softmax(-1).topk(self.top_k, -1)
         up, down = (matrix.unflatten(0, (self.count, -1)) for matrix in (self.experts.mlp.w1, self.experts.mlp.w2))
         mixed = torch.zeros_like(tokens)
-        for expert in range(self.count):
-            token, place = torch.where(chosen == expert)
-            if len(token):
-                output = gelu(tokens[token] @ up[expert].T) @ down[expert]
-                mixed.index_add_(0, token, output * weights[token, place, None].to(output.dtype))
+        order = chosen.flatten().argsort(stable=True)
+        # how many tokens an expert gets decides shapes, so the host waits for the device here, once per layer
+        counts = chosen.flatten().bincount(minlength=self.count).tolist()
+        for expert, index in enumerate(order.split(counts)):
+            token = index // self.top_k
+            output = gelu(tokens[token] @ up[expert].T) @ down[expert]
+            mixed.index_add_(0, token, output * weights.flatten()[index, None].to(output.dtype))
         return (mixed + self.experts.bias).view_as(states)
 
 
@@ -98,7 +100,7 @@ class _Attention(nn.Module):
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_proj_bias)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_proj_bias)
 
-    def forward(self, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, **lengths: Any) -> Tensor:
+    def forward(self, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, **keywords: Any) -> Tensor:
         """[batch, tokens, dim]."""
         query, key, value = self.Wqkv(states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = _rotate(query, *rotary), _rotate(key, *rotary)
@@ -106,7 +108,7 @@ class _Attention(nn.Module):
         if implementation in {"sdpa", "eager"}:
             attended = scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
         else:
-            attended, _ = ALL_ATTENTION_FUNCTIONS[implementation](self, query, key, value, None, **lengths)
+            attended, _ = ALL_ATTENTION_FUNCTIONS[implementation](self, query, key, value, None, **keywords)
         result: Tensor = self.out_proj(attended.flatten(2))
         return result
 
@@ -124,9 +126,9 @@ class _Layer(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, states: Tensor, *given: Any, **lengths: Any) -> Tensor:
+    def forward(self, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, **keywords: Any) -> Tensor:
         """[batch, tokens, dim], normalised after each residual."""
-        states = self.norm1(states + self.attn(states, *given, **lengths))
+        states = self.norm1(states + self.attn(states, rotary, mask, **keywords))
         result: Tensor = self.norm2(states + self.mlp(states))
         return result
 
@@ -134,9 +136,9 @@ class _Layer(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        every = getattr(config, "moe_every_n_layers", 0)
+        period = getattr(config, "moe_every_n_layers", 0)
         dense = _GatedMlp if getattr(config, "gated", False) else _Mlp
-        kinds = [_Mixture if every and layer % every == 1 else dense for layer in range(config.num_hidden_layers)]
+        kinds = [_Mixture if period and layer % period == 1 else dense for layer in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(_Layer(config, kind(config)) for kind in kinds)
 
 
@@ -174,7 +176,7 @@ class RotaryBertModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **lengths: Any,
+        **keywords: Any,
     ) -> SimpleNamespace:
         """`last_hidden_state` [batch, tokens, dim]."""
         embedded = self.embeddings.word_embeddings(input_ids) + self.embeddings.token_type_embeddings.weight[0]
@@ -184,7 +186,7 @@ class RotaryBertModel(PreTrainedModel):
         rotary = self._rotary(position_ids, states.dtype)
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None]
         for layer in self.encoder.layers:
-            states = layer(states, rotary, mask, **lengths)
+            states = layer(states, rotary, mask, **keywords)
         return SimpleNamespace(last_hidden_state=states)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

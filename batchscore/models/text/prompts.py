@@ -1,7 +1,7 @@
 """Build the token sequences of a window: what the model reads for each distinct pair, or for each distinct text.
 
 Truncation happens here and in `rendered`, on the ids of the texts, so that special tokens and the order of segments
-survive every length.
+survive every length. A row that cannot have a sequence is a fault of the window, not an error.
 """
 
 from __future__ import annotations
@@ -11,13 +11,25 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import CheckpointError, InputError, RowError, UsageError
+from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import LIBRARY_LIMITS, Lengths, rule_of
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Texts, Truncation, Work, offsets_of, ranges
+from batchscore.types import (
+    CUT_DOCUMENT,
+    CUT_QUERY,
+    Fault,
+    Faults,
+    Items,
+    Pairs,
+    Texts,
+    Truncation,
+    Work,
+    offsets_of,
+    ranges,
+)
 
-ALL = 2**31 - 1  # tokens, where nothing is cut at tokenising
+ALL = 2**31 - 1  # tokens, where nothing is cut while tokenising
 Bits = NDArray[np.uint8]
 
 
@@ -29,7 +41,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     prompt_length = _prompt_length(tokenizer, spec, spec.query_prompt, budget, spec.max_length)
     if prompt_length and keep_end:
         raise UsageError("--truncation-side left would cut the prompt that stands before queries")
-    # of finished ids no more are left than max_length, and one more tells that they were cut
+    # where finished ids are sliced, max_length of them stay, and one more tells that there were others
     limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
     strings = prepared(pairs.queries, spec.query_prompt, spec), prepared(pairs.documents, "", spec)
     (queries, query_lengths), (documents, document_lengths) = (
@@ -40,7 +52,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     first, codes = distinct_pairs(pairs)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     full = query_lengths[left], document_lengths[right]
-    refuse_long(spec, first[full[0] + full[1] > budget])
+    too_long = too_long_faults(spec, np.flatnonzero((full[0] + full[1] > budget)[codes]))
     rule: Truncation = "longest-first" if spec.truncation == "prompt-end" else spec.truncation
     if rule == "longest-first" and (room - prompt_length) % 2:
         # the odd token goes to the longer text, and where neither fits estimates do not tell which that is
@@ -53,11 +65,13 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     items = assemble(tokenizer.pair, [(queries, left, kept[0]), (documents, right, kept[1])], keep_end=keep_end)
     if not spec.pair_of_empty and (empty := kept[1] == 0).any():
         alone = assemble(tokenizer.single, [(queries, left, kept[0])], keep_end=keep_end)
-        items = _chosen(items, alone, empty)
+        items = items.concat(alone).take(np.arange(len(items)) + len(items) * empty)
     cut = cut_bits(full, kept)
     if slices_ids(spec):
         items, cut = sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
-    return Work(items if spec.token_types else replace(items, types=None), 0, codes, codes, cut[codes])
+    if not spec.token_types:
+        items = items.with_columns(types=None)
+    return Work(items, 0, codes, codes, cut[codes], group=left).refused(too_long)
 
 
 def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
@@ -67,14 +81,15 @@ def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
         for texts, is_query in ((pairs.queries, True), (pairs.documents, False))
     )
     cut = query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes]
-    refuse_long(spec, np.flatnonzero(cut))
+    count = np.int32(len(queries))
     return Work(
-        items=_join(queries, documents),
-        held=len(queries),
+        items=queries.concat(documents),
+        queries=len(queries),
         left=pairs.queries.codes,
-        right=pairs.documents.codes + np.int32(len(queries)),
+        right=pairs.documents.codes + count,
         cut=cut,
-    )
+        group=np.concatenate([np.arange(count), np.full(len(documents), -1, np.int32)], dtype=np.int32),
+    ).refused(too_long_faults(spec, np.flatnonzero(cut)))
 
 
 def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
@@ -87,11 +102,13 @@ def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[
         (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
         (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
     ):
-        values = list(texts.values)
-        long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
-        for place in np.flatnonzero(long).tolist():
-            values[place] = tokenizer.shorten(values[place], limit)
-        cut |= (bit * long[texts.codes]).astype(np.uint8)
+        # in the letters that the model reads: capitals often fall into more tokens
+        values = prepared(texts, "", spec)
+        is_long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
+        # one by one, since a shortened text has to be tokenised again until it fits; few texts are that long
+        for code in np.flatnonzero(is_long).tolist():
+            values[code] = tokenizer.shorten(values[code], limit)
+        cut |= (bit * is_long[texts.codes]).astype(np.uint8)
         sides.append(Texts(values, texts.codes))
     return replace(pairs, queries=sides[0], documents=sides[1]), cut
 
@@ -114,18 +131,14 @@ def prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
     return [text.lower() for text in strings] if spec.lower_case else strings
 
 
-def refuse_long(spec: ModelSpec, rows: Lengths) -> None:
-    """Under truncation "error", refuse the first of these rows."""
-    if spec.truncation == "error" and len(rows):
-        sides = {spec.query_length, spec.document_length} - {0, spec.max_length}
-        limits = "query_length or document_length" if sides else f"max_length {spec.max_length} tokens"
-        raise RowError(
-            sorted(rows.tolist()),
-            f"longer than {limits}",
-            code="too-long",
-            cause=InputError,
-            hint="pass --truncation document-first, or raise the limit",
-        )
+def too_long_faults(spec: ModelSpec, rows: Lengths) -> Faults:
+    """Under truncation "error" the fault of these rows; nothing under the other rules."""
+    if spec.truncation != "error" or not len(rows):
+        return {}
+    sides = {spec.query_length, spec.document_length} - {0, spec.max_length}
+    limits = "query_length or document_length" if sides else f"max_length {spec.max_length} tokens"
+    hint = "pass --truncation document-first, or raise the limit"
+    return dict.fromkeys(rows.tolist(), Fault("too-long", f"longer than {limits}", hint))
 
 
 # ---- one side
@@ -154,7 +167,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     if slices_ids(spec):
         items, cut = sliced(items, spec, bit)
     # a single segment's types are all 0, which is what a model assumes without them
-    items = replace(items, types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
+    items = items.with_columns(types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
     if spec.marks is not None and spec.marks.expand and is_query:
         items = _expanded(tokenizer, items, length, attend=spec.marks.attend)
     return items, cut
@@ -184,9 +197,9 @@ def _kept_ends(
 ) -> tuple[Items, NDArray[np.int64]]:
     """As `tokenize`, but a text that is too long keeps its prompt and its end."""
     ends, lengths = tokenizer.tokenize(strings, budget, keep_end=True)
-    long = np.flatnonzero(lengths > (budget if prompt_length else ALL))
-    starts, _ = tokenizer.tokenize([strings[place] for place in long], prompt_length)
-    ends.ids[ranges(ends.offsets[long], starts.lengths)] = starts.ids
+    is_long = np.flatnonzero(lengths > (budget if prompt_length else ALL))
+    starts, _ = tokenizer.tokenize([strings[index] for index in is_long], prompt_length)
+    ends.ids[ranges(ends.offsets[is_long], starts.lengths)] = starts.ids
     return ends, lengths
 
 
@@ -194,9 +207,8 @@ def _kept(
     tokenizer: TextTokenizer, spec: ModelSpec, items: Items, prompt_length: int, *, is_query: bool
 ) -> NDArray[np.bool_] | None:
     """bool [tokens]: the tokens that count in the readout; None if all of them do."""
-    places = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
     if spec.drop_first:
-        return places > 0
+        return items.positions > 0
     if spec.marks is not None:
         skipped = [tokenizer.token_id(token) for token in spec.marks.skip]
         known = [token for token in skipped if token is not None]
@@ -204,8 +216,8 @@ def _kept(
     if spec.include_prompt:
         return None
     # sentence-transformers' rule: a prompt, and the special tokens before it
-    leading = next(place for place, part in enumerate(tokenizer.single) if isinstance(part, Slot))
-    return places >= (leading + prompt_length if prompt_length else 0)
+    leading = next(index for index, part in enumerate(tokenizer.single) if isinstance(part, Slot))
+    return items.positions >= (leading + prompt_length if prompt_length else 0)
 
 
 # ---- ColBERT
@@ -232,12 +244,13 @@ def _expanded(tokenizer: TextTokenizer, items: Items, length: int, *, attend: bo
     if filler is None:
         raise CheckpointError("its tokenizer has no mask, EOS or padding token to expand queries with")
     lengths, count = items.lengths, len(items)
-    where = ranges(np.arange(count) * length, lengths)
+    text = ranges(np.arange(count) * length, lengths)
     ids = np.full(count * length, filler, np.int32)
-    ids[where] = items.ids
+    ids[text] = items.ids
     seen = np.full(count * length, attend)
-    seen[where] = True
-    return Items(ids, offsets_of(np.full(count, length)), None, np.ones(len(ids), bool), None if attend else seen)
+    seen[text] = True
+    filled = Items(offsets_of(np.full(count, length)), {"ids": ids, "keep": np.ones(len(ids), bool)})
+    return filled if attend else filled.with_columns(seen=seen)
 
 
 # ---- vLLM's ways
@@ -252,30 +265,4 @@ def sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
     """(sequences cut at one end to max_length, bits of those that were)."""
     kept = np.minimum(items.lengths, spec.max_length)
     starts = items.offsets[1:] - kept if spec.truncation_side == "left" else items.offsets[:-1]
-    where = ranges(starts, kept)
-    types = None if items.types is None else items.types[where]
-    return Items(items.ids[where], offsets_of(kept), types), (bits * (kept < items.lengths)).astype(np.uint8)
-
-
-def _chosen(first: Items, second: Items, take_second: NDArray[np.bool_]) -> Items:
-    """Sequence by sequence one of two."""
-    both = _join(first, second)
-    return both.take(np.arange(len(first)) + len(first) * take_second)
-
-
-def _join(first: Items, second: Items) -> Items:
-    """Sequences of both, end to end; where one of them lacks a column, its tokens have the column's default."""
-    offsets = offsets_of(np.concatenate([first.lengths, second.lengths]))
-
-    def column(name: str, default: int | bool) -> NDArray[np.generic] | None:
-        parts = [getattr(items, name) for items in (first, second)]
-        if parts[0] is None and parts[1] is None:
-            return None
-        filled = [
-            np.full(len(items.ids), default) if part is None else part
-            for items, part in zip((first, second), parts, strict=True)
-        ]
-        return np.concatenate(filled)
-
-    columns = {"types": column("types", 0), "keep": column("keep", True), "seen": column("seen", True)}
-    return Items(np.concatenate([first.ids, second.ids]), offsets, **columns)  # type: ignore[arg-type]
+    return items.slice(starts, kept), (bits * (kept < items.lengths)).astype(np.uint8)

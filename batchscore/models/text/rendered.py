@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import CheckpointError, InputError, RowError, UsageError, first_line
+from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import ALL, cut_bits, distinct_pairs, prepared, refuse_long, sliced, slices_ids
+from batchscore.models.text.prompts import ALL, cut_bits, distinct_pairs, prepared, sliced, slices_ids, too_long_faults
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import LIBRARY_LIMITS, Limits, rule_of
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Items, Pairs, Work, offsets_of
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Fault, Faults, Items, Pairs, Work, offsets_of
 
-_LONG = 64  # characters a token: a text of more does not fit, or is worth the look
+_LONG = 64  # characters a token: a text of more cannot fit, so its middle is dropped before it is rendered
 _AT_ONCE = 512  # prompts whose characters are held by token
-_UNCUTTABLE = "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it"
-_CUTTABLE = "shorten the text, or use a template that writes query and document as they are"
 _QUERY, _DOCUMENT = "\ue000", "\ue001"  # stand for the texts where the template's own characters are looked for
+_UNCUTTABLE = Fault(
+    "too-long",
+    "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
+    "shorten the text, or use a template that writes query and document as they are",
+)
 Ids = NDArray[np.int32]
 
 
@@ -39,28 +42,32 @@ class _Prompt(NamedTuple):
 
 
 def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
-    """One sequence for each distinct pair."""
+    """One sequence for each distinct pair; an empty one for a pair that the template refuses."""
     first, codes = distinct_pairs(pairs)
     queries, documents = prepared(pairs.queries, "", spec), prepared(pairs.documents, "", spec)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     fitter = _Fitter(tokenizer, spec, template)
-    prompts = [
-        fitter.bounded(_rendered(template, spec, queries[q], documents[d], int(row)))
-        for row, q, d in zip(first, left, right, strict=True)
-    ]
-    bodies, cut = fitter.fit(prompts, first)
-    return Work(fitter.framed(bodies), 0, codes, codes, cut[codes])
+    faults: Faults = {}  # by prompt
+    prompts = []
+    for index, (query, document) in enumerate(zip(left, right, strict=True)):
+        prompt = _rendered(template, spec, queries[query], documents[document])
+        if isinstance(prompt, Fault):
+            faults[index] = prompt
+            prompt = _Prompt("", "", [""])
+        prompts.append(fitter.bounded(prompt))
+    bodies, cut = fitter.fit(prompts, faults)
+    work = Work(fitter.framed(bodies), 0, codes, codes, cut[codes], group=left)
+    rows = np.flatnonzero(np.isin(codes, list(faults)))
+    return work.refused({int(row): faults[int(codes[row])] for row in rows})
 
 
-def _rendered(template: Template, spec: ModelSpec, query: str, document: str, row: int) -> _Prompt:
+def _rendered(template: Template, spec: ModelSpec, query: str, document: str) -> _Prompt | Fault:
     # the mark of a cut between pieces must not come from a text
     query, document = (text.replace(PIECE, "") if PIECE in text else text for text in (query, document))
     try:
         return _Prompt(query, document, template.render(spec.query_prompt + query, document))
     except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
-        raise RowError(
-            [row], f"the chat template refuses it: {first_line(error)}", code="template", cause=InputError
-        ) from error
+        return Fault("template", f"the chat template refuses it: {first_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,7 @@ class _Fitter:
         whole, texts = self._limits.whole, (prompt.query, prompt.document)
         if max(map(len, texts)) <= _LONG * whole or self.spec.truncation == "longest-first":  # which compares lengths
             return prompt
-        try:
-            self._check_texts(prompt)
-        except InputError:  # matters only if it is too long
+        if not self._writes_texts(prompt):  # which matters only if it is too long
             return prompt
         keep_end = self.spec.truncation_side == "left"
         query, document = (
@@ -87,12 +92,12 @@ class _Fitter:
         )
         return _Prompt(query, document, self._filled(query, document))
 
-    def fit(self, prompts: Sequence[_Prompt], rows: NDArray[np.int64]) -> tuple[list[Ids], NDArray[np.uint8]]:
-        """(ids of each prompt without the tokenizer's special tokens, cut bits)."""
+    def fit(self, prompts: Sequence[_Prompt], faults: Faults) -> tuple[list[Ids], NDArray[np.uint8]]:
+        """(ids of each prompt without special tokens, cut bits); adds to `faults`, which are by prompt."""
         pieces = list(dict.fromkeys(piece for prompt in prompts for piece in prompt.pieces))
         tokens, _ = self.tokenizer.tokenize(pieces, ALL)
         ids_of = {
-            piece: tokens.ids[tokens.offsets[place] : tokens.offsets[place + 1]] for place, piece in enumerate(pieces)
+            piece: tokens.ids[tokens.offsets[index] : tokens.offsets[index + 1]] for index, piece in enumerate(pieces)
         }
         bodies = [np.concatenate([ids_of[piece] for piece in prompt.pieces]) for prompt in prompts]
         lengths = np.array([len(body) for body in bodies])
@@ -102,41 +107,43 @@ class _Fitter:
             room = lengths.max(initial=0) if slices_ids(self.spec) else self.spec.max_length - specials
             cut[lengths + specials > self.spec.max_length] = CUT_DOCUMENT
             return [body[:room] for body in bodies], cut
-        long = lengths + specials > self._limits.whole
+        is_long = lengths + specials > self._limits.whole
         if self.spec.truncation in LIBRARY_LIMITS:  # a side's share may be less than what fits
             least = min(self._limits)
-            long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
-        refuse_long(self.spec, rows[long])
-        places = np.flatnonzero(long).tolist()
-        for some in (places[start : start + _AT_ONCE] for start in range(0, len(places), _AT_ONCE)):
-            pieces = list(dict.fromkeys(piece for place in some for piece in prompts[place].pieces))
+            is_long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
+        if too_long := too_long_faults(self.spec, np.flatnonzero(is_long)):
+            faults |= too_long
+            return bodies, cut
+        long = np.flatnonzero(is_long).tolist()
+        for start in range(0, len(long), _AT_ONCE):
+            some = long[start : start + _AT_ONCE]
+            pieces = list(dict.fromkeys(piece for index in some for piece in prompts[index].pieces))
             spans = dict(zip(pieces, self.tokenizer.spans(pieces), strict=True))
-            for place in some:
-                encoded = [spans[piece] for piece in prompts[place].pieces]
-                try:
-                    bodies[place], cut[place] = self._cut(prompts[place], encoded, self._limits.whole - specials)
-                except InputError as error:
-                    raise RowError(
-                        [rows[place]], error.message, code="too-long", cause=InputError, hint=error.hint
-                    ) from error
+            for index in some:
+                prompt = prompts[index]
+                if self._writes_texts(prompt):
+                    encoded = [spans[piece] for piece in prompt.pieces]
+                    bodies[index], cut[index] = self._cut(prompt, encoded, self._limits.whole - specials)
+                else:
+                    faults[index] = _UNCUTTABLE
         return bodies, cut
 
     def framed(self, bodies: Sequence[Ids]) -> Items:
         """Sequences with the special tokens the tokenizer puts around any text."""
         joined = np.concatenate([np.empty(0, np.int32), *bodies])
-        texts = Items(joined, offsets_of(np.array([len(body) for body in bodies], np.int64)))
+        texts = Items(offsets_of([len(body) for body in bodies]), {"ids": joined})
         items = assemble(self.tokenizer.single, [(texts, np.arange(len(texts)), texts.lengths)])
         if slices_ids(self.spec):
             items, _ = sliced(items, self.spec, 0)
-        return replace(items, types=None)
+        return items.with_columns(types=None)
 
     @cached_property
     def _layout(self) -> list[list[str]]:
-        """Each piece as the template's own characters and the stand-ins of the texts, in order."""
+        """Each piece as the template's own characters and the texts' stand-ins, in order; [] if it refuses these."""
         try:
             pieces = self.template.render(self.spec.query_prompt + _QUERY, _DOCUMENT)
-        except Exception as error:
-            raise InputError(_UNCUTTABLE, hint=_CUTTABLE) from error
+        except Exception:  # as in `_rendered`
+            return []
         return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]
 
     def _filled(self, query: str, document: str) -> list[str]:
@@ -144,10 +151,9 @@ class _Fitter:
         texts = {_QUERY: query, _DOCUMENT: document}
         return ["".join(texts.get(part, part) for part in parts) for parts in self._layout]
 
-    def _check_texts(self, prompt: _Prompt) -> None:
-        """Refuse a prompt whose template changes its texts, so that they cannot be found in it."""
-        if self._filled(prompt.query, prompt.document) != prompt.pieces:
-            raise InputError(_UNCUTTABLE, hint=_CUTTABLE)
+    def _writes_texts(self, prompt: _Prompt) -> bool:
+        """Whether the template writes these texts as they are, so that they are found in the prompt."""
+        return self._filled(prompt.query, prompt.document) == prompt.pieces
 
     @cached_property
     def _limits(self) -> Limits:
@@ -165,12 +171,7 @@ class _Fitter:
         return limits._replace(whole=min(limits.whole, self.spec.position_limit))
 
     def _cut(self, prompt: _Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int]:
-        """(ids, cut bits) of a prompt that is too long.
-
-        Raises:
-            InputError: the template changes its texts, so that they cannot be found in the prompt.
-            UsageError: there is no room beside the template.
-        """
+        """(ids, cut bits) of a prompt that is too long; UsageError if there is no room beside the template."""
         sides = self._text_tokens(prompt, encoded)
         fixed = sum(len(ids) for ids, _ in encoded) - len(sides[0]) - len(sides[1])
         if fixed >= budget:
@@ -203,7 +204,6 @@ class _Fitter:
         """For the query and for the document int64: places, in the whole prompt, of tokens that end inside the text."""
         texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
         found: dict[str, list[NDArray[np.int64]]] = {_QUERY: [], _DOCUMENT: []}
-        self._check_texts(prompt)
         before = 0
         for parts, (ids, spans) in zip(self._layout, encoded, strict=True):
             start = 0
@@ -226,7 +226,7 @@ _SLACK = 8  # tokens; texts fall into a few more or less beside others than alon
 def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
     """One sequence for each list of documents, split where it would pass max_length; a row without a list is its own.
 
-    `left` holds a document's place in its prompt.
+    `slot` holds which document of its prompt a row is.
 
     Raises:
         CheckpointError: the vocabulary lacks the marks.
@@ -238,35 +238,42 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
     documents = _without_marks(prepared(pairs.documents, "", spec))
     query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
-    bare, first, second = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
-    bare, beside = bare + _SLACK, second - first + _SLACK  # what a prompt and a document cost beside their texts
-    most = (spec.max_length - bare - beside) // 4  # of a query, which the prompt names twice
+    bare, one, two = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
+    bare, beside = bare + _SLACK, two - one + _SLACK  # what a prompt and a document cost beside their texts
+    # the prompt names the query twice, and at least as much room stays for documents
+    most = (spec.max_length - bare - beside) // 4
     if most < 1:
         raise UsageError(
             f"max_length {spec.max_length} leaves no room for text in the prompt", hint="raise --max-length"
         )
     bodies: list[Ids] = []
-    left, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
+    group: list[int] = []
+    faults: Faults = {}
+    slot, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
     for rows in _groups(np.arange(len(pairs)) if pairs.lists is None else pairs.lists):
         query = int(pairs.queries.codes[rows[0]])
         text, length = queries[query], int(query_lengths[query])
         if length > most:
-            refuse_long(spec, rows)
+            faults |= too_long_faults(spec, rows)
             text, length, cut[rows] = tokenizer.shorten(text, most), most, CUT_QUERY
         room = spec.max_length - bare - 2 * length
+        is_long = document_lengths[pairs.documents.codes[rows]] + beside > room
+        faults |= too_long_faults(spec, rows[is_long])
+        rows = rows[~np.isin(rows, list(faults))]
         for block in _blocks(document_lengths[pairs.documents.codes[rows]] + beside, room):
             members = rows[block]
             codes = pairs.documents.codes[members]
             texts = [documents[code] for code in codes]
             if document_lengths[codes[0]] + beside > room:  # such a document is alone in its block
-                refuse_long(spec, members)
                 texts = [tokenizer.shorten(texts[0], room - beside)]
                 cut[members] |= CUT_DOCUMENT
-            left[members], right[members] = np.arange(len(members)), len(bodies)
+            slot[members], right[members] = np.arange(len(members)), len(bodies)
             pieces = template.render_list(text, texts)
             bodies.append(np.concatenate([ids for ids, _ in tokenizer.spans(pieces)]))
+            group.append(query)
     items = _Fitter(tokenizer, spec, template).framed(bodies)
-    return Work(Items(items.ids, items.offsets, keep=np.isin(items.ids, marks)), 0, left, right, cut)
+    items = items.with_columns(keep=np.isin(items.ids, marks))
+    return Work(items, 0, right, right, cut, np.array(group, np.int32), slot).refused(faults)
 
 
 def _without_marks(texts: Sequence[str]) -> list[str]:
@@ -290,9 +297,9 @@ def _groups(lists: NDArray[Any]) -> list[NDArray[np.int64]]:
 def _blocks(lengths: NDArray[np.int64], room: int) -> list[slice]:
     """Consecutive documents that fit together; one that does not fit alone has a block of its own."""
     blocks, start, total = [], 0, 0
-    for place, length in enumerate(lengths):
-        if place > start and total + length > room:
-            blocks.append(slice(start, place))
-            start, total = place, 0
+    for index, length in enumerate(lengths):
+        if index > start and total + length > room:
+            blocks.append(slice(start, index))
+            start, total = index, 0
         total += int(length)
-    return [*blocks, slice(start, len(lengths))]
+    return [*blocks, slice(start, len(lengths))] if len(lengths) else []

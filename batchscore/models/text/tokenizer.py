@@ -124,7 +124,7 @@ class TextTokenizer:
             ids.append(np.array(of_piece[kept], np.int32))
         full = np.array(lengths, np.int64)
         joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
-        return Items(joined, offsets_of(np.minimum(full, max_tokens))), full
+        return Items(offsets_of(np.minimum(full, max_tokens)), {"ids": joined}), full
 
     def spans(self, texts: Sequence[str]) -> list[Spans]:
         """(ids int32 [n] without special tokens, characters each stands for int64 [n, 2]) of each text."""
@@ -289,7 +289,7 @@ def assemble(
         starts = texts.offsets[1:][index] - taken if keep_end else texts.offsets[:-1][index]
         ids[where], types[where] = texts.ids[ranges(starts, taken)], part.type
         cursor += taken
-    return Items(ids, offsets, types)
+    return Items(offsets, {"ids": ids, "types": types})
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_specials: bool) -> TextTokenizer:

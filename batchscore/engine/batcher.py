@@ -1,0 +1,318 @@
+"""A window of pairs through a model, pack by pack.
+
+Packs are planned for a whole window, collated in a thread ahead of the model and forwarded by the workers, each of
+which has its own thread. What goes wrong with one row (too much for the memory even alone, a score that is not a
+number) becomes that row's fault; the other rows keep their packs, so that nothing is laid out or forwarded twice for a
+bad neighbour and scores stay the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.engine.scheduler import Pack, plan_packs
+from batchscore.engine.setup import Setup
+from batchscore.errors import DeviceMemoryError
+from batchscore.runners.base import Match
+from batchscore.runners.batch import Batch
+from batchscore.runners.build import build_runner
+from batchscore.stop import Stop
+from batchscore.types import Fault, Faults, Items, Outcome, Pairs, Scores, Work, ranges
+
+OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
+OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output or the DeviceMemoryError of the only one)
+
+_BATCHES_AHEAD = 2  # collated for each worker before it asks: one to take, one in case a pack is done early
+
+
+class Batcher:
+    """A loaded model and the threads it runs in."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.spec, self.budget = setup, setup.spec, setup.budget
+        self._runner = build_runner(
+            setup.checkpoint,
+            setup.spec,
+            setup.placement,
+            cache_mb=setup.cache_mb,
+            padded=setup.padded,
+            trust_remote_code=setup.trust_remote_code,
+        )
+        self._workers = self._runner.start_workers(self.budget.workers)
+        self._collators = ThreadPoolExecutor(1, "batchscore-collate")
+        self._fitting_cost = sys.maxsize  # the largest pack that the device's memory is not known to be too small for
+        self._float32: Batcher | None = None  # the same model, for rows whose score is not a number in 16 bits
+
+    @property
+    def num_scores(self) -> int:
+        """Raw scores of a row."""
+        return self._runner.num_scores
+
+    def tokenize(self, pairs: Pairs) -> Work:
+        """A window's token sequences. Safe to call in another thread while a window is being scored."""
+        return self._runner.tokenize(pairs)
+
+    def score(
+        self,
+        work: Work,
+        on_pack: OnPack = lambda rows, tokens: None,
+        *,
+        raw: NDArray[np.float32] | None = None,
+        stop: Stop | None = None,
+    ) -> Outcome:
+        """Score a window.
+
+        Packs do not depend on what `raw` holds, so that scores are the same bit for bit whether a window is scored
+        at once or resumed after an interruption.
+
+        Args:
+            work: made by `tokenize`.
+            on_pack: called after each pack, in any thread.
+            raw: float32 [rows, k], raw scores that are known, NaN for the others, which are filled in pack by pack.
+            stop: ends the work between packs.
+
+        Raises:
+            StoppedError: `stop` was requested; what `raw` holds by then stays good.
+        """
+        raw = np.full((len(work), self.num_scores), np.nan, np.float32) if raw is None else raw
+        window = _Window(work, raw, dict(work.faults), on_pack, stop or Stop())
+        limit = self.budget.max_held_tokens if self._keeps_much else max(1, len(work.items.ids))
+        for queries, rows in work.query_groups(limit):
+            self._score_rows(window, queries, rows)
+        self._retry_in_float32(window)
+        return Outcome(raw, window.faults)
+
+    def scores(self, work: Work, outcome: Outcome) -> Scores:
+        """The final scores of a window and what is told about its rows."""
+        is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
+        score = self._runner.activate(outcome.raw)
+        return Scores(score, outcome.raw if is_logit else None, work.row_tokens(), work.cut)
+
+    def close(self) -> None:
+        """Stop the threads; packs that have not begun are dropped."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        self._collators.shutdown(wait=True, cancel_futures=True)
+        if self._float32 is not None:
+            self._float32.close()
+
+    @property
+    def _keeps_much(self) -> bool:
+        """Whether a query's output is a vector for each token, or a number for each word of the vocabulary."""
+        return self.spec.similarity in ("maxsim", "meanmaxsim") or self.spec.pooling == ("splade",)
+
+    def _score_rows(self, window: _Window, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Fill raw[rows], the rows of these query items: forward the queries, then stream the other items past them."""
+        work = window.work
+        missing_rows = np.asarray(np.isnan(window.raw[rows]).any(axis=1))
+        if not np.any(missing_rows):
+            window.on_pack(len(rows), 0)
+            return
+        held = None
+        if len(queries):
+            queries, held = self._encode(window, queries)
+            has_query = np.isin(work.left[rows], queries)
+            rows, missing_rows = rows[has_query], missing_rows[has_query]
+            if not len(rows):
+                return
+        stream = _Stream.of(window, self._runner.compare, queries, held, rows)
+        # packs are planned for all items and then thinned out: the same packs give the same bits
+        missing = np.zeros(len(work.items), bool)
+        missing[work.right[rows[missing_rows]]] = True
+        window.on_pack(int((~missing[work.right[rows]]).sum()), 0)
+        known, output = self._runner.recall(work.items, stream.items)
+        if output is not None:
+            stream.compare(stream.items[known], output, 0)
+        packs = [pack.only(missing) for pack in self._plan(work, stream.items[~known])]
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], stream.take, window.stop, is_query=False)
+
+    def _encode(self, window: _Window, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
+        """(the query items that have an output, their outputs joined in that order)."""
+        items = window.work.items
+        encoded: list[tuple[NDArray[np.int64], Any]] = []
+        known, recalled = self._runner.recall(items, queries)
+        if recalled is not None:
+            encoded.append((queries[known], recalled))
+
+        def take(index: NDArray[np.int64], output: Any) -> None:
+            if isinstance(output, DeviceMemoryError):
+                window.refuse(np.flatnonzero(np.isin(window.work.left, index)), output)
+            else:
+                encoded.append((index, output))
+                window.on_pack(0, int(items.lengths[index].sum()))
+
+        self._forward_all(items, self._plan(window.work, queries[~known]), take, window.stop, is_query=True)
+        if not encoded:
+            return np.empty(0, np.int64), None
+        joined = np.concatenate([index for index, _ in encoded])
+        return np.sort(joined), self._runner.hold([index for index, _ in encoded], [output for _, output in encoded])
+
+    def _plan(self, work: Work, index: NDArray[np.int64]) -> list[Pack]:
+        """Packs of these items; items on the two sides of the model's length limit never share one."""
+        lengths, costs = work.items.lengths, self._runner.costs(work.items)
+        limit = self.spec.regime_length or sys.maxsize
+        is_long = lengths[index] > limit
+        parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
+        max_cost, workers = self.budget.max_tokens, self.budget.workers
+        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, workers)]
+
+    # ---- forwards
+
+    def _forward_all(self, items: Items, packs: list[Pack], take: OnOutput, stop: Stop, *, is_query: bool) -> None:
+        """Forward packs in the workers, each of which hands its outputs to `take` in its own thread.
+
+        When one fails or a stop is requested, those that have begun are waited for.
+        """
+        pending: deque[Future[None]] = deque()
+        try:
+            for pack in packs:
+                # batches wait in memory, on a GPU in the device's: no more of them than keep the workers busy
+                while len(pending) > self.budget.workers * _BATCHES_AHEAD:
+                    stop.result(pending[0])
+                    pending.popleft()
+                stop.check()
+                batch = self._collators.submit(self._runner.collate, items, pack.index, is_query=is_query)
+                pending.append(self._workers.submit(self._forward, items, pack, batch, take, is_query=is_query))
+            while pending:
+                stop.result(pending[0])
+                pending.popleft()
+        finally:
+            stop.settle(pending)
+
+    def _forward(
+        self, items: Items, pack: Pack, collated: Future[Batch] | None, take: OnOutput, *, is_query: bool
+    ) -> None:
+        """Forward a pack, in halves where the memory is too small for all of it.
+
+        What did not fit is remembered, so that later packs are halved without a try.
+        """
+        if len(pack) == 1 or pack.cost <= self._fitting_cost:
+            output = self._attempt(items, pack, collated, is_query=is_query)
+            if len(pack) == 1 or not isinstance(output, DeviceMemoryError):
+                take(pack.index, output)
+                return
+            self._fitting_cost = min(self._fitting_cost, pack.cost // 2)
+        for half in pack.halves():
+            self._forward(items, half, None, take, is_query=is_query)
+
+    def _attempt(self, items: Items, pack: Pack, collated: Future[Batch] | None, *, is_query: bool) -> Any:
+        """The output of one pack, or the DeviceMemoryError that it ran into."""
+        try:
+            batch = (
+                self._runner.collate(items, pack.index, is_query=is_query) if collated is None else collated.result()
+            )
+            output = self._runner.forward(batch)
+        except DeviceMemoryError as error:
+            output = DeviceMemoryError(error.message, hint=error.hint)  # without what the traceback holds on to
+        if isinstance(output, DeviceMemoryError):
+            self._runner.release_memory()
+        else:
+            self._runner.remember(items, pack.index, output)
+        return output
+
+    # ---- scores that are not numbers
+
+    def _retry_in_float32(self, window: _Window) -> None:
+        """Score rows again whose number is not finite: 16 bits overflow where float32 does not."""
+        raw, work = window.raw, window.work
+        is_bad = (work.right >= 0) & ~np.isfinite(raw).all(axis=1)
+        is_bad[list(window.faults)] = False
+        rows = np.flatnonzero(is_bad)
+        if not len(rows):
+            return
+        values = {int(row): raw[row][~np.isfinite(raw[row])][0] for row in rows}
+        raw[rows] = np.nan
+        dtype = self.setup.placement.dtype
+        if dtype == "float32":
+            suffix, hint = "", "the checkpoint's weights overflow"
+        else:
+            try:
+                retried = self._in_float32().score(work.only(rows), raw=raw, stop=window.stop)
+                window.faults.update(retried.faults)
+                return
+            except RuntimeError as error:  # two models may be more than the device has memory for
+                suffix, hint = f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
+        window.faults.update(
+            {row: Fault("non-finite", f"its score is {value}{suffix}", hint) for row, value in values.items()}
+        )
+
+    def _in_float32(self) -> Batcher:
+        """The same model in float32, loaded when it is first needed."""
+        if self._float32 is None:
+            placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
+            self._float32 = Batcher(replace(self.setup, placement=placement, cache_mb=0))
+        return self._float32
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window while it is scored."""
+
+    work: Work
+    raw: NDArray[np.float32]  # [rows, k], filled in pack by pack
+    faults: Faults
+    on_pack: OnPack
+    stop: Stop
+
+    def refuse(self, rows: NDArray[np.int64], error: DeviceMemoryError) -> None:
+        """Note rows that the memory is too small for."""
+        for row in rows.tolist():
+            self.faults.setdefault(row, Fault("out-of-memory", error.message, error.hint))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The items that are forwarded past the kept queries, each with the rows that it completes."""
+
+    window: _Window
+    score: Callable[[Any, Match, Any], NDArray[np.float32]]
+    queries: NDArray[np.int64]  # items, ascending
+    held: Any  # their outputs
+    items: NDArray[np.int64]  # ascending
+    rows: NDArray[np.int64]  # by their item, so that a pack finds its rows without a search over all
+    starts: NDArray[np.int64]  # [items], into `rows`
+    counts: NDArray[np.int64]  # [items], rows of each
+
+    @classmethod
+    def of(
+        cls,
+        window: _Window,
+        score: Callable[[Any, Match, Any], NDArray[np.float32]],
+        queries: NDArray[np.int64],
+        held: Any,
+        rows: NDArray[np.int64],
+    ) -> _Stream:
+        """The stream that completes these rows."""
+        right = window.work.right[rows]
+        by_item = rows[np.argsort(right, kind="stable")]
+        items, starts, counts = np.unique(window.work.right[by_item], return_index=True, return_counts=True)
+        return cls(window, score, queries, held, items.astype(np.int64), by_item, starts, counts)
+
+    def take(self, index: NDArray[np.int64], output: Any) -> None:
+        """Score the rows of forwarded items, or note that they do not fit."""
+        if isinstance(output, DeviceMemoryError):
+            self.window.refuse(self._rows_of(index)[0], output)
+        else:
+            self.compare(index, output, int(self.window.work.items.lengths[index].sum()))
+
+    def compare(self, index: NDArray[np.int64], output: Any, tokens: int) -> None:
+        """Score the rows of these items, of which `tokens` tokens were read for it."""
+        rows, item = self._rows_of(index)
+        work = self.window.work
+        slot = None if work.slot is None else work.slot[rows]
+        match = Match(np.searchsorted(self.queries, work.left[rows]), item, slot)
+        self.window.raw[rows] = self.score(self.held, match, output)
+        self.window.on_pack(len(rows), tokens)
+
+    def _rows_of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(rows that need one of these items, position in `index` of the item that each needs)."""
+        positions = np.searchsorted(self.items, index)
+        counts = self.counts[positions]
+        return self.rows[ranges(self.starts[positions], counts)], np.repeat(np.arange(len(index)), counts)

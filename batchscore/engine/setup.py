@@ -1,0 +1,83 @@
+"""What is decided about a model before its weights are read: its meaning, the device, how much runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from typing_extensions import Unpack
+
+from batchscore.errors import UsageError
+from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.open import ModelOptions, open_model
+from batchscore.models.spec import ModelSpec
+from batchscore.runners.device import Dtype, Placement, choose_device
+from batchscore.types import Budget, ScoreType
+
+
+class ScorerOptions(ModelOptions, total=False):
+    """Options of a Scorer besides what the model reads; the class says what they mean."""
+
+    score_type: ScoreType | Literal["auto"]
+    dtype: Dtype
+    device: str
+    config: str | None
+    batch_tokens: int | None
+    window_rows: int
+    cache_mb: int
+    revision: str | None
+    tokenizer: str | None
+    trust_remote_code: bool
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that is decided about a model before its weights are read."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    placement: Placement
+    budget: Budget
+    cache_mb: int
+    padded: bool
+    trust_remote_code: bool
+
+
+def set_up(
+    model: str,
+    *,
+    score_type: ScoreType | Literal["auto"] = "auto",
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    config: str | None = None,
+    batch_tokens: int | None = None,
+    window_rows: int = 16_384,
+    cache_mb: int = 256,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    padded: bool = False,
+    **options: Unpack[ModelOptions],
+) -> Setup:
+    """Decide what a model means and where it runs; arguments and errors are those of Scorer."""
+    _require_choice("dtype", dtype, get_args(Dtype))
+    _require_least("batch_tokens", batch_tokens, 1)
+    _require_least("window_rows", window_rows, 1)
+    _require_least("cache_mb", cache_mb, 0)
+    model_options = {"score_type": None if score_type == "auto" else score_type, **options}
+    checkpoint, spec = open_model(model, config, model_options, revision=revision, tokenizer=tokenizer)
+    placement = choose_device(device, dtype)
+    budget = Budget(batch_tokens or placement.max_tokens, window_rows, workers=placement.workers)
+    return Setup(checkpoint, spec, placement, budget, cache_mb, padded, trust_remote_code)
+
+
+def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} is unknown; choices: {', '.join(choices)}")
+
+
+def _require_least(name: str, number: int | None, least: int) -> None:
+    if number is not None and number < least:
+        raise UsageError(f"{name} {number} is less than {least}")

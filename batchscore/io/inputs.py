@@ -1,0 +1,91 @@
+"""From the paths of a command line to files and datasets, each of which any process can open again."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from batchscore.errors import NotFoundError, UsageError
+from batchscore.io import hf, jsonl, parquet
+from batchscore.io.block import Reader
+from batchscore.io.storage import is_url, list_files, local_path
+
+_READERS: dict[str, Callable[[str], Reader]] = {
+    **dict.fromkeys(parquet.SUFFIXES, parquet.ParquetReader),
+    **dict.fromkeys(jsonl.SUFFIXES, jsonl.JsonlReader),
+}
+
+Skip = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file or dataset. What it is was decided once, so that no process has to look at a path again."""
+
+    kind: Literal["file", "saved", "hub"]
+    name: str  # as errors call it
+
+    def open(self, split: str | None) -> Reader:
+        """Raises as `open_source`."""
+        if self.kind == "hub":
+            return hf.open_hub(self.name.removeprefix("hf:"), split, self.name)
+        if self.kind == "saved":
+            return hf.open_folder(self.name, split)
+        for suffix, reader in _READERS.items():
+            if self.name.lower().endswith(suffix):
+                return reader(self.name)
+        suffixes = ", ".join(_READERS)
+        raise UsageError(f"cannot read {self.name}: its suffix is none of {suffixes}", hint="convert the file")
+
+
+def find_inputs(path: str, skip: Skip) -> list[Input]:
+    """What a file, glob pattern, folder, saved dataset or Hub dataset stands for.
+
+    Raises NotFoundError. `skip` as in `open_source`.
+    """
+    path = local_path(path)
+    if is_url(path):
+        return _files(_supported(list_files(path), path, skip))
+    if path.startswith("hf:"):
+        return [Input("hub", path)]
+    if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, marker)) for marker in hf.MARKERS):
+            return [Input("saved", path)]
+        return _files(_files_under(path, skip))
+    if os.path.exists(path):
+        return [Input("file", path)]
+    if matches := sorted(
+        match for match in glob.glob(path, recursive=True) if os.path.exists(match) and not skip(match)
+    ):
+        # `**` matches folders and also the files in them: each file is read once
+        return list(dict.fromkeys(found for match in matches for found in find_inputs(match, skip)))
+    if re.fullmatch(r"[\w-]+/[\w-]+", path):  # a suffix means a file; `hf:` opens a dataset with a dot in its name
+        return [Input("hub", path)]
+    raise NotFoundError(f"{path}: no such file or folder", hint="check the path; a Hub dataset is hf:org/name")
+
+
+def _files(names: Sequence[str]) -> list[Input]:
+    return [Input("file", name) for name in names]
+
+
+def _files_under(folder: str, skip: Skip) -> list[str]:
+    """Supported files below `folder`, sorted; hidden names (. or _ first) are left out, as in Spark and Hive."""
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        files += [os.path.join(parent, name) for name in names if name[0] not in "._"]
+    return sorted(_supported(files, folder, skip))
+
+
+def _supported(files: Sequence[str], folder: str, skip: Skip) -> list[str]:
+    """Those with a suffix that can be read and that are not to be skipped; NotFoundError if there are none."""
+    if files == [folder]:
+        return [folder]  # the user named this file: opening it says what is wrong with its suffix
+    supported = [file for file in files if file.lower().endswith(tuple(_READERS)) and not skip(file)]
+    if not supported:
+        raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_READERS)}", hint="check the folder")
+    return supported

@@ -1,0 +1,83 @@
+"""What a command is to a job: it divides the input into units, reads one, and makes a table of its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
+from batchscore.io.source import Chunk, Source
+from batchscore.io.units import Unit
+from batchscore.jobs.parts import Parts
+from batchscore.types import Fault, Faults, Pairs, Scores
+
+Counts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A fault and where in the input it is: what the list of errors holds."""
+
+    row: int  # of the unit
+    document: int  # of the row, where it lists several
+    file: str
+    counts_in: str  # "row" or "line"
+    number: int
+    column: str | None
+    fault: Fault
+
+    @classmethod
+    def of(cls, chunk: Chunk, row: int, fault: Fault, document: int = 0, column: str | None = None) -> BadRow:
+        """The fault of a row of a chunk; `column` if the fault names none."""
+        return cls(row, document, *chunk.location(row), fault.column or column, fault)
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able; rows count from 0, lines from 1."""
+        line = {"line": self.number} if self.counts_in == "line" else {}
+        row = self.number - 1 if line else self.number
+        fault = {"code": self.fault.code, "message": self.fault.message}
+        return {"file": self.file, "row": row, **line, "column": self.column, **fault}
+
+    def error(self, prefix: str = "") -> BatchscoreError:
+        """The fault as what ends a run."""
+        kind = RuntimeFailureError if self.fault.is_models else InputError
+        column = f"column {self.column!r} " if self.column else ""
+        message = f"{prefix}{self.file}, {self.counts_in} {self.number}: {column}{self.fault.message}"
+        return kind(message, hint=self.fault.hint)
+
+
+class UnitRows(Protocol):
+    """The rows of a unit, read and checked, with what its table needs besides scores."""
+
+    @property
+    def unit(self) -> Unit: ...
+    @property
+    def pairs(self) -> Pairs: ...  # of the rows that have both texts
+    @property
+    def bad_rows(self) -> Sequence[BadRow]: ...  # of the others
+    def bad_row(self, pair: int, fault: Fault) -> BadRow: ...
+    def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
+        """(the unit's part, further counts); `scores` are those of `pairs`, rows without one stay if `keep_bad`."""
+
+
+class Command(Protocol):
+    """What `score` or `rerank` does to the units of a job. Its fields are JSON-able: they describe the job."""
+
+    name: ClassVar[str]
+
+    def check(self, source: Source) -> None: ...  # columns, before a model is loaded
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
+    def load(self, source: Source, unit: Unit) -> UnitRows: ...
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+
+
+def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:
+    """int64: the rows without a fault."""
+    good = np.ones(size, bool)
+    good[list(faults)] = False
+    return np.flatnonzero(good)

@@ -1,0 +1,211 @@
+"""`rerank`: each query's documents in rank order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchscore.engine.ranking import positions_in_groups, rank_rows
+from batchscore.errors import UsageError
+from batchscore.io.documents import explode, require_fields
+from batchscore.io.schema import Shape, is_nested
+from batchscore.io.source import Chunk, Source
+from batchscore.io.texts import read_texts
+from batchscore.io.units import Unit
+from batchscore.jobs.commands.base import BadRow, Counts, good_rows
+from batchscore.jobs.parts import Parts
+from batchscore.jobs.rankings import merge_rankings
+from batchscore.jobs.results import candidates, encode_ids
+from batchscore.types import Fault, Faults, Pairs, Scores, Texts
+
+_RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
+_NESTED_SHARE = 64  # rows of a unit that a list of documents counts as; usual lists have 20 to 100
+
+
+@dataclass(frozen=True)
+class RerankCommand:
+    """What `rerank` reads and writes besides the model."""
+
+    name: ClassVar[str] = "rerank"
+
+    query_column: str = "query"
+    document_column: str | None = None  # None: "document", or else "documents"
+    query_id_column: str | None = None  # None: the query's text
+    document_id_column: str | None = None  # None: "document_id", in structs a field with an id's usual name
+    top_n: int = 0
+    return_documents: bool = False
+    nested: bool = False
+    limit: int | None = None
+
+    def check(self, source: Source) -> None:
+        """Raise InputError or UsageError for columns that are missing or in the way."""
+        columns = self._columns(source)
+        if columns.nested:
+            location = f"{source.files[0]}: column {columns.document!r}"
+            require_fields(source.column_type(columns.document), self.document_id_column, location)
+        if columns.query_id in _RANKED:
+            raise UsageError(
+                f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
+            )
+
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+        """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
+        columns = self._columns(source)
+        rows = max(1, unit_rows // _NESTED_SHARE) if columns.nested else unit_rows
+        if listwise:
+            source.require_runs(columns.query_id, self.limit)
+        # a listwise model must have all documents of a query at once
+        stretch = math.inf if listwise else 2
+        return source.units(rows, columns=columns.flags, group=columns.query_id, stretch=stretch, limit=self.limit)
+
+    def load(self, source: Source, unit: Unit) -> RankedRows:
+        """One pair a document."""
+        columns = self._columns(source)
+        chunk = source.read(unit, list(columns.flags), columns.shapes)
+        row_faults = chunk.faults()
+        missing: Faults = {}  # documents without a text
+        queries = read_texts(chunk, self.query_column, row_faults)
+        groups, ids = _groups_of(chunk, columns.query_id, row_faults)
+        if columns.nested:
+            documents = explode(chunk, columns.document, self.document_id_column, row_faults, missing)
+            parents, texts, document_ids = documents.parents, documents.texts, documents.ids
+        else:  # a document is a row
+            parents = np.arange(len(chunk.table))
+            texts = read_texts(chunk, columns.document, missing)
+            document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
+            row_faults = {**missing, **row_faults}
+        good = good_rows(len(parents), missing)
+        good = good[~np.isin(parents[good], list(row_faults))]
+        groups = groups[parents]
+        pairs = Pairs(Texts(queries.values, queries.codes[parents]), texts, lists=groups)
+        shown = None
+        if self.return_documents:
+            codes = texts.codes.copy()
+            codes[list(missing)] = -1
+            shown = Texts(texts.values, codes)
+        rows = RankedRows(
+            command=self,
+            unit=unit,
+            pairs=pairs.rows(good) if len(good) < len(pairs) else pairs,
+            bad_rows=[BadRow.of(chunk, row, row_faults[row]) for row in sorted(row_faults)],
+            chunk=chunk,
+            listed=columns.document if columns.nested else None,
+            parents=parents,
+            documents=good,
+            groups=groups,
+            ids=ids,
+            document_ids=document_ids,
+            texts=shown,
+        )
+        if columns.nested:
+            rows.bad_rows += [rows.bad_document(document, missing[document]) for document in sorted(missing)]
+        return rows
+
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+        """Each query's documents of all parts in rank order."""
+        rank = partial(rank_rows, top_n=self.top_n)
+        return merge_rankings(parts, units, rank, nested=self.nested, scratch=scratch)
+
+    @property
+    def id_name(self) -> str:
+        """Name of the query's id in the output."""
+        return self.query_id_column or self.query_column
+
+    def _columns(self, source: Source) -> _Columns:
+        """What the first file and the options say; the first row tells whether documents come in lists."""
+        names = source.column_names()
+        document = self.document_column or (
+            "documents" if "documents" in names and "document" not in names else "document"
+        )
+        flags = {
+            self.id_name: "--query-id-column", self.query_column: "--query-column", document: "--document-column"
+        }  # fmt: skip
+        source.require(flags)
+        nested = is_nested(source.column_type(document))
+        document_id = None if nested else self.document_id_column or ("document_id" if "document_id" in names else None)
+        if document_id:
+            flags[document_id] = "--document-id-column"
+            source.require(flags)
+        shapes: dict[str, Shape] = {self.query_column: "text", document: "documents" if nested else "text"}
+        return _Columns(self.id_name, document, document_id, nested, flags, shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    query_id: str
+    document: str
+    document_id: str | None  # of long rows; a list's documents carry their ids
+    nested: bool  # a row lists the documents of its query
+    flags: Mapping[str, str]  # column -> the option that names it
+    shapes: Mapping[str, Shape]
+
+
+@dataclass(slots=True)
+class RankedRows:
+    """The documents of a unit, bad ones too."""
+
+    command: RerankCommand
+    unit: Unit
+    pairs: Pairs
+    bad_rows: list[BadRow]
+    chunk: Chunk
+    listed: str | None  # the column with lists of documents; None: a document a row
+    parents: NDArray[np.int64]  # [documents], the row of each
+    documents: NDArray[np.int64]  # [pairs], the document of each
+    groups: NDArray[np.int64]  # [documents], which query; -1: none
+    ids: pa.Array  # [queries]
+    document_ids: pa.Array | None  # [documents]
+    texts: Texts | None  # code -1: none
+
+    def bad_row(self, pair: int, fault: Fault) -> BadRow:
+        """A pair's fault as that of its document."""
+        return self.bad_document(int(self.documents[pair]), fault)
+
+    def bad_document(self, document: int, fault: Fault) -> BadRow:
+        """A document's fault, found in its list as "documents[3]"."""
+        row = int(self.parents[document])
+        if self.listed is None:
+            return BadRow.of(self.chunk, row, fault)
+        number = document - int(np.searchsorted(self.parents, row))
+        return BadRow.of(self.chunk, row, fault, number, f"{self.listed}[{number}]")
+
+    def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
+        """One row a query, with its candidates in rank order; those without a score come last, or are left out."""
+        size, scored = len(self.groups), self.documents[pairs]
+        num_documents = np.zeros(len(self.ids), np.int64)
+        known = np.flatnonzero(self.groups >= 0)
+        index = np.zeros(size, np.int32)
+        index[known] = positions_in_groups(self.groups[known], num_documents)
+        score = np.full(size, np.nan, np.float32)
+        rank_by = np.full(size, -np.inf, np.float32)
+        score[scored], rank_by[scored] = scores.score[:, 0], scores.rank_by
+        listed = known if keep_bad else scored
+        order, _ = rank_rows(self.groups[listed], index[listed], rank_by[listed], self.command.top_n)
+        kept = listed[order]
+        columns = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
+        table = candidates(
+            self.command.id_name,
+            self.ids,
+            num_documents,
+            self.groups[kept],
+            columns,
+            self.document_ids,
+            self.texts,
+            kept,
+        )
+        return table, {"ranked": len(kept)}
+
+
+def _groups_of(chunk: Chunk, column: str, faults: Faults) -> tuple[NDArray[np.int64], pa.Array]:
+    """(int64 [rows], number of each row's query in order of first appearance; ids); a null id is a fault of its row."""
+    groups, ids = encode_ids(chunk.table[column], f"{chunk.locate(0)}: column {column!r}")
+    for row in np.flatnonzero(groups < 0).tolist():
+        faults.setdefault(row, Fault("null", "is null", "every row needs its query's id", column))
+    return groups, ids

@@ -1,0 +1,114 @@
+"""`score`: the input's rows in the input's order, each with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchscore.errors import UsageError
+from batchscore.io.source import Chunk, Source
+from batchscore.io.texts import read_texts
+from batchscore.io.units import Unit
+from batchscore.jobs.commands.base import BadRow, Counts, good_rows
+from batchscore.jobs.parts import Parts
+from batchscore.jobs.rankings import merge_rows
+from batchscore.jobs.results import rows_with_scores
+from batchscore.types import CUT_NAMES, Fault, Pairs, Scores
+
+_DETAILS = ("logit", "num_tokens", "truncated")
+_CUT_NAMES = np.array(CUT_NAMES)
+
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """What `score` reads and writes besides the model."""
+
+    name: ClassVar[str] = "score"
+
+    query_column: str = "query"
+    document_column: str = "document"
+    score_column: str = "score"
+    keep_columns: Sequence[str] | None = None  # None: all
+    details: bool = False
+    limit: int | None = None
+
+    def check(self, source: Source) -> None:
+        """Raise InputError or UsageError for columns that are missing or in the way."""
+        if "" in (self.keep_columns or ()):
+            raise UsageError("--keep-columns has an empty name", hint="all, none, or names like id,query")
+        source.require(self._flags)
+        self._refuse_clash(source.column_names())
+
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+        """Units of `unit_rows` rows."""
+        kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
+        return source.units(unit_rows, columns={**kept, **self._flags}, limit=self.limit)
+
+    def load(self, source: Source, unit: Unit) -> ScoredRows:
+        """One pair a row."""
+        kept = self.keep_columns
+        columns = None if kept is None else list(dict.fromkeys([*kept, *self._flags]))
+        chunk = source.read(unit, columns, dict.fromkeys(self._flags, "text"))
+        self._refuse_clash(chunk.table.column_names)
+        faults = chunk.faults()
+        queries = read_texts(chunk, self.query_column, faults)
+        pairs = Pairs(queries, read_texts(chunk, self.document_column, faults))
+        good = good_rows(len(chunk.table), faults)
+        table = chunk.table if kept is None else chunk.table.select(list(kept))
+        bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
+        return ScoredRows(self, unit, pairs.rows(good) if faults else pairs, bad, chunk, good, table)
+
+    def columns(self, scores: Scores) -> dict[str, NDArray[Any]]:
+        """The columns that scoring adds."""
+        columns: dict[str, NDArray[Any]] = {self.score_column: scores.score[:, 0]}
+        if self.details:
+            if scores.logit is not None:
+                columns["logit"] = scores.logit[:, 0]
+            columns |= {"num_tokens": scores.num_tokens, "truncated": _CUT_NAMES[scores.cut]}
+        return columns
+
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+        """Rows in input order."""
+        return merge_rows(parts, units)
+
+    @property
+    def _flags(self) -> dict[str, str]:
+        return {self.query_column: "--query-column", self.document_column: "--document-column"}
+
+    def _refuse_clash(self, existing: Sequence[str]) -> None:
+        added = [self.score_column, *(_DETAILS if self.details else ())]
+        carried = existing if self.keep_columns is None else self.keep_columns
+        if len(set(added)) < len(added):
+            raise UsageError(f"--details adds a column {self.score_column!r} too", hint="pass another --score-column")
+        clash = next((name for name in added if name in carried), None)
+        if clash is not None:
+            raise UsageError(
+                f"the input already has a column {clash!r}, which the output needs",
+                hint="pass --score-column with another name, or leave the column out with --keep-columns",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """The rows of a unit."""
+
+    command: ScoreCommand
+    unit: Unit
+    pairs: Pairs
+    bad_rows: Sequence[BadRow]
+    chunk: Chunk
+    rows: NDArray[np.int64]  # [pairs], which row each is
+    carried: pa.Table  # the columns that stay beside the scores
+
+    def bad_row(self, pair: int, fault: Fault) -> BadRow:
+        """A pair's fault as that of its row."""
+        return BadRow.of(self.chunk, int(self.rows[pair]), fault)
+
+    def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
+        """The rows with their scores; bad ones are left out, or stay without a score."""
+        return rows_with_scores(self.carried, self.rows[pairs], self.command.columns(scores), keep_others=keep_bad), {}

@@ -1,0 +1,166 @@
+"""On a GPU a forward never waits for the device, and torch's variable-length kernel does all attention that it can do.
+
+Weights and packs of every architecture lie on torch's meta device, which has shapes and no numbers: what a forward
+would have to fetch from a GPU (`item`, `tolist`, a mask used as an index) raises there. The kernel is a stand-in, one
+for each signature that it has had; tests/test_attention.py shows that what it is asked for is right.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import checkpoints
+import more_checkpoints
+from batchscore import Scorer
+from batchscore.errors import RuntimeFailureError
+from batchscore.runners.batch import Batch
+from kernels import KERNELS
+from test_rows import DOCUMENTS, QUERIES, ROWS, columns
+from threads import one_thread
+
+Tiny = Callable[[str], str]
+
+REFUSED = {"bert_ce_two_labels", "bert_ce_headless", "bert_bad_pooling", "bert_missing_weight", "bert_missing_dense"}
+NAMES = [*ROWS, *(checkpoints.ROWS.keys() - REFUSED)]
+
+# rows whose layers do not take the kernel, and why
+SOFTCAP = "the kernel cannot cap products"
+SOFTCAPPED = ("gemma2_pairs", "gemma2_lightweight", "gemma2_lightweight_at_2", "gemma2_model", "gemma2_lm")
+OWN_LAYERS = (
+    "tokens meet elsewhere than in attention, or in an attention of the model's own: padded, or one length a pack"
+)
+WITH_OWN_LAYERS = ("deberta_pairs", "bloom_pairs", "mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert")
+WITH_OWN_LAYERS += ("lfm2_colbert_by_name", "stablelm", "mamba", "jamba", "gpt_oss", "convbert")
+WITHOUT_KERNEL = {**dict.fromkeys(SOFTCAPPED, SOFTCAP), **dict.fromkeys(WITH_OWN_LAYERS, OWN_LAYERS)}
+# these fill queries up with tokens that are not attended to, which the kernel cannot leave out
+HIDING_IN_QUERIES = {"colbert", "modern_colbert", "modern_colbert_by_name"}
+
+# rows that wait for the device, where, and why it is left so
+MASKS = ("masking_utils.py", "transformers asks the mask of a padded batch whether anything is padded, once a pack")
+PADDING = ("modeling_utils.py", "transformers looks for padding among the ids to warn of it, once a pack")
+EXPERTS = ("rotary_bert.py", "how many tokens an expert gets decides shapes, once a layer")
+WAITING = {
+    **dict.fromkeys(("mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert", "lfm2_colbert_by_name"), MASKS),
+    **dict.fromkeys(("stablelm", "jamba", "convbert"), MASKS),
+    **dict.fromkeys(("gpt2_pairs", "gpt2_model", "gpt2_lm"), PADDING),
+    "nomic_moe": EXPERTS,
+}
+# in transformers 5.17, and no longer in 5.24, the longest position is fetched to choose frequencies
+ONCE_WAITING = {"phi3_longrope": "modeling_rope_utils.py"}
+
+# the kernel's windows in rows of each kind
+WINDOWS = {
+    "bert_pairs": {(-1, -1)},
+    "llama_pairs": {(-1, 0)},
+    "mistral_pairs": {(7, 0)},
+    "modernbert": {(-1, -1), (4, 4)},
+    "mistral_both_ways": {(8, 8)},
+    "gemma3_lm": {(-1, 0), (11, 0)},
+}
+
+
+@dataclass(frozen=True)
+class OnMeta:
+    """A row's runner on the meta device, and packs for it."""
+
+    name: str
+    runner: Any
+    packs: dict[str, Batch]  # of queries, and of documents or pairs
+
+    @property
+    def layers(self) -> int:
+        layers: int = self.runner.model.bodies[0].config.num_hidden_layers
+        return layers
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[OnMeta]:
+    name: str = request.param
+    checkpoint, options = (ROWS[name].checkpoint or name, ROWS[name].options) if name in ROWS else (name, {})
+    model = more_checkpoints.ROWS[checkpoint].model if name in ROWS else ""
+    if not hasattr(transformers, model or "AutoModel"):
+        pytest.skip(f"transformers {transformers.__version__} has no {model} to make a checkpoint of")
+    with one_thread(), Scorer(tiny(checkpoint), dtype="float32", cache_mb=0, **options) as scorer:
+        runner = moved(scorer.batcher._runner)
+        yield OnMeta(name, runner, packs_of(scorer, runner))
+
+
+def moved(runner: Any) -> Any:
+    """The runner with its weights on the meta device, the body's in 16 bits."""
+    body_to_meta = functools.partial(torch.nn.Module.to, device="meta", dtype=torch.bfloat16)
+    bodies, head = tuple(map(body_to_meta, runner.model.bodies)), runner.model.head.to("meta")
+    last_layer = None if runner.last_layer is None else body_to_meta(runner.last_layer)
+    return replace(runner, device="meta", model=replace(runner.model, bodies=bodies, head=head), last_layer=last_layer)
+
+
+def packs_of(scorer: Scorer, runner: Any) -> dict[str, Batch]:
+    work = scorer.batcher.tokenize(columns(QUERIES, DOCUMENTS))
+    sides = {"queries": np.arange(work.queries), "documents": np.arange(work.queries, len(work.items))}
+    longest_first = {
+        side: index[np.argsort(-work.items.lengths[index], kind="stable")]
+        for side, index in sides.items()
+        if len(index)
+    }
+    return {
+        side: runner.collate(work.items, index, is_query=side == "queries") for side, index in longest_first.items()
+    }
+
+
+@pytest.fixture(params=KERNELS)
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Keywords of each call of the kernel, which the meta device is said to have."""
+    kernel, calls = KERNELS[request.param], []
+
+    @functools.wraps(kernel)
+    def recorded(*tensors: Any, **keywords: Any) -> Tensor:
+        calls.append(keywords)
+        return kernel(*tensors, **keywords)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", recorded)
+    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: device.type == "meta")
+    return calls
+
+
+def test_no_forward_waits_for_the_device(row: OnMeta, calls: list[dict[str, Any]]) -> None:
+    for side, batch in row.packs.items():
+        calls.clear()
+        if row.name in WAITING:
+            with pytest.raises(RuntimeFailureError) as caught:
+                row.runner.forward(batch)
+            assert WAITING[row.name][0] in files_of(caught.value.__cause__)
+            continue
+        try:
+            output = row.runner.forward(batch)
+        except RuntimeFailureError as error:
+            if ONCE_WAITING.get(row.name) not in files_of(error.__cause__):
+                raise
+            continue
+        assert len(output) == len(batch)
+        assert {part.device.type for part in output} == {"meta"}
+        without = row.name in WITHOUT_KERNEL or (side == "queries" and row.name in HIDING_IN_QUERIES)
+        assert len(calls) == (0 if without else row.layers)
+    if row.name in WINDOWS:
+        assert {call["window_size"] for call in calls} == WINDOWS[row.name]
+
+
+def files_of(error: BaseException | None) -> set[str]:
+    """Names of the files that an error came through."""
+    files, trace = set(), error.__traceback__ if error else None
+    while trace:
+        files.add(trace.tb_frame.f_code.co_filename.rpartition("/")[2])
+        trace = trace.tb_next
+    return files
+
+
+def test_every_exception_is_a_row() -> None:
+    for names in (WITHOUT_KERNEL, HIDING_IN_QUERIES, WAITING, ONCE_WAITING, WINDOWS):
+        assert set(names) <= set(NAMES)
