@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
+# several processes; tests/conftest.py says how many, and which tests stay together
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

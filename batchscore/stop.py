@@ -1,7 +1,7 @@
-"""How a run is asked to end: by a signal or by the clock, answered between two packs.
+"""How a run is asked to stop: by a signal or by the clock, answered between two packs.
 
-The first request lets the packs that are in the model finish, within a few seconds; a second signal ends the process on
-the spot. That is bearable at any moment, because whatever is on the disk is whole.
+The first signal lets the packs that are in the model finish, within a few seconds; a second one ends the process at
+once. That is safe at any moment, because every file on the disk is whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """What a signal raises where nobody looks for it: libraries catch every Exception, to say or try something else."""
+    """Raised by a signal where nobody polls. Not an Exception, since libraries catch those and try something else."""
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -31,14 +31,14 @@ _POLL_SECONDS = 0.1
 
 
 def leave_on_signals() -> None:
-    """Have a signal end the program on the spot, as one that may be run again: for as long as nothing is done."""
+    """Have a signal end the program at once, with the exit code of a stopped run: good while nothing is done yet."""
     for number in _heard():
         signal.signal(number, lambda *_: os._exit(StoppedError.exit_code))
 
 
 @contextmanager
 def blocked_signals(numbers: Iterable[int]) -> Iterator[None]:
-    """A block in which these signals wait; for a process that is started in it, until it lets them through."""
+    """A block in which these signals wait; a process that is started in it inherits that until it unblocks them."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -52,23 +52,24 @@ def _heard() -> list[signal.Signals]:
 
 
 def _ignore() -> None:
-    # on its way out Python takes handlers away while libraries still unload
+    # at exit Python removes handlers while libraries still unload, and a late signal would change the exit code
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:
-    """A request to end that may come at any time. Safe to ask in any thread."""
+    """A request to stop that may come at any time. Safe to ask in any thread."""
 
     def __init__(self) -> None:
         self._event = Event()
         self._reason = ""
         self._deadline = float("inf")
-        self.polled = False  # whether somebody looks often; else a signal raises where it finds the program
-        self.unsettled = False  # a thread is in the middle of something that will take longer
+        self._signalled = False
+        self.polled = False  # whether somebody checks often; else a signal raises wherever the program is
+        self.unsettled = False  # whether a thread is still busy with something that takes longer than the grace
 
     def request(self, reason: str) -> None:
-        """Ask for the end; the first reason stays."""
+        """Request a stop; the first reason stays."""
         if not self._event.is_set():
             self._reason = reason
             self._deadline = monotonic() + GRACE_SECONDS
@@ -76,17 +77,17 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether the end was asked for."""
+        """Whether a stop was requested."""
         return self._event.is_set()
 
     def check(self) -> None:
-        """Raise StoppedError if the end was asked for."""
+        """Raise StoppedError if a stop was requested."""
         if self._event.is_set():
-            raise StoppedError(f"stopped by {self._reason}", hint="run the same command again to go on")
+            raise StoppedError(f"stopped by {self._reason}", hint="run the same command again to resume")
 
     @contextmanager
     def polling(self) -> Iterator[None]:
-        """A block that asks often and by itself."""
+        """A block that checks often, so that signals need not raise in it."""
         self.check()
         self.polled = True
         try:
@@ -96,7 +97,7 @@ class Stop:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block in which a signal may raise wherever it is; it leaves as StoppedError."""
+        """A block in which a signal may raise anywhere; it leaves the block as StoppedError."""
         try:
             yield
         except Interrupted:
@@ -104,27 +105,28 @@ class Stop:
             raise
 
     def result(self, future: Future[T]) -> T:
-        """What the future gives; StoppedError as soon as the end is asked for, though it be there."""
+        """The future's result. Raises StoppedError once a stop is requested, even if the result is ready."""
         self.check()
         while not wait([future], _POLL_SECONDS).done:
             self.check()
         return future.result()
 
     def settle(self, futures: Sequence[Future[Any]]) -> None:
-        """Drop what has not begun and wait for the rest, up to the grace."""
+        """Cancel what has not begun and wait for the others, up to the grace."""
         begun = [future for future in futures if not future.cancel()]
         late = wait(begun, max(0.0, min(GRACE_SECONDS, self._deadline - monotonic()))).not_done
         self.unsettled = self.unsettled or bool(late)
 
     def listen(self) -> None:
-        """Take the signals a scheduler or a person sends, from now on; one that is ignored stays so.
+        """Handle the signals of schedulers and people from now on; one that is ignored stays ignored.
 
         Where nobody polls they raise Interrupted, which `interruptible` turns into StoppedError.
         """
 
         def handle(number: int, frame: object) -> None:
-            if self.requested:
+            if self._signalled:  # not `requested`: after --max-seconds, the first signal is still the first
                 os._exit(128 + number)
+            self._signalled = True
             self.request(signal.Signals(number).name)
             if not self.polled:
                 raise Interrupted
@@ -134,7 +136,7 @@ class Stop:
         atexit.register(_ignore)
 
     def after(self, seconds: float) -> None:
-        """Ask for the end when so many seconds have passed."""
+        """Request a stop when so many seconds have passed."""
         timer = Timer(min(max(0.0, seconds), TIMEOUT_MAX), self.request, ["--max-seconds"])
         timer.daemon = True
         timer.start()

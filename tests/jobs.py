@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -66,6 +68,7 @@ class Run:
             cls._server = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("forks.py"))],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                cwd=Path(__file__).parent,  # not a test's folder, by which its processes are found
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -111,6 +114,17 @@ def finish(*arguments: str, **environment: str) -> tuple[int | None, str]:
     run = start(*arguments, **environment)
     said = run.communicate()[1]
     return run.returncode, said
+
+
+def workers(run: Run) -> list[psutil.Process]:
+    """The worker processes of a run that was started in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            is_here = process.cwd() == os.getcwd() and process.pid not in (run.pid, os.getpid())
+            if is_here and "resource_tracker" not in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def parts(folder: str) -> list[str]:

@@ -37,12 +37,13 @@ LONG = [
 
 
 def rerank(model: str, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["rerank", "--model", model, *arguments])
+    """A run in float32, so that its numbers can be compared on every CPU."""
+    return CliRunner().invoke(app, ["rerank", "--model", model, "--dtype", "float32", *arguments])
 
 
 def expected(model: str, top_n: int = 0) -> Rows:
     """What `rerank` should write for NESTED, query by query through Scorer."""
-    scorer, rows = Scorer(model), []
+    scorer, rows = Scorer(model, dtype="float32"), []
     for row in NESTED:
         found = scorer.rerank(row["query"], [document["text"] for document in row["documents"]], top_n)
         for rank, document in enumerate(found, start=1):

@@ -53,7 +53,9 @@ FAULTS = [  # line, column, code
 
 
 def score(model: str, *options: str) -> Result:
-    return CliRunner().invoke(app, ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", *options])
+    """A run in float32, so that its numbers can be compared on every CPU; a later --dtype wins."""
+    command = ["score", "--model", model, "--in", "in.jsonl", "--out", "out.jsonl", "--dtype", "float32"]
+    return CliRunner().invoke(app, [*command, *options])
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -73,11 +75,11 @@ def test_bad_rows_are_left_out_and_listed(tiny: Tiny, window: str) -> None:
     faults = read("out.jsonl.errors.jsonl")
     assert [(fault["line"], fault["column"], fault["code"]) for fault in faults] == FAULTS
     assert [str(row["id"]) for row in read("out.jsonl")] == ["0", "seven", "8"]
-    assert "errors   6 rows at fault (quarantine): out.jsonl.errors.jsonl" in result.stderr
+    assert "errors   6 bad rows (quarantine): out.jsonl.errors.jsonl" in result.stderr
     assert result.exit_code == 7
     assert all(fault["file"] == "in.jsonl" and fault["row"] == fault["line"] - 1 for fault in faults)
     assert all(set(fault) == {"file", "row", "line", "column", "code", "message"} for fault in faults)
-    alone = Scorer(tiny("bert_ce")).score("a", "good")
+    alone = Scorer(tiny("bert_ce"), dtype="float32").score("a", "good")
     assert read("out.jsonl")[0]["score"] == pytest.approx(float(alone[0]), abs=1e-6)
     record = json.loads(Path("out.jsonl.run.json").read_text("utf-8"))
     assert record["counts"]["faulty"] == len(faults)
@@ -148,7 +150,7 @@ def test_more_than_max_errors_end_a_run(tiny: Tiny, most: str, code: int) -> Non
 
     assert result.exit_code == code, result.output
     if code == 6:
-        assert "6 of 9 rows are at fault, more than --max-errors" in result.stderr
+        assert "6 of 9 rows are bad, more than --max-errors" in result.stderr
         assert len(read("out.jsonl.errors.jsonl")) == 6
 
 
@@ -177,7 +179,7 @@ def test_rows_at_fault_of_other_shards_count_before_the_end(
         patch.setattr(Parts, "counts", lambda parts: plain(parts) if next(calls) else {})
         result = score(tiny("bert_ce"), *options, "--shard", "1/2")
     assert result.exit_code == 6, result.output
-    assert "8 of 16 rows are at fault, more than --max-errors 5" in result.stderr
+    assert "8 of 16 rows are bad, more than --max-errors 5" in result.stderr
     assert not Path("out.jsonl").exists()
     assert score(tiny("bert_ce"), *options, "--shard", "0/2").exit_code == 6  # which has nothing left to score
     options[3] = "50%"
@@ -191,6 +193,17 @@ def test_a_share_is_that_of_all_rows_of_the_job(tiny: Tiny) -> None:
     for most, code in (("28.9%", 6), ("29%", 7)):
         options = ["--window-rows", "30", "--max-errors", most, "--out", f"{code}.jsonl"]
         assert score(tiny("bert_ce"), *options).exit_code == code
+
+
+def test_a_limit_on_errors_counts_rows_and_not_the_documents_in_them(tiny: Tiny) -> None:
+    rows = [{"query": f"q {number}", "documents": ["x", None, None, None]} for number in range(2)]
+    jobs.write_rows("in.jsonl", [*rows, *({"query": f"q {number}", "documents": ["x"]} for number in range(2, 6))])
+    options = ["rerank", "--model", tiny("bert_ce"), "--in", "in.jsonl", "--out", "out.jsonl"]
+    refused = CliRunner().invoke(app, [*options, "--max-errors", "1"])
+
+    assert (refused.exit_code, "2 of 6 rows are bad" in refused.stderr) == (6, True)
+    assert CliRunner().invoke(app, [*options, "--max-errors", "2"]).exit_code == 7
+    assert len(read("out.jsonl.errors.jsonl")) == 6
 
 
 @pytest.mark.parametrize("most", ["-1", "x", "5%%", "nan", "nan%"])
@@ -341,14 +354,14 @@ def test_a_pack_that_does_not_fit_is_halved_and_the_size_remembered(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, documents = zip(*[(row["query"], row["document"]) for row in jobs.random_rows(200)], strict=True)
-    plain = Scorer(tiny("bert_ce"), batch_tokens=1024).score(list(queries), list(documents))
+    plain = Scorer(tiny("bert_ce"), dtype="float32", batch_tokens=1024).score(list(queries), list(documents))
 
     def fails(batch: Batch) -> None:
         if batch.num_tokens > 300:
             raise DeviceMemoryError("cpu has no memory left")
 
     failing = _Failing(monkeypatch, fails)
-    scorer = Scorer(tiny("bert_ce"), batch_tokens=1024, cache_mb=0)
+    scorer = Scorer(tiny("bert_ce"), dtype="float32", batch_tokens=1024, cache_mb=0)
     np.testing.assert_allclose(scorer.score(list(queries), list(documents)), plain, atol=1e-6)
     assert sum(size > 300 for size in failing.packs) <= 4  # a worker that was at it already may try once more
     failing.packs.clear()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoModelForSequenceClassification
 
@@ -48,6 +48,29 @@ def test_an_activation_is_found_by_its_dotted_name(name: str, scores: list[float
     logits = torch.tensor([0.0, np.log(3)])
 
     assert activate(make_activation(name), logits).tolist() == pytest.approx(scores)
+
+
+class RoundsByPosition(nn.Module):
+    """A sigmoid that rounds up in the first places of an array and down in the last, as a vectorised one may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = torch.finfo(x.dtype).eps * (torch.arange(x.numel()).reshape(x.shape) % 8 - 4)
+        return torch.sigmoid(x) * (1 + bits)
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh(), nn.GELU(), RoundsByPosition()], ids=repr)
+@pytest.mark.parametrize("count", [1, 3, 8, 17, 63, 64, 65, 501])
+def test_equal_logits_give_equal_scores_wherever_they_stand(activation: nn.Module, count: int) -> None:
+    """In one array, and in arrays of another length or with other neighbours."""
+    logits = torch.linspace(-7, 7, count)
+    scores = activate(activation, logits)
+    repeated = activate(activation, logits.repeat(5))
+    shorter = torch.cat([activate(activation, logits[place : place + 1]) for place in range(count)])
+
+    assert scores.dtype == torch.float32
+    assert torch.equal(repeated, scores.repeat(5))
+    assert torch.equal(shorter, scores)
+    assert torch.equal(activate(activation, logits.flip(0)[:, None])[:, 0], scores.flip(0))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 
-from batchscore.errors import RuntimeFailureError
+from batchscore.errors import RuntimeFailureError, StoppedError
 from batchscore.io.storage import LocalFolder, open_folder, writer_id
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.leases import Leases, Presence, workers
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, start_parts
+from batchscore.stop import Stop
 
 UNITS = [Unit(number, (Span(0, number, number + 1, 1, number),)) for number in range(5)]
 
@@ -31,7 +33,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def presence_of(parts: Parts, owner: str, beat_seconds: float = 10.0) -> Presence:
-    presence = Presence(parts, "0/1", beat_seconds)
+    presence = Presence(parts, "0/1", beat_seconds=beat_seconds)
     presence.owner = owner
     return presence
 
@@ -74,13 +76,15 @@ def test_the_file_is_touched_with_every_beat_and_tells_the_news(parts: Parts) ->
     with presence_of(parts, "a-1", 0.02) as presence:
         set_age(parts, "worker-a-1.json", 1000)
         presence.units |= {3, 1}
-        presence.rows_per_second = 12.345
+        presence._meter = Meter(rows=120, started=time.perf_counter() - 10)
+        presence.finished_rows = 50
         end = time.monotonic() + 20
         state: dict[str, object] = {}
         while state.get("units") != [1, 3] and time.monotonic() < end:
             time.sleep(0.01)
             state = json.loads(bytes(parts.folder.read("worker-a-1.json")))
-        assert (state["units"], state["rows_per_second"]) == ([1, 3], 12.3)
+        assert (state["units"], state["rows_in_work"]) == ([1, 3], 70)
+        assert 2 < float(str(state["rows_per_second"])) <= 12
         assert os.stat(os.path.join(parts.folder.path, "worker-a-1.json")).st_mtime > time.time() - 500
 
 
@@ -160,6 +164,39 @@ def test_a_lease_is_void_when_its_owner_was_silent_for_three_beats(
         assert leases.claim_merge() is is_stolen
 
 
+def test_who_is_silent_on_another_host_is_waited_for(parts: Parts) -> None:
+    """Three beats show whether it is dead; a process of this host is known to live, and has its unit to itself."""
+    finish(parts, 2, 3, 4)
+    neighbour = f"{writer_id().rpartition('-')[0]}-{os.getppid()}"
+    with (
+        presence_of(parts, "far-1", 1000) as far,
+        presence_of(parts, neighbour, 1000) as near,
+        presence_of(parts, "b-2") as presence,
+    ):
+        assert next(Leases(parts, far).claimed(UNITS[:1])) == UNITS[0]
+        assert next(Leases(parts, near).claimed(UNITS[1:])) == UNITS[1]
+        leases = Leases(parts, presence)
+        assert leases.wait_for_silent(UNITS[1:], Stop()) == []
+        set_age(parts, "worker-far-1.json", 2999)
+        assert list(leases.claimed(UNITS)) == []
+        assert leases.wait_for_silent(UNITS, Stop()) == UNITS[:1]
+        assert next(leases.claimed(UNITS)) == UNITS[0]
+
+
+def test_waiting_for_another_host_ends_with_three_beats_or_a_stop(parts: Parts) -> None:
+    with presence_of(parts, "far-1", 1000) as far, presence_of(parts, "b-2", 0.2) as presence:
+        assert next(Leases(parts, far).claimed(UNITS[:1])) == UNITS[0]
+        leases, stop = Leases(parts, presence), Stop()
+        began = time.monotonic()
+        assert leases.wait_for_silent(UNITS[:1], stop) == []
+        assert time.monotonic() - began > 0.6
+        stop.request("SIGTERM")
+        with pytest.raises(StoppedError):
+            leases.wait_for_silent(UNITS[:1], stop)
+        parts.folder.discard()
+        assert leases.wait_for_silent(UNITS[:1], stop) == []
+
+
 def test_a_process_that_is_killed_loses_its_units(parts: Parts) -> None:
     code = (
         "import sys, time\n"
@@ -167,7 +204,7 @@ def test_a_process_that_is_killed_loses_its_units(parts: Parts) -> None:
         "from batchscore.jobs.parts import open_parts\n"
         "from batchscore.io.storage import LocalFolder\n"
         "parts = open_parts(LocalFolder(sys.argv[1]))\n"
-        "with Presence(parts, '0/1', 0.5) as presence:\n"
+        "with Presence(parts, '0/1', beat_seconds=0.5) as presence:\n"
         "    print(next(Leases(parts, presence).claimed(parts.units)).index, flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import jinja2.sandbox
 import pytest
 from typer.main import get_command
 
 import batchscore
+import jobs
 from batchscore.cli.main import app
 from batchscore.errors import UsageError
 from batchscore.resources import find_resource, shipped_files
@@ -78,22 +81,51 @@ def test_version_is_the_metadata_version() -> None:
     assert version("batchscore") == batchscore.__version__
 
 
-def test_readme_commands_run(tmp_path: Path, minilm: Path) -> None:
-    """Every ```bash block of the README, in one shell, beside a copy of examples/."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    script = "set -e\n" + "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    run = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_installed_command_runs(tmp_path: Path) -> None:
+    """From a cold start, in a folder that is not the checkout's."""
+    command = [str(Path(sys.executable).with_name("batchscore")), "models"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stderr
-    assert {"scores.jsonl", "ranked.parquet", "nested.jsonl", "maxsim.jsonl.zst"} <= set(os.listdir(tmp_path))
+    assert "XLMRobertaForSequenceClassification" in run.stdout
+
+
+STAND_IN = """#!/usr/bin/env bash
+printf '%s\\0' "$@" >asked
+read -r code <answer
+exit "$code"
+"""
+
+
+def test_readme_commands_run(here: Path, minilm: Path) -> None:
+    """Every ```bash block of the README, in one shell, beside a copy of examples/.
+
+    Its `batchscore` is a script that has the command run by a process that has loaded everything.
+    """
+    shutil.copytree(ROOT / "examples", "examples")
+    script = "set -e\n" + "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    (here / "bin").mkdir()
+    (here / "bin" / "batchscore").write_text(STAND_IN)
+    (here / "bin" / "batchscore").chmod(0o755)
+    for name in ("asked", "answer"):
+        os.mkfifo(name)
+    said: list[str] = []
+
+    def answer() -> None:
+        while True:
+            arguments = (here / "asked").read_text().split("\0")[:-1]
+            code, errors = jobs.finish(*arguments)
+            said.append(f"{arguments}: {errors}")
+            (here / "answer").write_text(f"{code}\n")
+
+    path = os.pathsep.join([str(here / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    Thread(target=answer, daemon=True).start()  # in the end it waits for a question that never comes
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
+    run = subprocess.run(["bash", "-c", script], env={**os.environ, "PATH": path}, check=False, **options)
+
+    assert run.returncode == 0, (run.stderr, said)
+    assert len(said) == len(re.findall(r"^batchscore ", script, re.MULTILINE)) > 5
+    assert {"scores.jsonl", "ranked.parquet", "nested.jsonl", "maxsim.jsonl.zst"} <= set(os.listdir())
 
 
 def test_readme_python_runs(minilm: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,22 @@ import pytest
 
 import jobs
 from batchscore.errors import DeviceLostError, InputError, RuntimeFailureError
-from batchscore.io.source import Source, open_source
+from batchscore.io.source import Source
 from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
 from batchscore.jobs.commands import ScoreCommand, UnitRows
 from batchscore.jobs.commands.score import ScoredRows
 from batchscore.jobs.meter import Meter
+from batchscore.jobs.options import RunOptions
 from batchscore.jobs.parts import Parts, start_parts
 from batchscore.jobs.pipeline import Pipeline
-from batchscore.jobs.workers import processes as crew
-from batchscore.jobs.workers.job import WorkerJob
-from batchscore.jobs.workers.processes import Crew, Slot, find_slots
+from batchscore.jobs.run import prepare
+from batchscore.jobs.workers import processes
+from batchscore.jobs.workers.job import WorkerJob, Workforce
+from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
 from batchscore.stop import Stop
 from batchscore.types import Scores
+from forks import forking
 
 Tiny = Callable[[str], str]
 ROWS = jobs.random_rows(300)
@@ -80,19 +85,33 @@ class UnwritableJob(ScoreCommand):
 
 
 @dataclass(frozen=True)
-class SilentTask(WorkerJob):
-    """A task whose model cannot be loaded."""
+class UnloadableJob(WorkerJob):
+    """A job whose model cannot be loaded."""
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         raise RuntimeFailureError("no such weights", hint="look for them")
 
 
 @dataclass(frozen=True)
-class DeadlyTask(WorkerJob):
-    """A task whose model kills the process that loads it."""
+class DeadlyModelJob(WorkerJob):
+    """A job whose model kills the process that loads it."""
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         os._exit(9)
+
+
+def hang(*values: Any) -> None:
+    """What a process does that loads Python from a disk that does not answer."""
+    time.sleep(600)
+
+
+class HangingJob(WorkerJob):
+    """Hangs the first process that it is sent to, while that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        is_first = not Path("sent").exists()
+        Path("sent").touch()
+        return hang if is_first else WorkerJob, (self.command, self.scorer, self.source, self.folder, self.errors)
 
 
 @pytest.fixture(autouse=True)
@@ -100,33 +119,42 @@ def rows(here: Path) -> None:
     jobs.write_rows("in.parquet", ROWS)
 
 
-def started(model: str, job: ScoreCommand, kind: type[WorkerJob] = WorkerJob) -> tuple[WorkerJob, Parts]:
-    source = open_source(["in.parquet"])
-    parts = start_parts(
-        open_folder("parts"), {"inputs": source.fingerprint()}, lambda: source.units(50), overwrite=False
-    )
-    return kind(job, {"model": model}, source.addresses(), "parts", "quarantine"), parts
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not load Python and torch, each for seconds."""
+    monkeypatch.setattr(processes, "_CONTEXT", forking())
+
+
+def started(
+    model: str, command: ScoreCommand, kind: type[WorkerJob] = WorkerJob, **changes: Any
+) -> tuple[WorkerJob, Parts]:
+    """A job of six units, with a folder; `changes` is what workers are told otherwise."""
+    options = RunOptions(["in.parquet"], "parts/")
+    prepared = prepare(command, {"model": model, "window_rows": 50}, options)
+    parts = start_parts(open_folder("parts"), prepared.plan.fingerprint, prepared.units, overwrite=False)
+    job = prepared.for_worker()
+    return kind(**{**vars(job), **changes}), parts
 
 
 class Run:
-    """A crew's run, and what came of it."""
+    """A run in processes, and what came of it."""
 
-    def __init__(self, task: WorkerJob, parts: Parts, *, workers: int = 1, restarts: int = 3) -> None:
+    def __init__(
+        self, job: WorkerJob, parts: Parts, *, workers: int = 1, restarts: int = 3, on_news: Any = None
+    ) -> None:
         self.done: list[int] = []
         self.said: list[str] = []
         self.meter = Meter(total=300)
         stop = Stop()
         stop.after(120)  # a parent that hangs is to fail the test
-        workforce = Crew(
-            task,
-            [Slot("cpu", 1)] * workers,
-            self.meter,
-            stop,
-            max_restarts=restarts,
-            on_done=self._note,
-            say=self.said.append,
-        )
-        self.given_up = workforce.run(iter(parts.units))
+        workforce = Workforce(job, self.meter, stop, restarts, self._note, self._say)
+        self._on_news = on_news
+        self.given_up = run_in_processes(workforce, [Slot("cpu", 1)] * workers, iter(parts.units))
+
+    def _say(self, line: str) -> None:
+        self.said.append(line)
+        if self._on_news:
+            self._on_news()
 
     def _note(self, unit: Unit, counts: Mapping[str, Any]) -> None:
         self.done.append(unit.index)
@@ -141,8 +169,8 @@ def ids(parts: Parts) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("loses_device", [False, True], ids=["dies", "loses its device"])
 def test_a_worker_that_fails_is_replaced_and_its_units_are_done_once(tiny: Tiny, loses_device: bool) -> None:
-    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, loses_device=loses_device))
-    run = Run(task, parts)
+    job, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, loses_device=loses_device))
+    run = Run(job, parts)
 
     assert run.given_up == {}
     assert sorted(run.done) == list(range(6))
@@ -155,26 +183,26 @@ def test_a_worker_that_fails_is_replaced_and_its_units_are_done_once(tiny: Tiny,
 @pytest.mark.slow
 def test_a_unit_that_kills_two_workers_is_given_up_and_the_others_are_done(tiny: Tiny) -> None:
     """Also the one before it, which is in the model when it is read."""
-    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, always=True))
-    run = Run(task, parts)
+    job, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, always=True))
+    run = Run(job, parts)
 
     assert run.given_up == {2: "2 workers died on it, the last with exit code 9"}
     assert ids(parts) == [row["id"] for row in ROWS[:100] + ROWS[150:]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [WorkerJob, DeadlyTask], ids=["in a unit", "while loading"])
+@pytest.mark.parametrize("kind", [WorkerJob, DeadlyModelJob], ids=["in a unit", "while loading"])
 def test_with_no_worker_left_the_job_ends_with_an_error(tiny: Tiny, kind: type[WorkerJob]) -> None:
-    task, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True), kind)
+    job, parts = started(tiny("bert_ce"), DeadlyJob(deadly=0, always=True), kind)
     with pytest.raises(RuntimeFailureError, match="no worker is left"):
-        Run(task, parts, restarts=0)
+        Run(job, parts, restarts=0)
 
 
 @pytest.mark.slow
 def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "SILENCE_SECONDS", 5.0)
-    task, parts = started(tiny("bert_ce"), StoppedJob(deadly=3))
-    run = Run(task, parts)
+    monkeypatch.setattr(processes, "SILENCE_SECONDS", 5.0)
+    job, parts = started(tiny("bert_ce"), StoppedJob(deadly=3))
+    run = Run(job, parts)
 
     assert run.given_up == {}
     assert ids(parts) == [row["id"] for row in ROWS]
@@ -182,11 +210,43 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(tiny: Tiny, monke
 
 
 @pytest.mark.slow
+def test_a_worker_that_hangs_before_its_first_message_is_replaced(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_patient() -> None:  # a busy machine may take longer to load a worker than this test wants to wait
+        monkeypatch.setattr(processes, "START_SECONDS", 600.0)
+
+    monkeypatch.setattr(processes, "START_SECONDS", 5.0)
+    job, parts = started(tiny("bert_ce"), ScoreCommand(), HangingJob)
+    run = Run(job, parts, on_news=be_patient)
+
+    assert ids(parts) == [row["id"] for row in ROWS]
+    assert run.said == ["worker on cpu died (no sign of life for 5 s); started again, 2 restarts left"]
+
+
+@pytest.mark.slow
+def test_workers_tell_how_long_each_stage_took(tiny: Tiny) -> None:
+    job, parts = started(tiny("bert_ce"), ScoreCommand())
+    run = Run(job, parts)
+
+    assert min(run.meter.seconds.values()) > 0, run.meter.seconds
+    assert round(run.meter.rows) == 300
+    assert run.meter.tokens == parts.counts()["tokens"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_would_score_something_else_ends_the_job(tiny: Tiny) -> None:
+    """Such as one that finds other weights under the model's name."""
+    job, parts = started(tiny("bert_ce"), ScoreCommand(), scorer={"model": tiny("bert_ce"), "max_length": 9})
+    with pytest.raises(RuntimeFailureError, match="would score something else: model.max_length was 64 and is 9"):
+        Run(job, parts)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1], ids=lambda sent: sent.name)
 def test_signals_to_all_leave_workers_alone_from_their_first_moment(
-    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str]
+    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take seconds to load Python, in which a terminal's Ctrl-C would have each print where it was."""
+    monkeypatch.setattr(processes, "_CONTEXT", get_context("spawn"))
     told: list[int] = []
 
     def tell() -> None:
@@ -196,10 +256,10 @@ def test_signals_to_all_leave_workers_alone_from_their_first_moment(
                     child.send_signal(sent)
                     told.append(child.pid)
 
-    task, parts = started(tiny("bert_ce"), ScoreCommand())
+    job, parts = started(tiny("bert_ce"), ScoreCommand())
     with ThreadPoolExecutor(1) as thread:
         thread.submit(tell)
-        run = Run(task, parts, workers=2)
+        run = Run(job, parts, workers=2)
 
     assert (run.said, capfd.readouterr().err) == ([], "")
     assert ids(parts) == [row["id"] for row in ROWS]
@@ -208,30 +268,30 @@ def test_signals_to_all_leave_workers_alone_from_their_first_moment(
 
 @pytest.mark.slow
 def test_a_worker_that_finds_another_input_ends_the_job(tiny: Tiny) -> None:
-    task, parts = started(tiny("bert_ce"), ScoreCommand())
+    job, parts = started(tiny("bert_ce"), ScoreCommand())
     jobs.write_rows("in.parquet", ROWS[:299])
     with pytest.raises(InputError, match=r"not what it was when the job began: inputs\[0\]"):
-        Run(task, parts)
+        Run(job, parts)
 
 
 @pytest.mark.slow
 def test_a_last_part_that_cannot_be_written_ends_the_job(tiny: Tiny) -> None:
-    task, parts = started(tiny("bert_ce"), UnwritableJob())
+    job, parts = started(tiny("bert_ce"), UnwritableJob())
     with pytest.raises(RuntimeFailureError, match="^no space left\nhint: make some$"):
-        Run(task, parts)
+        Run(job, parts)
     assert parts.finished() == set(range(5))
 
 
 @pytest.mark.slow
 def test_an_error_in_a_worker_is_raised_in_the_parent(tiny: Tiny) -> None:
-    task, parts = started(tiny("bert_ce"), ScoreCommand(), SilentTask)
+    job, parts = started(tiny("bert_ce"), ScoreCommand(), UnloadableJob)
     with pytest.raises(RuntimeFailureError, match="^no such weights\nhint: look for them$"):
-        Run(task, parts, workers=2)
+        Run(job, parts, workers=2)
 
 
-def test_places_are_named_by_devices() -> None:
-    assert [place.device for place in find_slots("cuda:0, cuda:3")] == ["cuda:0", "cuda:3"]
-    assert [place.device for place in find_slots("cpu:3")] == ["cpu"] * 3
+def test_slots_are_named_by_devices() -> None:
+    assert [slot.device for slot in find_slots("cuda:0, cuda:3")] == ["cuda:0", "cuda:3"]
+    assert [slot.device for slot in find_slots("cpu:3")] == ["cpu"] * 3
     cores = len(os.sched_getaffinity(0))
-    assert {place.threads for place in find_slots("cpu:2")} == {max(1, cores // 2)}
-    assert {place.threads for place in find_slots(f"cpu:{8 * cores}")} == {1}
+    assert {slot.threads for slot in find_slots("cpu:2")} == {max(1, cores // 2)}
+    assert {slot.threads for slot in find_slots(f"cpu:{8 * cores}")} == {1}

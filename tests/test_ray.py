@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from socket import socket
@@ -30,11 +31,12 @@ from batchscore.errors import (
     OutputError,
     RuntimeFailureError,
 )
+from batchscore.io.source import FileAddresses
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.commands import ScoreCommand
-from batchscore.jobs.meter import Meter
-from batchscore.jobs.workers import ray as ray_crew
-from batchscore.jobs.workers.job import WorkerJob
+from batchscore.jobs.meter import Amounts, Meter
+from batchscore.jobs.workers import ray as ray_workers
+from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import Stop
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -78,7 +80,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def arguments(tiny: Tiny, folder: Path, rows: int = ROWS // UNITS) -> list[str]:
-    return ["score", "--model", tiny("bert_ce"), "--in", f"{folder}/in.parquet", "--window-rows", str(rows)]
+    """A run in float32, whose numbers can be compared on every CPU."""
+    model = ["--model", tiny("bert_ce"), "--dtype", "float32"]
+    return ["score", *model, "--in", f"{folder}/in.parquet", "--window-rows", str(rows)]
 
 
 def on(cluster: str) -> list[str]:
@@ -198,9 +202,9 @@ def test_what_the_cluster_has_decides_the_workers(nodes: list[Any], device: str,
     found = [{"Alive": True, "Resources": node} for node in nodes] + [{"Alive": False, "Resources": {"GPU": 9.0}}]
     if isinstance(expected, str):
         with pytest.raises(MissingDependencyError, match=expected):
-            ray_crew._find_slots(found, device)
+            ray_workers._find_slots(found, device)
     else:
-        slots = ray_crew._find_slots(found, device)
+        slots = ray_workers._find_slots(found, device)
         assert [(slot.device, slot.options["num_cpus"]) for slot in slots] == expected
 
 
@@ -208,46 +212,49 @@ def test_what_the_cluster_has_decides_the_workers(nodes: list[Any], device: str,
 
 
 @pytest.fixture
-def task(tiny: Tiny) -> WorkerJob:
+def job(tiny: Tiny) -> WorkerJob:
     """Three units, one of which is done."""
     jobs.write_rows("in.parquet", jobs.random_rows(60))
     assert CliRunner().invoke(app, [*arguments(tiny, Path("."), rows=20), "--out", "parts/"]).exit_code == 0
     for unit in (1, 2):
         os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
-    return WorkerJob(
-        ScoreCommand(), {"model": tiny("bert_ce"), "window_rows": 20}, ["./in.parquet"], None, "parts", "fail"
-    )
+    source = FileAddresses(("./in.parquet",), None)
+    scorer = {"model": tiny("bert_ce"), "dtype": "float32", "window_rows": 20}
+    return WorkerJob(ScoreCommand(), scorer, source, "parts", "fail")
 
 
-def test_an_actor_scores_units(task: WorkerJob, here: Path) -> None:
-    actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
+def test_an_actor_scores_units(job: WorkerJob, here: Path) -> None:
+    actor = ray_workers._Actor(quarantined(job), "cpu", str(here))
 
     assert "cpu of " in str(actor.load())
     for unit in (2, 1):
-        counts = actor.run(unit)
-        assert isinstance(counts, Mapping)
+        answer = actor.run(unit)
+        assert isinstance(answer, tuple)
+        counts, amounts = answer
         assert counts["rows"] == 20
+        assert (amounts.rows, amounts.tokens) == (20, counts["tokens"])
+        assert min(amounts.seconds) > 0
         assert pq.read_table(f"parts/part-0000{unit}.parquet").equals(pq.read_table(f"whole-{unit}"))
     actor.leave()
 
 
-def quarantined(task: WorkerJob) -> WorkerJob:
-    return WorkerJob(task.job, task.scorer, task.inputs, task.split, task.folder, "quarantine")
+def quarantined(job: WorkerJob) -> WorkerJob:
+    return replace(job, errors="quarantine")
 
 
-def test_an_actor_refuses_to_score_something_else(task: WorkerJob, here: Path) -> None:
-    error = ray_crew._Actor(task, "cpu", str(here)).load()
+def test_an_actor_refuses_to_score_something_else(job: WorkerJob, here: Path) -> None:
+    error = ray_workers._Actor(job, "cpu", str(here)).load()
 
     assert isinstance(error, RuntimeFailureError)
     assert 'would score something else: errors was "quarantine" and is "fail"' in error.message
     os.utime("in.parquet", (0, 0))
-    assert "inputs[0].modified was" in str(ray_crew._Actor(quarantined(task), "cpu", str(here)).load())
+    assert "inputs[0].modified was" in str(ray_workers._Actor(quarantined(job), "cpu", str(here)).load())
     shutil.rmtree("parts")
-    assert "does not see" in str(ray_crew._Actor(task, "cpu", str(here)).load())
+    assert "does not see" in str(ray_workers._Actor(job, "cpu", str(here)).load())
 
 
-def test_an_actor_returns_errors(task: WorkerJob, here: Path) -> None:
-    actor = ray_crew._Actor(quarantined(task), "cpu", str(here))
+def test_an_actor_returns_errors(job: WorkerJob, here: Path) -> None:
+    actor = ray_workers._Actor(quarantined(job), "cpu", str(here))
     actor.load()
     shutil.rmtree("parts")  # which comes to light when the part is written, with no other unit behind it
     error = actor.run(1)
@@ -297,20 +304,22 @@ class FakeRay:
 def drive(answer: Callable[[int | None], Any], restarts: int = 3) -> tuple[dict[int, str], list[int], list[str]]:
     """(units given up, units done, what was said) of six units on two workers."""
     ray, meter, done, said = FakeRay(answer), Meter(), list[int](), list[str]()
-    crew = ray_crew._RayCrew(
-        ray, None, meter, Stop(), on_done=lambda unit, counts: done.append(unit.index), say=said.append
-    )
+    job: Any = None
+    workforce = Workforce(job, meter, Stop(), restarts, lambda unit, counts: done.append(unit.index), said.append)
+    pool = ray_workers._Pool(ray, workforce)
     units = iter([Unit(index, (Span(0, index, index + 1, 1, index),)) for index in range(6)])
     try:
-        given_up = crew.run(units, [ray_crew._Slot("cpu", {})] * 2, restarts)
+        given_up = pool.run([ray_workers._Slot("cpu", {})] * 2, units)
     finally:
         assert ray.ended == ray.started
-    assert meter.rows == len(done)
+    assert (meter.rows, meter.tokens, meter.seconds["read"]) == (len(done), 5 * len(done), 1.0 * len(done))
     return given_up, sorted(done), said
 
 
 def counts_or(bad: Mapping[int | None, Any]) -> Callable[[int | None], Any]:
-    return lambda unit: bad.get(unit) or ("cpu of here" if unit is None else {"tokens": 5})
+    return lambda unit: (
+        bad.get(unit) or ("cpu of here" if unit is None else ({}, Amounts(0.5, 5, (1.0, 0.0, 0.0, 0.0))))
+    )
 
 
 def test_all_units_are_done() -> None:

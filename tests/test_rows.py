@@ -26,9 +26,11 @@ import more_checkpoints
 from batchscore import Scorer
 from batchscore.errors import InputError, RowError, UsageError
 from batchscore.models.arch import ARCHITECTURES
+from batchscore.models.open import open_model
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
 from checkpoints import WORDS
 from threads import one_thread
+from windows import score_work
 
 CLOSE = {"cross-encoder": 1e-5, "bi-encoder": 1e-5, "late-interaction": 1e-4}  # of a score to a reference's
 Floats = NDArray[np.float32]
@@ -644,7 +646,8 @@ def rank_by(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) ->
     return scorer.score_work(scorer.tokenize(columns(queries, documents))).rank_by
 
 
-@pytest.fixture(scope="module", params=ROWS)
+# where several processes share the suite, one loads a row for all tests of it
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ROWS])
 def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[Opened]:
     name: str = request.param
     checkpoint = ROWS[name].checkpoint or name
@@ -697,10 +700,10 @@ def test_a_text_too_long_is_cut_to_the_limit(row: Opened) -> None:
     cases = [("river", LONG, CUT_DOCUMENT), (LONG, "river", CUT_QUERY)]
     # a listwise prompt holds its query twice, and one that leaves no room is refused
     for query, document, side in cases[: 1 if row.scorer.spec.listwise else 2]:
-        work = row.scorer.tokenize(columns([query], [document]))
+        work = row.scorer.batcher.tokenize(columns([query], [document]))
         assert work.cut[0] & side
         assert work.items.lengths.max() <= row.scorer.spec.max_length
-        assert np.isfinite(row.scorer.score_work(work).score).all()
+        assert np.isfinite(score_work(row.scorer, work).score).all()
 
 
 # ---- prompts
@@ -732,11 +735,16 @@ def test_the_end_of_a_prompt_survives_every_max_length(tiny: Tiny, name: str) ->
     end = [token for text in end_of(ROWS[name]) for token in tokenizer.encode(text, add_special_tokens=False).ids]
     pair = columns(["what is a bird"], ["the old bridge is over the river"])
 
+    options = dict(ROWS[name].options)
+    config = options.pop("config", None)
+    with opened(tiny(name), name) as scorer:
+        runner: Any = scorer.batcher._runner
+
     def tokens(max_length: int | None) -> list[int]:
-        """[] where there is no room for a text."""
+        """[] where there is no room for a text. Weights, tokenizer and template are the same for every length."""
         try:
-            with opened(tiny(name), name, max_length=max_length) as scorer:
-                ids: list[int] = scorer.tokenize(pair).items.ids.tolist()
+            _, spec = open_model(tiny(name), config, {**options, "max_length": max_length})
+            ids: list[int] = replace(runner, spec=spec).tokenize(pair).items.ids.tolist()
         except (UsageError, RowError):
             return []
         return ids

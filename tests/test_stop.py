@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_the_first_request_is_told_by_every_check() -> None:
         with pytest.raises(StoppedError) as caught:
             call()
         assert (caught.value.message, caught.value.exit_code) == ("stopped by SIGTERM", 75)
-        assert caught.value.hint == "run the same command again to go on"
+        assert caught.value.hint == "run the same command again to resume"
 
 
 def test_a_polled_block_says_so_until_it_is_left() -> None:
@@ -228,6 +229,20 @@ def test_the_second_signal_names_the_exit_code_and_the_first_the_reason() -> Non
         process.send_signal(signal.SIGINT)
 
     assert run(POLLED, both) == 130
+
+
+def test_after_the_clock_the_first_signal_is_still_the_first() -> None:
+    """Slurm sends SIGTERM at about the time that --max-seconds was set to; only exit code 75 starts the job again."""
+
+    def once(process: subprocess.Popen[str], said: Callable[[], str]) -> None:
+        assert said() == "asked"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.stdin is not None
+        print(file=process.stdin, flush=True)
+        assert said() == "stopped by --max-seconds"
+
+    assert run("stop.after(0.2)\n" + POLLED, once) == 75
 
 
 def test_where_nobody_looks_a_signal_raises() -> None:

@@ -1,4 +1,4 @@
-"""What a person, a log file or a cron mail sees of a run: all of it on stderr, since the output file is the result."""
+"""What a person, a log file or a cron mail sees of a run: all on stderr, since stdout is for data."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.errors import BatchscoreError
+from batchscore.errors import BatchscoreError, debug_traceback
 from batchscore.stop import Stop
 
-if TYPE_CHECKING:  # which needs torch
+if TYPE_CHECKING:  # these import torch, and the first line is shown before that
+    from batchscore.cli.options import Files
+    from batchscore.jobs.events import Outcome
     from batchscore.jobs.meter import Meter
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Display:
-    """Progress and summary in the chosen form: a bar on a terminal, else a line every few seconds, as text or JSON."""
+    """The events of a run in the chosen form: a bar on a terminal, else a line every few seconds, as text or JSON."""
 
     def __init__(self, *, quiet: bool, log_format: str) -> None:
         self._quiet, self._json = quiet, log_format == "json"
@@ -33,11 +35,33 @@ class Display:
         self._bar: Progress | None = None
         self._shown = perf_counter()
         self._lock = Lock()
+        self._loading: set[str] = set()  # what was shown already
 
-    def start(self, lines: Sequence[str], plan: Mapping[str, Any]) -> None:
-        """Say what is about to run."""
+    @classmethod
+    def open(cls, files: Files, model: str) -> Display:
+        """A display that has shown its first line: the imports that follow take seconds."""
+        display = cls(quiet=files.quiet, log_format=files.log_format)
+        display.loading(model, "files")
+        return display
+
+    def loading(self, model: str, stage: Literal["files", "weights"]) -> None:
+        """Show what the next seconds or minutes go into."""
+        if stage in self._loading:
+            return
+        self._loading.add(stage)
         if self._json:
-            self._event("start", plan)
+            self._event("loading", {"model": model, "stage": stage})
+        elif stage == "weights":
+            self.note("loading  weights")
+        elif os.path.isdir(model):
+            self.note(f"loading  {model}")
+        else:
+            self.note(f"loading  {model} from the Hugging Face hub, or from its cache on this machine")
+
+    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None:
+        """Show what is about to run."""
+        if self._json:
+            self._event("start", description)
         elif not self._quiet:
             for line in lines:
                 self._print(line)
@@ -45,57 +69,63 @@ class Display:
                 self._bar = _bar(self._console)
                 self._bar.start()
 
-    def update(self, meter: Meter) -> None:
+    def progress(self, meter: Meter) -> None:
         """Called after each pack, from any thread."""
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=meter.fraction or 0.0, what=_progress_text(meter))
+            self._bar.update(self._bar.task_ids[0], completed=meter.fraction or 0.0, text=_progress_text(meter))
             return
         with self._lock:
             if perf_counter() - self._shown < _SECONDS_BETWEEN_LINES:
                 return
             self._shown = perf_counter()
         if self._json:
-            self._event("progress", progress(meter))
+            self._event("progress", _progress_values(meter))
         else:
             share = "" if meter.fraction is None else f"{meter.fraction:4.0%}  "
             self._print(f"{share}{_progress_text(meter)}{_eta_text(meter)}")
 
-    def say(self, line: str) -> None:
-        """A line of news in the middle of a run."""
+    def note(self, line: str) -> None:
+        """Show a line of news."""
         if self._json:
             self._event("note", {"message": line})
         elif not self._quiet:
             self._print(line)
 
-    def finish(self, lines: Sequence[str], counts: Mapping[str, Any]) -> None:
-        """Say how it went; the last line stands on its own."""
+    def finished(self, outcome: Outcome) -> None:
+        """Show how it went; the last line stands on its own."""
+        from batchscore.cli.summary import summary_lines
+
         self.stop()
         if self._json:
-            self._event("finish", counts)
+            self._event("finish", outcome.counts)
         elif not self._quiet:
-            for line in lines:
+            for line in summary_lines(outcome):
                 self._print(line)
 
-    def error(self, message: str, hint: str | None, exit_code: int) -> None:
-        """Say why it stopped, also when quiet."""
+    def error(self, error: BatchscoreError) -> None:
+        """Show why it stopped, even when quiet."""
         self.stop()
+        trace = debug_traceback(error)
         if self._json:
-            self._event("error", {"message": message, "hint": hint, "exit_code": exit_code})
+            values = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            self._event("error", values | ({"traceback": trace} if trace else {}))
             return
-        self._print(f"error: {message}")
-        if hint:
-            self._print(f"hint: {hint}")
+        if trace:
+            self._print(trace)
+        self._print(f"error: {error.message}")
+        if error.hint:
+            self._print(f"hint: {error.hint}")
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def _print(self, line: str) -> None:
-        with suppress(OSError, SystemExit):  # a reader that went away; rich would end the program
+        with suppress(OSError, SystemExit):  # the reader of a pipe is gone; rich would end the program
             self._console.print(line, markup=False)
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
@@ -106,48 +136,45 @@ class Display:
 
 
 @contextmanager
-def explained(display: Display | None = None, stop: Stop | None = None) -> Iterator[None]:
-    """Say what went wrong and end with its exit code."""
+def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> Iterator[None]:
+    """Show an error of this block and end the program with its exit code."""
     display = display or Display(quiet=False, log_format="text")
     try:
         yield
     except BatchscoreError as error:
-        display.error(error.message, error.hint, error.exit_code)
-        if stop is not None and stop.unsettled:  # a thread that the end would wait for
+        display.error(error)
+        if stop is not None and stop.unsettled:  # an ordinary exit would wait for the busy thread
             sys.stderr.flush()
             os._exit(error.exit_code)
         raise typer.Exit(error.exit_code) from error
 
 
 def _bar(console: Console) -> Progress:
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[what]}"), TimeRemainingColumn())
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    bar.add_task("", total=1.0, what="")
+    bar.add_task("", total=1.0, text="")
     return bar
 
 
-def progress(meter: Meter) -> dict[str, Any]:
+def _progress_values(meter: Meter) -> dict[str, Any]:
     """JSON-able state of a run."""
-    seconds = perf_counter() - meter.started
     return {
         "rows": round(meter.rows),
         "tokens": meter.tokens,
         "fraction": meter.fraction,
-        "rows_per_second": round(meter.rows / seconds, 1),
-        "tokens_per_second": round(meter.tokens / seconds, 1),
+        "rows_per_second": round(meter.rows / meter.elapsed, 1),
+        "tokens_per_second": round(meter.tokens / meter.elapsed, 1),
         "eta_seconds": _eta(meter),
     }
 
 
 def _eta(meter: Meter) -> int | None:
-    """Seconds to go if the rest goes like the part that is done."""
-    seconds = perf_counter() - meter.started
-    return round(seconds / meter.fraction - seconds) if meter.fraction else None
+    """Seconds to go at the speed so far."""
+    return round(meter.elapsed / meter.fraction - meter.elapsed) if meter.fraction else None
 
 
 def _progress_text(meter: Meter) -> str:
-    seconds = perf_counter() - meter.started
-    return f"{meter.rows:,.0f} rows  {meter.tokens / seconds:,.0f} tokens/s"
+    return f"{meter.rows:,.0f} rows  {meter.tokens / meter.elapsed:,.0f} tokens/s"
 
 
 def _eta_text(meter: Meter) -> str:

@@ -30,11 +30,14 @@ def rerank(
 
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
-    leave_on_signals()  # of the seconds that loading takes nothing is lost
+    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
+    from batchscore.cli.display import Display
+
+    display = Display.open(files, model)
     from batchscore.cli.run import run
     from batchscore.jobs.commands import RerankCommand
 
-    job = RerankCommand(
+    command = RerankCommand(
         query_column, document_column, query_id_column, document_id_column, top_n, return_documents, nested, limit
     )
-    run("rerank", job, {"model": model, **settings, **device}, files, shares)
+    run(command, {"model": model, **settings, **device}, files, shares, display)

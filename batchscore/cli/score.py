@@ -26,11 +26,14 @@ def score(
 
     batchscore score --model BAAI/bge-reranker-v2-m3 --in pairs.parquet --out scores.parquet
     """
-    leave_on_signals()  # of the seconds that loading takes nothing is lost
+    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
+    from batchscore.cli.display import Display
+
+    display = Display.open(files, model)
     from batchscore.cli.run import run
     from batchscore.jobs.commands import ScoreCommand
 
     names = tuple(name.strip() for name in keep_columns.split(","))
     kept = {"all": None, "none": ()}.get(keep_columns, names)
-    job = ScoreCommand(query_column, document_column, score_column, kept, details, limit)
-    run("score", job, {"model": model, **settings, **device}, files, shares)
+    command = ScoreCommand(query_column, document_column, score_column, kept, details, limit)
+    run(command, {"model": model, **settings, **device}, files, shares, display)

@@ -11,16 +11,16 @@ from batchscore.cli import options as o
 
 
 def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
-    """Tell how far a job is: units and rows done, what runs where, what failed, and when it will be done.
+    """Show how far a job is: units and rows done, what runs where, what failed, and when it will be done.
 
     batchscore status scores/
     """
-    from batchscore.cli.display import explained
+    from batchscore.cli.display import exit_on_error
     from batchscore.jobs.status import job_status
 
-    with explained():
-        found = job_status(out)
-        typer.echo(json.dumps(found, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(found)))
+    with exit_on_error():
+        state = job_status(out)
+        typer.echo(json.dumps(state, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(state)))
 
 
 def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, quiet: o.Quiet = False) -> None:
@@ -28,7 +28,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
 
     batchscore merge scores/ --out scores.parquet
     """
-    from batchscore.cli.display import explained
+    from batchscore.cli.display import exit_on_error
     from batchscore.errors import OutputError
     from batchscore.jobs.checks import refuse_merging_into
     from batchscore.jobs.merge import assemble
@@ -37,7 +37,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
 
     stop = Stop()
     stop.listen()
-    with explained(), stop.interruptible():
+    with exit_on_error(), stop.interruptible():
         parts = find_parts(out)
         if parts is None:
             find_record(out)
@@ -48,21 +48,21 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
             typer.echo(f"{len(parts.finished()):,} of {len(parts.units):,} units -> {file}", err=True)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    units, rows = found["units"], found["rows"]
-    lines = [f"job      {found['command']} of {', '.join(found['inputs'])}"]
+def _lines(state: dict[str, Any]) -> list[str]:
+    units, rows = state["units"], state["rows"]
+    lines = [f"job      {state['command']} of {', '.join(state['inputs'])}"]
     if units is not None:
         lines.append(
             f"units    {units['done']:,} of {units['total']:,} done, {units['running']:,} running, "
             f"{units['missing']:,} missing, {units['failed']:,} failed"
         )
-    lines.append(f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} at fault")
-    for worker in found["workers"]:
-        speed = f"{worker['rows_per_second']:,.0f} rows/s"
+    lines.append(f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} bad")
+    for worker in state["workers"]:
+        speed = f"{worker['rows_in_work']:,} rows in work, {worker['rows_per_second']:,.0f} rows/s"
         lines.append(f"worker   {worker['process']}, shard {worker['shard']}: units {worker['units']}, {speed}")
-    lines += [f"failed   unit {unit}: {why}" for unit, why in found["failed"].items()]
-    if found["complete"]:
+    lines += [f"failed   unit {unit}: {reason}" for unit, reason in state["failed"].items()]
+    if state["complete"]:
         return [*lines, "complete"]
-    eta = found["eta_seconds"]
-    left = "nobody is at work" if not found["workers"] else "no rate yet" if eta is None else f"{eta:,} s to go"
+    eta = state["eta_seconds"]
+    left = "no process is running" if not state["workers"] else "no rate yet" if eta is None else f"{eta:,} s to go"
     return [*lines, f"{rows['done'] / max(1, rows['total']):.0%} of the rows, {left}"]

@@ -1,66 +1,81 @@
-"""What can be refused of a run's options before anything is opened."""
+"""What is refused before a model is loaded, and how many bad rows a job may have."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-from batchscore.cli.options import Files, Shares
-from batchscore.errors import RuntimeFailureError, UsageError
+from batchscore.errors import OutputError, RuntimeFailureError, UsageError
 from batchscore.io.source import Source
-from batchscore.io.storage import is_url, local_path, split_url
+from batchscore.io.storage import Folder, is_url, local_path, split_url
+from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import JOB, Parts
+from batchscore.jobs.records import exists
 from batchscore.jobs.shards import Shard, find_shard
 
 
-def shard_of(shares: Shares) -> Shard:
+def shard_of(options: RunOptions) -> Shard:
     """The share of this process; UsageError as `find_shard`."""
-    if shares.claim == "dynamic" and shares.shard is None:
-        with suppress(UsageError):  # an array with gaps: only where each begins is read off it
+    if options.is_dynamic and options.shard is None:
+        # only the unit to begin with depends on the shard, so an array with gaps is no error
+        with suppress(UsageError):
             return find_shard(None, os.environ)
         return Shard()
-    return find_shard(shares.shard, os.environ)
+    return find_shard(options.shard, os.environ)
+
+
+def bad_rows(counts: Mapping[str, Any]) -> int:
+    """Rows with a fault; older parts count faults only, of which a row with a list of documents can have several."""
+    return int(counts.get("faulty_rows", counts.get("faulty", 0)))
 
 
 @dataclass(frozen=True, slots=True)
 class MaxErrors:
-    """How many rows of a job may be at fault."""
+    """How many bad rows a job may have."""
 
     number: float
     is_share: bool  # in percent of the job's rows
 
     @classmethod
     def parsed(cls, text: str | None) -> MaxErrors:
-        """From N or P%."""
+        """From N or P%; UsageError for anything else."""
         if text is None:
             return cls(inf, is_share=False)
         try:
             number = float(text.removesuffix("%"))
         except ValueError:
             number = -1.0
-        if not number >= 0:  # nor is nan
-            raise UsageError(f"--max-errors {text!r} is not a number of rows or a percentage", hint="such as 100 or 1%")
+        if not number >= 0:  # false for nan too
+            raise UsageError(
+                f"--max-errors {text!r} is not a number of rows or a percentage", hint="for example 100 or 1%"
+            )
         return cls(number, text.endswith("%"))
 
-    def check(self, faulty: int, rows: int) -> None:
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self.number < inf
+
+    def check(self, bad: int, rows: int) -> None:
         """Raise RuntimeFailureError if so many of the job's rows are too many."""
-        if faulty > (self.number * rows / 100 if self.is_share else self.number):
+        if bad > (self.number * rows / 100 if self.is_share else self.number):
             limit = f"{self.number:.6g}{'%' if self.is_share else ''}"
             raise RuntimeFailureError(
-                f"{faulty:,} of {rows:,} rows are at fault, more than --max-errors {limit}",
-                hint="see the list of errors; what is done stays, and a run that allows more goes on with it",
+                f"{bad:,} of {rows:,} rows are bad, more than --max-errors {limit}",
+                hint="the list of errors names them; finished units are kept, and a run that allows more resumes",
             )
 
 
 def refuse_overwriting_input(source: Source, output: Output) -> None:
     """Raise UsageError if the output is one of the inputs."""
     for file in source.fingerprint():
-        name = str(file["name"])
         for out in (output.path, output.file):
-            if _is_same(name, out):
+            if _is_same(str(file["name"]), out):
                 raise UsageError(f"--out {out} is one of the inputs", hint="choose another output")
 
 
@@ -72,23 +87,34 @@ def refuse_merging_into(parts: Parts, file: str) -> None:
         raise UsageError(f"--out {file} lies among the job's parts", hint="choose another folder")
 
 
-def _is_same(one: str, other: str) -> bool:
-    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+def refuse_replacing_merged(folder: Folder, output: Output, options: RunOptions) -> None:
+    """Raise OutputError if a new job would replace the file beside its folder that --merge writes."""
+    if options.overwrite or not (options.merge and output.is_folder) or folder.has(JOB):
+        return
+    if exists(output.file):
+        raise OutputError(
+            f"{output.file}, which --merge writes, already exists and is not of this job",
+            hint="pass --overwrite to replace it, or choose another output",
+        )
 
 
-def refuse_together(files: Files, shares: Shares, shard: Shard, output: Output) -> None:
-    """Raise UsageError for options that do not go together."""
-    if files.overwrite and shard.count > 1:
+def refuse_together(options: RunOptions, shard: Shard, output: Output) -> None:
+    """Raise UsageError for options that exclude each other."""
+    if options.overwrite and shard.count > 1:
         raise UsageError(
             "--overwrite in one of several shards would throw away what others did",
             hint=f"remove {output.parts} before the shards start",
         )
-    if shares.claim == "dynamic" and is_url(output.parts):
+    if options.is_dynamic and is_url(output.parts):
         raise UsageError(
-            "--claim dynamic needs a disk: an object store cannot say who was first",
-            hint="leave it out: --claim static",
+            "--claim dynamic needs a disk: an object store cannot tell who came first",
+            hint="use --claim static, the default",
         )
-    if shares.devices is not None and shares.engine == "ray":
-        raise UsageError("--devices is for this machine, and --engine ray takes what the cluster has", hint="drop one")
-    if shares.ray_address is not None and shares.engine != "ray":
-        raise UsageError("--ray-address without --engine ray says nothing", hint="add --engine ray, or drop it")
+    if options.devices is not None and options.engine == "ray":
+        raise UsageError("--devices is for this machine, --engine ray uses the cluster's devices", hint="drop one")
+    if options.ray_address is not None and options.engine != "ray":
+        raise UsageError("--ray-address needs --engine ray", hint="add --engine ray, or drop it")
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))

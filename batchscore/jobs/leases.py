@@ -1,8 +1,8 @@
-"""Processes that tell each other, through the job's folder, that they are at work and on what.
+"""How processes show each other, through the job's folder, that they are alive and which units they have.
 
-Each touches a file of its own every few seconds. A unit is claimed by creating its lease, which only one can; a lease
-is void when the file of the process it names has not been touched for three beats. That two may still work on one unit
-for a while is harmless: both write the same part.
+Each process touches a file of its own every few seconds. A unit is claimed by creating its lease, which only one
+process can do. A lease is void once the file of the process it names has not been touched for three beats. Two
+processes may then work on one unit for a while, which is harmless: both write the same part.
 """
 
 from __future__ import annotations
@@ -10,26 +10,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from threading import Event, Thread
-from time import time
+from time import monotonic, sleep, time
 from typing import Any
 
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.io.units import Unit
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, part_name
+from batchscore.stop import Stop
 
 BEAT_SECONDS = 10.0
-_BEATS = 3
+_BEATS = 3  # missed in a row, before a process counts as dead: one may be late on a busy disk, three are not
+_POLL_SECONDS = 0.5
 
 
 class Presence:
     """The sign of life of this process."""
 
-    def __init__(self, parts: Parts, shard: str, beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(
+        self, parts: Parts, shard: str, meter: Meter | None = None, *, beat_seconds: float = BEAT_SECONDS
+    ) -> None:
         self.owner = writer_id()
-        self.units: set[int] = set()
-        self.rows_per_second = 0.0
-        self._parts, self._shard, self._beat_seconds = parts, shard, beat_seconds
+        self.units: set[int] = set()  # in work
+        self.finished_rows = 0  # of units that this process has finished
+        self.beat_seconds = beat_seconds
+        self._parts, self._shard, self._meter = parts, shard, meter
         self._end = Event()
         self._thread = Thread(target=self._beat, name="batchscore-beat", daemon=True)
 
@@ -44,20 +50,23 @@ class Presence:
         self._parts.folder.remove(_worker(self.owner))
 
     def _beat(self) -> None:
-        while not self._end.wait(self._beat_seconds):
+        while not self._end.wait(self.beat_seconds):
             self._touch()
 
     def _touch(self) -> None:
+        # from the meter, which counts packs: the first unit of a large model can take many minutes
+        rows, elapsed = (0.0, 1.0) if self._meter is None else (self._meter.rows, self._meter.elapsed)
         state = {
             "shard": self._shard,
             "units": sorted(self.units),
-            "rows_per_second": round(self.rows_per_second, 1),
+            "rows_in_work": max(0, round(rows) - self.finished_rows),
+            "rows_per_second": round(rows / elapsed, 1),
             "time": time(),
-            "beat_seconds": self._beat_seconds,
+            "beat_seconds": self.beat_seconds,
         }
         try:
             self._parts.folder.write(_worker(self.owner), json.dumps(state).encode())
-        except Exception:  # a full disk or a folder that was merged away; the work itself will say so
+        except Exception:  # a full disk, or a folder that was merged away: the work itself runs into it as well
             return
 
 
@@ -70,29 +79,55 @@ class Leases:
         self._held: set[str] = set()
 
     def claimed(self, units: Sequence[Unit]) -> Iterator[Unit]:
-        """Units that nobody has, each claimed before it is given out; ends when all are done or someone's."""
-        found = True
-        while found:
-            found = False
+        """Units that nobody has, each claimed before it is handed out; ends when all are done or held by others."""
+        progress = True
+        while progress:
+            progress = False
             for unit in units:
                 if not self._parts.has(unit) and self._claim(_lease(unit)):
                     if self._parts.has(unit):
                         self.release(unit)
                         continue
-                    found = True
+                    progress = True
                     yield unit
 
+    def wait_for_silent(self, units: Sequence[Unit], stop: Stop) -> list[Unit]:
+        """Units that may be claimed after all, because the process of another host that held them is dead.
+
+        A process of this host is known to be dead at once, one of another host only after three beats. Whoever leaves
+        earlier may leave the last unit of a dead process to nobody. StoppedError once a stop is requested.
+        """
+        end = monotonic() + _BEATS * self._presence.beat_seconds
+        while self._folder.has(JOB):
+            left = [unit for unit in units if not self._parts.has(unit)]
+            holders = {unit.index: self._holder(unit) for unit in left}
+            if free := [unit for unit in left if holders[unit.index] is None]:
+                return free
+            if monotonic() >= end or all(_is_local(holder) for holder in holders.values() if holder is not None):
+                return []
+            stop.check()
+            sleep(_POLL_SECONDS)
+        return []
+
+    def _holder(self, unit: Unit) -> str | None:
+        """The live process that has claimed a unit."""
+        try:
+            owner = bytes(self._folder.read(_lease(unit))).decode()
+        except FileNotFoundError:
+            return None
+        return owner if _state(self._folder, owner) is not None else None
+
     def release(self, unit: Unit) -> None:
-        """Give a unit back, or let go of one that is done."""
+        """Give back a unit, finished or not."""
         self._held.discard(_lease(unit))
         self._folder.remove(_lease(unit))
 
     def claim_merge(self) -> bool:
-        """Whether it is for this process to merge the parts."""
+        """Whether this process is the one to merge the parts."""
         return self._claim("part-merge.lease")
 
     def _claim(self, name: str) -> bool:
-        """Whether this process has got a lease now; nobody gets one of a folder that was merged and is gone."""
+        """Whether this process holds the lease now; False if the folder was merged and is gone."""
         try:
             return name not in self._held and self._take(name)
         except RuntimeFailureError:
@@ -106,8 +141,8 @@ class Leases:
             try:
                 holder = bytes(self._folder.read(name)).decode()
             except FileNotFoundError:
-                return False  # let go of just now; the next round looks again
-            # a name comes back where a container starts again
+                return False  # released just now; the next round looks again
+            # a container that starts again has the same host and process number
             if holder != owner and _state(self._folder, holder) is not None:
                 return False
             self._folder.remove(name)
@@ -118,14 +153,14 @@ class Leases:
 
 
 def workers(parts: Parts) -> list[dict[str, Any]]:
-    """What the processes that are at work say of themselves."""
+    """The state that each live process of the job has written."""
     owners = [name[7:-5] for name in parts.folder.names() if name.startswith("worker-")]
     states = [(owner, _state(parts.folder, owner)) for owner in owners]
     return [{"process": owner, **state} for owner, state in states if state is not None]
 
 
 def _state(folder: Folder, owner: str) -> dict[str, Any] | None:
-    """What a process says of itself, if it has within three beats and is not known to have ended since."""
+    """What a process wrote within the last three beats; None if it wrote nothing since, or is known to have ended."""
     if is_over(owner):
         return None
     try:
@@ -134,6 +169,11 @@ def _state(folder: Folder, owner: str) -> dict[str, Any] | None:
         return state if age is not None and age < _BEATS * state["beat_seconds"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_local(owner: str) -> bool:
+    """Whether a process runs on this machine, in the same namespace: then `is_over` knows about it."""
+    return owner.rpartition("-")[0] == writer_id().rpartition("-")[0]
 
 
 def _worker(owner: str) -> str:

@@ -1,4 +1,4 @@
-"""The last step of a job: its parts become one output, and the rows at fault one list."""
+"""The last step of a job: its parts become one output, and its bad rows one list."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from contextlib import closing
 
 from batchscore.errors import OutputError
 from batchscore.io.sink import open_sink
-from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
+from batchscore.jobs.commands import COMMANDS, Command
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
 from batchscore.stop import Stop
 
-_JOBS: dict[str, type[ScoreCommand | RerankCommand]] = {"score": ScoreCommand, "rerank": RerankCommand}
 
-
-def job_of(parts: Parts) -> Command:
-    """The job whose parts these are."""
-    return _JOBS[parts.fingerprint["command"]](**parts.fingerprint["options"])
+def command_of(parts: Parts) -> Command:
+    """The command that made these parts."""
+    return COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
 
 
 def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> None:
@@ -29,23 +27,30 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
         OutputError: units are missing and `partial` is not asked for.
         InputError: the format cannot hold what the parts hold.
         RuntimeFailureError: a part is damaged.
-        StoppedError: the end was asked for.
+        StoppedError: a stop was requested.
     """
     units: Sequence[int] = sorted(parts.finished())
     missing = len(parts.units) - len(units)
     if missing and not (partial and units):
         raise OutputError(
             f"{missing:,} of {len(parts.units):,} units of {parts.folder.path} are not done",
-            hint="run the job again to go on with it" + (", or pass --partial to merge what there is" if units else ""),
+            hint="run the job again to resume it"
+            + (", or pass --partial to merge the finished units" if units else ""),
         )
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    with closing(job_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+    with closing(command_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
         for table in tables:
             stop.check()
             sink.write(table)
 
 
 def write_errors(parts: Parts, output: Output) -> None:
-    """Bring the list of rows at fault up to date."""
-    if parts.folder.has(JOB):
+    """Bring the list of bad rows up to date.
+
+    Several processes may write it at once, in any order. Each looks again after its write and repeats it if units were
+    finished meanwhile, so that whoever writes last has listed them all.
+    """
+    listed: set[int] | None = None
+    while parts.folder.has(JOB) and (finished := parts.finished()) != listed:
         write_lines(output.errors, parts.faults())
+        listed = finished

@@ -1,7 +1,7 @@
-"""A run before it starts, and its record after it: one JSON-able description, and the lines a person reads.
+"""A run before it starts, and its record afterwards: one JSON-able description, and the lines a person reads.
 
-The record stands beside the output as OUT.run.json: months later it answers which model, prompts, limits and versions
-gave these scores.
+The record lies beside the output as OUT.run.json. Months later it tells which model, prompts, limits and versions gave
+these scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from batchscore.errors import Errors
+from batchscore.io.units import Unit
 from batchscore.jobs.commands import Command
+from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
 from batchscore.scorer import Setup
 
@@ -26,29 +28,28 @@ _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "nu
 class Plan:
     """Everything that decides the scores."""
 
-    command: str
     setup: Setup
-    job: Command
+    command: Command
     errors: Errors
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     output: str
-    options: Mapping[str, Any]  # of the scorer, as given
+    options: Mapping[str, Any]  # of the scorer, as the user gave them
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for parts of two runs to belong together: JSON-able.
+        """What must be equal for parts of two runs to belong to one job: JSON-able.
 
-        Not in it are the device and how much is processed at once, so that different machines may work on one job; the
-        dtype is, because it can be seen in the scores.
+        The device and the budget are left out, so that different machines can work on one job. The dtype is in, because
+        scores show it; so are the rows of a unit, because units would begin elsewhere.
         """
         return {
-            "command": self.command,
+            "command": self.command.name,
             "model": {name: field["value"] for name, field in self.setup.spec.describe().items()},
             "files": self.setup.checkpoint.identity(with_code=self.setup.trust_remote_code),
             "dtype": self.setup.placement.dtype,
-            "options": asdict(self.job),  # type: ignore[call-overload]
+            "options": asdict(self.command),  # type: ignore[call-overload]
             "errors": self.errors,
-            "window_rows": self.setup.budget.window_rows,
+            "unit_rows": self.setup.budget.window_rows,
             "inputs": list(self.inputs),
         }
 
@@ -56,21 +57,21 @@ class Plan:
         """JSON-able."""
         setup = self.setup
         return {
-            "command": self.command,
+            "command": self.command.name,
             "model": setup.checkpoint.name,
             "weights": [{"name": path.name, "bytes": path.stat().st_size} for path in setup.checkpoint.weight_files()],
             "spec": setup.spec.describe(),
             "score_range": self._score_range(),
             "placement": asdict(setup.placement),
             "budget": asdict(setup.budget),
-            "options": {**self.options, **asdict(self.job)},  # type: ignore[call-overload]
+            "options": {**self.options, **asdict(self.command)},  # type: ignore[call-overload]
             "inputs": list(self.inputs),
             "output": self.output,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         }
 
     def lines(self) -> list[str]:
-        """For a person, before the run."""
+        """What a person reads before the run."""
         spec, sources, placement = self.setup.spec, self.setup.spec.sources, self.setup.placement
         texts = ("query", spec.query_prompt), ("document", spec.document_prompt), ("instruction", spec.instruction)
         prompts = [f"{side} {text!r}" for side, text in texts if text]
@@ -89,7 +90,7 @@ class Plan:
         ]
 
     def record(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        """JSON-able: the description, what came of it, and the fingerprint by which a later run knows its own."""
+        """JSON-able: the description, the counts, and the fingerprint by which a later run recognises its job."""
         finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**self.describe(), "counts": dict(counts), "finished": finished, "fingerprint": self.fingerprint}
 
@@ -101,6 +102,22 @@ class Plan:
         if spec.score_type != "cross-encoder":
             return f"{spec.similarity} of {'+'.join(spec.pooling) or 'token'} vectors"
         return f"{spec.activation.rsplit('.', 1)[-1].lower()} of the logit ({spec.sources['activation']})"
+
+
+def share_lines(
+    files: int, units: Sequence[Unit], todo: Sequence[Unit], shard: Shard, *, is_dynamic: bool
+) -> list[str]:
+    """What a person reads about the input, this process's share of it, and how much of that is left to do."""
+    rows, left = sum(unit.rows for unit in units), sum(unit.rows for unit in todo)
+    lines = [
+        f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {len(units):,} unit{'s' * (len(units) != 1)}"
+    ]
+    if shard.count > 1 or is_dynamic:
+        how = "claimed one at a time" if is_dynamic else f"one unit in {shard.count}"
+        lines.append(f"share    shard {shard.index}/{shard.count} ({shard.origin}), {how}")
+    if left < rows:
+        lines.append(f"to do    {left:,} rows in {len(todo):,} units")
+    return lines
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from batchscore.jobs.checks import bad_rows
 from batchscore.jobs.leases import workers
 from batchscore.jobs.output import find_parts, find_record
 from batchscore.jobs.parts import total
@@ -13,21 +14,22 @@ from batchscore.jobs.parts import total
 def job_status(path: str) -> dict[str, Any]:
     """JSON-able state of the job that writes `path`.
 
-    `running` are units that a live process has in work, `failed` those that were given up, `missing` all others without
-    a part. The time to go is that of the rows without a part at the summed speed of the live processes. Of a file
-    that is finished, and whose parts are gone, the record tells, which says nothing of units.
+    `running` are units that a live process works on, `failed` those that were given up, `missing` all others without a
+    part. The time to go is for the rows that are neither finished nor scored in a running unit, at the summed speed of
+    the live processes. If the parts are gone, the state comes from the run record, which does not list units.
 
     Raises:
-        OutputError: there is neither.
+        OutputError: there are neither parts nor a record.
     """
     parts = find_parts(path)
     if parts is None:
         return _finished(find_record(path))
-    done, failed, at_work = parts.finished(), parts.failed(), workers(parts)
-    running = {unit for worker in at_work for unit in worker["units"]} - done
+    done, failed, live = parts.finished(), parts.failed(), workers(parts)
+    running = {unit for worker in live for unit in worker["units"]} - done
     counts = total([parts.part(unit).counts for unit in sorted(done)])
     rows = counts.get("rows", 0)
-    speed = sum(worker["rows_per_second"] for worker in at_work)
+    speed = sum(worker["rows_per_second"] for worker in live)
+    left = max(0, parts.rows - rows - sum(worker["rows_in_work"] for worker in live))
     gone = set(failed) - done - running
     return {
         "folder": parts.folder.path,
@@ -41,10 +43,10 @@ def job_status(path: str) -> dict[str, Any]:
             "missing": len(parts.units) - len(done | running | gone),
             "failed": len(gone),
         },
-        "rows": {"total": parts.rows, "done": rows, "faulty": counts.get("faulty", 0)},
+        "rows": {"total": parts.rows, "done": rows, "faulty": bad_rows(counts)},
         "failed": {str(unit): failed[unit] for unit in sorted(gone)},
-        "workers": at_work,
-        "eta_seconds": round((parts.rows - rows) / speed) if speed else None,
+        "workers": live,
+        "eta_seconds": round(left / speed) if speed else None,
     }
 
 
@@ -56,7 +58,7 @@ def _finished(record: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": [file["name"] for file in record["inputs"]],
         "complete": True,
         "units": None,
-        "rows": {"total": counts["rows"], "done": counts["rows"], "faulty": counts.get("faulty", 0)},
+        "rows": {"total": counts["rows"], "done": counts["rows"], "faulty": bad_rows(counts)},
         "failed": {},
         "workers": [],
         "eta_seconds": None,

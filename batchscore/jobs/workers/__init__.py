@@ -1,1 +1,1 @@
-"""Several processes at one job: on this machine, or on a Ray cluster."""
+"""Several processes that work on one job: on this machine, or on a Ray cluster."""

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from socket import gethostname
 from typing import Any
 
 from batchscore.errors import Errors, InputError, RuntimeFailureError
 from batchscore.io.source import Addresses
 from batchscore.io.storage import open_folder
+from batchscore.io.units import Unit
 from batchscore.jobs.commands import Command
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import Parts, first_difference, open_parts
+from batchscore.jobs.parts import first_difference, open_parts
 from batchscore.jobs.pipeline import Pipeline
-from batchscore.scorer import Scorer
+from batchscore.jobs.plan import Plan
+from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
+
+_SAME_FILES = "every worker needs the same files under the same paths"
 
 
 @dataclass(frozen=True)
 class WorkerJob:
     """What is done to which input, into which folder."""
 
-    job: Command
+    command: Command
     scorer: Mapping[str, Any]  # keywords of Scorer
-    inputs: Addresses
+    source: Addresses
     folder: str  # of the parts
     errors: Errors
 
-    def parts(self) -> Parts:
-        """The job's parts."""
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
+        """A pipeline with a model of its own on this device.
+
+        Raises:
+            RuntimeFailureError: this process does not see the job's folder, or would score something else.
+            InputError: the input has changed since the job began.
+        """
         parts = open_parts(open_folder(self.folder))
         if parts is None:
-            raise RuntimeFailureError(f"{self.folder} is gone", hint="run the same command again")
-        return parts
-
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
-        """A pipeline with a model of its own on this device."""
-        parts, source = self.parts(), self.inputs.open()
-        # files may have changed meanwhile
+            raise RuntimeFailureError(
+                f"{gethostname()} does not see {os.path.abspath(self.folder)}, or it was removed", hint=_SAME_FILES
+            )
+        source = self.source.open()
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
-        return Pipeline(Scorer(**{**self.scorer, "device": device}), self.job, source, parts, self.errors, meter, stop)
+        setup = set_up(**{**self.scorer, "device": device})
+        plan = Plan(setup, self.command, self.errors, source.fingerprint(), self.folder, self.scorer)
+        if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
+            raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
+        return Pipeline(Scorer(setup), self.command, source, parts, self.errors, meter, stop)
+
+
+@dataclass(frozen=True)
+class Workforce:
+    """What the process that leads the workers has, wherever these run."""
+
+    job: WorkerJob
+    meter: Meter
+    stop: Stop
+    max_restarts: int  # of each worker that dies
+    finish: Callable[[Unit, Mapping[str, Any]], None]  # called with the counts of each unit that has its part
+    note: Callable[[str], None]  # called with news for a person

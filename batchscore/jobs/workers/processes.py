@@ -1,7 +1,7 @@
-"""Several devices on one machine: a process for each, which asks for a unit when it is ready for one.
+"""Several devices on one machine: a worker process for each, which asks for a unit when it is ready for one.
 
-The parent never waits for a single process. One that dies gives its units back and is started again a few times; when
-no process is left, the job ends with an error.
+The parent never waits for a single worker. The units of one that dies go back, and it is started again a few times;
+when no worker is left, the job ends with an error.
 """
 
 from __future__ import annotations
@@ -21,93 +21,94 @@ from typing import Any
 
 from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, UsageError
 from batchscore.io.units import Unit
-from batchscore.jobs.meter import Meter
+from batchscore.jobs.meter import Amounts, Meter
 from batchscore.jobs.pipeline import LULL_SECONDS
 from batchscore.jobs.workers.backlog import Backlog
-from batchscore.jobs.workers.job import WorkerJob
+from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
 
+_CONTEXT = get_context("spawn")  # a fork would inherit threads and a CUDA context
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 2.0  # between two signs of life of a worker
-SILENCE_SECONDS = 60.0  # after which it is taken for dead: stopped, or stuck in a driver
-_TELL_SECONDS = 0.5  # between two messages on progress
-_LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for a child to save and leave
+SILENCE_SECONDS = 60.0  # after which a worker counts as dead: stopped, or stuck in a driver
+START_SECONDS = 600.0  # the same before its first sign of life: loading Python and torch from a busy disk takes minutes
+_REPORT_SECONDS = 0.5  # between two messages on progress
+_LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for a worker to save and leave
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one process runs."""
+    """Where one worker runs."""
 
     device: str
-    threads: int | None = None  # None: as many as it likes
+    threads: int | None = None  # None: as many as torch chooses
 
 
 def find_slots(devices: str) -> list[Slot]:
-    """The processes that `--devices` asks for: `auto`, `cpu:N`, or a list such as `cuda:0,cuda:1`."""
+    """The slots that `--devices` names: `auto`, `cpu:N`, or a list like `cuda:0,cuda:1`."""
     from batchscore.runners.device import count_cuda_devices, usable_cores
 
     if devices == "auto":
         return [Slot(f"cuda:{index}") for index in range(count_cuda_devices())] or [Slot("cpu")]
-    places = []
+    slots = []
     for device in devices.split(","):
         kind, _, number = device.strip().partition(":")
         if kind == "cuda" and number.isdigit():
-            places.append(Slot(device.strip()))
+            slots.append(Slot(device.strip()))
         elif kind == "cpu" and (not number or (number.isdigit() and int(number))):
             count = int(number or 1)
-            places += [Slot("cpu", max(1, usable_cores() // count))] * count
+            slots += [Slot("cpu", max(1, usable_cores() // count))] * count
         else:
-            raise UsageError(f"--devices {devices!r}: {device!r} is no device", hint="auto, cpu:2 or cuda:0,cuda:1")
-    return places
+            raise UsageError(f"--devices {devices!r}: unknown device {device!r}", hint="auto, cpu:2 or cuda:0,cuda:1")
+    return slots
+
+
+def run_in_processes(workforce: Workforce, slots: Sequence[Slot], units: Iterator[Unit]) -> dict[int, str]:
+    """Have all units scored; returns those that were given up, with the reason.
+
+    Raises:
+        StoppedError: a stop was requested.
+        BatchscoreError: an error that ended a worker, or no worker is left.
+    """
+    return _Pool(workforce).run(slots, units)
 
 
 @dataclass
 class _Worker:
-    place: Slot
+    slot: Slot
     process: BaseProcess
     messages: Connection  # both ways
-    orders: Connection  # to the worker; its end tells the worker that there is no parent
-    restarts: int  # that are left to its place
+    orders: Connection  # to the worker; when it closes, the worker knows that its parent is gone
+    restarts: int  # that are left to its slot
     units: list[Unit] = field(default_factory=list)  # in work
-    idle: bool = False  # asked for a unit when there was none
-    told_end: bool = False
+    idle: bool = False  # it asked for a unit when there was none
+    dismissed: bool = False  # it was told that there are no more units
     lost: str = ""  # why it cannot go on
-    heard: float | None = None  # when it last said something; None: it is loading Python
+    started: float = field(default_factory=monotonic)
+    heard: float | None = None  # when it last sent a message; None while it loads Python
+
+    def silence(self) -> str:
+        """For how long too long it has sent nothing; "" if it may yet."""
+        since, limit = (self.started, START_SECONDS) if self.heard is None else (self.heard, SILENCE_SECONDS)
+        return f"no sign of life for {limit:.0f} s" if monotonic() - since > limit else ""
 
 
-class Crew:
+class _Pool:
     """The parent's side."""
 
-    def __init__(
-        self,
-        task: WorkerJob,
-        places: Sequence[Slot],
-        meter: Meter,
-        stop: Stop,
-        *,
-        max_restarts: int,
-        on_done: Callable[[Unit, Mapping[str, Any]], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self._task, self._meter, self._stop = task, meter, stop
-        self._places, self._max_restarts = list(places), max_restarts
-        self._on_done, self._say = on_done, say
+    def __init__(self, workforce: Workforce) -> None:
+        self._workforce = workforce
         self._workers: list[_Worker] = []
 
-    def run(self, units: Iterator[Unit]) -> dict[int, str]:
-        """Have all units scored; those that were given up, and why.
-
-        Raises:
-            StoppedError: the end was asked for.
-            BatchscoreError: what a worker could not go on from, or no worker is left.
-        """
-        self._backlog = Backlog(units, self._say)
-        with self._stop.polling():
+    def run(self, slots: Sequence[Slot], units: Iterator[Unit]) -> dict[int, str]:
+        self._backlog = Backlog(units, self._workforce.note)
+        stop = self._workforce.stop
+        with stop.polling():
             try:
-                for place in self._places:
-                    self._workers.append(self._start(place, self._max_restarts))
+                for slot in slots:
+                    self._start(slot, self._workforce.max_restarts)
                 while self._workers:
-                    self._stop.check()
+                    stop.check()
                     self._give_out()
                     ends: dict[Any, _Worker] = {}
                     for worker in self._workers:
@@ -120,17 +121,18 @@ class Crew:
                 self._dismiss()
         return self._backlog.given_up
 
-    def _start(self, place: Slot, restarts: int) -> _Worker:
-        context = get_context("spawn")  # a fork would inherit threads and a CUDA context
-        ours, theirs = context.Pipe()
-        orders, ordered = context.Pipe()
-        process = context.Process(target=_work, args=(self._task, place.device, theirs, ordered), daemon=True)
-        resource_tracker.ensure_running()  # start would, and with signals let through from there on
-        with _threads(place.threads), blocked_signals(SIGNALS):
+    def _start(self, slot: Slot, restarts: int) -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        orders, ordered = _CONTEXT.Pipe()
+        process: BaseProcess = _CONTEXT.Process(
+            target=_work, args=(self._workforce.job, slot.device, theirs, ordered), daemon=True
+        )
+        resource_tracker.ensure_running()  # else start() would start it, and unblock signals in doing so
+        with _threads(slot.threads), blocked_signals(SIGNALS):
             process.start()
         theirs.close()
         ordered.close()
-        return _Worker(place, process, ours, orders, restarts)
+        self._workers.append(_Worker(slot, process, ours, orders, restarts))
 
     def _give_out(self) -> None:
         for worker in self._workers:
@@ -140,15 +142,15 @@ class Crew:
                 self._send(worker, unit.index)
         if not any(worker.units for worker in self._workers):
             for worker in self._workers:
-                if worker.idle and not worker.told_end:
-                    worker.told_end = True
+                if worker.idle and not worker.dismissed:
+                    worker.dismissed = True
                     self._send(worker, None)
 
     def _end_silent(self) -> None:
-        """Kill workers that give no sign of life, which then are found dead."""
+        """Kill workers that give no sign of life; they are then found dead."""
         for worker in self._workers:
-            if worker.heard is not None and monotonic() - worker.heard > SILENCE_SECONDS and not worker.lost:
-                worker.lost = f"no sign of life for {SILENCE_SECONDS:.0f} s"
+            if not worker.lost and (silence := worker.silence()):
+                worker.lost = silence
                 worker.process.kill()
 
     def _send(self, worker: _Worker, message: int | None) -> None:
@@ -156,7 +158,7 @@ class Crew:
             worker.messages.send(message)
 
     def _listen(self, worker: _Worker) -> None:
-        """Take in what a worker says, to its last word if it is dead."""
+        """Read what a worker has sent, all of it if the worker is dead."""
         dead = not worker.process.is_alive()
         with suppress(EOFError, OSError):
             while worker.messages.poll():
@@ -165,26 +167,29 @@ class Crew:
                 if kind == "want":
                     worker.idle = True
                 elif kind == "progress":
-                    self._meter.add(*content)
+                    self._workforce.meter.merge(*content)
                 elif kind == "done":
                     unit = next(unit for unit in worker.units if unit.index == content[0])
                     worker.units.remove(unit)
-                    self._on_done(unit, content[1])
+                    self._workforce.finish(unit, content[1])
                 elif kind == "error":
                     error, message, hint = content
                     if not issubclass(error, DeviceLostError):
                         raise error(message, hint=hint)
                     worker.lost = message
         if dead:
-            worker.process.join()
-            self._workers.remove(worker)
-            if not (worker.told_end and worker.process.exitcode == 0):
-                why = worker.lost or f"exit code {worker.process.exitcode}"
-                if self._backlog.bury(worker.place.device, why, worker.units, worker.restarts):
-                    self._workers.append(self._start(worker.place, worker.restarts - 1))
+            self._bury(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join()
+        self._workers.remove(worker)
+        if not (worker.dismissed and worker.process.exitcode == 0):
+            reason = worker.lost or f"exit code {worker.process.exitcode}"
+            if self._backlog.bury(worker.slot.device, reason, worker.units, worker.restarts):
+                self._start(worker.slot, worker.restarts - 1)
 
     def _dismiss(self) -> None:
-        """Have every worker save and leave, and end those that do not."""
+        """Have every worker save and leave, and kill those that do not."""
         for worker in self._workers:
             with suppress(OSError):
                 worker.orders.send("stop")
@@ -199,7 +204,7 @@ class Crew:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """So many threads for a process that is started meanwhile; torch reads it when it is loaded."""
+    """Give a process that is started in this block so many threads: torch reads the variable when it is loaded."""
     before = os.environ.get("OMP_NUM_THREADS")
     if count is not None:
         os.environ["OMP_NUM_THREADS"] = str(count)
@@ -212,11 +217,11 @@ def _threads(count: int | None) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _work(task: WorkerJob, device: str, messages: Connection, orders: Connection) -> None:
+def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection) -> None:
     """The worker's side; ends the process."""
-    for number in SIGNALS:  # a terminal or a scheduler sends them to all; the parent decides
+    for number in SIGNALS:  # a terminal or a scheduler sends them to every process; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # held while Python was loaded
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked while Python was loaded
     stop, lock = Stop(), Lock()
 
     def tell(*message: Any) -> None:
@@ -240,10 +245,11 @@ def _work(task: WorkerJob, device: str, messages: Connection, orders: Connection
     Thread(target=beat, daemon=True).start()
     code = 1
     try:
-        pipeline = task.pipeline(Meter(on_change=_teller(tell)), stop, device=device)
+        report = _Report(tell)
+        pipeline = job.pipeline(report.meter, stop, device=device)
         units = _Asking(tell, messages, pipeline.parts.units)
         while not units.ended:
-            pipeline.run(units, lambda unit, counts: tell("done", unit.index, counts))
+            pipeline.run(units, report.finish)
         code = 0
     except StoppedError:
         code = StoppedError.exit_code
@@ -252,7 +258,7 @@ def _work(task: WorkerJob, device: str, messages: Connection, orders: Connection
     except BatchscoreError as error:
         tell("error", type(error), error.message, error.hint)
     sys.stderr.flush()
-    os._exit(code)  # without waiting for threads that are in the middle of something
+    os._exit(code)  # without waiting for threads that are still busy
 
 
 class _Asking:
@@ -277,14 +283,25 @@ class _Asking:
                 yield self._units[index]
 
 
-def _teller(tell: Callable[..., None]) -> Callable[[Meter], None]:
-    """Tells what came to a meter since the last time, now and then."""
-    told = {"rows": 0.0, "tokens": 0, "at": 0.0}
+class _Report:
+    """What a worker's meter counts, sent to the parent now and then and with each finished unit."""
 
-    def on_change(meter: Meter) -> None:
-        if monotonic() - told["at"] >= _TELL_SECONDS:
-            rows, tokens = meter.rows, meter.tokens
-            tell("progress", rows - told["rows"], tokens - told["tokens"])
-            told.update(rows=rows, tokens=tokens, at=monotonic())
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self.meter = Meter(on_change=self._changed)
+        self._tell, self._sent, self._at = tell, Amounts(), 0.0
+        self._lock = Lock()
 
-    return on_change
+    def finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+        """Tell of a unit that has its part."""
+        self._send()
+        self._tell("done", unit.index, counts)
+
+    def _changed(self, _: Meter) -> None:
+        if monotonic() - self._at >= _REPORT_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        with self._lock:  # packs and the writer come from several threads, and each amount is to be sent once
+            amounts = self.meter.amounts()
+            self._tell("progress", amounts.since(self._sent))
+            self._sent, self._at = amounts, monotonic()

@@ -1,19 +1,19 @@
 """A Ray cluster instead of one machine: actors that score the units whose numbers they are given.
 
-Only those numbers and counts go through Ray: an actor reads the input and writes the parts by itself, so the folder is
-what it is without Ray, and any other run can go on with it. The price is that every node must see the same files under
-the same paths; an actor that finds others refuses to work. Ray's own restarts stay off, since they would not tell which
-unit an actor died on.
+Only unit numbers and counts go through Ray. An actor reads the input and writes the parts by itself, so the folder
+looks as it does without Ray, and any other run can resume it. The price is that every node must see the same files
+under the same paths; an actor that finds other files refuses to work. Ray's own restarts stay off, since they would not
+tell which unit an actor died on.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from socket import create_connection, gethostname
 from textwrap import shorten
@@ -21,14 +21,11 @@ from threading import Thread
 from typing import Any
 
 from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError, first_line
-from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
-from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import first_difference, open_parts
-from batchscore.jobs.pipeline import LULL_SECONDS, Pipeline
-from batchscore.jobs.plan import Plan
+from batchscore.jobs.meter import Amounts, Meter
+from batchscore.jobs.pipeline import LULL_SECONDS
 from batchscore.jobs.workers.backlog import Backlog
-from batchscore.jobs.workers.job import WorkerJob
+from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
 
 _IN_WORK = 2  # units of an actor: one in the model, one being read or written
@@ -36,46 +33,31 @@ _ACTORS_OF_A_NODE = 4  # at most, without GPUs: each holds a model of its own
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
-_STORE_BYTES = 128 << 20  # of a Ray that is started here; it has next to nothing to store
+_STORE_BYTES = 128 << 20  # of a Ray that is started here; its store holds next to nothing
 
 
-def run_on_ray(
-    task: WorkerJob,
-    units: Iterator[Unit],
-    meter: Meter,
-    stop: Stop,
-    *,
-    address: str | None,
-    on_done: Callable[[Unit, Mapping[str, Any]], None],
-    say: Callable[[str], None],
-    max_restarts: int,
-) -> dict[int, str]:
-    """Have all units scored; those that were given up, and why.
+def run_on_ray(workforce: Workforce, address: str | None, units: Iterator[Unit]) -> dict[int, str]:
+    """Have all units scored; returns those that were given up, with the reason.
 
     Args:
-        task: what is done.
-        units: what it is done to.
-        meter: counts each unit when it is done.
-        stop: has the actors save and leave.
+        workforce: what is done, and who is told.
         address: of the cluster; None: that of RAY_ADDRESS, or else one is started here.
-        on_done: called with the counts of each unit that has its part.
-        say: called with news.
-        max_restarts: how often an actor that died is started again.
+        units: to score.
 
     Raises:
         MissingDependencyError: there is no Ray, or a node lacks batchscore.
-        StoppedError: the end was asked for.
-        BatchscoreError: what an actor could not go on from, or no actor is left.
+        StoppedError: a stop was requested.
+        BatchscoreError: an error that ended an actor, or no actor is left.
     """
-    with _cluster(address, stop) as ray:
-        slots = _find_slots(ray.nodes(), task.scorer.get("device", "auto"))
-        say(f"ray      {len(slots)} workers at {ray.get_runtime_context().gcs_address}")
-        return _RayCrew(ray, task, meter, stop, on_done=on_done, say=say).run(units, slots, max_restarts)
+    with _cluster(address, workforce.stop) as ray:
+        slots = _find_slots(ray.nodes(), workforce.job.scorer.get("device", "auto"))
+        workforce.note(f"ray      {len(slots)} workers at {ray.get_runtime_context().gcs_address}")
+        return _Pool(ray, workforce).run(slots, units)
 
 
 @contextmanager
 def _cluster(address: str | None, stop: Stop) -> Iterator[Any]:
-    """Ray, connected to its cluster; what was begun here ends with the block."""
+    """Ray, connected to its cluster; a cluster that is started here ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -84,7 +66,10 @@ def _cluster(address: str | None, stop: Stop) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Ray tells it of deaths; we tell of them too
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):  # Ray prints deaths there, and we note them ourselves
         _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local", stop)
         try:
             yield ray
@@ -102,19 +87,20 @@ def _connect(ray: Any, address: str, stop: Stop) -> None:
         _require_listener(address)
         with _signals_kept():
             ray.init(address, **options)
-    except SystemExit:  # how Ray takes SIGTERM meanwhile
+    except SystemExit:  # what Ray makes of SIGTERM while it starts
         stop.request("SIGTERM")
         stop.check()
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         stop.check()  # Ray tries again when a signal raises
-        place = "Ray cannot be started here" if address == "local" else f"no Ray cluster answers at {address}"
+        problem = "Ray cannot be started here" if address == "local" else f"no Ray cluster answers at {address}"
         raise RuntimeFailureError(
-            f"{place}: {first_line(error)}", hint="check it with `ray status`; RAY_AUTH_MODE=token if it wants a token"
+            f"{problem}: {first_line(error)}",
+            hint="check it with `ray status`; RAY_AUTH_MODE=token if it wants a token",
         ) from error
 
 
 def _require_listener(address: str) -> None:
-    """OSError if nobody listens at HOST:PORT, where Ray would go on trying for a quarter of an hour."""
+    """OSError if nobody listens at HOST:PORT, where Ray would keep trying for a quarter of an hour."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -122,16 +108,19 @@ def _require_listener(address: str) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """A block in which Ray may be started: it takes SIGTERM for itself, and would die of what a scheduler tells all."""
+    """A block in which Ray may be started: it takes SIGTERM for itself, and signals sent to all would kill it."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     news = set(SIGNALS) - {signal.SIGTERM, signal.SIGINT}  # Ray ends itself by the one, and blocks the other
-    with blocked_signals(news):  # which processes inherit
+    with blocked_signals(news):  # its processes inherit the mask
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 if signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
+
+
+_Done = tuple[Mapping[str, Any], Amounts]  # counts of a unit, and what the actor's meter counted since the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,36 +156,26 @@ class _Worker:
     restarts: int  # that are left to its slot
     actor: Any
     loading: Any  # the call; None: it is ready
-    place: str  # for a person
+    name: str  # for a person
     calls: dict[Any, Unit] = field(default_factory=dict)  # the oldest first
 
 
-class _RayCrew:
+class _Pool:
     """The driver's side."""
 
-    def __init__(
-        self,
-        ray: Any,
-        task: WorkerJob,
-        meter: Meter,
-        stop: Stop,
-        *,
-        on_done: Callable[[Unit, Mapping[str, Any]], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self._ray, self._task, self._meter, self._stop = ray, task, meter, stop
-        self._on_done, self._say = on_done, say
+    def __init__(self, ray: Any, workforce: Workforce) -> None:
+        self._ray, self._workforce = ray, workforce
         self._workers: list[_Worker] = []
 
-    def run(self, units: Iterator[Unit], slots: Sequence[_Slot], max_restarts: int) -> dict[int, str]:
-        """Have all units scored; those that were given up, and why."""
-        self._backlog = Backlog(units, self._say)
-        with self._stop.polling():
+    def run(self, slots: Sequence[_Slot], units: Iterator[Unit]) -> dict[int, str]:
+        self._backlog = Backlog(units, self._workforce.note)
+        stop = self._workforce.stop
+        with stop.polling():
             try:
                 for slot in slots:
-                    self._start(slot, max_restarts)
+                    self._start(slot, self._workforce.max_restarts)
                 while self._give_out():
-                    self._stop.check()
+                    stop.check()
                     calls = {call: worker for worker in self._workers for call in worker.calls}
                     calls |= {worker.loading: worker for worker in self._workers if worker.loading is not None}
                     for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
@@ -207,13 +186,13 @@ class _RayCrew:
         return self._backlog.given_up
 
     def _start(self, slot: _Slot, restarts: int) -> None:
-        # a call for each unit in work, and one that asks for the end
+        # a call for each unit in work, and one to stop it
         options = {**slot.options, "max_concurrency": _IN_WORK + 1}
-        actor = self._ray.remote(_Actor).options(**options).remote(self._task, slot.device, os.getcwd())
+        actor = self._ray.remote(_Actor).options(**options).remote(self._workforce.job, slot.device, os.getcwd())
         self._workers.append(_Worker(slot, restarts, actor, actor.load.remote(), slot.device))
 
     def _give_out(self) -> bool:
-        """Keep every worker busy; whether there is anything to wait for."""
+        """Keep every worker busy. Returns whether there is anything to wait for."""
         ready = [worker for worker in self._workers if worker.loading is None]
         for number in range(_IN_WORK):
             for worker in ready:
@@ -222,34 +201,34 @@ class _RayCrew:
         return any(worker.calls for worker in ready) or (bool(self._workers) and not ready)
 
     def _listen(self, worker: _Worker, call: Any) -> None:
-        """Take in what a call has come to."""
+        """Take the result of a call."""
         try:
             answer = self._ray.get(call)
         except self._ray.exceptions.RayError as error:
-            why = _last_line(error)
+            reason = _last_line(error)
             if getattr(error, "actor_init_failed", False):
                 raise MissingDependencyError(
-                    f"a node of the Ray cluster cannot start a worker: {why}",
+                    f"a node of the Ray cluster cannot start a worker: {reason}",
                     hint="install on every node what is installed here, in the same versions",
                 ) from error
-            self._bury(worker, why)
+            self._bury(worker, reason)
             return
         if isinstance(answer, DeviceLostError):
             self._bury(worker, answer.message)
         elif isinstance(answer, BatchscoreError):
             raise answer
         elif call == worker.loading:
-            worker.loading, worker.place = None, answer
+            worker.loading, worker.name = None, answer
         else:
-            unit = worker.calls.pop(call)
-            self._meter.add(unit.rows, answer["tokens"])
-            self._on_done(unit, answer)
+            unit, (counts, amounts) = worker.calls.pop(call), answer
+            self._workforce.meter.merge(replace(amounts, rows=unit.rows))  # those of the unit that comes next, not yet
+            self._workforce.finish(unit, counts)
 
-    def _bury(self, worker: _Worker, why: str) -> None:
-        """End a worker that is dead or of no use, and start another if it has not been tried too often."""
+    def _bury(self, worker: _Worker, reason: str) -> None:
+        """End a worker that is dead or of no use, and start another if restarts are left."""
         self._workers.remove(worker)
-        self._ray.kill(worker.actor)  # one that lost its device is still there
-        if self._backlog.bury(worker.place, why, worker.calls.values(), worker.restarts):
+        self._ray.kill(worker.actor)  # one that lost its device is still alive
+        if self._backlog.bury(worker.name, reason, worker.calls.values(), worker.restarts):
             self._start(worker.slot, worker.restarts - 1)
 
     def _dismiss(self) -> None:
@@ -269,69 +248,58 @@ class _Actor:
     A BatchscoreError is returned instead of raised: Ray would wrap it.
     """
 
-    def __init__(self, task: WorkerJob, device: str, folder: str) -> None:
-        with suppress(OSError):  # a node without it may still have what is named by whole paths
+    def __init__(self, job: WorkerJob, device: str, folder: str) -> None:
+        with suppress(OSError):  # a node without this folder may still have what is named by absolute paths
             os.chdir(folder)
-        self._task, self._device, self._stop = task, device, Stop()
+        self._job, self._device, self._stop = job, device, Stop()
+        self._meter, self._told = Meter(), Amounts()
         self._wanted: SimpleQueue[int] = SimpleQueue()
-        self._counts: dict[int, Future[Mapping[str, Any]]] = {}  # of a unit
-        self._end: Future[Mapping[str, Any]] = Future()  # an error
+        self._done: dict[int, Future[_Done]] = {}  # by unit
+        self._end: Future[_Done] = Future()  # an error
 
     def load(self) -> str | BatchscoreError:
-        """Load the model; where that is."""
+        """Load the model. Returns where that is."""
         try:
-            self._pipeline = _open(self._task, self._device, self._stop)
+            self._pipeline = self._job.pipeline(self._meter, self._stop, device=self._device)
         except BatchscoreError as error:
             return error
         Thread(target=self._score, name="batchscore-score", daemon=True).start()
         return f"{self._device} of {gethostname()}"
 
-    def run(self, index: int) -> Mapping[str, Any] | BatchscoreError:
-        """Score a unit; its counts."""
-        counts = self._counts[index] = Future()
+    def run(self, index: int) -> _Done | BatchscoreError:
+        """Score a unit. Returns its counts, and what the meter counted since the last unit."""
+        done = self._done[index] = Future()
         self._wanted.put(index)
-        wait([counts, self._end], return_when=FIRST_COMPLETED)
+        wait([done, self._end], return_when=FIRST_COMPLETED)
         try:
-            return counts.result() if counts.done() else self._end.result()
+            return done.result() if done.done() else self._end.result()
         except BatchscoreError as error:
             return error
 
     def leave(self) -> None:
-        """Save what is in work, and end it."""
+        """Save what is in work, and stop."""
         self._stop.request("the driver")
 
     def _score(self) -> None:
         try:
             while True:
-                self._pipeline.run(self._units(self._wanted.get()), self._done)
+                self._pipeline.run(self._units(self._wanted.get()), self._finish)
         except BaseException as error:  # for whoever waits
             self._end.set_exception(error)
 
     def _units(self, index: int) -> Iterator[Unit]:
-        """Units without a pause between them; behind the last, a part that could not be written comes to light."""
+        """Units that follow without a pause. After the last, the pipeline waits for its part to be written."""
         with suppress(Empty):
             while True:
                 yield self._pipeline.parts.units[index]
                 index = self._wanted.get(timeout=LULL_SECONDS)
 
-    def _done(self, unit: Unit, counts: Mapping[str, Any]) -> None:
-        self._counts.pop(unit.index).set_result(counts)
-
-
-def _open(task: WorkerJob, device: str, stop: Stop) -> Pipeline:
-    """The task's pipeline on this node; RuntimeFailureError if the node would score something else."""
-    hint = "every node needs the same files under the same paths"
-    parts = open_parts(open_folder(task.folder))
-    if parts is None:
-        raise RuntimeFailureError(f"{gethostname()} does not see {os.path.abspath(task.folder)}", hint=hint)
-    pipeline = task.pipeline(Meter(), stop, device=device)
-    expected, inputs, setup = parts.fingerprint, pipeline.source.fingerprint(), pipeline.scorer.setup
-    found = Plan(expected["command"], setup, task.job, task.errors, inputs, task.folder, task.scorer).fingerprint
-    if (difference := first_difference(expected, found)) is not None:
-        raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=hint)
-    return pipeline
+    def _finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+        amounts = self._meter.amounts()
+        self._done.pop(unit.index).set_result((counts, amounts.since(self._told)))
+        self._told = amounts
 
 
 def _last_line(error: BaseException) -> str:
-    """What Ray says of a death comes last, behind a traceback or ids."""
+    """Ray's reason for a death: the last line, after a traceback or ids."""
     return shorten((str(error).splitlines() or [type(error).__name__])[-1], 160)

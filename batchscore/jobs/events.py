@@ -1,0 +1,60 @@
+"""What a run reports while it goes, and what it has come to in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from batchscore.jobs.meter import Meter
+from batchscore.jobs.plan import Plan
+
+End = Literal[
+    "found",  # the output was complete before the run began, or another run completed it meanwhile
+    "partial",  # other processes have units that are not done yet
+    "share",  # every unit has its part, and this run was one of several that made them
+    "parts",  # every unit has its part, and the folder of parts is the output
+    "merged",  # this run assembled the output
+    "merged-elsewhere",  # another run assembled it
+]
+Stage = Literal["files", "weights"]  # of a model that is loaded: first what it is, then what it takes to run it
+_PARTIAL_SUCCESS = 7  # exit code: done, but for some bad rows
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A run that came to its end."""
+
+    end: End
+    output: str  # where the scores are
+    bad_rows: int  # of the whole job if this run completed it, else of this process's units
+    counts: Mapping[str, Any]  # likewise, with seconds and memory of this run
+    done: Mapping[str, Any]  # counts of this run alone
+    errors: str  # the list of bad rows, if there are any
+    record: str  # the run record
+    plan: Plan = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 7 if there are bad rows."""
+        return _PARTIAL_SUCCESS if self.bad_rows else 0
+
+
+class Events(Protocol):
+    """Whoever watches a run."""
+
+    def loading(self, model: str, stage: Stage) -> None: ...  # or fetching, if it is on the hub
+    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...  # for people, for programs
+    def progress(self, meter: Meter) -> None: ...  # after each pack, from any thread
+    def note(self, line: str) -> None: ...  # news for people
+    def finished(self, outcome: Outcome) -> None: ...
+
+
+class Silent:
+    """Ignores everything."""
+
+    def loading(self, model: str, stage: Stage) -> None: ...
+    def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...
+    def progress(self, meter: Meter) -> None: ...
+    def note(self, line: str) -> None: ...
+    def finished(self, outcome: Outcome) -> None: ...

@@ -1,0 +1,149 @@
+"""The commands as functions: files in, files out, with the flags of the command line as keywords.
+
+A call resumes what an earlier one, or the command line, left unfinished. Where the command line ends with an exit code,
+these raise the BatchscoreError that has it; a run with bad rows returns, and says so in its outcome.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from typing_extensions import Unpack
+
+from batchscore.errors import Errors, UsageError
+from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
+from batchscore.jobs.events import Events, Outcome
+from batchscore.jobs.options import RunOptions
+from batchscore.jobs.run import prepare
+from batchscore.scorer import ScorerOptions
+from batchscore.stop import Stop
+
+Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class FileOptions(ScorerOptions, total=False):
+    """Options that both functions take: the flags of the command line, with the same defaults."""
+
+    split: str | None
+    overwrite: bool
+    merge: bool
+    errors: Errors
+    max_errors: str | int | None
+    max_seconds: float | None
+    shard: str | None
+    claim: Literal["static", "dynamic"]
+    devices: str | None
+    max_restarts: int
+    engine: Literal["local", "ray"]
+    ray_address: str | None
+    unit_rows: int  # of Scorer called window_rows
+    query_column: str
+    limit: int | None
+
+
+class ScoreOptions(FileOptions, total=False):
+    """Options of `score_files`."""
+
+    document_column: str
+    score_column: str
+    keep_columns: str | Sequence[str]  # "all", "none", or names
+    details: bool
+
+
+class RerankOptions(FileOptions, total=False):
+    """Options of `rerank_files`."""
+
+    document_column: str | None
+    query_id_column: str | None
+    document_id_column: str | None
+    top_n: int
+    return_documents: bool
+    nested: bool
+
+
+def score_files(
+    model: str,
+    inputs: Inputs,
+    out: str | os.PathLike[str],
+    *,
+    events: Events | None = None,
+    **options: Unpack[ScoreOptions],
+) -> Outcome:
+    """Score query/document pairs in files, as `batchscore score` does.
+
+    Args:
+        model: checkpoint folder or hub id.
+        inputs: one or several files, folders, patterns or datasets.
+        out: file to write, or a folder with a slash at the end for one part file per unit.
+        events: is told how the run goes.
+        options: the flags of the command line.
+
+    Raises:
+        BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
+    """
+    kept = options.pop("keep_columns", "all")
+    names = {"all": None, "none": ()}.get(kept, kept.split(",")) if isinstance(kept, str) else kept
+    columns = None if names is None else tuple(name.strip() for name in names)
+    return _run(ScoreCommand, {"keep_columns": columns}, model, inputs, out, options, events)
+
+
+def rerank_files(
+    model: str,
+    inputs: Inputs,
+    out: str | os.PathLike[str],
+    *,
+    events: Events | None = None,
+    **options: Unpack[RerankOptions],
+) -> Outcome:
+    """Rank the documents of each query in files, as `batchscore rerank` does.
+
+    Args:
+        model: checkpoint folder or hub id.
+        inputs: one or several files, folders, patterns or datasets.
+        out: file to write, or a folder with a slash at the end for one part file per unit.
+        events: is told how the run goes.
+        options: the flags of the command line.
+
+    Raises:
+        BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
+    """
+    return _run(RerankCommand, {}, model, inputs, out, options, events)
+
+
+def _run(
+    kind: type[Command],
+    own: Mapping[str, Any],
+    model: str,
+    inputs: Inputs,
+    out: str | os.PathLike[str],
+    options: Mapping[str, Any],
+    events: Events | None,
+) -> Outcome:
+    """Sort the options by who takes them, and run."""
+    left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
+    command = kind(**own, **_taken(left, kind))
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    if left.get("max_errors") is not None:
+        left["max_errors"] = str(left["max_errors"])
+    run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
+    stop, seconds = Stop(), left.pop("max_seconds", None)
+    if seconds is not None:
+        stop.after(seconds)
+    if "unit_rows" in left:
+        left["window_rows"] = left.pop("unit_rows")
+    known = _names(ScorerOptions)
+    if unknown := [name for name in left if name not in known]:
+        raise UsageError(f"unknown option {unknown[0]!r}", hint="options are the flags of the command line")
+    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+
+
+def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The options that are fields of a class, taken out."""
+    return {name: options.pop(name) for name in _names(kind) & options.keys()}
+
+
+def _names(kind: type) -> set[str]:
+    """Names of the fields of a dataclass or a TypedDict, inherited ones too."""
+    return {name for base in kind.__mro__ for name in getattr(base, "__annotations__", ())}

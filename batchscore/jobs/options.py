@@ -1,0 +1,33 @@
+"""What a run is asked to do beside the command and the model: the flags of the command line, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from batchscore.errors import Errors
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run reads and writes, and which part of the job it does where."""
+
+    inputs: Sequence[str]
+    out: str
+    split: str | None = None
+    overwrite: bool = False
+    merge: bool = False
+    errors: Errors = "quarantine"
+    max_errors: str | None = None
+    shard: str | None = None
+    claim: Literal["static", "dynamic"] = "static"
+    devices: str | None = None
+    max_restarts: int = 3
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether units are claimed one at a time."""
+        return self.claim == "dynamic"

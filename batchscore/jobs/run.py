@@ -1,0 +1,349 @@
+"""A run as a library call: `prepare` opens and decides, `execute` scores and writes.
+
+Whatever a run has to refuse is refused by `prepare`, which writes nothing, so that a plan can be shown without a trace.
+`execute` takes the folder of the job as it finds it: new, half done by an earlier run, or shared with other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
+from batchscore.io.source import Source, open_source
+from batchscore.io.storage import open_folder, writer_id
+from batchscore.io.units import Unit
+from batchscore.jobs import checks
+from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
+from batchscore.jobs.claims import Claims
+from batchscore.jobs.commands import Command
+from batchscore.jobs.events import End, Events, Outcome, Silent
+from batchscore.jobs.leases import Leases, Presence, workers
+from batchscore.jobs.merge import assemble, write_errors
+from batchscore.jobs.meter import Meter, peak_rss_mb
+from batchscore.jobs.options import RunOptions
+from batchscore.jobs.output import Output, open_output
+from batchscore.jobs.parts import JOB, Parts, first_difference, start_parts
+from batchscore.jobs.pipeline import Pipeline
+from batchscore.jobs.plan import Plan, share_lines
+from batchscore.jobs.records import exists, read_record, write_record
+from batchscore.jobs.shards import Shard
+from batchscore.jobs.workers.job import WorkerJob, Workforce
+from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
+from batchscore.scorer import Scorer, Setup, set_up
+from batchscore.stop import Stop
+
+_MERGE_POLL_SECONDS = 0.5
+_NOTHING: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}
+
+Finish = Callable[[Unit, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class PreparedJob:
+    """A run that can begin: everything is open and decided, and nothing is written."""
+
+    command: Command
+    options: RunOptions
+    scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
+    output: Output
+    source: Source
+    shard: Shard
+    limits: MaxErrors
+    slots: Sequence[Slot]  # of worker processes; none: the model runs in this process
+    setup: Setup
+    plan: Plan
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether all units are this run's, so that the job ends with it."""
+        return self.shard.count == 1 and not self.options.is_dynamic
+
+    @property
+    def assembles(self) -> bool:
+        """Whether this run makes one file of the parts."""
+        return self.options.merge or (self.is_alone and not self.output.is_folder)
+
+    def units(self) -> list[Unit]:
+        """The input, divided into units; reads files that do not know their number of rows."""
+        return self.command.units(self.source, self.setup.budget.window_rows, listwise=self.setup.spec.listwise)
+
+    def for_worker(self) -> WorkerJob:
+        """What another process needs to score units of this job.
+
+        The dtype is fixed, since `auto` may be another on another machine, and so is the commit of a hub id, which may
+        have moved on since.
+        """
+        scorer = {**self.scorer, "dtype": self.setup.placement.dtype, **_commit_of(self.setup)}
+        return WorkerJob(self.command, scorer, self.source.addresses(), self.output.parts, self.options.errors)
+
+    def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
+        """Do what is left to do of the job, and assemble the output if that is for this run to do.
+
+        Raises:
+            StoppedError: `stop` was requested; another run resumes.
+            BatchscoreError: anything else that ends a run; finished units are kept.
+        """
+        return _Run(self, stop or Stop(), events or Silent()).outcome()
+
+
+def prepare(
+    command: Command, scorer: Mapping[str, Any], options: RunOptions, events: Events | None = None
+) -> PreparedJob:
+    """Open input, output and model, and decide everything; writes nothing.
+
+    Args:
+        command: what is made of the rows.
+        scorer: keywords of Scorer, `model` among them.
+        options: what is read and written, and which part of it.
+        events: is told that the model is being looked at, which takes a while where it is fetched.
+
+    Raises:
+        BatchscoreError: an option, a file or the model that cannot be used.
+    """
+    output = open_output(options.out)
+    source = open_source(options.inputs, split=options.split, skip=output.owns)
+    shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
+    output.check()
+    checks.refuse_overwriting_input(source, output)
+    checks.refuse_together(options, shard, output)
+    command.check(source)
+    slots = find_slots(options.devices) if options.devices is not None else []
+    (events or Silent()).loading(scorer["model"], "files")
+    setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
+    plan = Plan(setup, command, options.errors, source.fingerprint(), output.path, dict(scorer))
+    return PreparedJob(command, options, scorer, output, source, shard, limits, slots, setup, plan)
+
+
+def _commit_of(setup: Setup) -> dict[str, str]:
+    """The revision of a hub id, by which its cache names the folder; nothing for a folder of one's own."""
+    name, folder = setup.checkpoint.name, setup.checkpoint.folder
+    return {"revision": folder.name} if folder.parent.name == "snapshots" and not Path(name).is_dir() else {}
+
+
+class _Run:
+    """One run of a prepared job."""
+
+    def __init__(self, job: PreparedJob, stop: Stop, events: Events) -> None:
+        self.job, self.stop, self.events = job, stop, events
+        self.folder = open_folder(job.output.parts)
+        self.meter = Meter(on_change=events.progress)
+        self.done = _NOTHING  # counts of the units that this run finished
+        self.bad_before = 0  # bad rows of this process's units that an earlier run finished
+        job.source.on_step = stop.check  # dividing a large file of lines takes minutes
+
+    def outcome(self) -> Outcome:
+        """The whole run."""
+        if (found := self._found("nothing to do (--overwrite starts anew)")) is not None:
+            return found
+        checks.refuse_replacing_merged(self.folder, self.job.output, self.job.options)
+        fingerprint, overwrite = self.job.plan.fingerprint, self.job.options.overwrite
+        parts = start_parts(self.folder, fingerprint, self.job.units, overwrite=overwrite)
+        todo = self._todo(parts)
+        self._start(parts, todo)
+        try:
+            with self.stop.interruptible():
+                bad = self._bad_elsewhere(parts)
+                if todo:
+                    self._score(parts, todo, bad)
+                outcome = self._close(parts, *self._settle(parts))
+        except BatchscoreError as error:
+            return self._leave(parts, error)
+        self._list_errors(parts)
+        self.events.finished(outcome)
+        return outcome
+
+    def _found(self, reason: str) -> Outcome | None:
+        """The outcome if this very job is finished; OutputError if the output is another job's."""
+        output = self.job.output
+        if output.is_folder or self.job.options.overwrite or self.folder.has(JOB) or not exists(output.path):
+            return None
+        record = read_record(output.record()) or {}
+        difference = "it has no record" if not record else None
+        difference = difference or first_difference(record.get("fingerprint", {}), self.job.plan.fingerprint)
+        if difference is not None:
+            raise OutputError(
+                f"{output.path} already exists and is another job's: {difference}",
+                hint="pass --overwrite to replace it, or choose another output",
+            )
+        self.folder.discard()  # left by a run that was killed on its last step
+        counts = record["counts"]
+        self.job.limits.check(bad_rows(counts), counts["rows"])
+        self.events.note(f"{output.path} is complete: {reason}")
+        return self._outcome("found", counts, output.record(), bad_rows(counts))
+
+    def _todo(self, parts: Parts) -> list[Unit]:
+        """Units of this shard that are not done; in a dynamic claim all units, this shard's first."""
+        mine = self.job.shard.units(parts.units)
+        if self.job.options.is_dynamic:
+            own = {unit.index for unit in mine}
+            mine += [unit for unit in parts.units if unit.index not in own]
+        done = parts.finished()
+        if damaged := parts.check([unit.index for unit in mine if unit.index in done]):
+            self.events.note(f"parts {', '.join(map(str, damaged))} were damaged: scored again")
+        done -= set(damaged)
+        self.bad_before = sum(bad_rows(parts.part(unit.index).counts) for unit in mine if unit.index in done)
+        return [unit for unit in mine if unit.index not in done]
+
+    def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
+        job, files = self.job, len(self.job.plan.inputs)
+        share = share_lines(files, parts.units, todo, job.shard, is_dynamic=job.options.is_dynamic)
+        self.events.started([*job.plan.lines(), *share], job.plan.describe())
+        self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
+
+    def _bad_elsewhere(self, parts: Parts) -> int:
+        """Bad rows of units that are done, whoever did them; RuntimeFailureError if they are too many."""
+        if not self.job.limits.is_set:  # reading other shards' parts for nothing
+            return 0
+        bad = bad_rows(parts.counts())
+        self.job.limits.check(bad, parts.rows)
+        return bad
+
+    # ---- scoring
+
+    def _score(self, parts: Parts, todo: Sequence[Unit], bad: int) -> None:
+        """Score the units that this process gets; RuntimeFailureError if some were given up."""
+        given_up: dict[int, str] = {}
+        with Presence(parts, self._shard_name, self.meter) as presence:
+            claims = Claims(parts, presence, self.job.limits, is_dynamic=self.job.options.is_dynamic, bad=bad)
+            try:
+                with self._scoring(parts, claims.finish) as score:
+                    while todo and not given_up:
+                        given_up = score(claims.units(todo))
+                        todo = claims.wait_for_more(todo, self.stop)
+            finally:
+                claims.release()
+                self.done = claims.counts
+        for unit, reason in given_up.items():
+            parts.fail(unit, reason)
+        if given_up:
+            unit, reason = next(iter(given_up.items()))
+            raise RuntimeFailureError(
+                f"{len(given_up)} units were given up, the first of them unit {unit}: {reason}",
+                hint="run the same command again to try them once more",
+            )
+
+    @contextmanager
+    def _scoring(self, parts: Parts, finish: Finish) -> Iterator[Callable[[Iterator[Unit]], dict[int, str]]]:
+        """What scores units where the options say; it returns those that were given up, with the reason."""
+        job, options = self.job, self.job.options
+        self.events.loading(job.setup.checkpoint.name, "weights")
+        if not job.slots and options.engine == "local":
+            scorer = Scorer(job.setup)
+            pipeline = Pipeline(scorer, job.command, job.source, parts, options.errors, self.meter, self.stop)
+
+            def score(units: Iterator[Unit]) -> dict[int, str]:
+                pipeline.run(units, finish)
+                return {}
+
+            yield score
+            scorer.close()  # not after an error, which must not wait for what is in the model
+            return
+        workforce = Workforce(job.for_worker(), self.meter, self.stop, options.max_restarts, finish, self.events.note)
+        if options.engine == "ray":
+            from batchscore.jobs.workers.ray import run_on_ray
+
+            yield partial(run_on_ray, workforce, options.ray_address)
+        else:
+            yield partial(run_in_processes, workforce, job.slots)
+
+    # ---- the end
+
+    def _settle(self, parts: Parts) -> tuple[End, Mapping[str, Any]]:
+        """Decide how the run ends, and assemble the output if that is its end; counts of the whole job if it is whole.
+
+        Counts are read before the assembly: another run that assembles the same output may remove the parts.
+        """
+        job = self.job
+        if job.is_alone:
+            parts.require_ours()
+        missing = len(parts.units) - len(parts.finished())
+        if not self.folder.has(JOB):  # looked at last: another shard may have been the last one and have merged
+            return "merged-elsewhere", {}
+        if missing:
+            self.events.note(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
+            return "partial", {}
+        # a limit counts the bad rows of other processes that worked meanwhile, too
+        counts = parts.counts() if job.is_alone or job.assembles or job.limits.is_set else {}
+        job.limits.check(bad_rows(counts), parts.rows)
+        if not job.assembles:
+            return ("parts", counts) if job.is_alone else ("share", {})
+        with self.meter.timed("write"):
+            merged = self._merge(parts)
+        return ("merged", counts) if merged else ("merged-elsewhere", {})
+
+    def _merge(self, parts: Parts) -> bool:
+        """Assemble the output, or wait for the process that does. Returns whether this process did it."""
+        output = self.job.output
+        with Presence(parts, self._shard_name) as presence:
+            shared = not self.job.is_alone and parts.folder.is_local
+            leases = Leases(parts, presence) if shared else None
+            while leases is not None and not leases.claim_merge():
+                # the other process may have died in the middle, which three silent beats will show
+                if not self.folder.has(JOB) or (output.is_folder and exists(output.file)):
+                    return False
+                self.stop.check()
+                sleep(_MERGE_POLL_SECONDS)
+            assemble(parts, output.file, self.stop)
+            write_errors(parts, output)
+        return True
+
+    def _close(self, parts: Parts, end: End, counts: Mapping[str, Any]) -> Outcome:
+        """Write the record and remove what is of no more use."""
+        output, whole = self.job.output, end in ("parts", "merged")
+        spent = {stage: round(seconds, 3) for stage, seconds in self.meter.seconds.items()}
+        counts = {
+            **(counts if whole else self.done),
+            "tokens_forwarded": self.meter.tokens,
+            "seconds": {"total": round(self.meter.elapsed, 3), **spent},
+            "peak_rss_mb": peak_rss_mb(),
+        }
+        record = output.record("" if whole else f"-{self._process_name}")
+        write_record(record, self.job.plan.record(counts))
+        if end == "merged" and not output.is_folder:
+            self.folder.discard()
+        elif end in ("parts", "merged", "share") and output.is_folder:
+            parts.tidy()
+        return self._outcome(end, counts, record, bad_rows(counts) + (0 if whole else self.bad_before))
+
+    def _outcome(self, end: End, counts: Mapping[str, Any], record: str, bad: int) -> Outcome:
+        output = self.job.output
+        result = output.file if end in ("found", "merged", "merged-elsewhere") else output.parts
+        return Outcome(end, result, bad, counts, self.done, output.errors, record, self.job.plan)
+
+    def _leave(self, parts: Parts, error: BatchscoreError) -> Outcome:
+        """Leave the folder to the next run and raise the error, unless another run has finished the job meanwhile."""
+        is_stop = isinstance(error, StoppedError)
+        if not is_stop and (found := self._found("another run has finished it meanwhile")) is not None:
+            return found
+        with suppress(BatchscoreError):  # a damaged part must not hide why the run ended
+            self._list_errors(parts)
+        if self._leaves_nothing(parts):
+            self.folder.discard()
+        if not is_stop:
+            raise error
+        units = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
+        raise StoppedError(f"{error.message}; {units}", hint=error.hint) from error
+
+    def _list_errors(self, parts: Parts) -> None:
+        if self.done["faulty"] or self.bad_before:
+            write_errors(parts, self.job.output)
+
+    def _leaves_nothing(self, parts: Parts) -> bool:
+        """Whether a run that ends early has done nothing that is worth a folder."""
+        alone = self.job.is_alone and not self.job.output.is_folder
+        return alone and parts.is_bare() and all(worker["process"] == writer_id() for worker in workers(parts))
+
+    @property
+    def _shard_name(self) -> str:
+        return f"{self.job.shard.index}/{self.job.shard.count}"
+
+    @cached_property
+    def _process_name(self) -> str:
+        """What tells the records of a job's processes apart."""
+        return writer_id() if self.job.options.is_dynamic else self._shard_name.replace("/", "-of-")

@@ -1,0 +1,170 @@
+"""`score_files` and `rerank_files`: what the commands do, as calls."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import jobs
+from batchscore import rerank_files, score_files
+from batchscore.cli.main import app
+from batchscore.cli.rerank import rerank
+from batchscore.cli.score import score
+from batchscore.errors import InputError, OutputError, StoppedError, UsageError
+from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.events import Outcome, Silent
+from batchscore.jobs.files import RerankOptions, ScoreOptions
+from batchscore.jobs.meter import Meter
+from batchscore.jobs.options import RunOptions
+from batchscore.jobs.run import prepare
+
+pytestmark = pytest.mark.usefixtures("here")
+
+Tiny = Callable[[str], str]
+ROWS = jobs.random_rows(200)
+
+
+def command(*arguments: str) -> None:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "flags", "options"),
+    [
+        (score_files, "score", ["--keep-columns", "id", "--details"], {"keep_columns": "id", "details": True}),
+        (score_files, "score", ["--keep-columns", "none"], {"keep_columns": ()}),
+        (rerank_files, "rerank", ["--top-n", "3", "--return-documents"], {"top_n": 3, "return_documents": True}),
+    ],
+    ids=["score", "scores alone", "rerank"],
+)  # fmt: skip
+def test_a_call_writes_what_the_command_writes(
+    tiny: Tiny, function: Callable[..., Outcome], name: str, flags: list[str], options: dict[str, Any]
+) -> None:
+    jobs.write_rows("in.jsonl", ROWS)
+    command(
+        name, "--model", tiny("bert_ce"), "--in", "in.jsonl", "--out", "command.jsonl", "--window-rows", "64", *flags
+    )
+    outcome = function(tiny("bert_ce"), Path("in.jsonl"), "call.jsonl", unit_rows=64, **options)
+
+    assert Path("call.jsonl").read_bytes() == Path("command.jsonl").read_bytes()
+    assert (outcome.end, outcome.exit_code, outcome.output) == ("merged", 0, "call.jsonl")
+    assert outcome.counts["rows"] == 200
+    assert function(tiny("bert_ce"), ["in.jsonl"], "command.jsonl", unit_rows=64, **options).end == "found"
+
+
+@pytest.mark.slow
+def test_a_call_resumes_a_command_that_was_killed(tiny: Tiny) -> None:
+    rows = jobs.random_rows(6_000)
+    jobs.write_rows("in.parquet", rows)
+    options = ["--in", "in.parquet", "--out", "out.parquet", "--window-rows", "200"]
+    run = jobs.start("score", "--model", tiny("bert_ce"), *options)
+    jobs.wait_until(lambda: len(jobs.parts(".out.parquet.parts")) > 3)
+    run.kill()
+    run.communicate()
+    done = 200 * len(jobs.parts(".out.parquet.parts"))
+    assert 0 < done < 6_000
+    outcome = score_files(tiny("bert_ce"), "in.parquet", "out.parquet", window_rows=200)
+
+    assert outcome.done["rows"] == 6_000 - done
+    assert outcome.counts["rows"] == 6_000
+    assert pq.read_table("out.parquet")["id"].to_pylist() == [row["id"] for row in rows]
+
+
+def test_what_ends_a_command_with_an_exit_code_ends_a_call_with_its_exception(tiny: Tiny) -> None:
+    jobs.write_rows("in.jsonl", ROWS)
+    model = tiny("bert_ce")
+    with pytest.raises(InputError, match="column 'text' not found in in.jsonl"):
+        score_files(model, "in.jsonl", "out.jsonl", document_column="text")
+    with pytest.raises(StoppedError, match="stopped by --max-seconds"):
+        score_files(model, "in.jsonl", "out.jsonl", max_seconds=0)
+    with pytest.raises(UsageError, match="unknown option 'window'"):
+        score_files(model, "in.jsonl", "out.jsonl", window=7)  # type: ignore[call-arg]
+    assert not Path("out.jsonl").exists()
+    score_files(model, "in.jsonl", "out.jsonl")
+    with pytest.raises(OutputError, match="options.score_column was"):
+        score_files(model, "in.jsonl", "out.jsonl", score_column="s")
+
+
+def test_bad_rows_are_in_the_outcome_and_the_limit_is_an_exception(tiny: Tiny) -> None:
+    jobs.write_rows("in.jsonl", [*ROWS[:10], {**ROWS[10], "document": None}])
+    outcome = score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl", max_errors=1)
+
+    assert (outcome.bad_rows, outcome.exit_code, outcome.counts["scored"]) == (1, 7, 10)
+    assert Path(outcome.errors).exists()
+    again = score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl")
+    assert (again.end, again.bad_rows) == ("found", 1)
+
+
+@pytest.mark.parametrize(("run", "options"), [(score, ScoreOptions), (rerank, RerankOptions)], ids=["score", "rerank"])
+def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> None:
+    flags = set(signature(run).parameters) - {"model", "in_", "inputs", "out", "quiet", "log_format"}
+
+    assert flags - get_type_hints(options).keys() == set()
+
+
+class Recorder(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def loading(self, model: str, stage: str) -> None:
+        self.names.append(f"loading {stage}")
+
+    def started(self, lines: Any, description: Any) -> None:
+        self.names.append(f"started {description['command']}")
+
+    def progress(self, meter: Meter) -> None:
+        self.names.append("progress")
+
+    def finished(self, outcome: Outcome) -> None:
+        self.names.append(outcome.end)
+
+
+def test_events_come_in_their_order(tiny: Tiny) -> None:
+    jobs.write_rows("in.jsonl", ROWS)
+    events = Recorder()
+    score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl", events=events)
+
+    assert list(dict.fromkeys(events.names)) == [
+        "loading files", "started score", "loading weights", "progress", "merged"
+    ]  # fmt: skip
+
+
+def test_preparing_writes_nothing_and_a_prepared_job_can_run(tiny: Tiny) -> None:
+    jobs.write_rows("in.jsonl", ROWS)
+    job = prepare(ScoreCommand(), {"model": tiny("bert_ce")}, RunOptions(["in.jsonl"], "out.jsonl"))
+    assert (os.listdir(), len(job.units())) == (["in.jsonl"], 1)
+
+    assert job.execute().end == "merged"
+    assert len(Path("out.jsonl").read_text().splitlines()) == 200
+
+
+def test_workers_open_the_commit_that_the_run_opened(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch of the hub may move on while a long job starts its workers."""
+    commit = "models--org--name/snapshots/0123abcd"
+    shutil.copytree(tiny("bert_ce"), commit)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: os.path.abspath(commit))
+    jobs.write_rows("in.jsonl", ROWS)
+    options = RunOptions(["in.jsonl"], "out.jsonl")
+
+    assert prepare(ScoreCommand(), {"model": "org/name"}, options).for_worker().scorer["revision"] == "0123abcd"
+    assert "revision" not in prepare(ScoreCommand(), {"model": commit}, options).for_worker().scorer
+
+
+def test_the_functions_are_there_without_torch() -> None:
+    code = "import sys, batchscore; print('torch' in sys.modules, batchscore.score_files.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout == "False score_files\n"
