@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pyarrow.parquet as pq
@@ -26,7 +28,7 @@ from batchscore.jobs.events import Outcome, Silent
 from batchscore.jobs.files import RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.options import RunOptions
-from batchscore.jobs.run import prepare
+from batchscore.jobs.run import PreparedJob, prepare
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -161,6 +163,35 @@ def test_workers_open_the_commit_that_the_run_opened(tiny: Tiny, monkeypatch: py
 
     assert prepare(ScoreCommand(), {"model": "org/name"}, options).for_worker().scorer["revision"] == "0123abcd"
     assert "revision" not in prepare(ScoreCommand(), {"model": commit}, options).for_worker().scorer
+
+
+@pytest.mark.parametrize("out", ["parts/", "out.parquet"])
+def test_a_job_resumed_after_midnight_keeps_the_day_of_its_prompts(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Only where a template tells the date; half of a job must not read another prompt than the rest."""
+    jobs.write_rows("in.jsonl", ROWS)
+    template = "{{ strftime_now('%d %m %Y') }} {{ query }} {{ document }}"
+
+    def on(day: int, explicit: str | None = None, **options: Any) -> PreparedJob:
+        today = SimpleNamespace(today=lambda: date(2026, 1, day))
+        monkeypatch.setattr("batchscore.models.resolve.text_fields.date", today)
+        scorer = {"model": tiny("bert_ce"), "chat_template": template, "window_rows": 64, "template_date": explicit}
+        return prepare(ScoreCommand(), scorer, RunOptions(["in.jsonl"], out, **options))
+
+    assert on(30).execute().end in ("merged", "parts")
+    first = jobs.contents("parts") if out == "parts/" else {}
+    if first:
+        Path("parts/part-00001.parquet").unlink()
+    resumed = on(31)
+
+    assert resumed.setup.spec.template_date == "2026-01-30"
+    assert resumed.for_worker().scorer["template_date"] == "2026-01-30"
+    assert resumed.execute().end == ("parts" if first else "found")
+    assert not first or jobs.contents("parts") == first
+    assert on(31, overwrite=True).setup.spec.template_date == "2026-01-31"
+    with pytest.raises(OutputError, match='template_date was "2026-01-30" and is "2026-01-29"'):
+        on(31, "2026-01-29").execute()
 
 
 def test_the_functions_are_there_without_torch() -> None:

@@ -72,7 +72,7 @@ def test_answer_tokens_that_cannot_be_meant_are_refused(
     [{"chat_template": "none"}, {"score_type": "bi-encoder"}, {"convert": "embed"}, {"use_activation": False}],
 )
 def test_a_listwise_model_takes_no_other_prompt_or_readout(tiny: Tiny, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="this model reads lists of documents|a listwise model has a prompt"):
+    with pytest.raises(UsageError, match="this model reads all documents|a listwise model has a prompt"):
         Scorer(tiny("jina_listwise"), dtype="float32", **options)
 
 

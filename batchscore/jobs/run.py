@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
@@ -28,13 +27,14 @@ from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
-from batchscore.jobs.parts import JOB, Parts, first_difference, start_parts
+from batchscore.jobs.parts import JOB, Parts, first_difference, open_parts, start_parts
 from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.plan import Plan, share_lines
 from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.shards import Shard
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
+from batchscore.models.open import pinned_options
 from batchscore.scorer import Scorer, Setup, set_up
 from batchscore.stop import Stop
 
@@ -76,10 +76,11 @@ class PreparedJob:
     def for_worker(self) -> WorkerJob:
         """What another process needs to score units of this job.
 
-        The dtype is fixed, since `auto` may be another on another machine, and so is the commit of a hub id, which may
-        have moved on since.
+        The dtype is fixed, since `auto` may be another on another machine, and so are the commit of a hub id, which may
+        have moved on since, and the day that a template tells.
         """
-        scorer = {**self.scorer, "dtype": self.setup.placement.dtype, **_commit_of(self.setup)}
+        pinned = pinned_options(self.setup.checkpoint, self.setup.spec)
+        scorer = {**self.scorer, "dtype": self.setup.placement.dtype, **pinned}
         return WorkerJob(self.command, scorer, self.source.addresses(), self.output.parts, self.options.errors)
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
@@ -116,14 +117,18 @@ def prepare(
     slots = find_slots(options.devices) if options.devices is not None else []
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
+    if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
+        setup = _on_its_day(setup, output)
     plan = Plan(setup, command, options.errors, source.fingerprint(), output.path, dict(scorer))
     return PreparedJob(command, options, scorer, output, source, shard, limits, slots, setup, plan)
 
 
-def _commit_of(setup: Setup) -> dict[str, str]:
-    """The revision of a hub id, by which its cache names the folder; nothing for a folder of one's own."""
-    name, folder = setup.checkpoint.name, setup.checkpoint.folder
-    return {"revision": folder.name} if folder.parent.name == "snapshots" and not Path(name).is_dir() else {}
+def _on_its_day(setup: Setup, output: Output) -> Setup:
+    """The setup, with the day that its template tells set to that of the job in this output, if there is one."""
+    parts = open_parts(open_folder(output.parts))
+    fingerprint = parts.fingerprint if parts else (read_record(output.record()) or {}).get("fingerprint", {})
+    day = fingerprint.get("model", {}).get("template_date")
+    return replace(setup, spec=replace(setup.spec, template_date=day)) if day else setup
 
 
 class _Run:
