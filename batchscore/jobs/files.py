@@ -41,6 +41,7 @@ class FileOptions(ScorerOptions, total=False):
     ray_address: str | None
     unit_rows: int  # of Scorer called window_rows
     query_column: str
+    document_fields: str | Sequence[str] | None
     limit: int | None
 
 
@@ -85,8 +86,7 @@ def score_files(
         BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
     """
     kept = options.pop("keep_columns", "all")
-    names = {"all": None, "none": ()}.get(kept, kept.split(",")) if isinstance(kept, str) else kept
-    columns = None if names is None else tuple(name.strip() for name in names)
+    columns = {"all": None, "none": ()}.get(kept, _listed(kept)) if isinstance(kept, str) else tuple(kept)
     return _run(ScoreCommand, {"keep_columns": columns}, model, inputs, out, options, events)
 
 
@@ -124,10 +124,12 @@ def _run(
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
     left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
-    command = kind(**own, **_taken(left, kind))
-    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
+    if left.get("document_fields") is not None:
+        left["document_fields"] = _listed(left["document_fields"])
+    command = kind(**own, **_taken(left, kind))
+    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
     stop, seconds = Stop(), left.pop("max_seconds", None)
     if seconds is not None:
@@ -138,6 +140,11 @@ def _run(
     if unknown := [name for name in left if name not in known]:
         raise UsageError(f"unknown option {unknown[0]!r}", hint="options are the flags of the command line")
     return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+
+
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from a list separated by commas, as on the command line, or from any other."""
+    return tuple(name.strip() for name in (names.split(",") if isinstance(names, str) else names))
 
 
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
