@@ -142,7 +142,7 @@ def refused(result: Result) -> tuple[int, str]:
     """(exit code, what is said) of a call that was refused in one line and a hint."""
     assert isinstance(result.exception, SystemExit), result.exception
     assert "Traceback" not in result.output
-    said = result.stderr.splitlines()
+    said = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
     assert [line.split(":")[0] for line in said] == ["error", "hint"], said
     return result.exit_code, said[0]
 

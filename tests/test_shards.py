@@ -184,8 +184,8 @@ def test_torchrun_inside_of_an_array_is_refused(more: Environment) -> None:
     [
         ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK='x' in the environment is not a number"),
         ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE='' in the environment is not a number"),
-        ({"RANK": "3", "WORLD_SIZE": "2"}, "shard 3 of 2, which there is not"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "shard 0 of 0, which there is not"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "shard 3 of 2, which does not exist"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "shard 0 of 0, which does not exist"),
     ],
 )
 def test_what_a_launcher_cannot_mean_is_refused(environment: dict[str, str], said: str) -> None:

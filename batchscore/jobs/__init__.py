@@ -1,1 +1,1 @@
-"""Files in, files out, surviving kills: what is scored into which folder, by whom, and how far it is."""
+"""Files in, files out, surviving kills: what is scored into which folder, by which process, and how far it is."""

@@ -125,12 +125,12 @@ def _run(
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
     left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
-    if isinstance(left.get("document_fields"), str):
+    if left.get("max_errors") is not None:
+        left["max_errors"] = str(left["max_errors"])
+    if left.get("document_fields") is not None:
         left["document_fields"] = _listed(left["document_fields"])
     command = kind(**own, **_taken(left, kind))
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    if left.get("max_errors") is not None:
-        left["max_errors"] = str(left["max_errors"])
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
     stop, seconds = Stop(), left.pop("max_seconds", None)
     if seconds is not None:
@@ -142,10 +142,11 @@ def _run(
     return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
 
 
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from a list separated by commas, as on the command line, or from any other."""
+    return tuple(name.strip() for name in (names.split(",") if isinstance(names, str) else names))
+
+
 def _taken(options: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The options that are fields of a dataclass, taken out."""
     return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
-
-
-def _listed(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.split(","))

@@ -1,6 +1,7 @@
-"""Where a run's output, its parts and what it says of itself lie.
+"""Where a run's output, its parts, its record and its list of errors lie.
 
-Of a file the parts are hidden beside it until it is assembled; a folder is the parts.
+If the output is a file, its parts are in a hidden folder beside it until it is assembled. If it is a folder, it holds
+the parts itself.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Output:
 
     @property
     def errors(self) -> str:
-        """The list of rows at fault."""
+        """The list of bad rows."""
         return f"{self.path}/_errors.jsonl" if self.is_folder else f"{self.path}.errors.jsonl"
 
     def record(self, shard: str = "") -> str:
-        """The run record, of a shard if there are several."""
+        """The run record, or that of one shard."""
         return f"{self.path}/_run{shard}.json" if self.is_folder else f"{self.path}.run{shard}.json"
 
     def owns(self, path: str) -> bool:
@@ -53,32 +54,32 @@ class Output:
         return path in (own, *others) or (path.startswith(f"{own}/") if self.is_folder else is_record)
 
     def check(self) -> None:
-        """Raise UsageError or OutputError for what cannot be written there."""
+        """Raise UsageError or OutputError if the output cannot be written."""
         if self.is_folder and is_url(self.path):
             require_store(self.path)
         elif self.is_folder:
             if os.path.exists(self.path) and not os.path.isdir(self.path):
                 raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
-            there = self.path
-            while not os.path.exists(there):
-                there = os.path.dirname(there) or "."
-            if not os.access(there, os.W_OK | os.X_OK):
+            existing = self.path  # or the nearest parent that exists: the folder itself is made later
+            while not os.path.exists(existing):
+                existing = os.path.dirname(existing) or "."
+            if not os.access(existing, os.W_OK | os.X_OK):
                 raise OutputError(
-                    f"cannot write into {self.path}: no permission to write in {there}", hint="choose another folder"
+                    f"cannot write into {self.path}: no permission to write in {existing}", hint="choose another folder"
                 )
         else:
             require_writable(self.path)
 
 
 def open_output(path: str) -> Output:
-    """A folder if it ends with a slash or is one already, else a file."""
+    """A folder if the path ends with a slash or is an existing folder, else a file."""
     path = local_path(path)
     name = path if path.endswith("://") else path.rstrip("/") or "/"
     return Output(name, path.endswith("/") or os.path.isdir(path))
 
 
 def find_parts(path: str) -> Parts | None:
-    """The parts of the job that writes `path`, a file or a folder, if there are any."""
+    """The parts of the job whose output is `path`, if there are any."""
     output = open_output(path)
     if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
         output = Output(output.path, True)
@@ -86,7 +87,7 @@ def find_parts(path: str) -> Parts | None:
 
 
 def find_record(path: str) -> dict[str, Any]:
-    """The record of the job that wrote the file `path` and left no parts; OutputError if there is none."""
+    """The record of the finished job that wrote the file `path`; OutputError if there is none."""
     output = open_output(path)
     record = read_record(output.record()) if not output.is_folder and exists(output.file) else None
     if record is None or "fingerprint" not in record:

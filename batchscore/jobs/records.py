@@ -1,4 +1,4 @@
-"""Small JSON files beside an output, on a disk or an object store, each there whole or not at all."""
+"""Small JSON files beside an output, on a disk or an object store, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchscore.io.storage import Folder, open_folder, split_url
 
 
 def read_record(path: str) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is none that can be read."""
+    """The JSON object in a file; None if it is missing or damaged."""
     folder, name = _split(path)
     try:
         record = json.loads(bytes(folder.read(name)))
@@ -26,7 +26,7 @@ def write_record(path: str, record: Mapping[str, Any]) -> None:
 
 
 def write_lines(path: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON Lines; no records, no file."""
+    """Write JSON Lines; without records the file is removed."""
     folder, name = _split(path)
     if records:
         folder.write(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
@@ -35,7 +35,7 @@ def write_lines(path: str, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Whether a file exists."""
     folder, name = _split(path)
     return folder.has(name)
 

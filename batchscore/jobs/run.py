@@ -300,7 +300,7 @@ class _Run:
         return True
 
     def _close(self, parts: Parts, end: End, counts: Mapping[str, Any]) -> Outcome:
-        """Write the record and remove what is of no more use."""
+        """Write the record and remove what is no longer needed."""
         output, whole = self.job.output, end in ("parts", "merged")
         spent = {stage: round(seconds, 3) for stage, seconds in self.meter.seconds.items()}
         counts = {
