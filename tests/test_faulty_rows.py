@@ -381,6 +381,24 @@ def test_torch_running_out_of_memory_is_told_from_other_failures(
             scorer.score("a", "b")
 
 
+def test_running_out_of_memory_behind_the_body_is_told_too(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPLADE's head gives a number for each word of the vocabulary, which is more than the body ever holds."""
+    scorer = Scorer(tiny("bert_ce"), batch_tokens=1024, cache_mb=0, dtype="float32")
+    head = scorer.batcher._runner.model.head
+    plain, sizes = head.forward, list[int]()
+
+    def forward(pooled: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pooled))
+        if len(pooled) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return plain(pooled)
+
+    expected = scorer.score("a", ["b", "c", "d", "e f"])
+    monkeypatch.setattr(head, "forward", forward)
+    np.testing.assert_allclose(scorer.score("a", ["b", "c", "d", "e f"]), expected, atol=1e-6)
+    assert max(sizes) > 2 >= sizes[-1]
+
+
 def test_a_row_that_alone_does_not_fit_is_at_fault(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = short_rows(40)
     rows[17]["document"] = rows[23]["document"] = "paper " * 60

@@ -16,7 +16,7 @@ from batchscore.errors import BatchscoreError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import pair_work, text_work
+from batchscore.models.text.prompts import pair_work, shortened, text_work
 from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer, num_specials
 from batchscore.scorer import Scorer
 from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
@@ -316,3 +316,19 @@ def test_error_names_the_first_row_that_is_too_long(
     assert (min(work.faults), fault.code, fault.is_models) == (row, "too-long", False)
     assert (fault.message, str(fault.hint)[:18]) == ("longer than max_length 64 tokens", "pass --truncation ")
     assert [number for number in range(len(work)) if work.right[number] < 0] == sorted(work.faults)
+
+
+# ---- max_tokens_per_doc
+
+
+def test_max_tokens_count_the_letters_that_the_model_reads(tiny: Tiny) -> None:
+    """Capitals fall into more tokens; where the model lower-cases its texts, the limit is of what it reads."""
+    tokenizer, spec = opened(tiny, "xlmr_ce", max_tokens_per_doc=4)
+    spec = replace(spec, lower_case=True)
+    document = "the cat sat on the mat".upper()
+    assert tokenizer.count(document) > tokenizer.count(document.lower()) > 4
+
+    shorter, _ = shortened(tokenizer, spec, pairs(["cat"], [document]))
+
+    assert tokenizer.count(shorter.documents.values[0]) == 4
+    assert document.lower().startswith(shorter.documents.values[0])

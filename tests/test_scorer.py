@@ -370,3 +370,17 @@ def test_an_option_outside_its_choices_is_refused(tiny: Tiny, options: dict[str,
         Scorer(tiny("bert_mean"), **options)
 
     assert caught.value.message == message
+
+
+def test_rerank_reads_a_window_at_a_time_as_score_does(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    with Scorer(tiny("bert_ce"), dtype="float32", window_rows=3) as scorer:
+        tokenize = scorer.batcher.tokenize
+        monkeypatch.setattr(scorer.batcher, "tokenize", lambda pairs: sizes.append(len(pairs)) or tokenize(pairs))
+        documents = ["cat", "dog", "bird", "fish", "river", "house", "seven"]
+        ranked = scorer.rerank("cat", documents)
+        scores = scorer.score("cat", documents)
+
+    assert sizes == [3, 3, 1] * 2
+    assert [one.index for one in ranked] == np.argsort(-scores, kind="stable").tolist()
+    assert [one.relevance_score for one in ranked] == sorted(scores.tolist(), reverse=True)

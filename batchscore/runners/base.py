@@ -138,7 +138,7 @@ class BaseRunner:
     def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
         """The pack of the items at `index`, ready for `forward`."""
         pack = items.take(index)
-        with self._device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
+        with self.device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
             return collate(
                 pack,
                 self.model.layout,
@@ -148,11 +148,19 @@ class BaseRunner:
                 is_query=is_query,
             )
 
+    def forward(self, batch: Batch) -> Any:
+        """The outputs of a pack; what goes wrong on the device is told apart from what is wrong with the input."""
+        with torch.inference_mode(), self.device_errors(batch.num_tokens, batch.longest):
+            return self.outputs(batch)
+
+    def outputs(self, batch: Batch) -> Any:
+        """The outputs of a pack, as this score type makes them."""
+        raise NotImplementedError
+
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
-        with self._device_errors(batch.num_tokens, batch.longest):
-            hidden = torch.cat([self._run(body, call) for call in batch.calls])
+        hidden = torch.cat([self._run(body, call) for call in batch.calls])
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
         return States(hidden, batch.sizes, batch.lengths, batch.keep)
@@ -171,7 +179,7 @@ class BaseRunner:
         return states if call.tokens is None else states[call.tokens]
 
     @contextmanager
-    def _device_errors(self, tokens: int, longest: int) -> Iterator[None]:
+    def device_errors(self, tokens: int, longest: int) -> Iterator[None]:
         """Tell a full memory, a lost device and a model that cannot read its input from each other."""
         try:
             yield

@@ -26,8 +26,7 @@ class BiEncoder(BaseRunner):
         """One sequence for each distinct text."""
         return text_work(self.tokenizer, self.spec, pairs)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
+    def outputs(self, batch: Batch) -> Tensor:
         """float32 [n, dim]: sentence vectors."""
         states, spec = self.states(batch), self.spec
         if spec.pooling == ("splade",):

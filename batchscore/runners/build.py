@@ -99,7 +99,7 @@ def _probed_layout(probe: BaseRunner) -> Layout:
         ids = (np.repeat(lengths, lengths) + items.positions) % probe.model.vocabulary
         runner = replace(probe, model=replace(probe.model, layout=layout))
         batch = runner.collate(items.with_columns(ids=ids.astype(np.int32)), np.arange(len(lengths)), is_query=False)
-        with torch.inference_mode():
+        with torch.inference_mode(), runner.device_errors(batch.num_tokens, batch.longest):
             return runner.states(batch).hidden
 
     def equal(layout: Layout, alone: Tensor) -> bool:

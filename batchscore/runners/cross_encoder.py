@@ -27,8 +27,7 @@ class CrossEncoder(BaseRunner):
             return pair_work(self.tokenizer, self.spec, pairs)
         return template_work(self.tokenizer, self.spec, self.template, pairs)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
+    def outputs(self, batch: Batch) -> Tensor:
         """float32 [n]: logits."""
         logits: Tensor = self.model.head(pool(self.states(batch), self.spec.pooling))[:, 0]
         return (logits - self.spec.logit_mean) / self.spec.logit_sigma

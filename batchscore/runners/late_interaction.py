@@ -26,8 +26,7 @@ class LateInteraction(BaseRunner):
         """One sequence for each distinct text."""
         return text_work(self.tokenizer, self.spec, pairs)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> Matrices:
+    def outputs(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
         vectors: Tensor = self.model.head(self.kept_states(batch))[:, : self.spec.dimensions or None]
         return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(batch.kept_sizes))

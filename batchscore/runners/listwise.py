@@ -24,8 +24,7 @@ class Listwise(BaseRunner):
         assert self.template is not None
         return list_work(self.tokenizer, self.spec, self.template, pairs)
 
-    @torch.inference_mode()
-    def forward(self, batch: Batch) -> list[Tensor]:
+    def outputs(self, batch: Batch) -> list[Tensor]:
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
         vectors: Tensor = self.model.head(self.kept_states(batch))
         return [cosine_similarity(part[-1:], part[:-1], dim=1) for part in vectors.split(batch.kept_sizes)]
