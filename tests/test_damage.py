@@ -130,4 +130,4 @@ def test_the_callers_torch_threads_are_left_alone(tiny: Tiny) -> None:
         thread.join()
 
         assert (torch.get_num_threads(), found) == (before, [before])
-        assert set(scorer._workers.map(lambda _: torch.get_num_threads(), range(4))) == {1}
+        assert set(scorer.batcher._workers.map(lambda _: torch.get_num_threads(), range(4))) == {1}

@@ -643,7 +643,9 @@ def columns(queries: Sequence[str], documents: Sequence[str]) -> Pairs:
 
 def rank_by(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> Floats:
     """Scores, or the logits they are made of."""
-    return scorer.score_work(scorer.tokenize(columns(queries, documents))).rank_by
+    work = scorer.batcher.tokenize(columns(queries, documents))
+    scores = score_work(scorer, work)
+    return scores.score if scores.logit is None else scores.logit
 
 
 # where several processes share the suite, one loads a row for all tests of it
