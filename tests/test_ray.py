@@ -31,7 +31,7 @@ from batchscore.errors import (
     OutputError,
     RuntimeFailureError,
 )
-from batchscore.io.source import FileAddresses
+from batchscore.io.source import open_source
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.commands import ScoreCommand
 from batchscore.jobs.meter import Amounts, Meter
@@ -218,7 +218,7 @@ def job(tiny: Tiny) -> WorkerJob:
     assert CliRunner().invoke(app, [*arguments(tiny, Path("."), rows=20), "--out", "parts/"]).exit_code == 0
     for unit in (1, 2):
         os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
-    source = FileAddresses(("./in.parquet",), None)
+    source = open_source(["./in.parquet"]).addresses()
     scorer = {"model": tiny("bert_ce"), "dtype": "float32", "window_rows": 20}
     return WorkerJob(ScoreCommand(), scorer, source, "parts", "fail")
 

@@ -79,8 +79,8 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
             **constant(_LISTWISE, similarity="cosine", normalize=False),
         }
     tokens, method, source = answer_tokens(checkpoint)
-    if tokens and "classifier_from_token" not in checkpoint.overrides and checkpoint.has_tensor("score.weight"):
-        tokens = ()  # a conversion to a classifier, which already has the head that these tokens would make
+    if tokens and source.kind != "user" and checkpoint.has_tensor("score.weight"):
+        tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
     ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
         method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
