@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from batchscore.errors import BatchscoreError, InputError
-from batchscore.models.arch import supported
+from batchscore.models.arch import ARCHITECTURES, supported
 from batchscore.models.arch.entry import Architecture
 from batchscore.models.checkpoint import Checkpoint, UncheckedError
 from batchscore.models.heads import value_range
@@ -60,7 +60,7 @@ def inspect_model(
         inspection.findings |= {
             "spec": spec.describe(),
             "score_range": value_range(spec.activation, spec.similarity),
-            "listed": spec.backbone.is_listed,
+            "listed": spec.architecture in ARCHITECTURES,
         }
         tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
     except BatchscoreError as error:

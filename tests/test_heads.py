@@ -19,12 +19,13 @@ from transformers import AutoModelForSequenceClassification
 
 import checkpoints
 from batchscore.errors import BatchscoreError, CheckpointError
+from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.heads import Head, activate, answer_head, load_dense, make_activation, take_head, value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.resolve import resolve
 from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
-from batchscore.models.spec import DenseSpec, Layer
+from batchscore.models.spec import DenseSpec
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.scorer import Scorer
 

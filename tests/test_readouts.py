@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from batchscore.models.arch.entry import PoolingMode
 from batchscore.models.readouts import States, first_token, pool
-from batchscore.models.spec import POOLING_MODES, PoolingMode
+from batchscore.models.spec import POOLING_MODES
 
 # a prompt of one token and two tokens that count; a sequence of one token
 HIDDEN = [[1.0, 8.0], [3.0, -4.0], [5.0, 2.0], [-2.0, -6.0]]

@@ -13,11 +13,12 @@ import pytest
 
 import checkpoints
 from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.configs import load_config
 from batchscore.models.resolve.options import read_values, taken_apart, user_options
-from batchscore.models.spec import DenseSpec, Layer, ModelSpec
+from batchscore.models.spec import DenseSpec, ModelSpec
 from batchscore.scorer import Scorer
 
 Tiny = Callable[[str], str]

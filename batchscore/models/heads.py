@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from batchscore.errors import CheckpointError
+from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.spec import DenseSpec, Layer, TokenMethod
+from batchscore.models.spec import DenseSpec, TokenMethod
 
 _EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 _ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")

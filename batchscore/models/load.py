@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +20,12 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedCon
 from transformers.utils import logging
 
 from batchscore.errors import CheckpointError, UsageError, first_line
+from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import Head, answer_head, embeddings_of, load_dense, make_activation, take_head
 from batchscore.models.lora import merge_adapter
 from batchscore.models.resolve.options import nearest
-from batchscore.models.spec import Backbone, ModelSpec, Rename
+from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
@@ -80,24 +81,17 @@ def load_model(
     if not dry:
         checkpoint.fetch_weights()
     stored = checkpoint.empty_tensors() if dry else checkpoint.read_tensors()
-    tensors = _renamed(stored, (*_OLD_NAMES, *spec.backbone.renames))
+    tensors = _renamed(stored, (*_OLD_NAMES, *spec.arch.renames))
     names = sorted(tensors)
     dense = load_dense(checkpoint, spec.dense, dry=dry)
     with _named(checkpoint.name):
         head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), dense)
-        config = _native_config(checkpoint, spec.backbone)
-        loaded = []
-        for adapter in dict.fromkeys(spec.adapters):
-            merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
-            loaded.append(_load_body(checkpoint, spec.backbone, config, merged, dtype, trust_remote_code))
-        bodies = [body for body, _ in loaded]
-        with _transformers_errors():
-            vocabulary = bodies[0].get_input_embeddings().num_embeddings
+        config = _native_config(checkpoint, spec)
+        bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
+        vocabulary = _vocabulary(bodies[0])
     _check_width(checkpoint, spec, head, config)
     _check_positions(checkpoint, spec, bodies[0])
-    is_flat = _choose_attention(bodies, spec.backbone, packed_attention, config)
-    # the body's pooler is dropped below; a head that is made of it has taken its tensors already
-    unread = {name for _, names in loaded for name in names} | {name for name in tensors if "pooler." in name}
+    is_flat = _choose_attention(bodies, spec, packed_attention, config)
     return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
         head=head.eval().requires_grad_(False).to(device),
@@ -106,21 +100,6 @@ def load_model(
         vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
-
-
-def _choose_attention(
-    bodies: Sequence[Any], backbone: Backbone, packed_attention: str | None, config: PreTrainedConfig | None
-) -> bool:
-    """Give the bodies their attention; returns whether they run without padding."""
-    able = backbone.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
-    # some releases' sdpa ignores Gemma 2's soft-capping
-    padded_attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-    attention = packed_attention if able and packed_attention else padded_attention
-    for body in bodies:
-        if attention:
-            body.set_attn_implementation(attention)
-        body.pooler = None  # its layer is in the head; on a flat batch it would read one sequence only
-    return bool(able and packed_attention)
 
 
 # ---- tensors
@@ -167,16 +146,16 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
 # ---- body
 
 
-def _native_config(checkpoint: Checkpoint, backbone: Backbone) -> PreTrainedConfig | None:
+def _native_config(checkpoint: Checkpoint, spec: ModelSpec) -> PreTrainedConfig | None:
     """The config object of the body's class; None for a model type that neither transformers nor this program has.
 
     Raises:
         UsageError: an override of config.json that nothing reads.
     """
-    content = dict(backbone.config)
+    content = dict(spec.config)
     kind = CONFIG_MAPPING[content["model_type"]] if content.get("model_type") in CONFIG_MAPPING else None
     if kind is None:
-        return PreTrainedConfig.from_dict(content) if backbone.body else None
+        return PreTrainedConfig.from_dict(content) if spec.arch.body else None
     _check_overrides(checkpoint, kind)
     with _transformers_errors():
         config: PreTrainedConfig = kind.from_dict(content)
@@ -193,22 +172,44 @@ def _check_overrides(checkpoint: Checkpoint, kind: type[PreTrainedConfig]) -> No
             raise UsageError(f"{source}: nothing reads {key!r}", hint=nearest(key, known))
 
 
-def _load_body(
+def _load_bodies(
     checkpoint: Checkpoint,
-    backbone: Backbone,
+    spec: ModelSpec,
     config: PreTrainedConfig | None,
     tensors: Mapping[str, Tensor],
     dtype: str,
     trust_remote_code: bool,
-) -> tuple[Any, list[str]]:
+    *,
+    dry: bool,
+) -> tuple[list[Any], set[str]]:
+    """A body for each adapter, or the only one, and the tensors that they do not read."""
+    bodies = []
+    # the pooler is dropped from the body; a head that is made of it has taken its tensors already
+    unread = {name for name in tensors if "pooler." in name}
+    for adapter in dict.fromkeys(spec.adapters):
+        merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
+        body, unexpected = _load_body(checkpoint, spec, config, merged, dtype, trust_remote_code)
+        bodies.append(body)
+        unread.update(unexpected)
+    return bodies, unread
+
+
+def _load_body(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    config: PreTrainedConfig | None,
+    tensors: Mapping[str, Tensor],
+    dtype: str,
+    trust_remote_code: bool,
+) -> tuple[Any, Collection[str]]:
     """(model, tensors it does not read)."""
     if config is None:
         return _load_remote_code(checkpoint, dtype, trust_remote_code), []
     if config.is_encoder_decoder:
         raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
-        module, _, name = backbone.body.partition(":")
-        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, backbone.body_renames)
+        module, _, name = spec.arch.body.partition(":")
+        kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, spec.arch.body_renames)
     elif type(config) in MODEL_MAPPING:
         kind = MODEL_MAPPING[type(config)]
     else:
@@ -225,8 +226,8 @@ def _load_body(
         )
     for name, stored, expected in sorted(report["mismatched_keys"]):
         raise CheckpointError(f"{name} is {list(stored)}, and by config.json it should be {list(expected)}")
-    _check_report(report["missing_keys"], report["unexpected_keys"], backbone)
-    return model, sorted(report["unexpected_keys"])
+    _check_report(report["missing_keys"], report["unexpected_keys"], spec)
+    return model, report["unexpected_keys"]
 
 
 def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
@@ -237,6 +238,26 @@ def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: boo
         )
     with _transformers_errors(), _quiet():
         return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
+
+
+def _choose_attention(
+    bodies: Sequence[Any], spec: ModelSpec, packed_attention: str | None, config: PreTrainedConfig | None
+) -> bool:
+    """Give the bodies their attention; returns whether they run without padding."""
+    able = spec.arch.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
+    # some releases' sdpa ignores Gemma 2's soft-capping
+    padded_attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    attention = packed_attention if able and packed_attention else padded_attention
+    for body in bodies:
+        if attention:
+            body.set_attn_implementation(attention)
+        body.pooler = None  # its layer is in the head; on a flat batch it would read one sequence only
+    return bool(able and packed_attention)
+
+
+def _vocabulary(body: Any) -> int:
+    with _transformers_errors():
+        return int(body.get_input_embeddings().num_embeddings)
 
 
 @contextmanager
@@ -274,9 +295,12 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_report(missing: Sequence[str], unexpected: Sequence[str], backbone: Backbone) -> None:
+def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
     needed = [key for key in missing if not _NOT_NEEDED.search(key)]
-    allowed = re.compile("|".join([_UNREAD, *backbone.unread]))
+    # the architecture's own heads stay in the file where another readout is chosen
+    heads = () if spec.head else (*spec.arch.head, *spec.arch.mlm_head)
+    patterns = [_UNREAD, spec.arch.unread, *(re.escape(layer.name) for layer in heads)]
+    allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
     unread = [key for key in unexpected if not allowed.search(key)]
     for problem, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.models.spec import PoolingMode
+from batchscore.models.arch.entry import PoolingMode
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
+from batchscore.models.arch.entry import Architecture, Layer, PoolingMode
 from batchscore.types import ScoreType, Truncation
 
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken", "splade"]
 # in the order in which several modes of one checkpoint are concatenated (sentence-transformers' order)
 POOLING_MODES: tuple[PoolingMode, ...] = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 Similarity = Literal["identity", "cosine", "dot", "maxsim", "meanmaxsim"]
@@ -38,20 +38,6 @@ DEFAULT = Source("rule", "default")
 SCORE_TYPE = Source("rule", "score type")
 
 
-class Rename(NamedTuple):
-    """A tensor under another name: a regular expression, and the names it becomes; several share its rows evenly."""
-
-    pattern: str
-    names: tuple[str, ...]
-
-
-class Layer(NamedTuple):
-    """One step of a head: the linear layer (or layer norm, if its weight is a vector) of this name, then a function."""
-
-    name: str  # of the tensors, without ".weight"
-    activation: str = ""  # one of transformers' activation functions; none if empty
-
-
 @dataclass(frozen=True, slots=True)
 class DenseSpec:
     """One Dense module of a modules.json chain: activation(x @ weight.T + bias)."""
@@ -75,24 +61,11 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
-class Backbone:
-    """How to load the body: what the loader needs to know of the architecture."""
-
-    is_listed: bool  # False: handled by the ending of its name, so how it takes several sequences must be tried
-    config: Mapping[str, Any]  # config.json, translated for the class in transformers
-    renames: tuple[Rename, ...]
-    body: str  # "module:class" for a model type that transformers lacks
-    body_renames: tuple[Rename, ...]
-    flat: bool  # whether sequences may share a batch row
-    unread: tuple[str, ...]  # regular expressions: tensors that this way of scoring does not read
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A resolved checkpoint.
 
-    `sources` says where each field comes from, and `backbone` is for the loader. Neither identifies a score, so they
-    are left out of comparisons, of `describe` and so of a job's fingerprint.
+    The last three fields do not identify a score, so they are left out of comparisons, of `describe` and so of a job's
+    fingerprint.
     """
 
     score_type: ScoreType
@@ -148,8 +121,9 @@ class ModelSpec:
     similarity: Similarity
     normalize: bool  # unit vectors before the similarity; only a dot product can tell
 
-    sources: Mapping[str, Source] = field(compare=False)
-    backbone: Backbone = field(compare=False)
+    sources: Mapping[str, Source] = field(compare=False)  # where each field comes from
+    arch: Architecture = field(compare=False)  # how the body is loaded
+    config: Mapping[str, Any] = field(compare=False)  # config.json, translated for the class in transformers
 
     @property
     def reads_like_vllm(self) -> bool:

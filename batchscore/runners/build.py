@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from batchscore.errors import CheckpointError, RuntimeFailureError
+from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
@@ -73,7 +74,7 @@ def build_runner(
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    if not spec.backbone.is_listed:
+    if spec.architecture not in ARCHITECTURES:
         probe = BaseRunner(spec, template, tokenizer, model, placement.device, cache, None)
         model = replace(model, layout=_probed_layout(probe))
     try:

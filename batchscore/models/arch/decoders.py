@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.entry import Architecture, Entry, Json, same
-from batchscore.models.spec import Layer, PoolingMode
+from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, PoolingMode, same
 
 LAST = Architecture(pooling="lasttoken")
 SCORE = replace(LAST, score_type="cross-encoder", head=(Layer("score"),))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.entry import Architecture, Entry, Json
-from batchscore.models.spec import Layer, Rename
+from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename
 
 # BERT's class keeps the first layer of its head in the body as the "pooler"; RoBERTa's classifier has both layers
 _POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from batchscore.models.spec import Layer, PoolingMode, Rename
 from batchscore.types import ScoreType
 
 Json = dict[str, Any]
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken", "splade"]
+
+
+class Rename(NamedTuple):
+    """A tensor under another name: a regular expression and its replacement; several divide its rows evenly."""
+
+    pattern: str
+    names: tuple[str, ...]
+
+
+class Layer(NamedTuple):
+    """One step of a head: the linear layer (or layer norm, if its weight is a vector) of this name, then a function."""
+
+    name: str  # of the tensors, without ".weight"
+    activation: str = ""  # one of transformers' activation functions; none if empty
 
 
 def same(config: Json) -> Json:

@@ -7,7 +7,6 @@ is never looked at.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from batchscore.models.resolve.context import Context
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import CONFIG_JSON, MODULES_JSON, Backbone, ModelSpec, Source, Sourced
+from batchscore.models.spec import CONFIG_JSON, MODULES_JSON, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -41,13 +40,12 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     arch = _architecture(checkpoint)
     with _reading_config(checkpoint):
         config = arch.translate(checkpoint.config)
-    vllm = "compat" in options
     score_type = options.get("score_type") or _score_type(checkpoint, arch)
     if arch.listwise and score_type[0] != "cross-encoder":
         raise UsageError(
             f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model reads all documents of a query at once"
         )
-    context = Context(checkpoint, arch, config, options, score_type[0], vllm)
+    context = Context(checkpoint, arch, config, options, score_type[0])
     _check_effect(context)
     sourced: dict[str, Sourced] = {
         "score_type": score_type,
@@ -59,7 +57,7 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     }
     fields = {name: value for name, (value, _) in sourced.items()}
     sources = {name: source for name, (_, source) in sourced.items()}
-    return ModelSpec(**fields, sources=sources, backbone=_backbone(context, reads_head=bool(fields["head"])))
+    return ModelSpec(**fields, sources=sources, arch=arch, config=config)
 
 
 @contextmanager
@@ -96,21 +94,6 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
             raise CheckpointError(f"{checkpoint.name}: SPLADE over {checkpoint.architecture} is not supported")
         return replace(arch, pooling="splade", head=arch.mlm_head)
     return arch
-
-
-def _backbone(context: Context, *, reads_head: bool) -> Backbone:
-    arch = context.arch
-    # the architecture's own heads stay in the file where another readout is chosen
-    heads = [] if reads_head else [re.escape(layer.name) for layer in (*arch.head, *arch.mlm_head)]
-    return Backbone(
-        is_listed=context.checkpoint.architecture in ARCHITECTURES,
-        config=context.config,
-        renames=arch.renames,
-        body=arch.body,
-        body_renames=arch.body_renames,
-        flat=arch.flat,
-        unread=(*heads, *([arch.unread] if arch.unread else [])),
-    )
 
 
 def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:

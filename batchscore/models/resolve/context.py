@@ -21,7 +21,11 @@ class Context:
     config: Json  # translated for transformers
     options: Options
     score_type: ScoreType
-    vllm: bool  # reproduce vLLM's numbers instead of the reference library's
+
+    @property
+    def vllm(self) -> bool:
+        """Whether to reproduce vLLM's numbers instead of the reference library's."""
+        return "compat" in self.options
 
     @property
     def is_pair(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.arch.entry import PoolingMode
 from batchscore.models.checkpoint import SAVED, Checkpoint, Module
 from batchscore.models.spec import (
     COMPAT_VLLM,
@@ -17,7 +18,6 @@ from batchscore.models.spec import (
     POOLING_MODES,
     DenseSpec,
     Marks,
-    PoolingMode,
     Source,
     Sourced,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.arch.entry import Json
+from batchscore.models.arch.entry import Json, Layer
 from batchscore.models.checkpoint import BGE_M3_HEAD, Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.context import Context, constant
@@ -16,7 +16,6 @@ from batchscore.models.spec import (
     MODULES_JSON,
     SCORE_TYPE,
     DenseSpec,
-    Layer,
     Source,
     Sourced,
 )
