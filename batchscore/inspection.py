@@ -15,13 +15,14 @@ import numpy as np
 from batchscore.errors import BatchscoreError, InputError
 from batchscore.models.arch import ARCHITECTURES, supported
 from batchscore.models.arch.entry import Architecture
-from batchscore.models.checkpoint import Checkpoint, UncheckedError
+from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.open import open_model
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.weights import UncheckedError
 from batchscore.runners.build import read_texts_of, runner_kind
 from batchscore.runners.cache import OutputCache
 from batchscore.types import Pairs, Texts

@@ -19,6 +19,7 @@ from batchscore import Scorer
 from batchscore.errors import CheckpointError, NotFoundError
 from batchscore.inspection import inspect_model
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
+from batchscore.models.identity import identity
 from batchscore.models.open import open_model, pinned_options
 
 Tiny = Callable[[str], str]
@@ -140,7 +141,7 @@ def test_a_run_fetches_pickles_where_there_is_nothing_else(hub: Callable[[str], 
 def test_the_identity_of_a_hub_id_is_that_of_its_files(hub: Callable[[str], Hub]) -> None:
     fake = hub("bert_dense")
 
-    assert open_checkpoint("a/model").identity() == open_checkpoint(str(fake.repository)).identity()
+    assert identity(open_checkpoint("a/model")) == identity(open_checkpoint(str(fake.repository)))
 
 
 def test_another_process_is_told_the_commit(hub: Callable[[str], Hub]) -> None:
@@ -158,7 +159,7 @@ def test_a_folder_never_asks_the_hub(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(f"huggingface_hub.{function}", refuse)
     with Scorer(tiny("bert_dense"), dtype="float32") as scorer:
         scorer.score("the cat", "a dog")
-        scorer.checkpoint.identity()
+        identity(scorer.checkpoint)
 
 
 def test_a_model_that_the_hub_lacks_is_not_found(hub: Callable[[str], Hub]) -> None:
@@ -194,11 +195,11 @@ def test_other_bytes_in_a_file_that_scores_depend_on_are_another_identity(
     folder = copied(name)
     if file == "2_Dense/pytorch_model.bin":
         as_pickle(folder, "2_Dense/model.safetensors", file)
-    before = open_checkpoint(str(folder)).identity()
+    before = identity(open_checkpoint(str(folder)))
     content = bytearray((folder / file).read_bytes())
     content[-1] ^= 1
     (folder / file).write_bytes(content)
-    after = open_checkpoint(str(folder)).identity()
+    after = identity(open_checkpoint(str(folder)))
 
     assert {key for key in after if after[key] != before[key]} == {file}
 
@@ -206,17 +207,17 @@ def test_other_bytes_in_a_file_that_scores_depend_on_are_another_identity(
 @pytest.mark.parametrize("file", ["modeling.py", "layers/code.py", "adapter_model.safetensors", "extra.pt"])
 def test_files_that_remote_code_may_read_count_where_it_may_run(copied: Callable[[str], Path], file: str) -> None:
     folder = copied("bert_mean")
-    plain, with_code = (open_checkpoint(str(folder)).identity(with_code=code) for code in (False, True))
+    plain, with_code = (identity(open_checkpoint(str(folder)), with_code=code) for code in (False, True))
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text("x = 1")
 
-    assert open_checkpoint(str(folder)).identity() == plain
-    assert open_checkpoint(str(folder)).identity(with_code=True).items() - with_code.items()
+    assert identity(open_checkpoint(str(folder))) == plain
+    assert identity(open_checkpoint(str(folder)), with_code=True).items() - with_code.items()
 
 
 def test_overrides_of_config_json_are_part_of_the_identity(tiny: Tiny) -> None:
     plain, overridden = (
-        open_model(tiny("bert_mean"), None, {"hf_overrides": overrides})[0].identity()
+        identity(open_model(tiny("bert_mean"), None, {"hf_overrides": overrides})[0])
         for overrides in (None, {"layer_norm_eps": 0.1})
     )
 

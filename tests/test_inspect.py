@@ -140,7 +140,7 @@ def test_weights_are_not_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr("batchscore.models.checkpoint.Checkpoint.read_tensors", refuse)
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
     assert inspected(tiny("qwen3_reranker"), "--config", "qwen3-reranker")["problems"] == []
 
 

@@ -70,7 +70,7 @@ def edit(tiny: Tiny, tmp_path: Path) -> Edit:
 def test_every_field_has_a_value_that_is_json_and_a_source(tiny: Tiny, name: str) -> None:
     described = resolved(tiny(name)).describe()
 
-    assert set(described) == {field.name for field in fields(ModelSpec)} - {"sources", "backbone"}
+    assert set(described) == {field.name for field in fields(ModelSpec)} - {"sources", "arch", "config"}
     assert json.loads(json.dumps(described)) == described
     assert all(part["source"] for part in described.values())
 

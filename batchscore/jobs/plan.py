@@ -19,6 +19,8 @@ from batchscore.io.units import Unit
 from batchscore.jobs.commands import Command
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
+from batchscore.models.identity import identity
+from batchscore.models.weights import weight_files
 from batchscore.scorer import Setup
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
@@ -45,7 +47,7 @@ class Plan:
         return {
             "command": self.command.name,
             "model": {name: field["value"] for name, field in self.setup.spec.describe().items()},
-            "files": self.setup.checkpoint.identity(with_code=self.setup.trust_remote_code),
+            "files": identity(self.setup.checkpoint, with_code=self.setup.trust_remote_code),
             "dtype": self.setup.placement.dtype,
             "options": asdict(self.command),  # type: ignore[call-overload]
             "errors": self.errors,
@@ -59,7 +61,7 @@ class Plan:
         return {
             "command": self.command.name,
             "model": setup.checkpoint.name,
-            "weights": [{"name": path.name, "bytes": path.stat().st_size} for path in setup.checkpoint.weight_files()],
+            "weights": [{"name": path.name, "bytes": path.stat().st_size} for path in weight_files(setup.checkpoint)],
             "spec": setup.spec.describe(),
             "score_range": self._score_range(),
             "placement": asdict(setup.placement),

@@ -1,53 +1,44 @@
 """A checkpoint: a local folder or a hub id, and what its files say.
 
-Small files are read once, on first use. Weights have their own methods, which are the only ones to read them or, for a
-hub id, to download them: deciding what a model means needs neither.
+Settings are read once, on first use. Weights are read, and for a hub id downloaded, in weights.py alone: deciding what a
+model means does not need them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchscore.errors import CheckpointError, UsageError, first_line
+from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.hub import Snapshot, open_snapshot
 from batchscore.models.spec import CONFIG_JSON, Source, Sourced
-from batchscore.models.weights import digest, read_pickle, sampled_digest, tensor_shapes
 
 Json = dict[str, Any]
 T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"
-BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
-_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "special_tokens", "added_tokens")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
+_NUMBERS = (
+    "pad_token_id type_vocab_size max_position_embeddings original_max_position_embeddings n_positions max_seq_len "
+    "hidden_size n_embd dim d_model num_labels num_hidden_layers num_attention_heads max_seq_length model_max_length "
+    "query_length document_length query_maxlen doc_maxlen in_features out_features"
+)
+_OBJECTS = "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts"
+_LISTS = "architectures lora_adaptations matryoshka_dimensions skiplist_words"
+_TEXTS = (
+    "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
+    "default_prompt_name query_prefix document_prefix query_token_id"
+)
 # what a value must be, in whichever file its key is; null counts as absent
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    key: (kind, words)
-    for kind, words, keys in (
-        (
-            (int, float),
-            "a number",
-            "pad_token_id type_vocab_size max_position_embeddings original_max_position_embeddings n_positions "
-            "max_seq_len hidden_size n_embd dim d_model num_labels num_hidden_layers num_attention_heads "
-            "max_seq_length model_max_length query_length document_length query_maxlen doc_maxlen "
-            "in_features out_features",
-        ),
-        (dict, "an object", "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts"),
-        (list, "a list", "architectures lora_adaptations matryoshka_dimensions skiplist_words"),
-        (
-            str,
-            "text",
-            "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
-            "default_prompt_name query_prefix document_prefix query_token_id",
-        ),
-    )
-    for key in keys.split()
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(_NUMBERS.split(), (int | float, "a number")),
+    **dict.fromkeys(_OBJECTS.split(), (dict, "an object")),
+    **dict.fromkeys(_LISTS.split(), (list, "a list")),
+    **dict.fromkeys(_TEXTS.split(), (str, "text")),
 }
 
 # sentence-transformers named this file after the backbone before it settled on the first of these
@@ -163,141 +154,6 @@ class Checkpoint:
             if content:
                 return file, content
         return "", {}
-
-    # ---- weights
-
-    def fetch_weights(self) -> None:
-        """Download what loading reads, if this is a hub id and something is missing.
-
-        Raises:
-            NotFoundError: the hub cannot be reached.
-        """
-        if self.snapshot is None:
-            return
-        for preference in range(2):  # a pickle only where there is no safetensors file
-            missing = [module for module in self._weight_modules() if not self._stored(module)]
-            names = [name for module in missing for name in self._choices(module)[preference]]
-            if names:
-                self.snapshot.fetch(names)
-
-    def weight_files(self) -> list[Path]:
-        """The files that loading reads: the backbone's, then those of the modules."""
-        return [path for module in self._weight_modules() for path in self._stored(module)]
-
-    def identity(self, *, with_code: bool = False) -> dict[str, str]:
-        """Digests of what the scores depend on and no spec describes: weights, config.json and the tokenizer's files.
-
-        Weight files are sampled: a long job should not begin by reading a model twice, and no training leaves all
-        samples as they were.
-
-        Args:
-            with_code: the checkpoint's Python files may run; they count, and so does every file they may read.
-        """
-        self.fetch_weights()
-        sampled = self.weight_files()
-        whole = [path for path in self.tokenizer_folder.iterdir() if path.name.startswith(_TOKENIZER_FILES)]
-        if with_code:
-            sampled += [path for path in self.folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES]
-            whole += [*self.folder.rglob("*.py"), *self.tokenizer_folder.rglob("*.py")]
-        return {
-            **{self._relative(path): sampled_digest(path) for path in sorted(set(sampled))},
-            **{self._relative(path): digest(path.read_bytes()) for path in sorted(set(whole))},
-            "config.json": digest(json.dumps(self.config, sort_keys=True).encode()),
-        }
-
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self.folder if path.is_relative_to(self.folder) else self.tokenizer_folder))
-
-    def has_tensor(self, name: str) -> bool:
-        """Whether the weights hold a tensor of this name, or one that ends in it. Pickles are not looked into."""
-        indexed = self.read_json("model.safetensors.index.json").get("weight_map")
-        names = indexed or self._header("model.safetensors")
-        return any(key == name or key.endswith(f".{name}") for key in names)
-
-    def read_tensors(self, module: str = "") -> dict[str, Any]:
-        """Name -> tensor, from every shard; mapped from disk where the format allows it.
-
-        Args:
-            module: the folder or file of a module; "" for the backbone and its head.
-
-        Raises:
-            CheckpointError: there is no weight file, or a damaged one.
-        """
-        from safetensors.torch import load_file
-
-        files = self._required(module)
-        read = load_file if files[0].suffix == ".safetensors" else read_pickle
-        return {name: tensor for file in files for name, tensor in self._opened(file, read).items()}
-
-    def empty_tensors(self, module: str = "") -> dict[str, Any]:
-        """As `read_tensors`, but zeros that take no memory, of the shapes that the files' headers give.
-
-        For a hub id only the headers are fetched.
-
-        Raises:
-            UncheckedError: weights on the hub that have no such headers.
-        """
-        import torch
-
-        files = self._stored(module) if self.snapshot else self._required(module)
-        if files and files[0].suffix != ".safetensors":
-            return self.read_tensors(module)
-        shapes = {name: shape for file in self._choices(module)[0] for name, shape in self._header(file).items()}
-        if not shapes:
-            raise UncheckedError(f"{self.name} has no safetensors files, and pickles must be downloaded to look inside")
-        return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-
-    def _weight_modules(self) -> list[str]:
-        """What `read_tensors` takes for this checkpoint."""
-        dense = [module.folder for module in self.modules if module.kind == "Dense"]
-        return ["", *dense, *([BGE_M3_HEAD] if (self.folder / BGE_M3_HEAD).is_file() else [])]
-
-    def _choices(self, module: str) -> tuple[list[str], list[str]]:
-        """The names of files that hold these weights: as safetensors, as pickles."""
-        if module == BGE_M3_HEAD:
-            return [], [module]
-        return self._parts(module, "model.safetensors"), self._parts(module, "pytorch_model.bin")
-
-    def _parts(self, folder: str, file: str) -> list[str]:
-        index = self.read_json(str(Path(folder, f"{file}.index.json"))).get("weight_map", {})
-        return [str(Path(folder, part)) for part in sorted(set(index.values())) or [file]]
-
-    def _stored(self, module: str) -> list[Path]:
-        """The files with these weights; [] unless all of them are on the disk."""
-        choices = ([self.folder / name for name in names] for names in self._choices(module))
-        return next((files for files in choices if files and all(file.is_file() for file in files)), [])
-
-    def _required(self, module: str) -> list[Path]:
-        if files := self._stored(module):
-            return files
-        for names in self._choices(module):
-            missing = [name for name in names if not (self.folder / name).is_file()]
-            if len(missing) < len(names):
-                raise CheckpointError(f"{self.name} lacks {missing[0]}", hint="finish the download")
-        expected = "model.safetensors or pytorch_model.bin"
-        if module:
-            raise CheckpointError(
-                f"{self.name}: module {module!r} has no weights", hint=f"expected {expected} in {module}/"
-            )
-        raise CheckpointError(f"{self.name} has no weights", hint=f"expected {expected}, whole or in parts")
-
-    def _header(self, file: str) -> Mapping[str, tuple[int, ...]]:
-        """{tensor: shape} of a safetensors file, on the disk or else on the hub; {} if there is no such file."""
-        path = self.folder / file
-        if path.is_file():
-            return self._opened(path, tensor_shapes)
-        return (self.snapshot.shapes(file) if self.snapshot else None) or {}
-
-    def _opened(self, path: Path, read: Callable[[Path], T]) -> T:
-        try:
-            return read(path)
-        # only safetensors and pickle run here, and damaged bytes make them raise almost anything
-        except Exception as error:
-            raise CheckpointError(f"{self.name}: {path.name} is damaged: {first_line(error)}") from error
-
-
-class UncheckedError(CheckpointError):
-    """Tensors whose names and shapes are not known before they are downloaded."""
 
 
 def open_checkpoint(

@@ -11,7 +11,9 @@ from transformers.activations import ACT2FN
 from batchscore.errors import CheckpointError
 from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.spec import DenseSpec, TokenMethod
+from batchscore.models.spec import DenseSpec, ModelSpec, TokenMethod
+from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.weights import empty_tensors, read_tensors
 
 _EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 _ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
@@ -60,6 +62,48 @@ class Head(nn.Module):
         return states
 
 
+def embeddings_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The table of input embeddings.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(_EMBEDDINGS):
+            return tensor
+    raise CheckpointError(f"it has no embeddings: no tensor's name ends in {' or '.join(_EMBEDDINGS)}")
+
+
+def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Module:
+    weight, bias = tensors[f"{name}.weight"].float(), tensors.get(f"{name}.bias")
+    layer: nn.Linear | nn.LayerNorm
+    if weight.dim() == 1:
+        layer = nn.LayerNorm(len(weight), epsilon, bias=bias is not None)
+    else:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float())
+    return layer
+
+
+def load_head(
+    checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer, tensors: dict[str, Tensor]
+) -> nn.Module:
+    """The head without its Dense modules: layers taken out of `tensors`, or a layer made of rows for answer tokens.
+
+    Raises:
+        CheckpointError: `tensors` lack the layers, or the tokenizer an answer token.
+    """
+    if spec.answer_tokens:
+        return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
+    if not spec.head:
+        return nn.Identity()
+    config = checkpoint.config
+    epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
+    return Head(spec.head, take_head(spec.head, tensors), epsilon)
+
+
 def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove the tensors of a head from a checkpoint's, and return them by the names the layers use.
 
@@ -94,29 +138,21 @@ def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, 
     return head
 
 
-def embeddings_of(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The table of input embeddings.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    for name, tensor in tensors.items():
-        if name.endswith(_EMBEDDINGS):
-            return tensor
-    raise CheckpointError(f"it has no embeddings: no tensor's name ends in {' or '.join(_EMBEDDINGS)}")
-
-
-def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Module:
-    weight, bias = tensors[f"{name}.weight"].float(), tensors.get(f"{name}.bias")
-    layer: nn.Linear | nn.LayerNorm
-    if weight.dim() == 1:
-        layer = nn.LayerNorm(len(weight), epsilon, bias=bias is not None)
-    else:
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = nn.Parameter(weight)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.float())
-    return layer
+def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Rows of the output embeddings, or of the input's where both share one table."""
+    table = tensors.get("lm_head.weight")
+    if table is None:
+        table = embeddings_of(tensors)
+    ids: list[int] = []
+    for token in spec.answer_tokens:
+        number = token if isinstance(token, int) else tokenizer.token_id(token)
+        if number is None or not 0 <= number < len(table):
+            raise CheckpointError(
+                f"the answer token {token!r} is not in the vocabulary",
+                hint="classifier_from_token names tokens exactly as the tokenizer writes them",
+            )
+        ids.append(number)
+    return table[ids]
 
 
 def answer_head(rows: Tensor, method: TokenMethod) -> nn.Linear:
@@ -157,8 +193,8 @@ class Dense(nn.Module):
 
 def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec], *, dry: bool = False) -> nn.Sequential:
     """The checkpoint's Dense chain in order; without one, the identity."""
-    read = checkpoint.empty_tensors if dry else checkpoint.read_tensors
-    return nn.Sequential(*(Dense(spec, read(spec.source), checkpoint.name) for spec in specs))
+    read = empty_tensors if dry else read_tensors
+    return nn.Sequential(*(Dense(spec, read(checkpoint, spec.source), checkpoint.name) for spec in specs))
 
 
 @torch.inference_mode()

@@ -22,11 +22,12 @@ from transformers.utils import logging
 from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.heads import Head, answer_head, embeddings_of, load_dense, make_activation, take_head
+from batchscore.models.heads import load_dense, load_head, make_activation
 from batchscore.models.lora import merge_adapter
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.weights import empty_tensors, fetch_weights, read_tensors
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
 _UNREAD = r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)"
@@ -79,24 +80,23 @@ def load_model(
         CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
     if not dry:
-        checkpoint.fetch_weights()
-    stored = checkpoint.empty_tensors() if dry else checkpoint.read_tensors()
+        fetch_weights(checkpoint)
+    stored = empty_tensors(checkpoint) if dry else read_tensors(checkpoint)
     tensors = _renamed(stored, (*_OLD_NAMES, *spec.arch.renames))
     names = sorted(tensors)
     dense = load_dense(checkpoint, spec.dense, dry=dry)
     with _named(checkpoint.name):
-        head = nn.Sequential(_take_head(checkpoint, spec, tokenizer, tensors), dense)
+        head = nn.Sequential(load_head(checkpoint, spec, tokenizer, tensors), dense)
         config = _native_config(checkpoint, spec)
         bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
         vocabulary = _vocabulary(bodies[0])
     _check_width(checkpoint, spec, head, config)
     _check_positions(checkpoint, spec, bodies[0])
-    is_flat = _choose_attention(bodies, spec, packed_attention, config)
     return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
         head=head.eval().requires_grad_(False).to(device),
         activation=make_activation(spec.activation),
-        layout="flat" if is_flat else "padded",
+        layout=_choose_layout(bodies, spec, packed_attention, config),
         vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
@@ -114,33 +114,6 @@ def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[s
             parts = tensor.chunk(len(names))
             renamed |= {re.sub(pattern, new, name): part for new, part in zip(names, parts, strict=True)}
     return renamed
-
-
-def _take_head(
-    checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer, tensors: dict[str, Tensor]
-) -> nn.Module:
-    config = checkpoint.config
-    if spec.answer_tokens:
-        return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
-    if not spec.head:
-        return nn.Identity()
-    epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
-    return Head(spec.head, take_head(spec.head, tensors), epsilon)
-
-
-def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Rows of the output embeddings, or of the input's where both share one table."""
-    table = tensors.get("lm_head.weight")
-    if table is None:
-        table = embeddings_of(tensors)
-    ids = [token if isinstance(token, int) else tokenizer.token_id(token) for token in spec.answer_tokens]
-    for token, number in zip(spec.answer_tokens, ids, strict=True):
-        if number is None or not 0 <= number < len(table):
-            raise CheckpointError(
-                f"the answer token {token!r} is not in the vocabulary",
-                hint="classifier_from_token names tokens exactly as the tokenizer writes them",
-            )
-    return table[[number for number in ids if number is not None]]
 
 
 # ---- body
@@ -240,10 +213,10 @@ def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: boo
         return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
 
 
-def _choose_attention(
+def _choose_layout(
     bodies: Sequence[Any], spec: ModelSpec, packed_attention: str | None, config: PreTrainedConfig | None
-) -> bool:
-    """Give the bodies their attention; returns whether they run without padding."""
+) -> Layout:
+    """How the bodies take several sequences, once they have the attention for it."""
     able = spec.arch.flat and all(getattr(body, "_supports_attention_backend", False) for body in bodies)
     # some releases' sdpa ignores Gemma 2's soft-capping
     padded_attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
@@ -252,7 +225,7 @@ def _choose_attention(
         if attention:
             body.set_attn_implementation(attention)
         body.pooler = None  # its layer is in the head; on a flat batch it would read one sequence only
-    return bool(able and packed_attention)
+    return "flat" if able and packed_attention else "padded"
 
 
 def _vocabulary(body: Any) -> int:

@@ -1,16 +1,148 @@
-"""Weight files: tensors, headers and digests."""
+"""A checkpoint's weights: the files that hold them, on the disk or on the hub, and their tensors."""
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-# 1 MiB in all: read in well under a second from a network disk, and no training leaves all of it as it was
-_SAMPLES, _SAMPLE_BYTES = 256, 4096
+from batchscore.errors import CheckpointError, first_line
+from batchscore.models.checkpoint import Checkpoint
+
+T = TypeVar("T")
+
+BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
+class UncheckedError(CheckpointError):
+    """Tensors whose names and shapes are not known before they are downloaded."""
+
+
+def fetch_weights(checkpoint: Checkpoint) -> None:
+    """Download what loading reads, if this is a hub id and something is missing.
+
+    Raises:
+        NotFoundError: the hub cannot be reached.
+    """
+    if checkpoint.snapshot is None:
+        return
+    for preference in range(2):  # a pickle only where there is no safetensors file
+        missing = [module for module in _modules(checkpoint) if not _stored(checkpoint, module)]
+        names = [name for module in missing for name in _choices(checkpoint, module)[preference]]
+        if names:
+            checkpoint.snapshot.fetch(names)
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that loading reads: the backbone's, then those of the modules."""
+    return [path for module in _modules(checkpoint) for path in _stored(checkpoint, module)]
+
+
+def has_tensor(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the weights hold a tensor of this name, or one that ends in it. Pickles are not looked into."""
+    indexed = checkpoint.read_json("model.safetensors.index.json").get("weight_map")
+    names = indexed or _shapes(checkpoint, "model.safetensors")
+    return any(key == name or key.endswith(f".{name}") for key in names)
+
+
+def read_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
+    """Name -> tensor, from every shard; mapped from disk where the format allows it.
+
+    Args:
+        checkpoint: its weights are on the disk.
+        module: the folder or file of a module; "" for the backbone and its head.
+
+    Raises:
+        CheckpointError: there is no weight file, or a damaged one.
+    """
+    from safetensors.torch import load_file
+
+    files = _required(checkpoint, module)
+    read = load_file if files[0].suffix == ".safetensors" else _read_pickle
+    return {name: tensor for file in files for name, tensor in _opened(checkpoint, file, read).items()}
+
+
+def empty_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
+    """Like `read_tensors`, but zeros that take no memory, of the shapes in the files' headers.
+
+    For a hub id only the headers are fetched.
+
+    Raises:
+        UncheckedError: weights on the hub that have no such headers.
+    """
+    import torch
+
+    files = _stored(checkpoint, module) if checkpoint.snapshot else _required(checkpoint, module)
+    if files and files[0].suffix != ".safetensors":
+        return read_tensors(checkpoint, module)
+    headers = [_shapes(checkpoint, file) for file in _choices(checkpoint, module)[0]]
+    if not any(headers):
+        raise UncheckedError(
+            f"{checkpoint.name} has no safetensors files, and pickles must be downloaded to look inside"
+        )
+    return {name: torch.zeros(()).expand(shape) for header in headers for name, shape in header.items()}
+
+
+# ---- files
+
+
+def _modules(checkpoint: Checkpoint) -> list[str]:
+    """Everything that `read_tensors` takes for this checkpoint."""
+    dense = [module.folder for module in checkpoint.modules if module.kind == "Dense"]
+    return ["", *dense, *([BGE_M3_HEAD] if (checkpoint.folder / BGE_M3_HEAD).is_file() else [])]
+
+
+def _choices(checkpoint: Checkpoint, module: str) -> tuple[list[str], list[str]]:
+    """The names of files that hold these weights: as safetensors, as pickles."""
+    if module == BGE_M3_HEAD:
+        return [], [module]
+    return _shards(checkpoint, module, "model.safetensors"), _shards(checkpoint, module, "pytorch_model.bin")
+
+
+def _shards(checkpoint: Checkpoint, folder: str, file: str) -> list[str]:
+    index = checkpoint.read_json(str(Path(folder, f"{file}.index.json"))).get("weight_map", {})
+    return [str(Path(folder, shard)) for shard in sorted(set(index.values())) or [file]]
+
+
+def _stored(checkpoint: Checkpoint, module: str) -> list[Path]:
+    """The files with these weights; [] unless all of them are on the disk."""
+    choices = ([checkpoint.folder / name for name in names] for names in _choices(checkpoint, module))
+    return next((files for files in choices if files and all(file.is_file() for file in files)), [])
+
+
+def _required(checkpoint: Checkpoint, module: str) -> list[Path]:
+    if files := _stored(checkpoint, module):
+        return files
+    name, expected = checkpoint.name, "model.safetensors or pytorch_model.bin"
+    for names in _choices(checkpoint, module):
+        missing = [file for file in names if not (checkpoint.folder / file).is_file()]
+        if len(missing) < len(names):
+            raise CheckpointError(f"{name} lacks {missing[0]}", hint="finish the download")
+    if module:
+        raise CheckpointError(f"{name}: module {module!r} has no weights", hint=f"expected {expected} in {module}/")
+    raise CheckpointError(f"{name} has no weights", hint=f"expected {expected}, whole or in parts")
+
+
+# ---- content
+
+
+def _shapes(checkpoint: Checkpoint, file: str) -> Mapping[str, tuple[int, ...]]:
+    """{tensor: shape} of a safetensors file, on the disk or else on the hub; {} if there is no such file."""
+    path = checkpoint.folder / file
+    if path.is_file():
+        return _opened(checkpoint, path, _read_header)
+    return (checkpoint.snapshot.shapes(file) if checkpoint.snapshot else None) or {}
+
+
+def _opened(checkpoint: Checkpoint, path: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(path)
+    # only safetensors and pickle run here, and damaged bytes make them raise almost anything
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint.name}: {path.name} is damaged: {first_line(error)}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
     """Name -> tensor; refuses everything that is not a tensor, since a pickle could run code."""
     import torch
 
@@ -18,27 +150,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, from the header of a safetensors file."""
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def digest(content: bytes) -> str:
-    """A hexadecimal digest."""
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def sampled_digest(path: Path) -> str:
-    """A digest of a file's length and of samples spread over it; of all of it if it is small."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _SAMPLES * _SAMPLE_BYTES:
-            return digest(file.read())
-        samples = [size.to_bytes(8, "little")]
-        for sample in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-            samples.append(file.read(_SAMPLE_BYTES))
-    return digest(b"".join(samples))

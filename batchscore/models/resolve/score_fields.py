@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import Json, Layer
-from batchscore.models.checkpoint import BGE_M3_HEAD, Checkpoint
+from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.context import Context, constant
 from batchscore.models.spec import (
@@ -19,6 +19,7 @@ from batchscore.models.spec import (
     Source,
     Sourced,
 )
+from batchscore.models.weights import BGE_M3_HEAD, has_tensor
 
 _LISTWISE = Source("rule", "listwise")
 _BGE_M3 = Source("file", BGE_M3_HEAD)
@@ -78,7 +79,7 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
             **constant(_LISTWISE, similarity="cosine", normalize=False),
         }
     tokens, method, source = answer_tokens(checkpoint)
-    if tokens and source.kind != "user" and checkpoint.has_tensor("score.weight"):
+    if tokens and source.kind != "user" and has_tensor(checkpoint, "score.weight"):
         tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
     ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
