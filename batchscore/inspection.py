@@ -15,7 +15,6 @@ import numpy as np
 from batchscore.errors import BatchscoreError, InputError
 from batchscore.models.arch import ARCHITECTURES, supported
 from batchscore.models.arch.entry import Architecture
-from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.open import open_model
@@ -69,7 +68,7 @@ def inspect_model(
         return inspection
     loaded: LoadedModel | None = None
     try:
-        loaded = _load_dry(checkpoint, spec, tokenizer)
+        loaded = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
         inspection.findings["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
     except UncheckedError as error:
         inspection.findings["tensors_unchecked"] = error.message
@@ -81,11 +80,6 @@ def inspect_model(
     except BatchscoreError as error:
         inspection.problems.append(error)
     return inspection
-
-
-def _load_dry(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> LoadedModel:
-    """The model with zeros that take no memory, loaded like the weights."""
-    return load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
 
 
 def _sample(

@@ -1,6 +1,6 @@
 """A checkpoint: a local folder or a hub id, and what its files say.
 
-Settings are read once, on first use. Weights are read, and for a hub id downloaded, in weights.py alone: deciding what a
+Settings are read once, on first use. Weights are read, and for a hub id downloaded, only in weights.py: deciding what a
 model means does not need them.
 """
 

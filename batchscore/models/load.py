@@ -37,13 +37,12 @@ _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
 _OUR_KEYS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}
 _OUR_KEYS |= {"use_sep_token", "use_pad_token", "num_labels", "is_causal", "cutoff_layers", "matryoshka_dimensions"}
 
-
 Layout = Literal["flat", "padded", "even"]  # end to end; padded to the longest; only sequences of one length together
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run: float32 head, body in the chosen dtype."""
+    """A model ready to run: the head in float32, the body in the chosen dtype."""
 
     bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
     head: nn.Module  # states or pooled vectors to logits or vectors
@@ -67,22 +66,19 @@ def load_model(
     """Load body and head; downloads the weights of a hub id.
 
     Args:
-        checkpoint: the model's files.
-        spec: what `resolve` decided about it.
         tokenizer: finds the rows of answer tokens.
-        dtype: of the body: "float32", "bfloat16" or "float16".
-        device: torch device.
+        dtype: of the body, "float32", "bfloat16" or "float16"; device: torch's name.
         packed_attention: name of the registered attention that needs no padding, for models that can use it; None pads.
         trust_remote_code: run the checkpoint's Python files.
-        dry: use zeros that take no memory in place of the weights, to see whether they would fit.
+        dry: load zeros that take no memory instead of the weights, to see whether these would fit.
 
     Raises:
         CheckpointError: no weights, missing or unread tensors, shapes that do not fit the config, no score head.
     """
     if not dry:
         fetch_weights(checkpoint)
-    stored = empty_tensors(checkpoint) if dry else read_tensors(checkpoint)
-    tensors = _renamed(stored, (*_OLD_NAMES, *spec.arch.renames))
+    read = empty_tensors if dry else read_tensors
+    tensors = _renamed(read(checkpoint), (*_OLD_NAMES, *spec.arch.renames))
     names = sorted(tensors)
     dense = load_dense(checkpoint, spec.dense, dry=dry)
     with _named(checkpoint.name):
@@ -100,9 +96,6 @@ def load_model(
         vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
-
-
-# ---- tensors
 
 
 def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[str, Tensor]:
@@ -156,28 +149,33 @@ def _load_bodies(
     dry: bool,
 ) -> tuple[list[Any], set[str]]:
     """A body for each adapter, or the only one, and the tensors that they do not read."""
-    bodies = []
-    # the pooler is dropped from the body; a head that is made of it has taken its tensors already
+    # `_choose_layout` drops a body's pooler; a head that is made of it has taken its tensors already
     unread = {name for name in tensors if "pooler." in name}
+    if config is None:
+        return [_load_remote_code(checkpoint, dtype, trust_remote_code)], unread
+    bodies = []
     for adapter in dict.fromkeys(spec.adapters):
         merged = merge_adapter(checkpoint, tensors, adapter, dry=dry) if adapter else tensors
-        body, unexpected = _load_body(checkpoint, spec, config, merged, dtype, trust_remote_code)
+        body, unexpected = _load_body(spec, config, merged, dtype)
         bodies.append(body)
         unread.update(unexpected)
     return bodies, unread
 
 
+def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
+    if not trust_remote_code:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
+            hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
+        )
+    with _transformers_errors(), _quiet():
+        return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
+
+
 def _load_body(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    config: PreTrainedConfig | None,
-    tensors: Mapping[str, Tensor],
-    dtype: str,
-    trust_remote_code: bool,
+    spec: ModelSpec, config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: str
 ) -> tuple[Any, Collection[str]]:
     """(model, tensors it does not read)."""
-    if config is None:
-        return _load_remote_code(checkpoint, dtype, trust_remote_code), []
     if config.is_encoder_decoder:
         raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
@@ -188,7 +186,7 @@ def _load_body(
     else:
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
     with _transformers_errors(), _quiet():
-        # given no folder, transformers neither looks for files nor asks the hub
+        # without a folder, transformers neither looks for files nor asks the hub
         model, report = kind.from_pretrained(
             None,
             config=config,
@@ -203,14 +201,55 @@ def _load_body(
     return model, report["unexpected_keys"]
 
 
-def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: bool) -> Any:
-    if not trust_remote_code:
-        raise CheckpointError(
-            f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
-            hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
-        )
-    with _transformers_errors(), _quiet():
-        return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
+def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
+    needed = [key for key in missing if not _NOT_NEEDED.search(key)]
+    # the architecture's own heads stay in the file where another readout is chosen
+    heads = () if spec.head else (*spec.arch.head, *spec.arch.mlm_head)
+    patterns = [_UNREAD, spec.arch.unread, *(re.escape(layer.name) for layer in heads)]
+    allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
+    unread = [key for key in unexpected if not allowed.search(key)]
+    for problem, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
+        if keys:
+            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+            raise CheckpointError(
+                f"{problem} {shown}",
+                hint="these weights are not those of the architecture in config.json; scores would be random",
+            )
+
+
+def _vocabulary(body: Any) -> int:
+    with _transformers_errors():
+        return int(body.get_input_embeddings().num_embeddings)
+
+
+# ---- checks and layout
+
+
+def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
+    """A pair must get one logit, and vectors must have the dimensions to keep."""
+    widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
+    if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
+        raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score needs one")
+    if spec.dimensions:
+        hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
+        width = widths[-1] if widths else hidden
+        listed = checkpoint.config.get("matryoshka_dimensions")
+        if spec.dimensions > width or (listed and spec.dimensions not in listed):
+            choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"
+            option = spec.sources["dimensions"].spell("dimensions")
+            raise UsageError(f"{option} {spec.dimensions}: this model's vectors can be cut to {choices}")
+
+
+def _check_positions(checkpoint: Checkpoint, spec: ModelSpec, body: nn.Module) -> None:
+    """The table of positions must cover the longest sequence."""
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(position_embeddings|wpe)$", name):
+            rows = module.num_embeddings - spec.first_position
+            if max(spec.max_length, spec.query_length, spec.document_length) > rows:
+                raise CheckpointError(
+                    f"{checkpoint.name} has a table of {rows} positions, and max_length is {spec.max_length}",
+                    hint=f"pass --max-length {rows}",
+                )
 
 
 def _choose_layout(
@@ -228,9 +267,7 @@ def _choose_layout(
     return "flat" if able and packed_attention else "padded"
 
 
-def _vocabulary(body: Any) -> int:
-    with _transformers_errors():
-        return int(body.get_input_embeddings().num_embeddings)
+# ---- errors of others
 
 
 @contextmanager
@@ -266,46 +303,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if progress:
             logging.enable_progress_bar()
-
-
-def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
-    needed = [key for key in missing if not _NOT_NEEDED.search(key)]
-    # the architecture's own heads stay in the file where another readout is chosen
-    heads = () if spec.head else (*spec.arch.head, *spec.arch.mlm_head)
-    patterns = [_UNREAD, spec.arch.unread, *(re.escape(layer.name) for layer in heads)]
-    allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
-    unread = [key for key in unexpected if not allowed.search(key)]
-    for problem, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
-        if keys:
-            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            raise CheckpointError(
-                f"{problem} {shown}",
-                hint="these weights are not those of the architecture in config.json; scores would be random",
-            )
-
-
-def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
-    """A pair must get one logit, and vectors must have the dimensions to keep."""
-    widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
-    if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
-        raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score needs one")
-    if spec.dimensions:
-        hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
-        width = widths[-1] if widths else hidden
-        listed = checkpoint.config.get("matryoshka_dimensions")
-        if spec.dimensions > width or (listed and spec.dimensions not in listed):
-            choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"
-            option = spec.sources["dimensions"].spell("dimensions")
-            raise UsageError(f"{option} {spec.dimensions}: this model's vectors can be cut to {choices}")
-
-
-def _check_positions(checkpoint: Checkpoint, spec: ModelSpec, body: nn.Module) -> None:
-    """The table of positions must cover the longest sequence."""
-    for name, module in body.named_modules():
-        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(position_embeddings|wpe)$", name):
-            rows = module.num_embeddings - spec.first_position
-            if max(spec.max_length, spec.query_length, spec.document_length) > rows:
-                raise CheckpointError(
-                    f"{checkpoint.name} has a table of {rows} positions, and max_length is {spec.max_length}",
-                    hint=f"pass --max-length {rows}",
-                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
@@ -65,6 +66,8 @@ def _nemotron_pairs(config: Json) -> Architecture:
 
 # ---- rerankers with a head after each of their last layers
 
+_LAYERWISE = (("num_hidden_layers", 0), ("start_layer", 0), ("layer_sep", 1))  # with the values for an empty config
+
 
 def _cutoff(config: Json) -> int:
     """How many layers to run: `cutoff_layers` from --hf-overrides, else all."""
@@ -75,9 +78,6 @@ def _cutoff(config: Json) -> int:
             f"cutoff_layers {cutoff!r}: this model has a head after layers {start} to {layers}, every {step}"
         )
     return cutoff
-
-
-_LAYERWISE = (("num_hidden_layers", 0), ("start_layer", 0), ("layer_sep", 1))
 
 
 def _minicpm(config: Json) -> Json:
@@ -103,15 +103,13 @@ def _gemma2_layers(config: Json) -> Json:
     return {**shortened, "model_type": "gemma2", "num_hidden_layers": layers}
 
 
-def _layerwise(config: Json) -> Architecture:
+def _layerwise(config: Json, hub: str, translate: Callable[[Json], Json]) -> Architecture:
     _, start, step = (config.get(key, default) for key, default in _LAYERWISE)
     head = Layer(f"lm_head.{(_cutoff(config) - start) // step}.linear_head")
-    is_gemma = config.get("model_type") == "cost_wise_gemma"
-    hub = "BAAI/bge-reranker-v2.5-gemma2-lightweight" if is_gemma else "BAAI/bge-reranker-v2-minicpm-layerwise"
     return replace(
         SCORE,
         hub=hub,
-        translate=_gemma2_layers if is_gemma else _minicpm,
+        translate=translate,
         head=(head,),
         unread=r"\blayers\.\d+\.|^lm_head\.",  # layers after the last one run, and the other heads
     )
@@ -155,8 +153,12 @@ DECODERS: dict[str, Entry] = {
     "VoyageQwen3BidirectionalEmbedModel": Architecture(
         hub="voyageai/voyage-4-nano", translate=_both_ways, pooling="mean", head=(Layer("linear"),)
     ),
-    "LayerWiseMiniCPMForCausalLM": _layerwise,
-    "CostWiseGemmaForCausalLM": lambda config: _layerwise({**config, "model_type": "cost_wise_gemma"}),
+    "LayerWiseMiniCPMForCausalLM": lambda config: _layerwise(
+        config, "BAAI/bge-reranker-v2-minicpm-layerwise", _minicpm
+    ),
+    "CostWiseGemmaForCausalLM": lambda config: _layerwise(
+        config, "BAAI/bge-reranker-v2.5-gemma2-lightweight", _gemma2_layers
+    ),
     "JinaForRanking": Architecture(
         score_type="cross-encoder",
         hub="jinaai/jina-reranker-v3",

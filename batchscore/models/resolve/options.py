@@ -39,27 +39,27 @@ def _is_date(value: Any) -> bool:
 
 
 _TEXT: Rule = (lambda value: isinstance(value, str)), "must be text"
+_OBJECT: Rule = (lambda value: isinstance(value, dict)), "must be a JSON object"
 _FLAG: Rule = (lambda value: isinstance(value, bool)), "must be true or false"
 _COUNT: Rule = (lambda value: type(value) is int and value >= 0), "must be a number of tokens, 0 for no limit"
 _LENGTH: Rule = _length, "must be a number of tokens, k for thousands and K for 1024s"
 _NUMBER: Rule = (lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)), "must be a number"
-_SCORE_TYPES = get_args(ScoreType)
 
 RULES: dict[str, Rule] = {
-    "score_type": _one_of(*_SCORE_TYPES),
+    "score_type": _one_of(*get_args(ScoreType)),
     "convert": _one_of("auto", "none", "embed", "classify"),
     "compat": _one_of("vllm"),
     "task": _TEXT,
-    "hf_overrides": ((lambda value: isinstance(value, dict)), "must be a JSON object"),
-    "pooler_config": ((lambda value: isinstance(value, dict)), "must be a JSON object"),
+    "hf_overrides": _OBJECT,
+    "pooler_config": _OBJECT,
     "pooling": _one_of(*POOLING_MODES),
     "use_activation": _FLAG,
     "logit_mean": _NUMBER,
     "logit_sigma": ((lambda value: _NUMBER[0](value) and value != 0), "must be a number other than 0"),
-    "dimensions": ((lambda value: type(value) is int and value > 0), "must be a number of components"),
+    "dimensions": (_length, "must be a number of components"),
     "similarity": _one_of("cosine", "dot"),
     "chat_template": _TEXT,
-    "template_date": (_is_date, "must be a day such as 2026-01-31"),
+    "template_date": (_is_date, "must be a day like 2026-01-31"),
     "instruction": _TEXT,
     "instruct": ((lambda value: isinstance(value, str) and "{instruction}" in value), "must contain {instruction}"),
     "query_prompt": _TEXT,
@@ -166,10 +166,10 @@ def _pooler(config: Mapping[str, Any], source: Source) -> dict[str, Any]:
         elif key in ("use_activation", "dimensions", "logit_mean", "logit_sigma"):
             apart[key] = read_values({key: (value, source)})[key][0]
         else:
-            known = "pooling_type, seq_pooling_type, tok_pooling_type (ALL), task, use_activation, dimensions, "
             raise UsageError(
                 f"{source}: {key} {value!r} would have no effect",
-                hint=f"keys that score: {known}logit_mean, logit_sigma",
+                hint="keys that score: pooling_type, seq_pooling_type, tok_pooling_type (ALL), task, use_activation, "
+                "dimensions, logit_mean, logit_sigma",
             )
     return apart
 
@@ -178,9 +178,9 @@ _CONVERSIONS = {"classify": {"score_type": "cross-encoder"}, "embed": {"score_ty
 
 _EXPANSIONS: dict[str, Callable[[Any, Source], dict[str, Any]]] = {
     "pooler_config": _pooler,
-    "convert": lambda value, source: _CONVERSIONS.get(value, {}),
-    "no_prompts": lambda value, source: {"query_prompt": "", "document_prompt": ""} if value else {},
-    "max_model_len": lambda value, source: {"max_length": value},
+    "convert": lambda value, _: _CONVERSIONS.get(value, {}),
+    "no_prompts": lambda value, _: {"query_prompt": "", "document_prompt": ""} if value else {},
+    "max_model_len": lambda value, _: {"max_length": value},
 }
 
 
