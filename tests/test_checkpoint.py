@@ -19,8 +19,8 @@ from batchscore import Scorer
 from batchscore.errors import CheckpointError, NotFoundError
 from batchscore.inspection import inspect_model
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.identity import identity
 from batchscore.models.open import open_model, pinned_options
+from batchscore.models.weights import identity
 
 Tiny = Callable[[str], str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

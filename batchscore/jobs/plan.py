@@ -19,8 +19,7 @@ from batchscore.io.units import Unit
 from batchscore.jobs.commands import Command
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
-from batchscore.models.identity import identity
-from batchscore.models.weights import weight_files
+from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")

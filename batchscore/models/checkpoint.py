@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.arch.entry import Json
 from batchscore.models.hub import Snapshot, open_snapshot
 from batchscore.models.spec import CONFIG_JSON, Source, Sourced
 
-Json = dict[str, Any]
 T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"

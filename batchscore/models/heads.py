@@ -123,7 +123,6 @@ def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, 
                 raise CheckpointError(f"the head's {name} could be any of {', '.join(matches)}")
             if matches:
                 head[name] = tensors.pop(matches[0])
-    for layer in layers:
         is_vocabulary = layer.name.endswith(("decoder", "vocab_projector"))
         if is_vocabulary and f"{layer.name}.weight" not in head:
             head[f"{layer.name}.weight"] = embeddings_of(tensors)  # tied: one table for input and output

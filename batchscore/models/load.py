@@ -67,7 +67,7 @@ def load_model(
 
     Args:
         tokenizer: finds the rows of answer tokens.
-        dtype: of the body, "float32", "bfloat16" or "float16"; device: torch's name.
+        dtype: of the body: "float32", "bfloat16" or "float16".
         packed_attention: name of the registered attention that needs no padding, for models that can use it; None pads.
         trust_remote_code: run the checkpoint's Python files.
         dry: load zeros that take no memory instead of the weights, to see whether these would fit.

@@ -54,12 +54,11 @@ def _nemotron(config: Json) -> Architecture:
 
 
 def _nemotron_pairs(config: Json) -> Architecture:
-    return Architecture(
+    return replace(
+        _nemotron(config),
         score_type="cross-encoder",
         hub="nvidia/llama-nemotron-rerank-1b-v2",
-        translate=_llama_both_ways,
-        pooling=_llama_pooling(config),
-        head=(Layer("score"),),
+        head=SCORE.head,
         logit_sigma=config.get("temperature", 1.0),
     )
 

@@ -34,9 +34,12 @@ def _distil_mlm(config: Json) -> Architecture:
     return replace(_DISTIL, hub="distilbert/distilbert-base-uncased", mlm_head=head)
 
 
+def _modernbert_dense(config: Json) -> tuple[Layer, Layer]:
+    return Layer("head.dense", config.get("classifier_activation", "gelu")), Layer("head.norm")
+
+
 def _modernbert_mlm(config: Json) -> Architecture:
-    dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
-    head = (dense, Layer("head.norm"), Layer("decoder"))
+    head = (*_modernbert_dense(config), Layer("decoder"))
     return replace(_MODERNBERT, hub="answerdotai/ModernBERT-base", mlm_head=head)
 
 
@@ -69,14 +72,10 @@ def _is_rotary(config: Json) -> bool:
     return config.get("position_embedding_type") == "rotary"
 
 
-def _jina_v3(config: Json) -> Architecture:
-    adapters = tuple(config.get("lora_adaptations") or ())
-    return Architecture(hub="jinaai/jina-embeddings-v3", translate=_rotary_xlmr, pooling="mean", adapters=adapters)
-
-
 def _xlmr(config: Json) -> Architecture:
     if _is_rotary(config):
-        return _jina_v3(config)
+        adapters = tuple(config.get("lora_adaptations") or ())
+        return Architecture(hub="jinaai/jina-embeddings-v3", translate=_rotary_xlmr, pooling="mean", adapters=adapters)
     return replace(_ROBERTA, hub="BAAI/bge-m3", renames=_FLASH, mlm_head=_ROBERTA_MLM)
 
 
@@ -121,9 +120,6 @@ _GTE = Architecture(
         Rename(r"\blayer\.(\d+)\.mlp\.down_proj\b", (r"layers.\1.mlp.fc2",)),
     ),
 )
-_GTE_PAIRS = replace(
-    _GTE, hub="Alibaba-NLP/gte-multilingual-reranker-base", score_type="cross-encoder", head=_POOLER_HEAD
-)
 
 _NOMIC_DEFAULTS = {
     "rotary_emb_fraction": 1.0,
@@ -162,23 +158,14 @@ def _nomic(config: Json) -> Json:
 
 
 def _modernbert_pairs(config: Json) -> Architecture:
-    dense = Layer("head.dense", config.get("classifier_activation", "gelu"))
-    return Architecture(
-        hub="Alibaba-NLP/gte-reranker-modernbert-base",
-        score_type="cross-encoder",
-        pooling=config.get("classifier_pooling", "cls"),
-        head=(dense, Layer("head.norm"), Layer("classifier")),
-    )
+    head = (*_modernbert_dense(config), Layer("classifier"))
+    base = replace(_MODERNBERT, pooling=config.get("classifier_pooling", "cls"))
+    return _cross_encoder(base, head, "Alibaba-NLP/gte-reranker-modernbert-base")
 
 
 def _deberta_pairs(config: Json) -> Architecture:
     dense = Layer("pooler.dense", config.get("pooler_hidden_act", "gelu"))
-    return Architecture(
-        hub="mixedbread-ai/mxbai-rerank-base-v1",
-        score_type="cross-encoder",
-        head=(dense, Layer("classifier")),
-        flat=False,
-    )
+    return _cross_encoder(Architecture(flat=False), (dense, Layer("classifier")), "mixedbread-ai/mxbai-rerank-base-v1")
 
 
 def _cross_encoder(base: Architecture, head: tuple[Layer, ...], hub: str) -> Architecture:
@@ -186,6 +173,7 @@ def _cross_encoder(base: Architecture, head: tuple[Layer, ...], hub: str) -> Arc
 
 
 _MODERNBERT = Architecture(hub="Alibaba-NLP/gte-modernbert-base")
+_MPNET = replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False)
 _DISTIL = Architecture(hub="sentence-transformers/msmarco-distilbert-base-v4")
 
 ENCODERS: dict[str, Entry] = {
@@ -195,9 +183,10 @@ ENCODERS: dict[str, Entry] = {
     "CamembertForSequenceClassification": _cross_encoder(
         _ROBERTA, _ROBERTA_HEAD, "antoinelouis/crossencoder-camembert-base-mmarcoFR"
     ),
-    "NewForSequenceClassification": _GTE_PAIRS,
-    "GteNewForSequenceClassification": _GTE_PAIRS,
-    "GteForSequenceClassification": _GTE_PAIRS,
+    **dict.fromkeys(
+        ("NewForSequenceClassification", "GteNewForSequenceClassification", "GteForSequenceClassification"),
+        _cross_encoder(_GTE, _POOLER_HEAD, "Alibaba-NLP/gte-multilingual-reranker-base"),
+    ),
     "ModernBertForSequenceClassification": _modernbert_pairs,
     "DebertaV2ForSequenceClassification": _deberta_pairs,
     "ElectraForSequenceClassification": _cross_encoder(
@@ -220,8 +209,8 @@ ENCODERS: dict[str, Entry] = {
     "XLMRobertaForMaskedLM": _xlmr,
     "RobertaPreLayerNormModel": replace(_ROBERTA, layers=""),
     "CamembertModel": replace(_ROBERTA, hub="dangvantuan/sentence-camembert-base"),
-    "MPNetModel": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
-    "MPNetForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False),
+    "MPNetModel": _MPNET,
+    "MPNetForMaskedLM": _MPNET,
     "BgeM3EmbeddingModel": _xlmr,
     "ErnieModel": replace(_BERT, hub="shibing624/text2vec-base-chinese-sentence"),
     "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator", unread=r"^(discriminator|generator)_"),
