@@ -1,6 +1,6 @@
 """Find out what a model would do, without its weights.
 
-That is: the spec and the source of each field, the tokens of a sample pair, the tensors that would be read, and the
+It shows the spec and the source of each field, the tokens of a sample pair, the tensors that would be read, and the
 errors that a run would meet.
 """
 

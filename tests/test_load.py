@@ -249,7 +249,7 @@ def test_an_answer_token_behind_the_end_of_the_embeddings_is_refused(tiny: Tiny,
             {**ONE, "method": "softmax"},
             "method 'softmax' is unknown\nhint: known: from_2_way_softmax, no_post_processing",
         ),
-        ({"is_original_qwen3_reranker": True}, "is_original_qwen3_reranker needs classifier_from_token, such as"),
+        ({"is_original_qwen3_reranker": True}, "is_original_qwen3_reranker needs classifier_from_token, like"),
         (
             {"is_original_qwen3_reranker": True, "classifier_from_token": ["yes"]},
             "from_2_way_softmax makes one score of 2 tokens, and classifier_from_token has 1",

@@ -33,7 +33,7 @@ _TEXTS = (
     "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
     "default_prompt_name query_prefix document_prefix query_token_id"
 )
-# what a value must be, in whichever file its key is; null counts as absent
+# the kind of value that a key must have, in any file; null counts as absent
 _KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(_NUMBERS.split(), (int | float, "a number")),
     **dict.fromkeys(_OBJECTS.split(), (dict, "an object")),
@@ -65,7 +65,7 @@ class Checkpoint:
     folder: Path
     tokenizer_folder: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of config.json
-    config_source: Source = CONFIG_JSON  # of `config`: the file, or where its overrides come from
+    config_source: Source = CONFIG_JSON  # of `config`: the file, or the source of its overrides
     snapshot: Snapshot | None = None  # set for a hub id: where to fetch weights from
 
     def read_json(self, file: str) -> Json:

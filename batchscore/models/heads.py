@@ -198,9 +198,9 @@ def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec], *, dry: bool 
 
 @torch.inference_mode()
 def activate(activation: nn.Module, logits: Tensor) -> Tensor:
-    """float32, as logits: the score of each, whatever stands beside it.
+    """The scores of float32 logits, in the same shape; no score depends on the logits beside it.
 
-    A vectorised function rounds differently in the last few places of an array, which its vectors do not fill. So each
+    A vectorised function rounds the last few values of an array differently, where they do not fill a vector. So each
     distinct logit is computed once, and in float64, where that difference is far below float32's last bit.
     """
     distinct, where = torch.unique(logits, return_inverse=True)

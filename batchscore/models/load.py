@@ -1,4 +1,4 @@
-"""Weights into modules, or a clear refusal: a missing or unread weight is an error, never a random number.
+"""Load weights into modules, or refuse: a missing or unread weight is an error, never a random number.
 
 A checkpoint's tensors are read by name, renamed to what transformers expects, and divided: the head's become float32
 layers of our own, the others go into the body.
@@ -267,7 +267,7 @@ def _choose_layout(
     return "flat" if able and packed_attention else "padded"
 
 
-# ---- errors of others
+# ---- contexts
 
 
 @contextmanager
@@ -281,9 +281,9 @@ def _named(name: str) -> Iterator[None]:
 
 @contextmanager
 def _transformers_errors() -> Iterator[None]:
-    """Present what transformers, or code of the checkpoint, raises as the checkpoint's fault.
+    """Turn whatever transformers, or code of the checkpoint, raises into a CheckpointError.
 
-    Only their code may run inside: values in config.json that a class cannot use make it raise almost anything.
+    Only their code may run inside: a class that cannot use a value in config.json raises almost anything.
     """
     try:
         yield

@@ -72,7 +72,7 @@ def open_model(
 
 
 def pinned_options(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, str]:
-    """Options of Scorer that let another process, on another day, come to the same spec from the same files."""
+    """Options of Scorer with which another process, even on another day, comes to the same spec from the same files."""
     commit = checkpoint.snapshot.commit if checkpoint.snapshot else ""
     pinned = {"revision": commit, "template_date": spec.template_date}
     return {name: value for name, value in pinned.items() if value}

@@ -16,7 +16,7 @@ TokenMethod = Literal["from_2_way_softmax", "no_post_processing"]
 
 
 class Source(NamedTuple):
-    """Where the value of a setting comes from. `str` gives the words that plans, inspections and errors show."""
+    """Where the value of a setting comes from; `str` of it is what plans, inspections and errors show."""
 
     kind: Literal["architecture", "file", "config", "user", "compat", "rule"]
     name: str  # an architecture, a file of the checkpoint, a config file, an option, an engine, a rule
@@ -51,12 +51,12 @@ class DenseSpec:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What ColBERT models add to a sequence beside the text, and which document tokens they leave out."""
+    """What ColBERT models add to the text of a sequence, and which document tokens they leave out."""
 
     query: str  # token inserted after the first one of a query; none if empty
     document: str
     expand: bool  # fill queries up to their length with a token whose state counts
-    attend: bool  # whether other tokens attend to those
+    attend: bool  # whether other tokens attend to them
     skip: tuple[str, ...]  # document tokens that do not count
 
 
@@ -77,7 +77,7 @@ class ModelSpec:
     instruction: str  # what the template calls `instruction`; "" for the template's own
     system_prompt: str  # first message of the template
     template_variables: Mapping[str, Any]  # other variables of the template
-    template_date: str  # the day (YYYY-MM-DD) that `strftime_now` tells; "" if the template does not ask
+    template_date: str  # the day (YYYY-MM-DD) for `strftime_now`; "" if the template does not call it
     query_prompt: str  # text before each query
     document_prompt: str
     marks: Marks | None  # ColBERT's
@@ -91,7 +91,7 @@ class ModelSpec:
     max_tokens_per_query: int  # tokens of the text itself; 0 for no limit
     max_tokens_per_doc: int
     truncation: Truncation
-    # the end of a text that is cut; None is right, but reads like vLLM without --truncation-side: special tokens stay
+    # the end at which texts are cut; None cuts the right, and then vLLM's rule for prompts spares special tokens
     truncation_side: Literal["left", "right"] | None
 
     # backbone
@@ -119,7 +119,7 @@ class ModelSpec:
 
     # similarity
     similarity: Similarity
-    normalize: bool  # unit vectors before the similarity; only a dot product can tell
+    normalize: bool  # unit vectors before the similarity; it matters to dot products only
 
     sources: Mapping[str, Source] = field(compare=False)  # where each field comes from
     arch: Architecture = field(compare=False)  # how the body is loaded

@@ -13,7 +13,7 @@ from batchscore.models.arch.entry import Architecture, Entry, Json
 
 ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **DECODERS}
 
-# tried in this order; whether such a body runs without padding is found out when it is loaded
+# tried in this order; whether such a body runs without padding is tested when it is loaded
 GENERIC: dict[str, Architecture] = {
     "ForSequenceClassification": SCORE,
     "ForCausalLM": LAST,
@@ -23,7 +23,7 @@ GENERIC: dict[str, Architecture] = {
 
 
 def architecture_of(architecture: str, config: Json) -> Architecture | None:
-    """The entry for an architecture, given its config.json; None if not even the ending of its name is known."""
+    """The entry for an architecture and its config.json; None if even the ending of its name is unknown."""
     entry = ARCHITECTURES.get(architecture) or next(
         (generic for ending, generic in GENERIC.items() if architecture.endswith(ending)), None
     )

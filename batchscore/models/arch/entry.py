@@ -33,7 +33,7 @@ def same(config: Json) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One line of the registry. Everything but the body's own layers is data."""
+    """An entry of the registry. Everything but the body's own layers is data."""
 
     score_type: ScoreType = "bi-encoder"
     hub: str = ""  # a published model of this architecture

@@ -77,7 +77,7 @@ class _Mlp(nn.Module):
 
 
 class _GatedMlp(nn.Module):
-    """mGTE's: the upper half of the first matrix goes up, the lower half is the gate."""
+    """mGTE's: the first matrix holds the up projection, and below it the gate's."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class RotaryBertModel(PreTrainedModel):
         return SimpleNamespace(last_hidden_state=states)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [batch, 1, tokens, head_dim]; the frequencies are computed here, no buffer to load."""
+        """Cosines and sines [batch, 1, tokens, head_dim]; the frequencies are computed, not loaded."""
         dim = self.config.hidden_size // self.config.num_attention_heads
         exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
         rope = self.config.rope_parameters

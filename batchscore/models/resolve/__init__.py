@@ -1,8 +1,8 @@
 """From a checkpoint's files and a user's options to one ModelSpec.
 
 Sources apply in a fixed order and later ones win: the architecture, the checkpoint's own files, a config file, options.
-Each field keeps its source: when a score surprises, the first question is where a setting came from. The model's name
-is never looked at.
+Each field keeps its source: the first question about a surprising score is where a setting came from. The model's name
+plays no part.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
 
 @contextmanager
 def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
-    """Blame config.json for what stops its registry entry: a missing key, or a value of another kind.
+    """Turn what a registry entry raises into an error about config.json: a key is missing or has an unusable value.
 
     Only functions of the registry may run inside.
     """

@@ -1,4 +1,4 @@
-"""Config files: what a published model needs and its own files lack, such as the prompts it was trained with.
+"""Config files: what a published model needs and its own files lack, like the prompts it was trained with.
 
 A config is found by the hub ids it lists (the only place where a model's name matters) or named by the user. Its keys
 are the options.

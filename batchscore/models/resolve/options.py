@@ -1,7 +1,7 @@
-"""What a user may set: the options, their valid values, and how options that bundle several settings are taken apart.
+"""What a user may set: the options, their valid values, and how options that bundle several settings are split.
 
 Options come from the command line, from Scorer's keywords and from config files, under the same names. They are checked
-here, as they come in, and nowhere else.
+here and nowhere else.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def user_options(values: Mapping[str, Any]) -> dict[str, Sourced]:
 
 
 def read_values(options: Options) -> dict[str, Sourced]:
-    """The options with lengths such as "8k" as numbers and JSON text as objects.
+    """The options, with lengths like "8k" as numbers and JSON text as objects.
 
     Raises:
         UsageError: a value that its option cannot take.
@@ -123,7 +123,7 @@ def _read(name: str, value: Any, source: Source) -> Any:
 
 
 def merged(lower: Options, upper: Options) -> dict[str, Sourced]:
-    """Both; the upper wins, except that overrides of config.json are merged key by key."""
+    """Both layers; the upper one wins, except that overrides of config.json are merged key by key."""
     both = {**lower, **upper}
     if "hf_overrides" in lower and "hf_overrides" in upper:
         (below, below_source), (above, above_source) = lower["hf_overrides"], upper["hf_overrides"]
@@ -133,7 +133,7 @@ def merged(lower: Options, upper: Options) -> dict[str, Sourced]:
 
 
 def taken_apart(options: Options) -> dict[str, Sourced]:
-    """Options that decide one field each, made from those that bundle several or bear another engine's name.
+    """Options that decide one field each: bundles are split, and other engines' names translated.
 
     Raises:
         UsageError: two of them decide one field differently, or a bundle has an unknown key.

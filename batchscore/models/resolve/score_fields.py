@@ -111,7 +111,7 @@ def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]
     config, source = checkpoint.config, checkpoint.config_source
     listed = config.get("classifier_from_token") or []
     if not isinstance(listed, list) or not all(isinstance(token, (str, int)) for token in listed):
-        raise UsageError(f'{source}: classifier_from_token {listed!r} must be a list of tokens, such as ["no", "yes"]')
+        raise UsageError(f'{source}: classifier_from_token {listed!r} must be a list of tokens, like ["no", "yes"]')
     tokens = tuple(listed)
     original = bool(config.get("is_original_qwen3_reranker"))
     method = config.get("method") or ("from_2_way_softmax" if original else "no_post_processing")
@@ -120,7 +120,7 @@ def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]
             f"{source}: method {method!r} is unknown", hint="known: from_2_way_softmax, no_post_processing"
         )
     if original and not tokens:
-        raise UsageError(f'{source}: is_original_qwen3_reranker needs classifier_from_token, such as ["no", "yes"]')
+        raise UsageError(f'{source}: is_original_qwen3_reranker needs classifier_from_token, like ["no", "yes"]')
     wanted = 2 if method == "from_2_way_softmax" else 1
     if tokens and len(tokens) != wanted:
         raise UsageError(

@@ -72,7 +72,7 @@ def _chat_template(context: Context, saved: str) -> Sourced:
 
 
 def _template_date(context: Context, template: str) -> Sourced:
-    """The day that the template may ask for: decided once, so that all prompts of a job are of one day."""
+    """The day for the template's `strftime_now`: decided once, so that all prompts of a job have the same date."""
     reads_it, option = template and uses(template, "strftime_now"), context.options.get("template_date")
     if option and not reads_it:
         raise UsageError(f"{option[1].spell('template_date')} {option[0]!r}: the template does not ask for the date")
