@@ -166,7 +166,9 @@ ChatTemplate = Annotated[
         metavar="FILE|NAME|TEXT|none",
     ),
 ]
-TemplateDate = Annotated[str | None, _text("Date for templates that print one. (default: today)", metavar="YYYY-MM-DD")]
+TemplateDate = Annotated[
+    str | None, _text("Date for templates that print one. (default: the day a job is started)", metavar="YYYY-MM-DD")
+]
 Instruction = Annotated[str | None, _text("Task description, for prompts that include one.")]
 QueryPrompt = Annotated[str | None, _text("Text before each query, '' for none. (default: the checkpoint's)")]
 DocumentPrompt = Annotated[str | None, _text("Text before each document, '' for none. (default: the checkpoint's)")]

@@ -7,7 +7,7 @@ plays no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from batchscore.models.resolve.context import Context
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import CONFIG_JSON, MODULES_JSON, ModelSpec, Source, Sourced
+from batchscore.models.spec import CONFIG_JSON, DEFAULT, MODULES_JSON, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -128,6 +128,7 @@ def _check_effect(context: Context) -> None:
 def _problems(context: Context, name: str, value: Any, source: Source) -> Iterator[str]:
     """The reasons why an option would have no effect."""
     options, arch, kind = context.options, context.arch, context.score_type
+    similarity, _ = context.option("similarity", ("cosine", DEFAULT))
     if name in _SIDES_ONLY and context.is_pair and value != "":
         yield "a cross-encoder reads both sides at once"
     if name in _PAIR_ONLY and not context.is_pair:
@@ -138,7 +139,7 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield f"a {kind} has a similarity of its own"
     if name == "pooling" and kind == "late-interaction":
         yield "late interaction does not pool the states of tokens"
-    if name == "use_activation" and kind == "bi-encoder" and not _scores_by_dot(options):
+    if name == "use_activation" and kind == "bi-encoder" and similarity == "cosine":
         yield "a cosine does not depend on it"
     if name == "instruction" and not context.is_pair and not (options.get("instruct") or arch.instruct):
         yield "this model's query prompt has no place for an instruction; pass --query-prompt"
@@ -148,7 +149,3 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield "that is a rule for prompts of cross-encoders"
     if name == "truncation" and context.vllm and value != "error" and source.kind == "user":
         yield "compat vllm has a rule of its own"
-
-
-def _scores_by_dot(options: Mapping[str, Sourced]) -> bool:
-    return "similarity" in options and options["similarity"][0] == "dot"
