@@ -98,11 +98,8 @@ def _sample(
     sequences = []
     for index, side in enumerate(sides):
         item = items.take(np.array([index]))
-        sequence: dict[str, Any] = {
-            "side": side,
-            "ids": item.ids.tolist(),
-            "tokens": tokenizer.describe(item.ids.tolist()),
-        }
+        ids = item.ids.tolist()
+        sequence: dict[str, Any] = {"side": side, "ids": ids, "tokens": tokenizer.describe(ids)}
         if "keep" in item.columns:
             sequence["counted"] = item.columns["keep"].tolist()
         sequences.append(sequence)
