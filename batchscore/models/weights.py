@@ -98,16 +98,15 @@ def _modules(checkpoint: Checkpoint) -> list[str]:
     return ["", *dense, *([BGE_M3_HEAD] if (checkpoint.folder / BGE_M3_HEAD).is_file() else [])]
 
 
-def _choices(checkpoint: Checkpoint, module: str) -> tuple[list[str], list[str]]:
-    """The names of files that hold these weights: as safetensors, as pickles."""
+def _choices(checkpoint: Checkpoint, module: str) -> list[list[str]]:
+    """The names of the files, one or several shards, that may hold these weights: as safetensors, as pickles."""
     if module == BGE_M3_HEAD:
-        return [], [module]
-    return _shards(checkpoint, module, "model.safetensors"), _shards(checkpoint, module, "pytorch_model.bin")
-
-
-def _shards(checkpoint: Checkpoint, folder: str, file: str) -> list[str]:
-    index = checkpoint.read_json(str(Path(folder, f"{file}.index.json"))).get("weight_map", {})
-    return [str(Path(folder, shard)) for shard in sorted(set(index.values())) or [file]]
+        return [[], [module]]
+    choices = []
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        shards = checkpoint.read_json(str(Path(module, f"{file}.index.json"))).get("weight_map", {}).values()
+        choices.append([str(Path(module, shard)) for shard in sorted(set(shards)) or [file]])
+    return choices
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> list[Path]:
