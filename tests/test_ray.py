@@ -141,7 +141,7 @@ def test_a_plain_run_finishes_what_ray_began_and_saved_when_it_was_stopped(
 ) -> None:
     jobs.write_rows("in.parquet", jobs.random_rows(3 * ROWS))  # the plain run's are the first of these
     options = arguments(tiny, Path("."), rows=3 * ROWS // 4)
-    slowly = ["--batch-tokens", "100000"]  # so that there is a middle of a unit to be in
+    slowly = ["--batch-tokens", "20000"]  # slow enough to be stopped within a unit, in packs that end within the grace
     run = jobs.start(*options, *slowly, "--out", "parts/", *on(cluster), **NO_TOKEN)
     jobs.wait_until(lambda: len(jobs.parts("parts")) > 0)
     run.send_signal(signal.SIGTERM)
