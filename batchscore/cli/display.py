@@ -19,7 +19,6 @@ from batchscore.errors import BatchscoreError, debug_traceback
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # these import torch, and the first line is shown before that
-    from batchscore.cli.options import Files
     from batchscore.jobs.events import Outcome
     from batchscore.jobs.meter import Meter
 
@@ -36,13 +35,6 @@ class Display:
         self._shown = perf_counter()
         self._lock = Lock()
         self._loading: set[str] = set()  # what was shown already
-
-    @classmethod
-    def open(cls, files: Files, model: str) -> Display:
-        """A display that has shown its first line: the imports that follow take seconds."""
-        display = cls(quiet=files.quiet, log_format=files.log_format)
-        display.loading(model, "files")
-        return display
 
     def loading(self, model: str, stage: Literal["files", "weights"]) -> None:
         """Show what the next seconds or minutes go into."""
