@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import typer
 
 from batchscore.stop import Stop, leave_on_signals
-
-if TYPE_CHECKING:
-    from batchscore.jobs.events import Outcome
 
 
 def run(command: Literal["score", "rerank"], model: str, *, quiet: bool, log_format: str, **options: Any) -> None:
@@ -24,7 +20,7 @@ def run(command: Literal["score", "rerank"], model: str, *, quiet: bool, log_for
 
     stop = Stop()
     stop.listen()
-    run_files: Callable[..., Outcome] = {"score": score_files, "rerank": rerank_files}[command]
+    run_files: Any = {"score": score_files, "rerank": rerank_files}[command]
     try:
         with exit_on_error(display, stop), stop.interruptible():
             outcome = run_files(model, stop=stop, events=display, **options)
