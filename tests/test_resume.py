@@ -189,10 +189,10 @@ def test_raw_scores_of_an_unfinished_unit_are_gone_on_with(tiny: Tiny) -> None:
     half = open_parts(open_folder("half"))
     assert half is not None
     os.remove("half/part-00003.parquet")
-    raw = half.progress(half.units[3], 64)
+    raw = half.saved_scores(half.units[3], 64, 1)
     logits = [row["score"] for row in reader.to_pylist()]
-    raw[:64:2] = 20.0  # no model says that: what is known is not scored again
-    half.save_progress(half.units[3], raw)
+    raw[::2] = 20.0  # no model says that: what is known is not scored again
+    half.save_scores(half.units[3], raw)
     result = score(model, "half/", "--batch-tokens", "256")
 
     assert result.exit_code == 0, result.output
