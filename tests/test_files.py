@@ -185,11 +185,11 @@ def test_a_job_resumed_after_midnight_keeps_the_day_of_its_prompts(
         Path("parts/part-00001.parquet").unlink()
     resumed = on(31)
 
-    assert resumed.setup.spec.template_date == "2026-01-30"
+    assert resumed.plan.setup.spec.template_date == "2026-01-30"
     assert resumed.for_worker().scorer["template_date"] == "2026-01-30"
     assert resumed.execute().end == ("parts" if first else "found")
     assert not first or jobs.contents("parts") == first
-    assert on(31, overwrite=True).setup.spec.template_date == "2026-01-31"
+    assert on(31, overwrite=True).plan.setup.spec.template_date == "2026-01-31"
     with pytest.raises(OutputError, match='template_date was "2026-01-30" and is "2026-01-29"'):
         on(31, "2026-01-29").execute()
 

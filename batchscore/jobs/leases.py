@@ -8,7 +8,7 @@ processes may then work on one unit for a while, which is harmless: both write t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import Any
@@ -26,14 +26,14 @@ _POLL_SECONDS = 0.5
 
 
 class Presence:
-    """The sign of life of this process."""
+    """The sign of life of this process, and what it shows of its work."""
 
     def __init__(
         self, parts: Parts, shard: str, meter: Meter | None = None, *, beat_seconds: float = BEAT_SECONDS
     ) -> None:
         self.owner = writer_id()
         self.units: set[int] = set()  # in work
-        self.finished_rows = 0  # of units that this process has finished
+        self.finished_rows = 0
         self.beat_seconds = beat_seconds
         self._parts, self._shard, self._meter = parts, shard, meter
         self._end = Event()
@@ -48,6 +48,17 @@ class Presence:
         self._end.set()
         self._thread.join()
         self._parts.folder.remove(_worker(self.owner))
+
+    def shown(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """The same units, each in work from now until it is finished."""
+        for unit in units:
+            self.units.add(unit.index)
+            yield unit
+
+    def finish(self, unit: Unit) -> None:
+        """A unit has its part."""
+        self.units.discard(unit.index)
+        self.finished_rows += unit.rows
 
     def _beat(self) -> None:
         while not self._end.wait(self.beat_seconds):
@@ -121,6 +132,11 @@ class Leases:
         """Give back a unit, finished or not."""
         self._held.discard(_lease(unit))
         self._folder.remove(_lease(unit))
+
+    def release_all(self) -> None:
+        """Give back what is not finished."""
+        for name in list(self._held):
+            self._folder.remove(name)
 
     def claim_merge(self) -> bool:
         """Whether this process is the one to merge the parts."""
