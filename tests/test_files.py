@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import date
 from inspect import signature
 from pathlib import Path
@@ -19,11 +20,12 @@ from typer.testing import CliRunner
 
 import jobs
 from batchscore import rerank_files, score_files
+from batchscore.cli import options as o
 from batchscore.cli.main import app
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.errors import InputError, OutputError, StoppedError, UsageError
-from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.commands import RerankCommand, ScoreCommand
 from batchscore.jobs.events import Outcome, Silent
 from batchscore.jobs.files import RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
@@ -113,6 +115,19 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
     flags = set(signature(run).parameters) - {"model", "in_", "inputs", "out", "quiet", "log_format"}
 
     assert flags - get_type_hints(options).keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "differing"),
+    [(o.Run, RunOptions, []), (o.Score, ScoreCommand, ["keep_columns"]), (o.Rerank, RerankCommand, [])],
+    ids=["run", "score", "rerank"],
+)
+def test_flags_have_the_defaults_of_the_library(flags: Any, kind: Any, differing: list[str]) -> None:
+    defaults = {field.name: field.default for field in fields(kind)}
+
+    assert [
+        field.name for field in fields(flags) if field.default != defaults.get(field.name, field.default)
+    ] == differing
 
 
 class Recorder(Silent):

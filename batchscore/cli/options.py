@@ -1,7 +1,7 @@
 """Every option of the command line: its names, its type, its default, its help text and its panel of the help page.
 
 Options are declared in groups, dataclasses with one field for each option. A command decorated with `with_options`
-takes those of its groups as keywords, under the names that `score_files`, `rerank_files` and Scorer know them by.
+takes those of its groups as keywords, with the names that they have in `score_files` and `rerank_files`.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class LocalFolder:
 
     @contextmanager
     def _filled(self, name: str, content: bytes | pa.Buffer) -> Iterator[str]:
-        """A temporary file that is safe on the disk; unless it is renamed meanwhile, it is removed."""
+        """A temporary file that is safe on the disk; at the end of the block it is removed, unless it was renamed."""
         temporary = self._temporary(name)
         with write_errors_as(os.path.join(self.path, name)):
             try:
@@ -351,7 +351,7 @@ class RemoteFolder:
             return bool(self._system.get_file_info(f"{self._key}/{name}").is_file)
 
     def read(self, name: str) -> pa.Buffer:
-        """The content. A store that does not answer is not an OSError, so that nobody takes it for a damaged file."""
+        """The content. A store that does not answer is no OSError, which callers take for a damaged file."""
         with self._open(name) as file:
             return file.read_buffer()
 
@@ -397,7 +397,7 @@ class RemoteFolder:
 
 
 def require_store(folder: str) -> None:
-    """Raise UsageError or OutputError if nothing can be written to a URL, as far as listing it tells."""
+    """Raise UsageError or OutputError if a URL cannot be listed, and so most likely not be written to."""
     system, key = file_system(folder)
     bucket = key.split("/")[0]
     if system.type_name in _BUCKETS and not bucket:
@@ -435,7 +435,7 @@ def _put(system: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None
 
 
 def sync_folder(path: str) -> None:
-    """Make a rename survive a power cut; some network disks refuse this, and sync by themselves."""
+    """Make a rename survive a power cut; some network disks refuse this, since they always sync."""
     with contextlib.suppress(OSError):
         handle = os.open(path or ".", os.O_RDONLY)
         try:

@@ -80,7 +80,7 @@ def score_files(
         model: checkpoint folder or hub id.
         inputs: one or several files, folders, patterns or datasets.
         out: file to write, or a folder with a slash at the end for one part file per unit.
-        events: is told how the run goes.
+        events: receives the progress of the run.
         stop: by which another thread can end the run.
         options: the flags of the command line.
 

@@ -87,10 +87,10 @@ class Leases:
     def __init__(self, parts: Parts, presence: Presence) -> None:
         assert isinstance(parts.folder, LocalFolder)
         self._parts, self._folder, self._presence = parts, parts.folder, presence
-        self._held: set[str] = set()
+        self._leases: set[str] = set()
 
     def claimed(self, units: Sequence[Unit]) -> Iterator[Unit]:
-        """Units that nobody has, each claimed before it is handed out; ends when all are done or held by others."""
+        """Free units, each claimed before it is handed out; ends when all are done or claimed by others."""
         progress = True
         while progress:
             progress = False
@@ -103,10 +103,10 @@ class Leases:
                     yield unit
 
     def wait_for_silent(self, units: Sequence[Unit], stop: Stop) -> list[Unit]:
-        """Units that may be claimed after all, because the process of another host that held them is dead.
+        """Units that are free after all, because the process on another host that had claimed them is dead.
 
-        A process of this host is known to be dead at once, one of another host only after three beats. Whoever leaves
-        earlier may leave the last unit of a dead process to nobody. StoppedError once a stop is requested.
+        A process on this host is known to be dead at once, one on another host only after three beats. If every other
+        process ended before that, the last unit of a dead one would stay undone. StoppedError once a stop is requested.
         """
         end = monotonic() + _BEATS * self._presence.beat_seconds
         while self._folder.has(JOB):
@@ -130,12 +130,12 @@ class Leases:
 
     def release(self, unit: Unit) -> None:
         """Give back a unit, finished or not."""
-        self._held.discard(_lease(unit))
+        self._leases.discard(_lease(unit))
         self._folder.remove(_lease(unit))
 
     def release_all(self) -> None:
         """Give back what is not finished."""
-        for name in list(self._held):
+        for name in list(self._leases):
             self._folder.remove(name)
 
     def claim_merge(self) -> bool:
@@ -143,9 +143,9 @@ class Leases:
         return self._claim("part-merge.lease")
 
     def _claim(self, name: str) -> bool:
-        """Whether this process holds the lease now; False if the folder was merged and is gone."""
+        """Whether this process has the lease now; False if the folder was merged and is gone."""
         try:
-            return name not in self._held and self._take(name)
+            return name not in self._leases and self._take(name)
         except RuntimeFailureError:
             if self._folder.has(JOB):
                 raise
@@ -164,7 +164,7 @@ class Leases:
             self._folder.remove(name)
             if not self._folder.create(name, owner.encode()):
                 return False
-        self._held.add(name)
+        self._leases.add(name)
         return True
 
 

@@ -24,7 +24,7 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
     """Write the parts to one file, which appears when it is whole.
 
     Raises:
-        OutputError: units are missing and `partial` is not asked for.
+        OutputError: units are missing and `partial` is false.
         InputError: the format cannot hold what the parts hold.
         RuntimeFailureError: a part is damaged.
         StoppedError: a stop was requested.
@@ -47,8 +47,8 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
 def write_errors(parts: Parts, output: Output) -> None:
     """Bring the list of bad rows up to date.
 
-    Several processes may write it at once, in any order. Each looks again after its write and repeats it if units were
-    finished meanwhile, so that whoever writes last has listed them all.
+    Several processes may write it at once, in any order. Each looks again after its write and repeats it if more units
+    are finished by then, so that the last one to write has listed them all.
     """
     listed: set[int] | None = None
     while parts.folder.has(JOB) and (finished := parts.finished()) != listed:

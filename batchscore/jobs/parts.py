@@ -59,7 +59,7 @@ class Part:
 
     @property
     def faults(self) -> Sequence[Mapping[str, Any]]:
-        """The bad rows, as they are reported. Parsed when needed: a job of many holds bytes and not objects."""
+        """The bad rows, as they are reported. Parsed when needed: as bytes, many of them take far less memory."""
         faults: Sequence[Mapping[str, Any]] = json.loads(self.note)["faults"]
         return faults
 
@@ -344,7 +344,7 @@ def _clear(folder: Folder, *, is_stale: bool) -> None:
 
 
 def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | None:
-    """A file that no job has written. Without a description of a job, the first part is opened to tell."""
+    """A file that no job has written. Without a description of a job, the first part is opened to see whose it is."""
     foreign = next((name for name in names if not _OURS.fullmatch(name)), None)
     part = next((name for name in names if name.endswith(".parquet")), None)
     if foreign is not None or part is None or is_job:

@@ -1,6 +1,6 @@
 """A run before it starts, and its record afterwards: one JSON-able description, and the lines a person reads.
 
-The record lies beside the output as OUT.run.json. Months later it tells which model, prompts, limits and versions gave
+The record lies beside the output as OUT.run.json. Months later it says which model, prompts, limits and versions gave
 these scores.
 """
 

@@ -1,7 +1,8 @@
 """A run as a library call: `prepare` opens and decides, `execute` scores and writes.
 
-Whatever a run has to refuse is refused by `prepare`, which writes nothing, so that a plan can be shown without a trace.
-`execute` takes the folder of the job as it finds it: new, half done by an earlier run, or shared with other processes.
+Every error that can be known beforehand is raised by `prepare`, which writes nothing: a plan can be shown without a
+trace. `execute` takes the folder of the job in any state: new, half done by an earlier run, or shared with other
+processes.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class PreparedJob:
     def for_worker(self) -> WorkerJob:
         """What another process needs to score units of this job.
 
-        The dtype is fixed, since `auto` may be another on another machine, and so are the commit of a hub id, which may
-        have moved on since, and the day that a template tells.
+        It fixes what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
+        its branch may have moved on, and the date that a template prints.
         """
         setup = self.plan.setup
         pinned = pinned_options(setup.checkpoint, setup.spec)
@@ -98,7 +99,7 @@ def prepare(
         command: what is made of the rows.
         scorer: keywords of Scorer, `model` among them.
         options: what is read and written, and which part of it.
-        events: is told that the model is being looked at, which takes a while where it is fetched.
+        events: gets `loading`, since fetching a model can take a while.
 
     Raises:
         BatchscoreError: an option, a file or the model that cannot be used.
@@ -114,13 +115,13 @@ def prepare(
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
-        setup = _on_its_day(setup, output)
+        setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, source.fingerprint(), output.path, dict(scorer))
     return PreparedJob(plan, options, output, source, shard, limits, slots)
 
 
-def _on_its_day(setup: Setup, output: Output) -> Setup:
-    """The setup, with the day that its template tells set to that of the job in this output, if there is one."""
+def _on_the_jobs_date(setup: Setup, output: Output) -> Setup:
+    """The setup with the date of the job in this output, if there is one, for its template to print."""
     parts = open_parts(open_folder(output.parts))
     fingerprint = parts.fingerprint if parts else (read_record(output.record()) or {}).get("fingerprint", {})
     day = fingerprint.get("model", {}).get("template_date")
@@ -240,7 +241,7 @@ class _Run:
 
     @contextmanager
     def _scoring(self, parts: Parts, finish: OnDone) -> Iterator[Callable[[Iterator[Unit]], dict[int, str]]]:
-        """What scores units where the options say; it returns those that were given up, with the reason."""
+        """A function that scores units where the options say, and returns those it gave up, with the reason."""
         job, options = self.job, self.job.options
         setup = job.plan.setup
         self.events.loading(setup.checkpoint.name, "weights")
@@ -279,7 +280,7 @@ class _Run:
         if missing:
             self.events.note(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
             return "partial", {}
-        # a limit counts the bad rows of other processes that worked meanwhile, too
+        # a limit also counts bad rows that other processes have found since
         counts = parts.counts() if job.is_alone or job.assembles or job.limits.is_set else {}
         job.limits.check(bad_rows(counts), parts.rows)
         if not job.assembles:
