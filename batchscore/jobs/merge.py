@@ -8,16 +8,11 @@ from contextlib import closing
 
 from batchscore.errors import OutputError
 from batchscore.io.sink import open_sink
-from batchscore.jobs.commands import COMMANDS, Command
+from batchscore.jobs.commands import COMMANDS
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
 from batchscore.stop import Stop
-
-
-def command_of(parts: Parts) -> Command:
-    """The command that made these parts."""
-    return COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
 
 
 def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> None:
@@ -37,8 +32,9 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
             hint="run the job again to resume it"
             + (", or pass --partial to merge the finished units" if units else ""),
         )
+    command = COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    with closing(command_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+    with closing(command.merged(parts, units, scratch)) as tables, open_sink(file) as sink:
         for table in tables:
             stop.check()
             sink.write(table)
