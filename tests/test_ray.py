@@ -31,6 +31,7 @@ from batchscore.errors import (
     OutputError,
     RuntimeFailureError,
 )
+from batchscore.io.inputs import Input
 from batchscore.io.source import FileAddresses
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.commands import ScoreCommand
@@ -218,7 +219,7 @@ def job(tiny: Tiny) -> WorkerJob:
     assert CliRunner().invoke(app, [*arguments(tiny, Path("."), rows=20), "--out", "parts/"]).exit_code == 0
     for unit in (1, 2):
         os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
-    source = FileAddresses(("./in.parquet",), None)
+    source = FileAddresses((Input("file", "./in.parquet"),))
     scorer = {"model": tiny("bert_ce"), "dtype": "float32", "window_rows": 20}
     return WorkerJob(ScoreCommand(), scorer, source, "parts", "fail")
 

@@ -68,7 +68,7 @@ class Source(Protocol):
     on_step: Callable[[], None]  # called now and then while `units` and `require_runs` go through all rows
 
     @property
-    def files(self) -> Sequence[str]: ...  # names of what the rows are read from; `Span.file` is an index into them
+    def files(self) -> Sequence[str]: ...  # as the user named them; `Span.file` is an index
     def addresses(self) -> Addresses: ...
     def fingerprint(self) -> list[dict[str, str | int | None]]: ...  # JSON-able; differs once the input has changed
     def column_names(self) -> list[str]: ...
@@ -113,11 +113,9 @@ class FileSource:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files, as the user gave them."""
         return [reader.file for reader in self._readers]
 
     def addresses(self) -> FileAddresses:
-        """By which another process opens the same files."""
         return self._addresses
 
     def fingerprint(self) -> list[dict[str, str | int | None]]:
@@ -222,7 +220,6 @@ class FileSource:
         return Chunk(_join(blocks, columns, shapes), tuple(blocks))
 
     def close(self) -> None:
-        """Close what `read` left open."""
         if self._open is not None:
             self._readers[self._open].close()
         self._open = None
