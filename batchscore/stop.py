@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by a signal or by the clock, answered between two packs.
+"""How a run is stopped: by a signal or by the clock, between two packs.
 
 The first signal lets the packs that are in the model finish, within a few seconds; a second one ends the process at
 once. That is safe at any moment, because every file on the disk is whole.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """Raised by a signal where nobody polls. Not an Exception, since libraries catch those and try something else."""
+    """Raised by a signal where no code polls. Not an Exception: libraries catch these and try something else."""
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -32,7 +32,7 @@ _POLL_SECONDS = 0.1
 
 def leave_on_signals() -> None:
     """Have a signal end the program at once, with the exit code of a stopped run: good while nothing is done yet."""
-    for number in _heard():
+    for number in _handled():
         signal.signal(number, lambda *_: os._exit(StoppedError.exit_code))
 
 
@@ -46,8 +46,8 @@ def blocked_signals(numbers: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _heard() -> list[signal.Signals]:
-    """Signals that nobody has asked to ignore."""
+def _handled() -> list[signal.Signals]:
+    """The signals that are not ignored."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -65,7 +65,7 @@ class Stop:
         self._reason = ""
         self._deadline = float("inf")
         self._signalled = False
-        self.polled = False  # whether somebody checks often; else a signal raises wherever the program is
+        self.polled = False  # whether the running code checks often; else a signal raises wherever the program is
         self.unsettled = False  # whether a thread is still busy with something that takes longer than the grace
 
     def request(self, reason: str) -> None:
@@ -120,7 +120,7 @@ class Stop:
     def listen(self) -> None:
         """Handle the signals of schedulers and people from now on; one that is ignored stays ignored.
 
-        Where nobody polls they raise Interrupted, which `interruptible` turns into StoppedError.
+        Where no code polls they raise Interrupted, which `interruptible` turns into StoppedError.
         """
 
         def handle(number: int, frame: object) -> None:
@@ -131,7 +131,7 @@ class Stop:
             if not self.polled:
                 raise Interrupted
 
-        for number in _heard():
+        for number in _handled():
             signal.signal(number, handle)
         atexit.register(_ignore)
 

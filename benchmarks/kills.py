@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: no threads that a fork woul
 from memory import tiny_model, write_pairs
 
 from batchscore.cli.main import app
-from batchscore.cli.run import run as _  # noqa: F401  what a fork need not load again
+from batchscore.jobs.files import score_files as _  # noqa: F401  what a fork need not load again
 
 ROWS = 20_000
 OPTIONS = ["--unit-rows", "500", "--quiet"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from batchscore.cli.main import app
-from batchscore.cli.run import run  # noqa: F401  what each fork would load
+from batchscore.jobs.files import score_files  # noqa: F401  what each fork would load
 from batchscore.jobs.workers import processes
 from batchscore.runners.cross_encoder import CrossEncoder
 
@@ -28,7 +28,7 @@ from batchscore.runners.cross_encoder import CrossEncoder
 def forking() -> ForkServerContext:
     """Starts workers as forks of a process that has one thread and has loaded what workers do."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["batchscore.cli.run", "batchscore.runners.build"])
+    context.set_forkserver_preload(["batchscore.jobs.files", "batchscore.runners.build"])
     return context
 
 

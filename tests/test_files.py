@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import date
 from inspect import signature
 from pathlib import Path
@@ -19,11 +20,12 @@ from typer.testing import CliRunner
 
 import jobs
 from batchscore import rerank_files, score_files
+from batchscore.cli import options as o
 from batchscore.cli.main import app
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.errors import InputError, OutputError, StoppedError, UsageError
-from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.commands import RerankCommand, ScoreCommand
 from batchscore.jobs.events import Outcome, Silent
 from batchscore.jobs.files import RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
@@ -115,6 +117,19 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
     assert flags - get_type_hints(options).keys() == set()
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind", "differing"),
+    [(o.Run, RunOptions, []), (o.Score, ScoreCommand, ["keep_columns"]), (o.Rerank, RerankCommand, [])],
+    ids=["run", "score", "rerank"],
+)
+def test_flags_have_the_defaults_of_the_library(flags: Any, kind: Any, differing: list[str]) -> None:
+    defaults = {field.name: field.default for field in fields(kind)}
+
+    assert [
+        field.name for field in fields(flags) if field.default != defaults.get(field.name, field.default)
+    ] == differing
+
+
 class Recorder(Silent):
     """Keeps what it is told."""
 
@@ -185,11 +200,11 @@ def test_a_job_resumed_after_midnight_keeps_the_day_of_its_prompts(
         Path("parts/part-00001.parquet").unlink()
     resumed = on(31)
 
-    assert resumed.setup.spec.template_date == "2026-01-30"
+    assert resumed.plan.setup.spec.template_date == "2026-01-30"
     assert resumed.for_worker().scorer["template_date"] == "2026-01-30"
     assert resumed.execute().end == ("parts" if first else "found")
     assert not first or jobs.contents("parts") == first
-    assert on(31, overwrite=True).setup.spec.template_date == "2026-01-31"
+    assert on(31, overwrite=True).plan.setup.spec.template_date == "2026-01-31"
     with pytest.raises(OutputError, match='template_date was "2026-01-30" and is "2026-01-29"'):
         on(31, "2026-01-29").execute()
 

@@ -19,7 +19,6 @@ from batchscore.errors import BatchscoreError, debug_traceback
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # these import torch, and the first line is shown before that
-    from batchscore.cli.options import Files
     from batchscore.jobs.events import Outcome
     from batchscore.jobs.meter import Meter
 
@@ -36,13 +35,6 @@ class Display:
         self._shown = perf_counter()
         self._lock = Lock()
         self._loading: set[str] = set()  # what was shown already
-
-    @classmethod
-    def open(cls, files: Files, model: str) -> Display:
-        """A display that has shown its first line: the imports that follow take seconds."""
-        display = cls(quiet=files.quiet, log_format=files.log_format)
-        display.loading(model, "files")
-        return display
 
     def loading(self, model: str, stage: Literal["files", "weights"]) -> None:
         """Show what the next seconds or minutes go into."""
@@ -95,13 +87,11 @@ class Display:
 
     def finished(self, outcome: Outcome) -> None:
         """Show how it went; the last line stands on its own."""
-        from batchscore.cli.summary import summary_lines
-
         self.stop()
         if self._json:
             self._event("finish", outcome.counts)
         elif not self._quiet:
-            for line in summary_lines(outcome):
+            for line in _summary_lines(outcome):
                 self._print(line)
 
     def error(self, error: BatchscoreError) -> None:
@@ -180,3 +170,27 @@ def _progress_text(meter: Meter) -> str:
 def _eta_text(meter: Meter) -> str:
     eta = _eta(meter)
     return "" if eta is None else f"  {eta // 3600}:{eta // 60 % 60:02}:{eta % 60:02} to go"
+
+
+def _summary_lines(outcome: Outcome) -> list[str]:
+    """How a run went; the last line stands on its own."""
+    counts, plan = outcome.counts, outcome.plan
+    seconds, spec, placement = counts["seconds"], plan.setup.spec, plan.setup.placement
+    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items() if stage != "total")
+    cut = ", ".join(f"{name} {number:,}" for name, number in counts.get("cut", {}).items() if number) or "none"
+    # a model that reads a pair at once has no texts of its own to count
+    label = "pairs" if spec.score_type == "cross-encoder" else "texts"
+    distinct, tokens, memory = counts.get("texts", 0), counts.get("tokens", 0), counts["peak_rss_mb"]
+    lines = [
+        f"{label}    {distinct:,} distinct, each counted once per unit; {tokens:,} tokens; peak memory {memory:,} MB",
+        f"cut      {cut}",
+        f"seconds  {stages} (these overlap, and add up over workers)",
+        f"record   {outcome.record}",
+    ]
+    if outcome.bad_rows:
+        lines.append(f"errors   {outcome.bad_rows:,} bad rows ({plan.errors}): {outcome.errors}")
+    rows, spent = outcome.done["rows"], max(seconds["total"], 1e-3)
+    # forwarded, as in the lines of progress: tokens that a cache or an earlier run answered took no time
+    speed = f"{rows / spent:,.0f} rows/s, {counts['tokens_forwarded'] / spent:,.0f} tokens/s"
+    where = f"on {placement.device} in {placement.dtype} -> {outcome.output}"
+    return [*lines, f"{rows:,} rows in {spent:,.1f} s ({speed}) {where}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
@@ -10,13 +11,13 @@ from batchscore.cli import options as o
 from batchscore.errors import debug_traceback
 
 
-@o.with_groups
+@o.with_options(o.Settings)
 def inspect(
     model: o.ModelArgument,
-    settings: o.Settings,
     query: o.SampleQuery = "What is the capital of France?",
     document: o.SampleDocument = "Paris is the capital of France.",
     as_json: o.AsJson = False,
+    **options: Any,
 ) -> None:
     """Show what a model is, reads and needs without loading its weights. Fails where a run would fail.
 
@@ -25,7 +26,6 @@ def inspect(
     from batchscore.cli.report import print_inspection
     from batchscore.inspection import inspect_model
 
-    options = dict(vars(settings))
     trust_remote_code = options.pop("trust_remote_code")
     if options["score_type"] == "auto":
         options["score_type"] = None

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from batchscore.cli import options as o
-from batchscore.stop import leave_on_signals
+from batchscore.cli.run import run
 
 
-@o.with_groups
-def rerank(
-    model: o.Model,
-    settings: o.Settings,
-    execution: o.Execution,
-    files: o.Files,
-    shares: o.Shares,
-    query_column: o.QueryColumn = "query",
-    document_column: o.DocumentsColumn = None,
-    document_fields: o.DocumentFields = None,
-    query_id_column: o.QueryIdColumn = None,
-    document_id_column: o.DocumentIdColumn = None,
-    limit: o.Limit = None,
-    top_n: o.TopN = 0,
-    return_documents: o.ReturnDocuments = False,
-    nested: o.Nested = False,
-) -> None:
+@o.with_options(o.Rerank, o.Settings, o.Execution, o.Run)
+def rerank(model: o.Model, **options: Any) -> None:
     """Rank the documents of each query, best first.
 
     A row holds a query with a list of documents, or one query and one document. The rows of a query may be anywhere in
@@ -30,22 +17,4 @@ def rerank(
 
     batchscore rerank --model BAAI/bge-reranker-v2-m3 --in candidates.jsonl --out ranked.parquet --top-n 10
     """
-    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
-    from batchscore.cli.display import Display
-
-    display = Display.open(files, model)
-    from batchscore.cli.run import run
-    from batchscore.jobs.commands import RerankCommand
-
-    command = RerankCommand(
-        query_column,
-        document_column,
-        query_id_column,
-        document_id_column,
-        top_n,
-        return_documents,
-        nested,
-        limit,
-        document_fields=o.names(document_fields) if document_fields else None,
-    )
-    run(command, o.scorer_options(model, settings, execution), files, shares, display)
+    run("rerank", model, **options)

@@ -1,31 +1,29 @@
-"""What `score` and `rerank` share: flags become a prepared job, its events a display, its outcome an exit code."""
+"""What `score` and `rerank` share: flags become keywords of a call, its events a display, its outcome an exit code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
-from batchscore.cli.display import Display, exit_on_error
-from batchscore.cli.options import Files, Shares
-from batchscore.jobs.commands import Command
-from batchscore.jobs.options import RunOptions
-from batchscore.jobs.run import prepare
-from batchscore.stop import Stop
+from batchscore.stop import Stop, leave_on_signals
 
 
-def run(command: Command, scorer: Mapping[str, Any], files: Files, shares: Shares, display: Display) -> None:
+def run(command: Literal["score", "rerank"], model: str, *, quiet: bool, log_format: str, **options: Any) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
+    leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
+    from batchscore.cli.display import Display, exit_on_error
+
+    display = Display(quiet=quiet, log_format=log_format)
+    display.loading(model, "files")  # the imports that follow take seconds
+    from batchscore.jobs.files import rerank_files, score_files
+
     stop = Stop()
     stop.listen()
-    if shares.max_seconds is not None:
-        stop.after(shares.max_seconds)
-    flags = {**vars(files), **vars(shares)}
-    options = RunOptions(**{name: flags[name] for name in RunOptions.__slots__})
+    run_files: Any = {"score": score_files, "rerank": rerank_files}[command]
     try:
         with exit_on_error(display, stop), stop.interruptible():
-            outcome = prepare(command, scorer, options, display).execute(stop, display)
+            outcome = run_files(model, stop=stop, events=display, **options)
     finally:
         display.stop()
     if outcome.exit_code:

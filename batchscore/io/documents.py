@@ -1,6 +1,6 @@
 """Rows that carry a list of documents, turned into one row a document.
 
-Arrow flattens the lists without copying texts. The price is that a unit holds as many documents as its rows list.
+Arrow flattens the lists without copying texts. The price is that a unit has as many documents as its rows list.
 """
 
 from __future__ import annotations

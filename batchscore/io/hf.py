@@ -1,6 +1,7 @@
 """Hugging Face datasets: a folder written by `save_to_disk`, memory-mapped, or a dataset of the Hub, streamed.
 
-Both are read as Arrow tables batch by batch and are never held whole; the price is that each run downloads again.
+Both are read as Arrow tables, batch by batch, and are never in memory as a whole. The price is that each run downloads
+a Hub dataset again.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class DatasetReader:
                 f"{self.file} has more rows than the {self._rows:,} of its card",
                 hint="download it with save_to_disk, and name the folder",
             )
-        table = join(tables) if tables else self._empty(columns)
+        table = join(tables) if tables else self._chosen(columns).features.arrow_schema.empty_table()
         return Block(table, self.file, range(span.start, span.stop), "row")
 
     def close(self) -> None:
@@ -82,9 +83,6 @@ class DatasetReader:
         if columns is None:
             return self._dataset
         return self._dataset.select_columns([name for name in self.schema.names if name in columns])
-
-    def _empty(self, columns: Sequence[str] | None) -> pa.Table:
-        return self._chosen(columns).features.arrow_schema.empty_table()
 
     def _stream(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
         """Arrow tables of the rows from `start` on."""

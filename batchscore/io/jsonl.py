@@ -34,8 +34,8 @@ SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".ndjson") for packing in
 
 _BUFFER_BYTES = 1 << 20  # unpacked at once on the way to a unit
 _HEAD_LINES = 1000  # read for the schema: enough to outvote a few odd rows, and a few milliseconds to parse
-_LINES = 4096  # held at once while units are divided, with `group`; a stop is heard that often
-_LINES_BYTES = 8 << 20  # at which either of the two ends, so that long lines do not fill the memory
+_LINES = 4096  # in memory at once while units are divided, with `group`; a stop request is checked that often
+_LINES_BYTES = 8 << 20  # a limit on both, so that long lines do not fill the memory
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNSTORABLE = (pa.ArrowException, OverflowError)
 
@@ -85,10 +85,10 @@ class JsonlReader:
                     if group is not None:
                         lines.append(line)
                 if len(ends) == _LINES or (lines and position - start > _LINES_BYTES):
-                    yield _steps(start, ends, numbers, lines, group, keys.found)
+                    yield _steps(start, ends, numbers, lines, group, keys.present)
                     start, ends, numbers, lines = position, array("q"), array("q"), []
         if ends:
-            yield _steps(start, ends, numbers, lines, group, keys.found)
+            yield _steps(start, ends, numbers, lines, group, keys.present)
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The lines of a span, over the keys that occur in them; a key that a line lacks is null there.
@@ -182,7 +182,7 @@ class _Keys:
     """Which of some keys turn up in lines, without parsing lines that cannot have them."""
 
     def __init__(self, keys: Collection[str]) -> None:
-        self.found: set[str] = set()
+        self.present: set[str] = set()
         self._spellings = {  # a key may be written as it is or with escapes
             key: {json.dumps(key, ensure_ascii=escape).encode(errors="replace") for escape in (True, False)}
             for key in keys
@@ -194,7 +194,7 @@ class _Keys:
             with suppress(_UnreadableError):
                 value = _parse(line.removeprefix(codecs.BOM_UTF8))
                 for key in filter(value.__contains__, candidates):
-                    self.found.add(key)
+                    self.present.add(key)
                     del self._spellings[key]
 
 

@@ -23,8 +23,8 @@ from batchscore.types import offsets_of
 
 SUFFIXES = (".parquet", ".pq")
 _BUFFER_BYTES = 1 << 20  # for each column being read; 0 would load its whole row group
-# A table of the stream is at most a default unit, and small beside the 32 MiB that a unit may have, because rows of it
-# that belong to the next unit are held meanwhile.
+# A table of the stream is at most a default unit, and small beside the 32 MiB that a unit may have: rows of it that
+# belong to the next unit stay in memory until that is read.
 _ROWS = 16_384
 _BYTES = 8 << 20
 

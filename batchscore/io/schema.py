@@ -1,4 +1,4 @@
-"""Tables that should agree on their columns: whether a column is there, and which type holds the rows of all of them.
+"""Tables that should agree on their columns: whether a column is there, and which type fits the rows of all.
 
 The join is permissive: null joins with anything, int with float, structs gain fields, and types with nothing in common
 become text. Files that were written at different times so read as one; the price is that a column's type may change

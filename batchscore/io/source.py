@@ -1,7 +1,8 @@
 """The input as one sequence of units, whatever it is made of.
 
-A unit may span files and holds a number of rows, fewer where these are long. Memory is bounded by it; the price is that
-no step of the pipeline sees more than one. Files without row counts are read through once a job to be divided.
+A unit may span files. It has a fixed number of rows, or fewer where these are long, which bounds the memory; the price
+is that no step of the pipeline sees more than one unit. Files without row counts are read through once for each job, to
+be divided.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from batchscore.io.schema import Shape, is_nested, join, require_columns, requir
 from batchscore.io.units import Span, Unit, UnitBuilder
 from batchscore.types import Faults, offsets_of
 
-# About three units are held at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
+# About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
 _UNIT_BYTES = 32 << 20
 
 
@@ -67,7 +68,7 @@ class Source(Protocol):
     on_step: Callable[[], None]  # called now and then while `units` and `require_runs` go through all rows
 
     @property
-    def files(self) -> Sequence[str]: ...  # names of what the rows are read from; `Span.file` is an index into them
+    def files(self) -> Sequence[str]: ...  # as the user named them; `Span.file` is an index
     def addresses(self) -> Addresses: ...
     def fingerprint(self) -> list[dict[str, str | int | None]]: ...  # JSON-able; differs once the input has changed
     def column_names(self) -> list[str]: ...
@@ -112,11 +113,9 @@ class FileSource:
 
     @property
     def files(self) -> list[str]:
-        """Names of the files, as the user gave them."""
         return [reader.file for reader in self._readers]
 
     def addresses(self) -> FileAddresses:
-        """By which another process opens the same files."""
         return self._addresses
 
     def fingerprint(self) -> list[dict[str, str | int | None]]:
@@ -154,9 +153,9 @@ class FileSource:
 
         Args:
             rows: at which a unit is full.
-            columns: column -> the option that names it: InputError if one is in no row of a file. This is the only
-                check of later files, since here all lines are gone through anyway.
-            size: bytes at which a unit is full, as far as files tell them.
+            columns: column -> the option that names it: InputError if one is in no row of a file. Later files are
+                checked only here, where all lines are read anyway.
+            size: bytes at which a unit is full, where a file says how large its rows are.
             group: a column: runs of equal values in it are not divided.
             stretch: how far a unit may exceed its limits to finish such a run (2 = twice).
             limit: rows in all.
@@ -221,7 +220,6 @@ class FileSource:
         return Chunk(_join(blocks, columns, shapes), tuple(blocks))
 
     def close(self) -> None:
-        """Close what `read` left open."""
         if self._open is not None:
             self._readers[self._open].close()
         self._open = None
@@ -258,14 +256,14 @@ def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mappin
         if shape == "documents" and not (is_nested(kind) or pa.types.is_null(kind)):
             message = f"{blocks[-1].file}: column {column!r} lists other kinds of documents than the files before"
             raise InputError(message, hint="write all files with strings, or all with structs")
-    # files carry metadata of their writers (pandas, datasets) that no longer holds for the output
+    # files carry metadata of their writers (pandas, datasets) that is not true of the output
     return table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
 
 
 def open_source(paths: Sequence[str], *, split: str | None = None, skip: Skip = lambda file: False) -> FileSource:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
 
-    Files for which `skip` holds are left out of folders and of the matches of a pattern.
+    Files for which `skip` is true are left out of folders and of the matches of a pattern.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).

@@ -194,8 +194,8 @@ class Folder(Protocol):
     path: str
     is_local: bool  # one of several processes can create a file, and files have a time of last use
 
-    def make(self) -> None: ...
-    def names(self) -> list[str]: ...  # of files, including temporary ones; [] if there is no folder
+    def make(self) -> None: ...  # with its parents
+    def names(self) -> list[str]: ...  # of files, sorted, including temporary ones; [] if there is no folder
     def has(self, name: str) -> bool: ...
     def read(self, name: str) -> pa.Buffer: ...  # FileNotFoundError
     def read_end(self, name: str, size: int) -> pa.Buffer: ...  # the last `size` bytes, or all; FileNotFoundError
@@ -220,28 +220,23 @@ class LocalFolder:
         self.path = path.rstrip("/") or "/"
 
     def make(self) -> None:
-        """Create it with its parents."""
         with write_errors_as(self.path):
             os.makedirs(self.path, exist_ok=True)
 
     def names(self) -> list[str]:
-        """Files in it, sorted."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path) if entry.is_file())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
         return os.path.exists(os.path.join(self.path, name))
 
     def read(self, name: str) -> pa.Buffer:
-        """The content, memory-mapped."""
         with pa.memory_map(os.path.join(self.path, name)) as file:
             return file.read_buffer()
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
-        """The last bytes, memory-mapped."""
         content = self.read(name)
         return content.slice(max(0, content.size - size))
 
@@ -261,7 +256,6 @@ class LocalFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(self.path, name))
 
@@ -299,7 +293,7 @@ class LocalFolder:
 
     @contextmanager
     def _filled(self, name: str, content: bytes | pa.Buffer) -> Iterator[str]:
-        """A temporary file that is safe on the disk; unless it is renamed meanwhile, it is removed."""
+        """A temporary file that is safe on the disk; at the end of the block it is removed, unless it was renamed."""
         temporary = self._temporary(name)
         with write_errors_as(os.path.join(self.path, name)):
             try:
@@ -340,18 +334,16 @@ class RemoteFolder:
                 self._system.create_dir(self._key, recursive=True)
 
     def names(self) -> list[str]:
-        """Files in it, sorted."""
         with _store_errors_as("list", self.path):
             entries = self._system.get_file_info(pafs.FileSelector(self._key, allow_not_found=True))
             return sorted(entry.base_name for entry in entries if entry.is_file)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
         with _store_errors_as("look for", f"{self.path}/{name}"):
             return bool(self._system.get_file_info(f"{self._key}/{name}").is_file)
 
     def read(self, name: str) -> pa.Buffer:
-        """The content. A store that does not answer is not an OSError, so that nobody takes it for a damaged file."""
+        """The content. A store that does not answer is no OSError, which callers take for a damaged file."""
         with self._open(name) as file:
             return file.read_buffer()
 
@@ -371,7 +363,6 @@ class RemoteFolder:
             yield file
 
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Upload a file."""
         with _store_errors_as("write", f"{self.path}/{name}"):
             _put(self._system, f"{self._key}/{name}", content)
 
@@ -383,7 +374,6 @@ class RemoteFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
         with _store_errors_as("remove", f"{self.path}/{name}"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(f"{self._key}/{name}")
 
@@ -397,7 +387,7 @@ class RemoteFolder:
 
 
 def require_store(folder: str) -> None:
-    """Raise UsageError or OutputError if nothing can be written to a URL, as far as listing it tells."""
+    """Raise UsageError or OutputError if a URL cannot be listed, and so most likely not be written to."""
     system, key = file_system(folder)
     bucket = key.split("/")[0]
     if system.type_name in _BUCKETS and not bucket:
@@ -435,7 +425,7 @@ def _put(system: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None
 
 
 def sync_folder(path: str) -> None:
-    """Make a rename survive a power cut; some network disks refuse this, and sync by themselves."""
+    """Make a rename survive a power cut; some network disks refuse this, since they always sync."""
     with contextlib.suppress(OSError):
         handle = os.open(path or ".", os.O_RDONLY)
         try:

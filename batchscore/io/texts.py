@@ -60,7 +60,7 @@ def encode_texts(
         faults: rows without a text are added.
         absent: what a fault says of a null.
     """
-    # decoded and 64-bit: a slice's dictionary holds texts of other rows, and 2 GiB of texts overflow 32-bit offsets
+    # decoded and 64-bit: a slice's dictionary has texts of other rows, and 2 GiB of texts overflow 32-bit offsets
     texts = texts.cast(pa.large_string())
     if texts.null_count:
         _add_nulls(pc.is_null(texts), name, faults, absent)

@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Events(Protocol):
-    """Whoever watches a run."""
+    """What watches a run."""
 
     def loading(self, model: str, stage: Stage) -> None: ...  # or fetching, if it is on the hub
     def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...  # for people, for programs

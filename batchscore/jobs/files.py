@@ -18,7 +18,6 @@ from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.run import prepare
-from batchscore.models.open import ModelOptions
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
 
@@ -72,6 +71,7 @@ def score_files(
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
+    stop: Stop | None = None,
     **options: Unpack[ScoreOptions],
 ) -> Outcome:
     """Score query/document pairs in files, as `batchscore score` does.
@@ -80,15 +80,16 @@ def score_files(
         model: checkpoint folder or hub id.
         inputs: one or several files, folders, patterns or datasets.
         out: file to write, or a folder with a slash at the end for one part file per unit.
-        events: is told how the run goes.
+        events: receives the progress of the run.
+        stop: by which another thread can end the run.
         options: the flags of the command line.
 
     Raises:
         BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
     """
     kept = options.pop("keep_columns", "all")
-    columns = {"all": None, "none": ()}.get(kept, _listed(kept)) if isinstance(kept, str) else tuple(kept)
-    return _run(ScoreCommand, {"keep_columns": columns}, model, inputs, out, options, events)
+    columns = {"all": None, "none": ()}.get(kept, _names(kept)) if isinstance(kept, str) else tuple(kept)
+    return _run(ScoreCommand, model, inputs, out, {**options, "keep_columns": columns}, events, stop or Stop())
 
 
 def rerank_files(
@@ -97,53 +98,41 @@ def rerank_files(
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
+    stop: Stop | None = None,
     **options: Unpack[RerankOptions],
 ) -> Outcome:
-    """Rank the documents of each query in files, as `batchscore rerank` does.
-
-    Args:
-        model: checkpoint folder or hub id.
-        inputs: one or several files, folders, patterns or datasets.
-        out: file to write, or a folder with a slash at the end for one part file per unit.
-        events: is told how the run goes.
-        options: the flags of the command line.
-
-    Raises:
-        BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
-    """
-    return _run(RerankCommand, {}, model, inputs, out, options, events)
+    """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
+    return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
 
 
 def _run(
     kind: type[Command],
-    own: Mapping[str, Any],
     model: str,
     inputs: Inputs,
     out: str | os.PathLike[str],
     options: Mapping[str, Any],
     events: Events | None,
+    stop: Stop,
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
     left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
-    if left.get("document_fields") is not None:
-        left["document_fields"] = _listed(left["document_fields"])
-    command = kind(**own, **_taken(left, kind))
+    left["document_fields"] = _names(left.get("document_fields") or ()) or None
+    if (seconds := left.pop("max_seconds", None)) is not None:
+        stop.after(seconds)
+    if "unit_rows" in left:  # a Scorer tokenizes a whole unit at once: its window is a unit
+        left["window_rows"] = left.pop("unit_rows")
+    command = kind(**_taken(left, kind))
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
-    stop, seconds = Stop(), left.pop("max_seconds", None)
-    if seconds is not None:
-        stop.after(seconds)
-    if "unit_rows" in left:
-        left["window_rows"] = left.pop("unit_rows")
-    if unknown := left.keys() - ScorerOptions.__annotations__.keys() - ModelOptions.__annotations__.keys():
+    if unknown := left.keys() - ScorerOptions.__annotations__.keys():
         raise UsageError(f"unknown option {min(unknown)!r}", hint="options are the flags of the command line")
     return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
 
 
-def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Names from a list separated by commas, as on the command line, or from any other."""
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names from a list separated by commas, or from any other."""
     return tuple(name.strip() for name in (names.split(",") if isinstance(names, str) else names))
 
 

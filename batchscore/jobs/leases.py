@@ -8,7 +8,7 @@ processes may then work on one unit for a while, which is harmless: both write t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import Any
@@ -26,14 +26,14 @@ _POLL_SECONDS = 0.5
 
 
 class Presence:
-    """The sign of life of this process."""
+    """The sign of life of this process, and what it shows of its work."""
 
     def __init__(
         self, parts: Parts, shard: str, meter: Meter | None = None, *, beat_seconds: float = BEAT_SECONDS
     ) -> None:
         self.owner = writer_id()
         self.units: set[int] = set()  # in work
-        self.finished_rows = 0  # of units that this process has finished
+        self.finished_rows = 0
         self.beat_seconds = beat_seconds
         self._parts, self._shard, self._meter = parts, shard, meter
         self._end = Event()
@@ -48,6 +48,17 @@ class Presence:
         self._end.set()
         self._thread.join()
         self._parts.folder.remove(_worker(self.owner))
+
+    def shown(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """The same units, each in work from now until it is finished."""
+        for unit in units:
+            self.units.add(unit.index)
+            yield unit
+
+    def finish(self, unit: Unit) -> None:
+        """A unit has its part."""
+        self.units.discard(unit.index)
+        self.finished_rows += unit.rows
 
     def _beat(self) -> None:
         while not self._end.wait(self.beat_seconds):
@@ -76,10 +87,10 @@ class Leases:
     def __init__(self, parts: Parts, presence: Presence) -> None:
         assert isinstance(parts.folder, LocalFolder)
         self._parts, self._folder, self._presence = parts, parts.folder, presence
-        self._held: set[str] = set()
+        self._leases: set[str] = set()
 
     def claimed(self, units: Sequence[Unit]) -> Iterator[Unit]:
-        """Units that nobody has, each claimed before it is handed out; ends when all are done or held by others."""
+        """Free units, each claimed before it is handed out; ends when all are done or claimed by others."""
         progress = True
         while progress:
             progress = False
@@ -92,10 +103,10 @@ class Leases:
                     yield unit
 
     def wait_for_silent(self, units: Sequence[Unit], stop: Stop) -> list[Unit]:
-        """Units that may be claimed after all, because the process of another host that held them is dead.
+        """Units that are free after all, because the process on another host that had claimed them is dead.
 
-        A process of this host is known to be dead at once, one of another host only after three beats. Whoever leaves
-        earlier may leave the last unit of a dead process to nobody. StoppedError once a stop is requested.
+        A process on this host is known to be dead at once, one on another host only after three beats. If every other
+        process ended before that, the last unit of a dead one would stay undone. StoppedError once a stop is requested.
         """
         end = monotonic() + _BEATS * self._presence.beat_seconds
         while self._folder.has(JOB):
@@ -119,17 +130,22 @@ class Leases:
 
     def release(self, unit: Unit) -> None:
         """Give back a unit, finished or not."""
-        self._held.discard(_lease(unit))
+        self._leases.discard(_lease(unit))
         self._folder.remove(_lease(unit))
+
+    def release_all(self) -> None:
+        """Give back what is not finished."""
+        for name in list(self._leases):
+            self._folder.remove(name)
 
     def claim_merge(self) -> bool:
         """Whether this process is the one to merge the parts."""
         return self._claim("part-merge.lease")
 
     def _claim(self, name: str) -> bool:
-        """Whether this process holds the lease now; False if the folder was merged and is gone."""
+        """Whether this process has the lease now; False if the folder was merged and is gone."""
         try:
-            return name not in self._held and self._take(name)
+            return name not in self._leases and self._take(name)
         except RuntimeFailureError:
             if self._folder.has(JOB):
                 raise
@@ -148,7 +164,7 @@ class Leases:
             self._folder.remove(name)
             if not self._folder.create(name, owner.encode()):
                 return False
-        self._held.add(name)
+        self._leases.add(name)
         return True
 
 

@@ -8,23 +8,18 @@ from contextlib import closing
 
 from batchscore.errors import OutputError
 from batchscore.io.sink import open_sink
-from batchscore.jobs.commands import COMMANDS, Command
+from batchscore.jobs.commands import COMMANDS
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
 from batchscore.stop import Stop
 
 
-def command_of(parts: Parts) -> Command:
-    """The command that made these parts."""
-    return COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
-
-
 def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> None:
     """Write the parts to one file, which appears when it is whole.
 
     Raises:
-        OutputError: units are missing and `partial` is not asked for.
+        OutputError: units are missing and `partial` is false.
         InputError: the format cannot hold what the parts hold.
         RuntimeFailureError: a part is damaged.
         StoppedError: a stop was requested.
@@ -37,8 +32,9 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
             hint="run the job again to resume it"
             + (", or pass --partial to merge the finished units" if units else ""),
         )
+    command = COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    with closing(command_of(parts).merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+    with closing(command.merged(parts, units, scratch)) as tables, open_sink(file) as sink:
         for table in tables:
             stop.check()
             sink.write(table)
@@ -47,8 +43,8 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
 def write_errors(parts: Parts, output: Output) -> None:
     """Bring the list of bad rows up to date.
 
-    Several processes may write it at once, in any order. Each looks again after its write and repeats it if units were
-    finished meanwhile, so that whoever writes last has listed them all.
+    Several processes may write it at once, in any order. Each looks again after its write and repeats it if more units
+    are finished by then, so that the last one to write has listed them all.
     """
     listed: set[int] | None = None
     while parts.folder.has(JOB) and (finished := parts.finished()) != listed:

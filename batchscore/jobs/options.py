@@ -1,4 +1,4 @@
-"""What a run is asked to do beside the command and the model: the flags of the command line, by name."""
+"""What a run does besides the command and the model: flags of the command line, under the same names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a run's output, its parts, its record and its list of errors lie.
 
-If the output is a file, its parts are in a hidden folder beside it until it is assembled. If it is a folder, it holds
-the parts itself.
+If the output is a file, its parts are in a hidden folder beside it until it is assembled. If it is a folder, the
+parts are in it.
 """
 
 from __future__ import annotations

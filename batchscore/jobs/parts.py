@@ -36,7 +36,7 @@ from batchscore.io.units import Span, Unit
 
 JOB = "_job.json"
 _KEY = b"batchscore"  # of the footer's metadata
-# The end of a part that is read first. A footer has some 100 bytes for each column of each row group, and about 200 for
+# The end of a part that is read first. A footer has some 100 bytes for each column of each row group, and about 100 for
 # each bad row: this is nearly always all of it, in one request of a size that costs no more than its latency.
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
@@ -59,7 +59,7 @@ class Part:
 
     @property
     def faults(self) -> Sequence[Mapping[str, Any]]:
-        """The bad rows, as they are reported. Parsed when needed: a job of many holds bytes and not objects."""
+        """The bad rows, as they are reported. Parsed when needed: as bytes, many of them take far less memory."""
         faults: Sequence[Mapping[str, Any]] = json.loads(self.note)["faults"]
         return faults
 
@@ -114,10 +114,12 @@ class Parts:
     ) -> None:
         """Finish a unit; OutputError if the folder is gone or belongs to another job by now."""
         note = {"job": self._id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
-        table = table.replace_schema_metadata({_KEY: json.dumps(note, ensure_ascii=False).encode()})
-        stream = pa.BufferOutputStream()
+        table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
-            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+            with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
+                writer.write_table(table)
+                # not as metadata of the schema: Arrow would store that a second time, with its own description of it
+                writer.add_key_value_metadata({_KEY: json.dumps(note, ensure_ascii=False).encode()})
             content = stream.getvalue()
             pq.read_schema(pa.BufferReader(content))  # Arrow can write deeper nesting than it can read
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -207,7 +209,7 @@ class Parts:
             raise OutputError(f"{self.folder.path} was taken by another job meanwhile", hint="choose another output")
 
     def _described(self, unit: int, file: pq.ParquetFile) -> Part:
-        note = (file.schema_arrow.metadata or {}).get(_KEY, b'{"job": null, "unit": null}')
+        note = (file.metadata.metadata or {}).get(_KEY, b'{"job": null, "unit": null}')
         values = json.loads(note)
         if (values["job"], values["unit"]) != (self._id, unit):
             raise InputError(f"{self.folder.path}/{part_name(unit)} belongs to another job", hint=_AGAIN)
@@ -279,12 +281,16 @@ def start_parts(
     Raises:
         OutputError: the folder holds another job, a damaged one, parts without a description, or other files.
     """
-    there, is_stale = _job_there(folder, fingerprint, overwrite=overwrite)
-    if there is not None and not is_stale:
-        return there
-    _clear(folder, is_job=there is not None, is_stale=is_stale, overwrite=overwrite)
+    parts, is_stale = _resumed(folder, fingerprint, overwrite=overwrite)
+    if parts is not None:
+        return parts
     units = [[astuple(span) for span in unit.spans] for unit in divide()]
-    folder.make()  # not before: an input that cannot be divided leaves no folder
+    # nothing was removed or made so far, since dividing can fail; it takes minutes, in which another process may begin
+    parts, is_stale = _resumed(folder, fingerprint, overwrite=overwrite)
+    if parts is not None:
+        return parts
+    _clear(folder, is_stale=is_stale)
+    folder.make()
     job = {"fingerprint": fingerprint, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
     folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
@@ -294,29 +300,27 @@ def start_parts(
     return made
 
 
-def _job_there(folder: Folder, fingerprint: Fingerprint, *, overwrite: bool) -> tuple[Parts | None, bool]:
-    """(the job that the folder holds, whether it is to be removed); None for a damaged one that is to be removed."""
+def _resumed(folder: Folder, fingerprint: Fingerprint, *, overwrite: bool) -> tuple[Parts | None, bool]:
+    """(the job in the folder if it is to be resumed, whether there is one to remove); raises as `start_parts`."""
+    parts, is_stale = None, False
     try:
-        there = open_parts(folder)
+        parts = open_parts(folder)
     except OutputError:
         if not overwrite:
             raise
-        return None, True
-    if there is None:
-        return None, False
-    difference = first_difference(there.fingerprint, fingerprint)
-    if difference is not None and not overwrite:
-        raise OutputError(
-            f"{folder.path} holds the parts of another job: {difference}",
-            hint="pass --overwrite to start again, or choose another output",
-        )
-    return there, difference is not None or (overwrite and there.complete())
-
-
-def _clear(folder: Folder, *, is_job: bool, is_stale: bool, overwrite: bool) -> None:
-    """Remove what is left of earlier jobs; OutputError, before anything is removed, if it may not be."""
+        is_stale = True
+    if parts is not None:
+        difference = first_difference(parts.fingerprint, fingerprint)
+        if difference is not None and not overwrite:
+            raise OutputError(
+                f"{folder.path} holds the parts of another job: {difference}",
+                hint="pass --overwrite to start again, or choose another output",
+            )
+        if difference is None and not (overwrite and parts.complete()):
+            return parts, False
+        is_stale = True
     names = folder.names()
-    if (foreign := _foreign(folder, names, is_job=is_job)) is not None:
+    if (foreign := _foreign(folder, names, is_job=parts is not None)) is not None:
         raise OutputError(
             f"{folder.path} has other files in it, for example {foreign}", hint="choose an empty or a new folder"
         )
@@ -325,6 +329,12 @@ def _clear(folder: Folder, *, is_job: bool, is_stale: bool, overwrite: bool) -> 
             f"{folder.path} has parts but no {JOB}, which says what they belong to",
             hint="restore it, or pass --overwrite to start again",
         )
+    return None, is_stale
+
+
+def _clear(folder: Folder, *, is_stale: bool) -> None:
+    """Remove what is left of earlier jobs."""
+    names = folder.names()
     if is_stale:
         folder.remove(JOB)  # first, so that no process takes the rest for a job
     if is_stale or JOB not in names:  # otherwise another process has just begun
@@ -334,13 +344,13 @@ def _clear(folder: Folder, *, is_job: bool, is_stale: bool, overwrite: bool) -> 
 
 
 def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | None:
-    """A file that no job has written. Without a description of a job, the first part is opened to tell."""
+    """A file that no job has written. Without a description of a job, the first part is opened to see whose it is."""
     foreign = next((name for name in names if not _OURS.fullmatch(name)), None)
     part = next((name for name in names if name.endswith(".parquet")), None)
     if foreign is not None or part is None or is_job:
         return foreign
     try:
-        metadata = _read_footer(folder, part).schema_arrow.metadata or {}
+        metadata = _read_footer(folder, part).metadata.metadata or {}
     except FileNotFoundError:  # another process that is starting has removed it
         return None
     except (pa.ArrowException, OSError, ValueError):

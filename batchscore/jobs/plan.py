@@ -1,6 +1,6 @@
 """A run before it starts, and its record afterwards: one JSON-able description, and the lines a person reads.
 
-The record lies beside the output as OUT.run.json. Months later it tells which model, prompts, limits and versions gave
+The record lies beside the output as OUT.run.json. Months later it says which model, prompts, limits and versions gave
 these scores.
 """
 
@@ -34,7 +34,7 @@ class Plan:
     errors: Errors
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     output: str
-    options: Mapping[str, Any]  # of the scorer, as the user gave them
+    scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Plan:
             "score_range": self._score_range(),
             "placement": asdict(setup.placement),
             "budget": asdict(setup.budget),
-            "options": {**self.options, **asdict(self.command)},  # type: ignore[call-overload]
+            "options": {**self.scorer, **asdict(self.command)},  # type: ignore[call-overload]
             "inputs": list(self.inputs),
             "output": self.output,
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -115,7 +115,7 @@ def share_lines(
     ]
     if shard.count > 1 or is_dynamic:
         how = "claimed one at a time" if is_dynamic else f"one unit in {shard.count}"
-        lines.append(f"share    shard {shard.index}/{shard.count} ({shard.origin}), {how}")
+        lines.append(f"share    shard {shard} ({shard.origin}), {how}")
     if left < rows:
         lines.append(f"to do    {left:,} rows in {len(todo):,} units")
     return lines

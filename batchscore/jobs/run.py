@@ -1,7 +1,8 @@
 """A run as a library call: `prepare` opens and decides, `execute` scores and writes.
 
-Whatever a run has to refuse is refused by `prepare`, which writes nothing, so that a plan can be shown without a trace.
-`execute` takes the folder of the job as it finds it: new, half done by an earlier run, or shared with other processes.
+Every error that can be known beforehand is raised by `prepare`, which writes nothing: a plan can be shown without a
+trace. `execute` takes the folder of the job in any state: new, half done by an earlier run, or shared with other
+processes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from time import perf_counter, sleep
 from typing import Any
 
@@ -19,7 +20,6 @@ from batchscore.io.storage import open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
-from batchscore.jobs.claims import Claims
 from batchscore.jobs.commands import Command
 from batchscore.jobs.events import End, Events, Outcome, Silent
 from batchscore.jobs.leases import Leases, Presence, workers
@@ -27,8 +27,8 @@ from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
-from batchscore.jobs.parts import JOB, Parts, first_difference, open_parts, start_parts
-from batchscore.jobs.pipeline import Pipeline
+from batchscore.jobs.parts import JOB, Parts, first_difference, open_parts, start_parts, total
+from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan, share_lines
 from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.shards import Shard
@@ -41,23 +41,18 @@ from batchscore.stop import Stop
 _MERGE_POLL_SECONDS = 0.5
 _NOTHING: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}
 
-Finish = Callable[[Unit, Mapping[str, Any]], None]
-
 
 @dataclass(frozen=True)
 class PreparedJob:
     """A run that can begin: everything is open and decided, and nothing is written."""
 
-    command: Command
+    plan: Plan
     options: RunOptions
-    scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
     output: Output
     source: Source
     shard: Shard
     limits: MaxErrors
     slots: Sequence[Slot]  # of worker processes; none: the model runs in this process
-    setup: Setup
-    plan: Plan
 
     @property
     def is_alone(self) -> bool:
@@ -71,17 +66,19 @@ class PreparedJob:
 
     def units(self) -> list[Unit]:
         """The input, divided into units; reads files that do not know their number of rows."""
-        return self.command.units(self.source, self.setup.budget.window_rows, listwise=self.setup.spec.listwise)
+        setup = self.plan.setup
+        return self.plan.command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
 
     def for_worker(self) -> WorkerJob:
         """What another process needs to score units of this job.
 
-        The dtype is fixed, since `auto` may be another on another machine, and so are the commit of a hub id, which may
-        have moved on since, and the day that a template tells.
+        It fixes what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
+        its branch may have moved on, and the date that a template prints.
         """
-        pinned = pinned_options(self.setup.checkpoint, self.setup.spec)
-        scorer = {**self.scorer, "dtype": self.setup.placement.dtype, **pinned}
-        return WorkerJob(self.command, scorer, self.source.addresses(), self.output.parts, self.options.errors)
+        setup = self.plan.setup
+        pinned = pinned_options(setup.checkpoint, setup.spec)
+        scorer = {**self.plan.scorer, "dtype": setup.placement.dtype, **pinned}
+        return WorkerJob(self.plan.command, scorer, self.source.addresses(), self.output.parts, self.options.errors)
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
         """Do what is left to do of the job, and assemble the output if that is for this run to do.
@@ -102,7 +99,7 @@ def prepare(
         command: what is made of the rows.
         scorer: keywords of Scorer, `model` among them.
         options: what is read and written, and which part of it.
-        events: is told that the model is being looked at, which takes a while where it is fetched.
+        events: gets `loading`, since fetching a model can take a while.
 
     Raises:
         BatchscoreError: an option, a file or the model that cannot be used.
@@ -118,13 +115,13 @@ def prepare(
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
-        setup = _on_its_day(setup, output)
+        setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, source.fingerprint(), output.path, dict(scorer))
-    return PreparedJob(command, options, scorer, output, source, shard, limits, slots, setup, plan)
+    return PreparedJob(plan, options, output, source, shard, limits, slots)
 
 
-def _on_its_day(setup: Setup, output: Output) -> Setup:
-    """The setup, with the day that its template tells set to that of the job in this output, if there is one."""
+def _on_the_jobs_date(setup: Setup, output: Output) -> Setup:
+    """The setup with the date of the job in this output, if there is one, for its template to print."""
     parts = open_parts(open_folder(output.parts))
     fingerprint = parts.fingerprint if parts else (read_record(output.record()) or {}).get("fingerprint", {})
     day = fingerprint.get("model", {}).get("template_date")
@@ -144,8 +141,8 @@ class _Run:
 
     def outcome(self) -> Outcome:
         """The whole run."""
-        if (found := self._found("nothing to do (--overwrite starts anew)")) is not None:
-            return found
+        if (outcome := self._finished("nothing to do (--overwrite starts anew)")) is not None:
+            return outcome
         checks.refuse_replacing_merged(self.folder, self.job.output, self.job.options)
         fingerprint, overwrite = self.job.plan.fingerprint, self.job.options.overwrite
         parts = start_parts(self.folder, fingerprint, self.job.units, overwrite=overwrite)
@@ -163,7 +160,7 @@ class _Run:
         self.events.finished(outcome)
         return outcome
 
-    def _found(self, reason: str) -> Outcome | None:
+    def _finished(self, reason: str) -> Outcome | None:
         """The outcome if this very job is finished; OutputError if the output is another job's."""
         output = self.job.output
         if output.is_folder or self.job.options.overwrite or self.folder.has(JOB) or not exists(output.path):
@@ -198,7 +195,7 @@ class _Run:
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
         job, files = self.job, len(self.job.plan.inputs)
         share = share_lines(files, parts.units, todo, job.shard, is_dynamic=job.options.is_dynamic)
-        lines = [*job.plan.lines(), *job.command.lines(job.source), *share]
+        lines = [*job.plan.lines(), *job.plan.command.lines(job.source), *share]
         self.events.started(lines, job.plan.describe())
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
 
@@ -213,18 +210,26 @@ class _Run:
     # ---- scoring
 
     def _score(self, parts: Parts, todo: Sequence[Unit], bad: int) -> None:
-        """Score the units that this process gets; RuntimeFailureError if some were given up."""
+        """Score the units that this process gets; RuntimeFailureError if some are given up or too many rows are bad."""
         given_up: dict[int, str] = {}
-        with Presence(parts, self._shard_name, self.meter) as presence:
-            claims = Claims(parts, presence, self.job.limits, is_dynamic=self.job.options.is_dynamic, bad=bad)
+        with Presence(parts, str(self.job.shard), self.meter) as presence:
+            leases = Leases(parts, presence) if self.job.options.is_dynamic else None
+
+            def finish(unit: Unit, counts: Mapping[str, Any]) -> None:
+                presence.finish(unit)
+                if leases:
+                    leases.release(unit)
+                self.done = total([self.done, counts])
+                self.job.limits.check(bad + bad_rows(self.done), parts.rows)
+
             try:
-                with self._scoring(parts, claims.finish) as score:
+                with self._scoring(parts, finish) as score:
                     while todo and not given_up:
-                        given_up = score(claims.units(todo))
-                        todo = claims.wait_for_more(todo, self.stop)
+                        given_up = score(presence.shown(leases.claimed(todo) if leases else todo))
+                        todo = leases.wait_for_silent(todo, self.stop) if leases else []
             finally:
-                claims.release()
-                self.done = claims.counts
+                if leases:
+                    leases.release_all()
         for unit, reason in given_up.items():
             parts.fail(unit, reason)
         if given_up:
@@ -235,13 +240,14 @@ class _Run:
             )
 
     @contextmanager
-    def _scoring(self, parts: Parts, finish: Finish) -> Iterator[Callable[[Iterator[Unit]], dict[int, str]]]:
-        """What scores units where the options say; it returns those that were given up, with the reason."""
+    def _scoring(self, parts: Parts, finish: OnDone) -> Iterator[Callable[[Iterator[Unit]], dict[int, str]]]:
+        """A function that scores units where the options say, and returns those it gave up, with the reason."""
         job, options = self.job, self.job.options
-        self.events.loading(job.setup.checkpoint.name, "weights")
+        setup = job.plan.setup
+        self.events.loading(setup.checkpoint.name, "weights")
         if not job.slots and options.engine == "local":
-            scorer = Scorer(job.setup)
-            pipeline = Pipeline(scorer, job.command, job.source, parts, options.errors, self.meter, self.stop)
+            scorer = Scorer(setup)
+            pipeline = Pipeline(scorer, job.plan.command, job.source, parts, options.errors, self.meter, self.stop)
 
             def score(units: Iterator[Unit]) -> dict[int, str]:
                 pipeline.run(units, finish)
@@ -274,7 +280,7 @@ class _Run:
         if missing:
             self.events.note(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
             return "partial", {}
-        # a limit counts the bad rows of other processes that worked meanwhile, too
+        # a limit also counts bad rows that other processes have found since
         counts = parts.counts() if job.is_alone or job.assembles or job.limits.is_set else {}
         job.limits.check(bad_rows(counts), parts.rows)
         if not job.assembles:
@@ -286,7 +292,7 @@ class _Run:
     def _merge(self, parts: Parts) -> bool:
         """Assemble the output, or wait for the process that does. Returns whether this process did it."""
         output = self.job.output
-        with Presence(parts, self._shard_name) as presence:
+        with Presence(parts, str(self.job.shard)) as presence:
             shared = not self.job.is_alone and parts.folder.is_local
             leases = Leases(parts, presence) if shared else None
             while leases is not None and not leases.claim_merge():
@@ -309,7 +315,8 @@ class _Run:
             "seconds": {"total": round(self.meter.elapsed, 3), **spent},
             "peak_rss_mb": peak_rss_mb(),
         }
-        record = output.record("" if whole else f"-{self._process_name}")
+        process = writer_id() if self.job.options.is_dynamic else str(self.job.shard).replace("/", "-of-")
+        record = output.record("" if whole else f"-{process}")
         write_record(record, self.job.plan.record(counts))
         if end == "merged" and not output.is_folder:
             self.folder.discard()
@@ -325,12 +332,13 @@ class _Run:
     def _leave(self, parts: Parts, error: BatchscoreError) -> Outcome:
         """Leave the folder to the next run and raise the error, unless another run has finished the job meanwhile."""
         is_stop = isinstance(error, StoppedError)
-        if not is_stop and (found := self._found("another run has finished it meanwhile")) is not None:
-            return found
+        if not is_stop and (outcome := self._finished("another run has finished it meanwhile")) is not None:
+            return outcome
         with suppress(BatchscoreError):  # a damaged part must not hide why the run ended
             self._list_errors(parts)
-        if self._leaves_nothing(parts):
-            self.folder.discard()
+        alone = self.job.is_alone and not self.job.output.is_folder
+        if alone and parts.is_bare() and all(worker["process"] == writer_id() for worker in workers(parts)):
+            self.folder.discard()  # nothing was done that is worth a folder
         if not is_stop:
             raise error
         units = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
@@ -339,17 +347,3 @@ class _Run:
     def _list_errors(self, parts: Parts) -> None:
         if self.done["faulty"] or self.bad_before:
             write_errors(parts, self.job.output)
-
-    def _leaves_nothing(self, parts: Parts) -> bool:
-        """Whether a run that ends early has done nothing that is worth a folder."""
-        alone = self.job.is_alone and not self.job.output.is_folder
-        return alone and parts.is_bare() and all(worker["process"] == writer_id() for worker in workers(parts))
-
-    @property
-    def _shard_name(self) -> str:
-        return f"{self.job.shard.index}/{self.job.shard.count}"
-
-    @cached_property
-    def _process_name(self) -> str:
-        """What tells the records of a job's processes apart."""
-        return writer_id() if self.job.options.is_dynamic else self._shard_name.replace("/", "-of-")

@@ -17,6 +17,9 @@ class Shard:
     count: int = 1
     origin: str = "one process"  # where the numbers come from
 
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
     def units(self, units: Sequence[Unit]) -> list[Unit]:
         """The units of this shard, in order."""
         return list(units[self.index :: self.count])

@@ -1,4 +1,4 @@
-"""A job as another process needs it: values that travel, from which it opens everything by itself."""
+"""A job as it is sent to another process: values from which that opens everything."""
 
 from __future__ import annotations
 

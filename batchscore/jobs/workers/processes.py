@@ -82,13 +82,13 @@ class _Worker:
     restarts: int  # that are left to its slot
     units: list[Unit] = field(default_factory=list)  # in work
     idle: bool = False  # it asked for a unit when there was none
-    dismissed: bool = False  # it was told that there are no more units
-    lost: str = ""  # why it cannot go on
+    dismissed: bool = False  # it knows that there are no more units
+    lost: str = ""  # why it cannot continue
     started: float = field(default_factory=monotonic)
     heard: float | None = None  # when it last sent a message; None while it loads Python
 
     def silence(self) -> str:
-        """For how long too long it has sent nothing; "" if it may yet."""
+        """Why it counts as dead: for how long it has sent nothing; "" if it does not."""
         since, limit = (self.started, START_SECONDS) if self.heard is None else (self.heard, SILENCE_SECONDS)
         return f"no sign of life for {limit:.0f} s" if monotonic() - since > limit else ""
 
@@ -147,7 +147,7 @@ class _Pool:
                     self._send(worker, None)
 
     def _end_silent(self) -> None:
-        """Kill workers that give no sign of life; they are then found dead."""
+        """Kill workers that give no sign of life; the next round buries them."""
         for worker in self._workers:
             if not worker.lost and (silence := worker.silence()):
                 worker.lost = silence
@@ -224,7 +224,7 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked while Python was loaded
     stop, lock = Stop(), Lock()
 
-    def tell(*message: Any) -> None:
+    def send(*message: Any) -> None:
         with lock, suppress(OSError):
             messages.send(message)
 
@@ -238,16 +238,16 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
 
     def beat() -> None:
         while True:
-            tell("alive")
+            send("alive")
             sleep(_BEAT_SECONDS)
 
     Thread(target=obey, daemon=True).start()
     Thread(target=beat, daemon=True).start()
     code = 1
     try:
-        report = _Report(tell)
+        report = _Report(send)
         pipeline = job.pipeline(report.meter, stop, device=device)
-        units = _Asking(tell, messages, pipeline.parts.units)
+        units = _Asking(send, messages, pipeline.parts.units)
         while not units.ended:
             pipeline.run(units, report.finish)
         code = 0
@@ -256,23 +256,23 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
     except EOFError:
         pass  # the parent is gone
     except BatchscoreError as error:
-        tell("error", type(error), error.message, error.hint)
+        send("error", type(error), error.message, error.hint)
     sys.stderr.flush()
     os._exit(code)  # without waiting for threads that are still busy
 
 
 class _Asking:
-    """The units a worker is given, up to the next lull."""
+    """The units that a worker gets, up to the next lull."""
 
-    def __init__(self, tell: Callable[..., None], messages: Connection, units: Sequence[Unit]) -> None:
-        self._tell, self._messages, self._units = tell, messages, units
+    def __init__(self, send: Callable[..., None], messages: Connection, units: Sequence[Unit]) -> None:
+        self._send, self._messages, self._units = send, messages, units
         self._asked = False
         self.ended = False  # there are no more
 
     def __iter__(self) -> Iterator[Unit]:
         while not self.ended:
             if not self._asked:
-                self._tell("want")
+                self._send("want")
             self._asked = not self._messages.poll(LULL_SECONDS)
             if self._asked:
                 return
@@ -286,22 +286,22 @@ class _Asking:
 class _Report:
     """What a worker's meter counts, sent to the parent now and then and with each finished unit."""
 
-    def __init__(self, tell: Callable[..., None]) -> None:
+    def __init__(self, send: Callable[..., None]) -> None:
         self.meter = Meter(on_change=self._changed)
-        self._tell, self._sent, self._at = tell, Amounts(), 0.0
+        self._send, self._sent, self._at = send, Amounts(), 0.0
         self._lock = Lock()
 
     def finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
-        """Tell of a unit that has its part."""
-        self._send()
-        self._tell("done", unit.index, counts)
+        """Report a unit that has its part."""
+        self._send_amounts()
+        self._send("done", unit.index, counts)
 
     def _changed(self, _: Meter) -> None:
         if monotonic() - self._at >= _REPORT_SECONDS:
-            self._send()
+            self._send_amounts()
 
-    def _send(self) -> None:
+    def _send_amounts(self) -> None:
         with self._lock:  # packs and the writer come from several threads, and each amount is to be sent once
             amounts = self.meter.amounts()
-            self._tell("progress", amounts.since(self._sent))
+            self._send("progress", amounts.since(self._sent))
             self._sent, self._at = amounts, monotonic()

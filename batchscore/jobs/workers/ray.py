@@ -1,9 +1,9 @@
-"""A Ray cluster instead of one machine: actors that score the units whose numbers they are given.
+"""A Ray cluster instead of one machine: actors that get the numbers of units and score these.
 
-Only unit numbers and counts go through Ray. An actor reads the input and writes the parts by itself, so the folder
+Only unit numbers and counts go through Ray. An actor itself reads the input and writes the parts, so the folder
 looks as it does without Ray, and any other run can resume it. The price is that every node must see the same files
-under the same paths; an actor that finds other files refuses to work. Ray's own restarts stay off, since they would not
-tell which unit an actor died on.
+under the same paths; an actor that finds other files refuses to work. Ray's own restarts stay off, since they would
+not show which unit an actor died on.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
 
 _IN_WORK = 2  # units of an actor: one in the model, one being read or written
-_ACTORS_OF_A_NODE = 4  # at most, without GPUs: each holds a model of its own
+_ACTORS_OF_A_NODE = 4  # at most, without GPUs: each has a model of its own
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
-_STORE_BYTES = 128 << 20  # of a Ray that is started here; its store holds next to nothing
+_STORE_BYTES = 128 << 20  # of a Ray that is started here; its store stays nearly empty
 
 
 def run_on_ray(workforce: Workforce, address: str | None, units: Iterator[Unit]) -> dict[int, str]:
     """Have all units scored; returns those that were given up, with the reason.
 
     Args:
-        workforce: what is done, and who is told.
+        workforce: what is done, and who hears of it.
         address: of the cluster; None: that of RAY_ADDRESS, or else one is started here.
         units: to score.
 
@@ -100,7 +100,7 @@ def _connect(ray: Any, address: str, stop: Stop) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """OSError if nobody listens at HOST:PORT, where Ray would keep trying for a quarter of an hour."""
+    """OSError if nothing listens at HOST:PORT; Ray would keep trying for a quarter of an hour."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -221,7 +221,7 @@ class _Pool:
             worker.loading, worker.name = None, answer
         else:
             unit, (counts, amounts) = worker.calls.pop(call), answer
-            self._workforce.meter.merge(replace(amounts, rows=unit.rows))  # those of the unit that comes next, not yet
+            self._workforce.meter.merge(replace(amounts, rows=unit.rows))  # the meter has rows of the next unit too
             self._workforce.finish(unit, counts)
 
     def _bury(self, worker: _Worker, reason: str) -> None:
@@ -252,7 +252,7 @@ class _Actor:
         with suppress(OSError):  # a node without this folder may still have what is named by absolute paths
             os.chdir(folder)
         self._job, self._device, self._stop = job, device, Stop()
-        self._meter, self._told = Meter(), Amounts()
+        self._meter, self._reported = Meter(), Amounts()
         self._wanted: SimpleQueue[int] = SimpleQueue()
         self._done: dict[int, Future[_Done]] = {}  # by unit
         self._end: Future[_Done] = Future()  # an error
@@ -296,8 +296,8 @@ class _Actor:
 
     def _finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
         amounts = self._meter.amounts()
-        self._done.pop(unit.index).set_result((counts, amounts.since(self._told)))
-        self._told = amounts
+        self._done.pop(unit.index).set_result((counts, amounts.since(self._reported)))
+        self._reported = amounts
 
 
 def _last_line(error: BaseException) -> str:
