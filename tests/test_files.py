@@ -31,6 +31,7 @@ from batchscore.jobs.files import RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.run import PreparedJob, prepare
+from batchscore.stop import Stop
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -147,6 +148,19 @@ class Recorder(Silent):
 
     def finished(self, outcome: Outcome) -> None:
         self.names.append(outcome.end)
+
+
+def test_a_call_is_stopped_from_outside_and_the_next_one_resumes(tiny: Tiny) -> None:
+    jobs.write_rows("in.jsonl", ROWS)
+    stop = Stop()
+
+    class Stopping(Silent):
+        def progress(self, meter: Meter) -> None:
+            stop.request("a test")
+
+    with pytest.raises(StoppedError, match="^stopped by a test; 0 of 1 units are done"):
+        score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl", batch_tokens=256, stop=stop, events=Stopping())
+    assert score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl").end == "merged"
 
 
 def test_events_come_in_their_order(tiny: Tiny) -> None:
