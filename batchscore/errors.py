@@ -12,7 +12,7 @@
     +-- OutputError                 8   the output cannot be written to its path
     +-- StoppedError               75   stopped on request; run again to resume
 
-RowError is internal: it becomes a fault of its row, an InputError or a RuntimeFailureError once its file is known.
+What is wrong with single rows is no exception but a Fault (types.py), unless it ends a call or a run.
 Codes 0 (all rows scored), 7 (all but some bad rows) and those of a second signal (130, 143, ...) complete the list.
 A message is one line that names the field, the value and the choices; `hint` says what to do next.
 
@@ -24,13 +24,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:  # the command line shows its help without numpy
-    import numpy as np
-    from numpy.typing import NDArray
-
+from typing import Literal
 
 Errors = Literal["fail", "quarantine", "null"]  # what to do about bad rows: --errors
 
@@ -99,33 +93,6 @@ class DeviceMemoryError(RuntimeFailureError):
 
 class DeviceLostError(RuntimeFailureError):
     """A device whose context is broken for this process."""
-
-
-class RowError(BatchscoreError):
-    """A fault of rows, raised where only their positions in the window are known; the pipeline adds file and row.
-
-    `cause` says whose fault it is: an InputError, the rows'; a RuntimeFailureError, the model's. `code` is what the
-    list of rows at fault calls it.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[int] | NDArray[np.integer],
-        message: str,
-        *,
-        code: str,
-        cause: type[InputError | RuntimeFailureError],
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.rows = [int(row) for row in rows]
-        self.code = code
-        self.cause = cause
-
-    @property
-    def row(self) -> int:
-        """The first of them."""
-        return self.rows[0]
 
 
 class StoppedError(BatchscoreError):

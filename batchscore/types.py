@@ -137,7 +137,7 @@ def ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray
 class Fault:
     """Why a row has no score."""
 
-    code: str  # a word for programs, such as "null"
+    code: str  # a word for programs, for example "null"
     message: str  # what follows "row 3: "
     hint: str | None = None  # the next step
     column: str | None = None
@@ -175,7 +175,7 @@ class Work:
         return len(self.right)
 
     def refused(self, faults: Faults) -> Work:
-        """The same work with further rows at fault; a row keeps its first fault."""
+        """The same work with faults of further rows; a row keeps its first fault."""
         if not faults:
             return self
         right = self.right.copy()

@@ -394,7 +394,7 @@ def test_a_title_beside_a_text_is_part_of_the_document(
     result = CliRunner().invoke(app, [*command, "--out", "out.jsonl", "--errors", "null", *options])
 
     assert result.exit_code == (7 if None in documents else 0), result.output
-    assert ("document title and text, joined by a blank" in result.stderr) == line
+    assert ("document title and text, joined by a space" in result.stderr) == line
     scores = [json.loads(row)["score"] for row in Path("out.jsonl").read_text("utf-8").splitlines()]
     scorer = Scorer(tiny("bert_ce"), dtype="float32")
     expected = [

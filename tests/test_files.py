@@ -106,6 +106,7 @@ def test_bad_rows_are_in_the_outcome_and_the_limit_is_an_exception(tiny: Tiny) -
     outcome = score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl", max_errors=1)
 
     assert (outcome.bad_rows, outcome.exit_code, outcome.counts["scored"]) == (1, 7, 10)
+    assert outcome.errors is not None
     assert Path(outcome.errors).exists()
     again = score_files(tiny("bert_ce"), "in.jsonl", "out.jsonl")
     assert (again.end, again.bad_rows) == ("found", 1)

@@ -95,7 +95,7 @@ def test_a_column_that_could_not_be_read_again_is_not_written(tmp_path: Path) ->
 def test_a_folder_that_is_another_jobs_by_now_takes_no_part(tmp_path: Path) -> None:
     ours = start(tmp_path)
     other = start_parts(LocalFolder(str(tmp_path)), {"of": "another"}, lambda: UNITS, overwrite=True)
-    with pytest.raises(OutputError, match="was taken by another job meanwhile"):
+    with pytest.raises(OutputError, match="now holds another job"):
         finish(ours, 0)
     assert other.finished() == set()
     other.folder.discard()

@@ -478,8 +478,8 @@ def test_a_merge_that_was_killed_a_moment_ago_is_done_again(tiny: Tiny, shares: 
 @pytest.mark.parametrize(
     ("bad", "left", "code", "said"),
     [
-        (0, "out.parquet*", 0, "out.parquet is complete: another run has finished it meanwhile"),
-        (1, "out.parquet*", 7, "out.parquet is complete: another run has finished it meanwhile"),
+        (0, "out.parquet*", 0, "out.parquet is complete: another run has finished it"),
+        (1, "out.parquet*", 7, "out.parquet is complete: another run has finished it"),
         (0, "out.parquet", 8, "out.parquet already exists and is another job's: it has no record"),
         (0, "none", 8, "is gone: another run has finished the job, or it was removed"),
     ],

@@ -91,7 +91,7 @@ class Batcher:
         return Outcome(raw, window.faults)
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
-        """The final scores of a window and what is told about its rows."""
+        """The final scores of a window, with the tokens and cuts of each row."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
         score = self._runner.activate(outcome.raw)
         return Scores(score, outcome.raw if is_logit else None, work.row_tokens(), work.cut)

@@ -10,7 +10,7 @@ from batchscore.jobs.meter import Meter
 from batchscore.jobs.plan import Plan
 
 End = Literal[
-    "found",  # the output was complete before the run began, or another run completed it meanwhile
+    "found",  # the output was complete before the run began, or another run completed it during this one
     "partial",  # other processes have units that are not done yet
     "share",  # every unit has its part, and this run was one of several that made them
     "parts",  # every unit has its part, and the folder of parts is the output
@@ -30,7 +30,7 @@ class Outcome:
     bad_rows: int  # of the whole job if this run completed it, else of this process's units
     counts: Mapping[str, Any]  # likewise, with seconds and memory of this run
     done: Mapping[str, Any]  # counts of this run alone
-    errors: str  # the list of bad rows, if there are any
+    errors: str | None  # the list of bad rows, if there are any
     record: str  # the run record
     plan: Plan = field(repr=False)
 

@@ -206,7 +206,7 @@ class Parts:
                 hint="run the same command again to see",
             ) from error
         if description != self._description:
-            raise OutputError(f"{self.folder.path} was taken by another job meanwhile", hint="choose another output")
+            raise OutputError(f"{self.folder.path} now holds another job", hint="choose another output")
 
     def _described(self, unit: int, file: pq.ParquetFile) -> Part:
         note = (file.metadata.metadata or {}).get(_KEY, b'{"job": null, "unit": null}')
@@ -296,7 +296,7 @@ def start_parts(
     folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
     made = open_parts(folder)
     if made is None or first_difference(made.fingerprint, fingerprint) is not None:
-        raise OutputError(f"{folder.path} was taken by another job meanwhile", hint="choose another output")
+        raise OutputError(f"{folder.path} now holds another job", hint="choose another output")
     return made
 
 

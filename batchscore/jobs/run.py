@@ -200,7 +200,7 @@ class _Run:
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
 
     def _bad_elsewhere(self, parts: Parts) -> int:
-        """Bad rows of units that are done, whoever did them; RuntimeFailureError if they are too many."""
+        """Bad rows of finished units, by any process; RuntimeFailureError if they are too many."""
         if not self.job.limits.is_set:  # reading other shards' parts for nothing
             return 0
         bad = bad_rows(parts.counts())
@@ -327,12 +327,13 @@ class _Run:
     def _outcome(self, end: End, counts: Mapping[str, Any], record: str, bad: int) -> Outcome:
         output = self.job.output
         result = output.file if end in ("found", "merged", "merged-elsewhere") else output.parts
-        return Outcome(end, result, bad, counts, self.done, output.errors, record, self.job.plan)
+        errors = output.errors if bad else None
+        return Outcome(end, result, bad, counts, self.done, errors, record, self.job.plan)
 
     def _leave(self, parts: Parts, error: BatchscoreError) -> Outcome:
-        """Leave the folder to the next run and raise the error, unless another run has finished the job meanwhile."""
+        """Leave the folder to the next run and raise the error, unless another run has finished the job."""
         is_stop = isinstance(error, StoppedError)
-        if not is_stop and (outcome := self._finished("another run has finished it meanwhile")) is not None:
+        if not is_stop and (outcome := self._finished("another run has finished it")) is not None:
             return outcome
         with suppress(BatchscoreError):  # a damaged part must not hide why the run ended
             self._list_errors(parts)

@@ -149,7 +149,7 @@ class BaseRunner:
             )
 
     def forward(self, batch: Batch) -> Any:
-        """The outputs of a pack; what goes wrong on the device is told apart from what is wrong with the input."""
+        """The outputs of a pack; a failing device and unreadable input raise different errors."""
         with torch.inference_mode(), self.device_errors(batch.num_tokens, batch.longest):
             return self.outputs(batch)
 

@@ -36,7 +36,7 @@ class Batch:
     kept_sizes: list[int]  # [n], tokens of each that count in the readout
     lengths: Tensor  # int64 [n], `sizes` on the device
     keep: Tensor | None  # bool [tokens], the tokens that count; None: all
-    kept: Tensor | None  # int64, the positions of those
+    kept: Tensor | None  # int64, their positions
     calls: tuple[Call, ...]
     is_query: bool  # a model with an adapter for each side needs to know
 

@@ -79,7 +79,7 @@ class Command(Protocol):
 
 def joined_line(columns: Sequence[str]) -> list[str]:
     """The line that says which columns or fields are one document; none if it is a single one."""
-    return [f"document {' and '.join(columns)}, joined by a blank"] if len(columns) > 1 else []
+    return [f"document {' and '.join(columns)}, joined by a space"] if len(columns) > 1 else []
 
 
 def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:

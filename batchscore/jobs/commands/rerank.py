@@ -135,23 +135,22 @@ class RerankCommand:
             "documents" if "documents" in names and "document" not in names else "document"
         )
         queries = {self.id_name: "--query-id-column", self.query_column: "--query-column"}
-        nested = self.document_fields is None or document in names
-        if nested:
-            source.require({**queries, document: "--document-column"})
-            nested = is_nested(source.column_type(document))
-        texts = (document,) if nested else document_columns(document, names, self.document_fields)
-        flags = {**queries, **dict.fromkeys(texts, "--document-fields")}
-        if document in texts:
-            flags[document] = "--document-column"
-        source.require(flags)
-        document_id = None if nested else self.document_id_column or ("document_id" if "document_id" in names else None)
+        # columns that are joined stand for the document column, which the input then need not have
+        is_joined = self.document_fields is not None and document not in names
+        column = {} if is_joined else {document: "--document-column"}
+        source.require({**queries, **column})
+        if column and is_nested(source.column_type(document)):
+            shapes: dict[str, Shape] = {self.query_column: "text", document: "documents"}
+            return _Columns(self.id_name, document, (document,), None, True, {**queries, **column}, shapes)
+        texts = document_columns(document, names, self.document_fields)
+        flags = {**queries, **{name: column.get(name, "--document-fields") for name in texts}}
+        document_id = self.document_id_column or ("document_id" if "document_id" in names else None)
         if document_id:
             flags[document_id] = "--document-id-column"
-            source.require(flags)
-        shapes: dict[str, Shape] = {self.query_column: "text", **dict.fromkeys(texts, "text")}
-        if nested:
-            shapes[document] = "documents"
-        return _Columns(self.id_name, document, texts, document_id, nested, flags, shapes)
+        source.require(flags)
+        return _Columns(
+            self.id_name, document, texts, document_id, False, flags, dict.fromkeys((self.query_column, *texts), "text")
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Units that wait for a worker, and what becomes of those that a worker died on."""
+"""Units that wait for a worker, and units that a worker died on."""
 
 from __future__ import annotations
 

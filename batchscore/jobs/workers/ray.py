@@ -284,7 +284,7 @@ class _Actor:
         try:
             while True:
                 self._pipeline.run(self._units(self._wanted.get()), self._finish)
-        except BaseException as error:  # for whoever waits
+        except BaseException as error:  # raised again in the calls that wait for it
             self._end.set_exception(error)
 
     def _units(self, index: int) -> Iterator[Unit]:

@@ -262,7 +262,7 @@ def slices_ids(spec: ModelSpec) -> bool:
 
 
 def sliced(items: Items, spec: ModelSpec, bits: int) -> tuple[Items, Bits]:
-    """(sequences cut at one end to max_length, bits of those that were)."""
+    """(sequences cut at one end to max_length, bits of the cut ones)."""
     kept = np.minimum(items.lengths, spec.max_length)
     starts = items.offsets[1:] - kept if spec.truncation_side == "left" else items.offsets[:-1]
     return items.slice(starts, kept), (bits * (kept < items.lengths)).astype(np.uint8)

@@ -8,7 +8,7 @@ every length.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -114,19 +114,23 @@ class _Fitter:
         if too_long := too_long_faults(self.spec, np.flatnonzero(is_long)):
             faults |= too_long
             return bodies, cut
-        long = np.flatnonzero(is_long).tolist()
-        for start in range(0, len(long), _AT_ONCE):
-            some = long[start : start + _AT_ONCE]
+        for index, encoded in self._encoded(prompts, np.flatnonzero(is_long).tolist()):
+            if self._writes_texts(prompts[index]):
+                bodies[index], cut[index] = self._cut(prompts[index], encoded, self._limits.whole - specials)
+            else:
+                faults[index] = _UNCUTTABLE
+        return bodies, cut
+
+    def _encoded(self, prompts: Sequence[_Prompt], indices: Sequence[int]) -> Iterator[tuple[int, list[Spans]]]:
+        """(index, the tokens of each piece with the characters they stand for) of some prompts, a few at a time.
+
+        Characters take four times the memory of ids, and only a prompt that is cut needs them.
+        """
+        for start in range(0, len(indices), _AT_ONCE):
+            some = indices[start : start + _AT_ONCE]
             pieces = list(dict.fromkeys(piece for index in some for piece in prompts[index].pieces))
             spans = dict(zip(pieces, self.tokenizer.spans(pieces), strict=True))
-            for index in some:
-                prompt = prompts[index]
-                if self._writes_texts(prompt):
-                    encoded = [spans[piece] for piece in prompt.pieces]
-                    bodies[index], cut[index] = self._cut(prompt, encoded, self._limits.whole - specials)
-                else:
-                    faults[index] = _UNCUTTABLE
-        return bodies, cut
+            yield from ((index, [spans[piece] for piece in prompts[index].pieces]) for index in some)
 
     def framed(self, bodies: Sequence[Ids]) -> Items:
         """Sequences with the special tokens the tokenizer puts around any text."""
@@ -232,20 +236,11 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
         CheckpointError: the vocabulary lacks the marks.
         UsageError: max_length leaves no room for text.
     """
-    marks = [token for mark in LIST_MARKS if (token := tokenizer.token_id(mark)) is not None]
-    if len(marks) < len(LIST_MARKS):
-        raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
+    marks = _mark_ids(tokenizer)
+    bare, beside, most = _list_costs(tokenizer, spec, template)
     queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
     documents = _without_marks(prepared(pairs.documents, "", spec))
     query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
-    bare, one, two = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
-    bare, beside = bare + _SLACK, two - one + _SLACK  # what a prompt and a document cost beside their texts
-    # the prompt names the query twice, and at least as much room stays for documents
-    most = (spec.max_length - bare - beside) // 4
-    if most < 1:
-        raise UsageError(
-            f"max_length {spec.max_length} leaves no room for text in the prompt", hint="raise --max-length"
-        )
     bodies: list[Ids] = []
     group: list[int] = []
     faults: Faults = {}
@@ -274,6 +269,25 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     items = _Fitter(tokenizer, spec, template).framed(bodies)
     items = items.with_columns(keep=np.isin(items.ids, marks))
     return Work(items, 0, right, right, cut, np.array(group, np.int32), slot).refused(faults)
+
+
+def _mark_ids(tokenizer: TextTokenizer) -> list[int]:
+    ids = [token for mark in LIST_MARKS if (token := tokenizer.token_id(mark)) is not None]
+    if len(ids) < len(LIST_MARKS):
+        raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
+    return ids
+
+
+def _list_costs(tokenizer: TextTokenizer, spec: ModelSpec, template: Template) -> tuple[int, int, int]:
+    """Tokens (of a prompt without texts, of each document beside its text, that a query may have at most)."""
+    none, one, two = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
+    bare, beside = none + _SLACK, two - one + _SLACK
+    most = (spec.max_length - bare - beside) // 4  # it stands in the prompt twice, and as much stays for documents
+    if most < 1:
+        raise UsageError(
+            f"max_length {spec.max_length} leaves no room for text in the prompt", hint="raise --max-length"
+        )
+    return bare, beside, most
 
 
 def _without_marks(texts: Sequence[str]) -> list[str]:
