@@ -197,7 +197,14 @@ class Work:
     def needed(self) -> NDArray[np.int64]:
         """int64: the items that a row needs, in order."""
         rows = self.right >= 0
-        return np.unique(np.concatenate([self.left[rows], self.right[rows]])).astype(np.int64)
+        return self._distinct(self.left[rows], self.right[rows])
+
+    def _distinct(self, *items: NDArray[np.integer]) -> NDArray[np.int64]:
+        """int64: each of these items once, ascending; marking them is several times faster than sorting."""
+        is_marked = np.zeros(len(self.items), bool)
+        for some in items:
+            is_marked[some] = True
+        return np.flatnonzero(is_marked)
 
     def query_groups(self, max_tokens: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield (query items, rows that need one of them), query items within `max_tokens` or a single one."""
@@ -205,7 +212,7 @@ class Work:
         if not self.queries:
             yield np.empty(0, np.int64), rows
             return
-        queries = np.unique(self.left[rows]).astype(np.int64)
+        queries = self._distinct(self.left[rows])
         ends = np.cumsum(self.items.lengths[queries])
         start, before = 0, 0
         while start < len(queries):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,7 @@ class Batcher:
 
         When one fails or a stop is requested, those that have begun are waited for.
         """
+        collate = partial(self._runner.collate, items, is_query=is_query)
         pending: deque[Future[None]] = deque()
         try:
             for pack in packs:
@@ -178,7 +180,8 @@ class Batcher:
                     stop.result(pending[0])
                     pending.popleft()
                 stop.check()
-                batch = self._collators.submit(self._runner.collate, items, pack.index, is_query=is_query)
+                is_idle = len(pending) < self.budget.workers  # a worker that would only wait makes its batch itself
+                batch = None if is_idle else self._collators.submit(collate, pack.index)
                 pending.append(self._workers.submit(self._forward, items, pack, batch, take, is_query=is_query))
             while pending:
                 stop.result(pending[0])
