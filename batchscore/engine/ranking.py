@@ -21,16 +21,13 @@ def rank_rows(
         (rows, ranks): int64 and int32 [kept], row numbers group by group in rank order, and their 1-based ranks.
     """
     order = np.lexsort((index, -scores, groups))
-    sorted_groups = groups[order]
-    starts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    sizes = np.diff(starts, append=len(order))
-    ranks = np.arange(len(order)) - np.repeat(starts, sizes) + 1
+    ranks = _positions(groups[order])[0] + 1
     kept = ranks <= top_n if top_n else np.ones(len(order), bool)
     return order[kept], ranks[kept].astype(np.int32)
 
 
 def positions_in_groups(groups: NDArray[np.integer], counts: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Number each row within its group, going on from `counts`, which is advanced in place.
+    """Number each row within its group, starting from `counts`, which is advanced in place.
 
     Args:
         groups: int [rows], in input order.
@@ -38,9 +35,17 @@ def positions_in_groups(groups: NDArray[np.integer], counts: NDArray[np.int64]) 
     """
     order = np.argsort(groups, kind="stable")
     sorted_groups = groups[order]
-    starts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    sizes = np.diff(starts, append=len(order))
+    inside, starts, sizes = _positions(sorted_groups)
     positions = np.empty(len(order), np.int32)
-    positions[order] = np.arange(len(order)) - np.repeat(starts, sizes) + counts[sorted_groups]
+    positions[order] = inside + counts[sorted_groups]
     counts[sorted_groups[starts]] += sizes
     return positions
+
+
+def _positions(
+    sorted_groups: NDArray[np.integer],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(int64 [rows], where each row stands in its group; the first row and the size of each group)."""
+    starts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    sizes = np.diff(starts, append=len(sorted_groups))
+    return np.arange(len(sorted_groups)) - np.repeat(starts, sizes), starts, sizes
