@@ -37,7 +37,7 @@ class Scorer:
         device: "auto", "cpu", "cuda" or "cuda:N".
         config: a YAML file, or the name of a shipped one; None takes the shipped one that lists this hub id.
         batch_tokens: tokens of a pack; None fits the device.
-        window_rows: rows tokenised and sorted together.
+        window_rows: rows tokenized and sorted together.
         cache_mb: memory for outputs of texts or pairs that come back in a later window or call; 0 keeps none.
         revision: of a hub id.
         tokenizer: a folder or hub id with another tokenizer than the model's.

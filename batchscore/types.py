@@ -23,7 +23,7 @@ CUT_NAMES = ("none", "query", "document", "both")  # indexed by those bits
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """A text column, dictionary-encoded: each distinct text is held, tokenised and encoded once."""
+    """A text column, dictionary-encoded: each distinct text is held, tokenized and encoded once."""
 
     values: Sequence[str]
     codes: NDArray[np.int32]  # [rows], index into `values`
@@ -235,7 +235,7 @@ class Budget:
     """How much is in flight at once."""
 
     max_tokens: int = 16_384  # of a pack
-    window_rows: int = 16_384  # read, tokenised and length-sorted together
+    window_rows: int = 16_384  # read, tokenized and length-sorted together
     max_held_tokens: int = 65_536  # whose per-token outputs are kept while documents stream by
     workers: int = 1  # packs in the model at the same time
 

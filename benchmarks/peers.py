@@ -6,7 +6,7 @@
 
 Peers pin their own torch and transformers, so each lives in its own virtual environment: this file imports nothing
 heavy before it knows which peer it serves. `--peer batchscore` measures ourselves in the same way. A repeat is timed
-from texts in memory to Python floats, tokenisation included. `load_seconds` is imports and weights; then the first 32
+from texts in memory to Python floats, tokenization included. `load_seconds` is imports and weights; then the first 32
 pairs are scored once, untimed.
 
 Each peer is called the way its documentation advises:

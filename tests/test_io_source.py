@@ -1087,9 +1087,9 @@ def test_a_streamed_dataset_with_more_rows_than_its_card_says_is_refused() -> No
         source.read(last, ["n"], {})
 
 
-def test_cutting_can_be_ended(small_tables: None) -> None:
-    """Lines are read through to be counted, which takes its time."""
-    source, steps = open_source([numbered("a.jsonl", 100)]), list[int]()
+def stop_at_third_step(source: FileSource) -> list[int]:
+    """Has the source's third step raise StoppedError. Returns the steps, which grow."""
+    steps: list[int] = []
 
     def stop() -> None:
         steps.append(1)
@@ -1097,6 +1097,13 @@ def test_cutting_can_be_ended(small_tables: None) -> None:
             raise StoppedError("enough")
 
     source.on_step = stop
+    return steps
+
+
+def test_cutting_can_be_ended(small_tables: None) -> None:
+    """Lines are read through to be counted, which takes its time."""
+    source = open_source([numbered("a.jsonl", 100)])
+    steps = stop_at_third_step(source)
     with pytest.raises(StoppedError, match="enough"):
         source.units(10)
     assert len(steps) == 3
@@ -1117,14 +1124,7 @@ def test_a_key_that_the_first_lines_lack_is_looked_for_while_units_are_divided(
 
 def test_looking_for_a_key_can_be_ended(small_tables: None) -> None:
     source = open_source([write("a.jsonl", [{"n": n} for n in range(100)])])
-    steps: list[int] = []
-
-    def stop() -> None:
-        steps.append(1)
-        if len(steps) == 3:
-            raise StoppedError("enough")
-
-    source.on_step = stop
+    stop_at_third_step(source)
     with pytest.raises(StoppedError, match="enough"):
         source.units(1, columns={"late": "--keep-columns"}, limit=1)
 

@@ -1,4 +1,4 @@
-"""Of a text far longer than what is kept of it a piece is tokenised, and nothing that is made of it can tell."""
+"""Of a text far longer than what is kept of it a piece is tokenized, and nothing that is made of it can tell."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_window_of_long_texts_is_laid_out_as_if_they_were_read_whole(
 
 
 @pytest.mark.parametrize(("name", "template", "changes"), ALL_WAYS)
-def test_texts_of_megabytes_are_not_tokenised_whole(
+def test_texts_of_megabytes_are_not_tokenized_whole(
     tiny: Tiny, name: str, template: str, changes: dict[str, Any]
 ) -> None:
     _, counting, lay = laid_out(tiny, name, template, **changes)

@@ -64,7 +64,7 @@ class Reference:
         return ids
 
     def joined(self, pieces: Sequence[str]) -> list[int]:
-        """Token ids of pieces that are tokenised each by itself, behind what the tokenizer puts before any text."""
+        """Token ids of pieces that are tokenized each by itself, behind what the tokenizer puts before any text."""
         encoded = [self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces]
         return [*self.ids(""), *(token for ids in encoded for token in ids)]
 
@@ -286,7 +286,7 @@ Pieces = Callable[[str, str], Sequence[str]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of a query and a document, tokenised in pieces."""
+    """One prompt of a query and a document, tokenized in pieces."""
 
     pieces: Pieces
     read: Read

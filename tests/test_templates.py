@@ -305,7 +305,7 @@ def test_a_shipped_template_keeps_its_last_newline() -> None:
 
 
 def test_a_shipped_template_loses_it_where_vllm_is_reproduced() -> None:
-    """And its pieces: vLLM tokenises a prompt whole."""
+    """And its pieces: vLLM tokenizes a prompt whole."""
     text = find_template("qwen3-reranker", exact=False)
 
     assert render(text) == render(find_template("qwen3-reranker", exact=True)).removesuffix("\n")
@@ -386,7 +386,7 @@ def test_a_boundary_in_a_users_file_is_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_shipped_template_makes_the_prompt_of_the_models_own_library(name: str, pieces: list[str]) -> None:
-    """Literally what the libraries and model cards tokenise, piece by piece."""
+    """Literally what the libraries and model cards tokenize, piece by piece."""
     assert Template(find_template(name, exact=True)).render("Q", "D") == pieces
 
 

@@ -1,4 +1,4 @@
-"""Sequences assembled from texts tokenised once are the tokenizer's own encodings, token for token."""
+"""Sequences assembled from texts tokenized once are the tokenizer's own encodings, token for token."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_assemble_takes_the_first_tokens_of_the_texts_it_is_told(tiny: Tiny) -> 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("slice_chars", [1, 100])
-def test_texts_in_slices_are_tokenised_as_one_by_one(
+def test_texts_in_slices_are_tokenized_as_one_by_one(
     tiny: Tiny, name: str, slice_chars: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load(tiny(name))

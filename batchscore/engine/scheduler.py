@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.types import Items
-
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -42,11 +40,6 @@ class Pack:
         """Two packs of half as many items each."""
         middle = len(self) // 2
         return Pack(self.index[:middle], self.costs[:middle]), Pack(self.index[middle:], self.costs[middle:])
-
-
-def token_costs(items: Items) -> NDArray[np.int64]:
-    """int64 [n]: a sequence costs its tokens, wherever nothing is padded."""
-    return items.lengths
 
 
 def plan_packs(

@@ -39,7 +39,7 @@ class FileOptions(ScorerOptions, total=False):
     max_restarts: int
     engine: Literal["local", "ray"]
     ray_address: str | None
-    unit_rows: int  # of Scorer called window_rows
+    unit_rows: int  # `window_rows` of a Scorer
     query_column: str
     document_fields: str | Sequence[str] | None  # "title,text", or names
     limit: int | None

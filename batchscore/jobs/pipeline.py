@@ -1,4 +1,4 @@
-"""Units on their way through the model: read and tokenised one ahead, scored, written one behind.
+"""Units on their way through the model: read and tokenized one ahead, scored, written one behind.
 
 Each stage holds one piece of work and waits for the next to take it, so memory does not depend on the input's size.
 """
@@ -80,7 +80,7 @@ class Pipeline:
         return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterable[Unit]) -> Iterator[_Window]:
-        """Units read and tokenised, in windows."""
+        """Units read and tokenized, in windows."""
         batcher = self.scorer.batcher
         try:
             for unit in units:

@@ -29,7 +29,7 @@ from batchscore.types import (
     ranges,
 )
 
-ALL = 2**31 - 1  # tokens, where nothing is cut while tokenising
+ALL = 2**31 - 1  # tokens, where nothing is cut while tokenizing
 Bits = NDArray[np.uint8]
 
 
@@ -105,7 +105,7 @@ def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[
         # in the letters that the model reads: capitals often fall into more tokens
         values = prepared(texts, "", spec)
         is_long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
-        # one by one, since a shortened text has to be tokenised again until it fits; few texts are that long
+        # one by one, since a shortened text has to be tokenized again until it fits; few texts are that long
         for code in np.flatnonzero(is_long).tolist():
             values[code] = tokenizer.shorten(values[code], limit)
         cut |= (bit * is_long[texts.codes]).astype(np.uint8)
@@ -126,7 +126,7 @@ def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bi
 
 
 def prepared(texts: Texts, prompt: str, spec: ModelSpec) -> list[str]:
-    """The strings to tokenise."""
+    """The strings to tokenize."""
     strings = [prompt + text for text in texts.values] if prompt else list(texts.values)
     return [text.lower() for text in strings] if spec.lower_case else strings
 

@@ -1,6 +1,6 @@
 """Token sequences of prompts that a template makes of a pair, or of a query and all its documents.
 
-A prompt is tokenised whole, or in the pieces its template marks; a text inside it is found by its characters. What is
+A prompt is tokenized whole, or in the pieces its template marks; a text inside it is found by its characters. What is
 too long loses tokens of its document, then of its query, never of the template: the token a score is read at survives
 every length.
 """
@@ -72,14 +72,14 @@ def _rendered(template: Template, spec: ModelSpec, query: str, document: str) ->
 
 @dataclass(frozen=True)
 class _Fitter:
-    """Tokenises prompts and makes them fit."""
+    """Tokenizes prompts and makes them fit."""
 
     tokenizer: TextTokenizer
     spec: ModelSpec
     template: Template
 
     def bounded(self, prompt: _Prompt) -> _Prompt:
-        """The prompt with less of texts that do not fit, so that it is not tokenised whole."""
+        """The prompt with less of texts that do not fit, so that it is not tokenized whole."""
         whole, texts = self._limits.whole, (prompt.query, prompt.document)
         if max(map(len, texts)) <= _LONG * whole or self.spec.truncation == "longest-first":  # which compares lengths
             return prompt

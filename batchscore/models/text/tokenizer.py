@@ -1,11 +1,11 @@
 """Texts to token ids, and the fixed pattern a tokenizer puts around one text or a pair of them.
 
-A text is tokenised once, without special tokens; sequences are assembled from those ids by `Pattern`. That makes one
-tokenisation serve every pair a text is part of, and lets truncation cut a text without touching the structure.
+A text is tokenized once, without special tokens; sequences are assembled from those ids by `Pattern`. That makes one
+tokenization serve every pair a text is part of, and lets truncation cut a text without touching the structure.
 tokenizer.json is taken as it stands: the tokenizer classes of transformers 5 rebuild normalisers from their own code,
 which changes ids from one version to the next.
 
-Of a text far longer than what is kept of it only a piece is tokenised (`TextTokenizer.tokenize`).
+Of a text far longer than what is kept of it only a piece is tokenized (`TextTokenizer.tokenize`).
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def assemble(
 
     Args:
         pattern: special tokens and slots.
-        sides: for each slot's side (tokenised texts, which text of them each sequence takes [n], how many of its
+        sides: for each slot's side (tokenized texts, which text of them each sequence takes [n], how many of its
             tokens [n]).
         keep_end: take the last tokens of a text instead of the first.
 
