@@ -21,7 +21,7 @@ import checkpoints
 from batchscore.errors import BatchscoreError, CheckpointError
 from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
-from batchscore.models.heads import Head, activate, answer_head, load_dense, make_activation, take_head, value_range
+from batchscore.models.heads import Head, activate, answer_head, load_modules, make_activation, take_head, value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.resolve import resolve
 from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
@@ -267,7 +267,7 @@ def test_dense_modules_are_applied_one_after_the_other(tmp_path: Path) -> None:
     second = {"linear.weight": matrix([1, 1, 1])}
     specs = [dense(tmp_path, "2_Dense", "torch.nn.ReLU", first), dense(tmp_path, "3_Dense", IDENTITY, second)]
 
-    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), specs)
+    chain = load_modules(Checkpoint("tiny", tmp_path, tmp_path), specs)
 
     # [1, 2] -> [1, 4, 0] -> 5; [-1, 5] -> [-1, 10, 1] -> relu -> 11
     assert chain(torch.tensor([[1.0, 2.0], [-1.0, 5.0]])).tolist() == [[5], [11]]
@@ -279,7 +279,7 @@ def test_the_dense_module_of_a_checkpoint_is_its_formula(tiny: Tiny) -> None:
     weights = load_file(checkpoint.folder / "2_Dense" / "model.safetensors")
     vectors = np.random.default_rng(0).standard_normal((5, 32), np.float32)
 
-    result = load_dense(checkpoint, resolve(checkpoint, {}).dense)(torch.from_numpy(vectors))
+    result = load_modules(checkpoint, resolve(checkpoint, {}).modules)(torch.from_numpy(vectors))
 
     expected = np.tanh(vectors @ weights["linear.weight"].T + weights["linear.bias"])
     np.testing.assert_allclose(result, expected, atol=1e-6)
@@ -289,7 +289,7 @@ def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> N
     (tmp_path / "2_Dense").mkdir()
     torch.save({"linear.weight": torch.tensor([[0.5, 2]]).half()}, tmp_path / "2_Dense" / "pytorch_model.bin")
 
-    chain = load_dense(Checkpoint("tiny", tmp_path, tmp_path), [DenseSpec("2_Dense", 2, 1, False, TANH)])
+    chain = load_modules(Checkpoint("tiny", tmp_path, tmp_path), [DenseSpec("2_Dense", 2, 1, False, TANH)])
 
     assert chain(torch.tensor([[2.0, -0.25]])).tolist() == [[pytest.approx(np.tanh(0.5))]]
 
@@ -297,7 +297,7 @@ def test_dense_weights_are_read_from_an_old_file_in_16_bits(tmp_path: Path) -> N
 def test_no_dense_modules_change_nothing(tmp_path: Path) -> None:
     vectors = torch.tensor([[1.0, -2.0]])
 
-    assert load_dense(Checkpoint("tiny", tmp_path, tmp_path), [])(vectors).tolist() == [[1, -2]]
+    assert load_modules(Checkpoint("tiny", tmp_path, tmp_path), [])(vectors).tolist() == [[1, -2]]
 
 
 @pytest.mark.parametrize("wrong", [{"in_features": 3}, {"out_features": 5}], ids=str)
@@ -307,7 +307,7 @@ def test_dense_weights_of_other_sizes_are_refused(tmp_path: Path, wrong: dict[st
     with pytest.raises(
         CheckpointError, match=r"^tiny: weights of module '2_Dense' do not fit its config\.json, which says "
     ):
-        load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])
+        load_modules(Checkpoint("tiny", tmp_path, tmp_path), [spec])
 
 
 def test_a_dense_bias_that_the_config_promises_and_the_file_lacks_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -325,21 +325,21 @@ def test_a_dense_bias_is_added(tmp_path: Path) -> None:
     weights = {"linear.weight": matrix([1, 0]), "linear.bias": np.array([5], np.float32)}
     spec = dense(tmp_path, "2_Dense", IDENTITY, weights)
 
-    assert load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])(torch.tensor([[2.0, 3.0]])).tolist() == [[7]]
+    assert load_modules(Checkpoint("tiny", tmp_path, tmp_path), [spec])(torch.tensor([[2.0, 3.0]])).tolist() == [[7]]
 
 
 def test_a_dense_tensor_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     spec = dense(tmp_path, "2_Dense", TANH, {"linear.weight": matrix([1, 0]), "linear.scale": np.zeros(1, np.float32)})
 
     with pytest.raises(CheckpointError, match="'2_Dense' do not fit"):
-        load_dense(Checkpoint("tiny", tmp_path, tmp_path), [spec])
+        load_modules(Checkpoint("tiny", tmp_path, tmp_path), [spec])
 
 
 def test_a_dense_module_without_weights_is_refused(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("bert_missing_dense"))
 
     with pytest.raises(CheckpointError, match=r"module '2_Dense' has no weights") as caught:
-        load_dense(checkpoint, resolve(checkpoint, {}).dense)
+        load_modules(checkpoint, resolve(checkpoint, {}).modules)
 
     assert caught.value.hint == "expected model.safetensors or pytorch_model.bin in 2_Dense/"
 

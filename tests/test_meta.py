@@ -97,9 +97,12 @@ def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[OnMeta]:
 def moved(runner: Any) -> Any:
     """The runner with its weights on the meta device, the body's in 16 bits."""
     body_to_meta = functools.partial(torch.nn.Module.to, device="meta", dtype=torch.bfloat16)
-    bodies, head = tuple(map(body_to_meta, runner.model.bodies)), runner.model.head.to("meta")
+    model = runner.model
+    token_head = None if model.token_head is None else model.token_head.to("meta")
+    heads = {"token_head": token_head, "head": model.head.to("meta")}
+    model = replace(model, bodies=tuple(map(body_to_meta, model.bodies)), **heads)
     last_layer = None if runner.last_layer is None else body_to_meta(runner.last_layer)
-    return replace(runner, device="meta", model=replace(runner.model, bodies=bodies, head=head), last_layer=last_layer)
+    return replace(runner, device="meta", model=model, last_layer=last_layer)
 
 
 def packs_of(scorer: Scorer, runner: Any) -> dict[str, Batch]:

@@ -79,13 +79,13 @@ def test_every_field_has_a_value_that_is_json_and_a_source(tiny: Tiny, name: str
 def test_a_classifier_of_one_label_is_a_cross_encoder(tiny: Tiny, name: str) -> None:
     spec, row = resolved(tiny(name)), f"architecture {checkpoints.ROWS[name].architecture}"
 
-    assert sourced(spec, "score_type", "similarity", "pooling", "query_prompt", "document_prompt", "dense") == [
+    assert sourced(spec, "score_type", "similarity", "pooling", "query_prompt", "document_prompt", "modules") == [
         ("cross-encoder", row),
         ("identity", "score type"),
         (("cls",), row),
         ("", "default"),
         ("", "score type"),
-        ((), "score type"),
+        ((), "default"),
     ]
     assert (spec.chat_template, str(spec.sources["chat_template"])) == ("", "tokenizer")  # two segments
 
@@ -187,7 +187,7 @@ def test_the_dense_chain_is_read_in_the_order_of_modules_json(edit: Edit) -> Non
     spec = resolved(edit("bert_dense", {"modules.json": modules, "3_Dense/config.json": second}))
 
     chain = (DenseSpec("2_Dense", 32, 16, True, TANH), DenseSpec("3_Dense", 16, 8, False, IDENTITY))
-    assert sourced(spec, "dense") == [(chain, "modules.json")]
+    assert sourced(spec, "modules") == [(chain, "modules.json")]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_dense_without_pooling_is_late_interaction(edit: Edit) -> None:
         ("maxsim", "score type"),
         ((), "score type"),
     ]
-    assert [dense.source for dense in spec.dense] == ["2_Dense"]
+    assert [dense.source for dense in spec.modules] == ["2_Dense"]
     assert spec.query_prompt == "query: "
 
 

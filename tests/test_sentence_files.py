@@ -19,7 +19,7 @@ from batchscore import Scorer
 from batchscore.errors import BatchscoreError, CheckpointError, UsageError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
-from batchscore.models.resolve import saved_files as files
+from batchscore.models.resolve.chain import module_kinds
 from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import Marks, ModelSpec
 from batchscore.models.text.prompts import text_work
@@ -84,11 +84,11 @@ def modules(*types: str) -> list[dict[str, Any]]:
 def test_a_module_is_known_by_the_last_part_of_its_type(edit: Edit, transformer: str, pooling: str) -> None:
     checkpoint = edit("bert_max", {"modules.json": modules(transformer, pooling)})
 
-    assert files.module_kinds(checkpoint) == ["Transformer", "Pooling"]
+    assert module_kinds(checkpoint) == ["Transformer", "Pooling"]
     assert spec_of(checkpoint).pooling == ("max",)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "CNN", "WordWeights", "Router", "LayerNorm", "Dropout", "StaticEmbedding"])
+@pytest.mark.parametrize("kind", ["LSTM", "CNN", "WordWeights", "Router", "StaticEmbedding"])
 def test_a_module_that_this_program_lacks_is_refused_by_its_kind(edit: Edit, kind: str) -> None:
     """Left out, it would change every vector in silence."""
     listed = modules(*(f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", kind)))
@@ -99,19 +99,12 @@ def test_a_module_that_this_program_lacks_is_refused_by_its_kind(edit: Edit, kin
             spec_of(checkpoint, **options)
 
 
-def test_a_dense_module_with_a_residual_connection_is_refused(edit: Edit) -> None:
-    checkpoint = edit("bert_dense", {"2_Dense/config.json": {"use_residual": True}})
-
-    with pytest.raises(CheckpointError, match="^tiny: 2_Dense has a residual connection, which is not supported$"):
-        spec_of(checkpoint)
-
-
 def test_a_dense_module_without_an_activation_has_the_librarys_default(edit: Edit) -> None:
     checkpoint = edit("bert_dense", {})
     sizes = {"in_features": 32, "out_features": 16, "bias": True}
     (checkpoint.folder / "2_Dense" / "config.json").write_text(json.dumps(sizes))
 
-    assert spec_of(checkpoint).dense[0].activation == TANH
+    assert spec_of(checkpoint).modules[0].activation == TANH
 
 
 @pytest.mark.parametrize("name", ["bert_dense", "bert_concat"])
@@ -394,7 +387,7 @@ def test_a_multi_vector_head_beside_the_weights_reads_every_token_but_the_first(
 
     spec = spec_of(checkpoint, score_type="late-interaction")
 
-    assert (spec.drop_first, spec.similarity, len(spec.dense)) == (True, "meanmaxsim", 1)
+    assert (spec.drop_first, spec.similarity, len(spec.modules)) == (True, "meanmaxsim", 1)
     assert not spec_of(checkpoint).drop_first
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=True)
     work = text_work(tokenizer, spec, Pairs(Texts.of(["cat dog"]), Texts.of(["bird"])))

@@ -6,17 +6,24 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers.activations import ACT2FN
 
 from batchscore.errors import CheckpointError
 from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.spec import DenseSpec, ModelSpec, TokenMethod
+from batchscore.models.spec import DenseSpec, ModelSpec, ModuleSpec, NormalizeSpec, TokenMethod
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.weights import empty_tensors, read_tensors
 
+_LAYER_NORM_EPSILON = 1e-5  # torch's
 _EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
-_ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
+# those that look at one number at a time and have no weights of their own
+_ACTIVATIONS = (
+    *("Identity", "Sigmoid", "Tanh", "ReLU", "ReLU6", "GELU", "SiLU", "ELU", "CELU", "SELU", "LeakyReLU", "Mish"),
+    *("Softplus", "Softsign", "Softshrink", "Hardshrink", "Tanhshrink", "LogSigmoid", "Hardsigmoid", "Hardswish"),
+    "Hardtanh",
+)
 
 
 def make_activation(name: str) -> nn.Module:
@@ -168,14 +175,17 @@ def answer_head(rows: Tensor, method: TokenMethod) -> nn.Linear:
 
 
 class Dense(nn.Module):
-    """activation(x @ weight.T + bias), one Dense module of a modules.json chain."""
+    """activation(x @ weight.T + bias), one Dense module of a modules.json chain, plus x where it is residual."""
 
     def __init__(self, spec: DenseSpec, weights: Mapping[str, Tensor], name: str) -> None:
         super().__init__()
-        tensors = {f"linear.{key.rpartition('.')[2]}": tensor for key, tensor in weights.items()}
+        residual = weights.get("residual.weight")
+        tensors = {f"linear.{key.rpartition('.')[2]}": t for key, t in weights.items() if key != "residual.weight"}
         shape = tuple(tensors.get("linear.weight", torch.empty(0)).shape)
         parts = {"linear.weight", "linear.bias"} if spec.bias else {"linear.weight"}
-        if shape != (spec.out_features, spec.in_features) or tensors.keys() != parts:
+        projects = spec.residual and spec.in_features != spec.out_features
+        fits = shape == (spec.out_features, spec.in_features) and tensors.keys() == parts
+        if not fits or projects != (residual is not None):
             expected = f"{spec.in_features} to {spec.out_features} {'with' if spec.bias else 'without'} bias"
             raise CheckpointError(
                 f"{name}: weights of module {spec.source!r} do not fit its config.json, which says {expected}: "
@@ -183,17 +193,48 @@ class Dense(nn.Module):
             )
         self.linear = _layer("linear", tensors, 0.0)
         self.activation = make_activation(spec.activation)
+        self.residual: nn.Module | None = nn.Identity() if spec.residual else None
+        if residual is not None:
+            self.residual = _layer("residual", {"residual.weight": residual}, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [n, out_features] from float32 [n, in_features]."""
         result: Tensor = self.activation(self.linear(x))
-        return result
+        return result if self.residual is None else result + self.residual(x)
 
 
-def load_dense(checkpoint: Checkpoint, specs: Sequence[DenseSpec], *, dry: bool = False) -> nn.Sequential:
-    """The checkpoint's Dense chain in order; without one, the identity."""
+class Normalize(nn.Module):
+    """Unit vectors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32, same shape."""
+        return normalize(x, dim=1)
+
+
+def load_modules(checkpoint: Checkpoint, specs: Sequence[ModuleSpec], *, dry: bool = False) -> nn.Sequential:
+    """Modules of a modules.json chain in order; without one, the identity.
+
+    Raises:
+        CheckpointError: weights that are missing or do not fit a module's config.json.
+    """
     read = empty_tensors if dry else read_tensors
-    return nn.Sequential(*(Dense(spec, read(checkpoint, spec.source), checkpoint.name) for spec in specs))
+
+    def load(spec: ModuleSpec) -> nn.Module:
+        if isinstance(spec, NormalizeSpec):
+            return Normalize()
+        weights = read(checkpoint, spec.source)
+        if isinstance(spec, DenseSpec):
+            return Dense(spec, weights, checkpoint.name)
+        if {name: tuple(tensor.shape) for name, tensor in weights.items()} != dict.fromkeys(
+            ("norm.weight", "norm.bias"), (spec.dimension,)
+        ):
+            raise CheckpointError(
+                f"{checkpoint.name}: weights of module {spec.source!r} are not those of a LayerNorm "
+                f"of {spec.dimension} features: {', '.join(weights)}"
+            )
+        return _layer("norm", weights, _LAYER_NORM_EPSILON)
+
+    return nn.Sequential(*map(load, specs))
 
 
 @torch.inference_mode()

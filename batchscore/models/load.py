@@ -22,7 +22,7 @@ from transformers.utils import logging
 from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.heads import load_dense, load_head, make_activation
+from batchscore.models.heads import load_head, load_modules, make_activation
 from batchscore.models.lora import merge_adapter
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
@@ -45,6 +45,7 @@ class LoadedModel:
     """A model ready to run: the head in float32, the body in the chosen dtype."""
 
     bodies: tuple[nn.Module, ...]  # one, or one for queries and one for documents
+    token_head: nn.Module | None  # of every token's state, before the pooling
     head: nn.Module  # states or pooled vectors to logits or vectors
     activation: nn.Module  # logits to scores
     layout: Layout  # how the body takes several sequences
@@ -80,16 +81,21 @@ def load_model(
     read = empty_tensors if dry else read_tensors
     tensors = _renamed(read(checkpoint), (*_OLD_NAMES, *spec.arch.renames))
     names = sorted(tensors)
-    dense = load_dense(checkpoint, spec.dense, dry=dry)
+    token_modules, modules = (load_modules(checkpoint, specs, dry=dry) for specs in (spec.token_modules, spec.modules))
     with _named(checkpoint.name):
-        head = nn.Sequential(load_head(checkpoint, spec, tokenizer, tensors), dense)
+        layers = load_head(checkpoint, spec, tokenizer, tensors)
+        # SPLADE's head stands before its pooling
+        on_tokens = layers if spec.pooling == ("splade",) else token_modules
+        token_head = on_tokens if any(True for _ in on_tokens.children()) else None
+        head = modules if on_tokens is layers else nn.Sequential(layers, modules)
         config = _native_config(checkpoint, spec)
         bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
         vocabulary = _vocabulary(bodies[0])
-    _check_width(checkpoint, spec, head, config)
+    _check_width(checkpoint, spec, nn.ModuleList([token_head or nn.Identity(), head]), config)
     _check_positions(checkpoint, spec, bodies[0])
     return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
+        token_head=None if token_head is None else token_head.eval().requires_grad_(False).to(device),
         head=head.eval().requires_grad_(False).to(device),
         activation=make_activation(spec.activation),
         layout=_choose_layout(bodies, spec, packed_attention, config),
@@ -230,6 +236,11 @@ def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, confi
     widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
     if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
         raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score needs one")
+    if spec.score_type == "bi-encoder" and widths[-1:] == [1]:
+        raise CheckpointError(
+            f"{checkpoint.name}: its modules make vectors of one number, and the cosine of such is 1 or -1",
+            hint="it may be a cross-encoder that has lost its config_sentence_transformers.json",
+        )
     if spec.dimensions:
         hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
         width = widths[-1] if widths else hidden

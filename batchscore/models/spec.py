@@ -40,13 +40,32 @@ SCORE_TYPE = Source("rule", "score type")
 
 @dataclass(frozen=True, slots=True)
 class DenseSpec:
-    """One Dense module of a modules.json chain: activation(x @ weight.T + bias)."""
+    """A Dense module of modules.json: activation(x @ weight.T + bias)."""
 
     source: str  # folder or file with the weights
     in_features: int
     out_features: int
     bias: bool
     activation: str  # dotted torch.nn name
+    residual: bool = False  # its input is added to its output
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNormSpec:
+    """A LayerNorm module of modules.json."""
+
+    source: str
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizeSpec:
+    """A Normalize module of modules.json: unit vectors."""
+
+    source: str
+
+
+ModuleSpec = DenseSpec | LayerNormSpec | NormalizeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +76,10 @@ class Marks:
     document: str
     expand: bool  # fill queries up to their length with a token whose state counts
     attend: bool  # whether other tokens attend to them
-    skip: tuple[str, ...]  # document tokens that do not count
+    skip: tuple[str, ...]  # tokens that do not count
+    skip_sides: tuple[str, ...] = ("document",)  # on these sides
+    filler: str = ""  # the token to fill with; the mask, EOS or padding token if empty
+    shortest: int = 0  # what queries are filled up to, where that is less than their length
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +133,8 @@ class ModelSpec:
     head: tuple[Layer, ...]
     answer_tokens: tuple[str | int, ...]  # rows of the output embeddings that make the head instead
     method: TokenMethod
-    dense: tuple[DenseSpec, ...]
+    token_modules: tuple[ModuleSpec, ...]  # for the state of every token, before they are pooled
+    modules: tuple[ModuleSpec, ...]  # behind the readout and the head
     logit_mean: float  # score = activation((logit - mean) / sigma)
     logit_sigma: float
     activation: str  # dotted torch.nn name; torch.nn.Identity for similarities
@@ -119,7 +142,7 @@ class ModelSpec:
 
     # similarity
     similarity: Similarity
-    normalize: bool  # unit vectors before the similarity; it matters to dot products only
+    normalize: bool  # unit vectors at the end
 
     sources: Mapping[str, Source] = field(compare=False)  # where each field comes from
     arch: Architecture = field(compare=False)  # how the body is loaded

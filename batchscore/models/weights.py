@@ -94,8 +94,8 @@ def empty_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
 
 def _modules(checkpoint: Checkpoint) -> list[str]:
     """Everything that `read_tensors` takes for this checkpoint."""
-    dense = [module.folder for module in checkpoint.modules if module.kind == "Dense"]
-    return ["", *dense, *([BGE_M3_HEAD] if (checkpoint.folder / BGE_M3_HEAD).is_file() else [])]
+    modules = [module.folder for module in checkpoint.modules if module.kind in ("Dense", "LayerNorm")]
+    return ["", *modules, *([BGE_M3_HEAD] if (checkpoint.folder / BGE_M3_HEAD).is_file() else [])]
 
 
 def _choices(checkpoint: Checkpoint, module: str) -> list[list[str]]:

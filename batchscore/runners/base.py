@@ -16,7 +16,7 @@ from torch import Tensor
 
 from batchscore.errors import CheckpointError, DeviceLostError, DeviceMemoryError, RuntimeFailureError, first_line
 from batchscore.models.load import LoadedModel
-from batchscore.models.readouts import States
+from batchscore.models.readouts import States, pool
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import shortened
 from batchscore.models.text.templates import Template
@@ -164,6 +164,17 @@ class BaseRunner:
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
         return States(hidden, batch.sizes, batch.lengths, batch.keep)
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """float32 [n, dim]: of each sequence its pooled states behind the head."""
+        states, modes = self.states(batch), self.spec.pooling
+        if self.model.token_head is None:
+            pooled: Tensor = self.model.head(pool(states, modes))
+            return pooled
+        # sequence by sequence: SPLADE's has a number for each word of the vocabulary, which would fill the memory
+        read = [replace(part, hidden=self.model.token_head(part.hidden.float())) for part in states]
+        vectors: Tensor = self.model.head(torch.cat([pool(part, modes) for part in read]))
+        return vectors
 
     def kept_states(self, batch: Batch) -> Tensor:
         """float32 [kept tokens, dim]: the states that count in the readout, `batch.kept_sizes` of each sequence."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from batchscore.models.readouts import pool
 from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.models.text.prompts import text_work
 from batchscore.runners.base import BaseRunner, Index, Match, positions_of
@@ -28,14 +26,7 @@ class BiEncoder(BaseRunner):
 
     def outputs(self, batch: Batch) -> Tensor:
         """float32 [n, dim]: sentence vectors."""
-        states, spec = self.states(batch), self.spec
-        if spec.pooling == ("splade",):
-            # a number for each word of the vocabulary and each token: sequence by sequence, or it would fill the memory
-            vectors = torch.cat(
-                [pool(replace(part, hidden=self.model.head(part.hidden.float())), spec.pooling) for part in states]
-            )
-        else:
-            vectors = self.model.head(pool(states, spec.pooling))
+        vectors, spec = self.vectors(batch), self.spec
         # the order of sentence-transformers; a cosine does not depend on it
         return (normalize(vectors, dim=1) if spec.normalize else vectors)[:, : spec.dimensions or None]
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.models.heads import activate
-from batchscore.models.readouts import pool
 from batchscore.models.text.prompts import pair_work
 from batchscore.models.text.rendered import template_work
 from batchscore.runners.base import BaseRunner, Index, Match
@@ -29,8 +28,7 @@ class CrossEncoder(BaseRunner):
 
     def outputs(self, batch: Batch) -> Tensor:
         """float32 [n]: logits."""
-        logits: Tensor = self.model.head(pool(self.states(batch), self.spec.pooling))[:, 0]
-        return (logits - self.spec.logit_mean) / self.spec.logit_sigma
+        return (self.vectors(batch)[:, 0] - self.spec.logit_mean) / self.spec.logit_sigma
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> None:
         """Nothing: a pair has no other side."""

@@ -17,11 +17,12 @@ from batchscore.models.arch import ARCHITECTURES, architecture_of
 from batchscore.models.arch.entry import Architecture
 from batchscore.models.checkpoint import SAVED, Checkpoint
 from batchscore.models.resolve import saved_files as files
+from batchscore.models.resolve.chain import module_kinds, saved_score_type
 from batchscore.models.resolve.context import Context
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import CONFIG_JSON, DEFAULT, MODULES_JSON, ModelSpec, Source, Sourced
+from batchscore.models.spec import CONFIG_JSON, DEFAULT, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -88,7 +89,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
         )
     if "vision_config" in checkpoint.config:
         raise CheckpointError(f"{checkpoint.name}: {checkpoint.architecture} reads images, which is not supported")
-    if "SpladePooling" in files.module_kinds(checkpoint):
+    if "SpladePooling" in module_kinds(checkpoint):
         files.check_splade(checkpoint)
         if not arch.mlm_head:
             raise CheckpointError(f"{checkpoint.name}: SPLADE over {checkpoint.architecture} is not supported")
@@ -97,14 +98,12 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
 
 
 def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:
-    kinds = files.module_kinds(checkpoint)
-    if "LogitScore" in kinds:
-        return "cross-encoder", MODULES_JSON
+    saved = saved_score_type(checkpoint)
+    if saved:
+        return saved[0], Source("file", saved[1])
     tokens, _, source = answer_tokens(checkpoint)
     if tokens:
         return "cross-encoder", Source(source.kind, f"{source} classifier_from_token")
-    if "Dense" in kinds and "Pooling" not in kinds:
-        return "late-interaction", MODULES_JSON  # every token is projected, and nothing pools them
     return arch.score_type, Source("architecture", checkpoint.architecture)
 
 

@@ -10,13 +10,12 @@ from typing import Any
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import PoolingMode
 from batchscore.models.checkpoint import SAVED, Checkpoint, Module
+from batchscore.models.resolve.chain import is_multi_vector
 from batchscore.models.spec import (
     COMPAT_VLLM,
     CONFIG_JSON,
     DEFAULT,
-    MODULES_JSON,
     POOLING_MODES,
-    DenseSpec,
     Marks,
     Source,
     Sourced,
@@ -24,26 +23,11 @@ from batchscore.models.spec import (
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 SIGMOID = "torch.nn.modules.activation.Sigmoid"
-TANH = "torch.nn.modules.activation.Tanh"
 
-_KINDS = {"Transformer", "Pooling", "Dense", "Normalize", "LogitScore", "MLMTransformer", "SpladePooling"}
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _PYLATE_KEYS = {"query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion"}
 ARTIFACT = "artifact.metadata"
 _SAVED = Source("file", SAVED)
-
-
-def module_kinds(checkpoint: Checkpoint) -> list[str]:
-    """The kinds of modules in modules.json, in order.
-
-    Raises:
-        CheckpointError: an unknown kind, which would otherwise be left out of the score.
-    """
-    kinds = [module.kind for module in checkpoint.modules]
-    for kind in kinds:
-        if kind not in _KINDS:
-            raise CheckpointError(f"{checkpoint.name}: modules.json has a {kind}, which is not supported")
-    return kinds
 
 
 # ---- pooling
@@ -52,11 +36,8 @@ _FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "mean_
 _FLAGS |= {"weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
 
 
-def pooling(checkpoint: Checkpoint) -> tuple[Sourced, Sourced] | None:
-    """(pooling modes, include_prompt) of the Pooling module; None without one."""
-    module = _module(checkpoint, "Pooling")
-    if module is None:
-        return None
+def pooling(checkpoint: Checkpoint, module: Module) -> tuple[Sourced, Sourced]:
+    """(pooling modes, include_prompt) of a Pooling module."""
     source = Source("file", f"{module.folder}/config.json")
     modes = {_FLAGS.get(flag, flag) for flag in _active_modes(module.config)}
     unknown = sorted(modes - set(POOLING_MODES))
@@ -100,35 +81,11 @@ def check_splade(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.name}: SpladePooling by {strategy} of {function} is not supported")
 
 
-# ---- Dense modules
+# ---- scores
 
 
-def dense(checkpoint: Checkpoint) -> Sourced:
-    """The Dense modules of modules.json in order."""
-
-    def spec(folder: str, config: Mapping[str, Any]) -> DenseSpec:
-        if config.get("use_residual"):
-            raise CheckpointError(f"{checkpoint.name}: {folder} has a residual connection, which is not supported")
-        try:
-            return DenseSpec(
-                folder,
-                config["in_features"],
-                config["out_features"],
-                config.get("bias", True),
-                config.get("activation_function", TANH),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{checkpoint.name}: {folder}/config.json lacks {error}") from error
-
-    specs = tuple(spec(module.folder, module.config) for module in checkpoint.modules if module.kind == "Dense")
-    return specs, MODULES_JSON if specs else DEFAULT
-
-
-def answer_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """(false token, true token), or (true token,), of a LogitScore module; () without one."""
-    module = _module(checkpoint, "LogitScore")
-    if module is None:
-        return ()
+def answer_ids(module: Module) -> tuple[int, ...]:
+    """(false token, true token), or (true token,), of a LogitScore module."""
     ids = (module.config.get("false_token_id"), module.config.get("true_token_id"))
     return tuple(token for token in ids if token is not None)
 
@@ -203,8 +160,13 @@ def is_colbert(checkpoint: Checkpoint) -> bool:
     return bool(_PYLATE_KEYS & set(checkpoint.saved)) or bool(checkpoint.read_json(ARTIFACT))
 
 
-def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, Source]:
-    """(marks, query length, document length, source): PyLate's settings if there are any, else Stanford's."""
+def marks(checkpoint: Checkpoint) -> tuple[Marks, int | None, int | None, Source]:
+    """(marks, query length, document length, source) as the library that saved the checkpoint reads them.
+
+    A length is None where only the model's own limits it.
+    """
+    if is_multi_vector(checkpoint):
+        return _multi_vector_marks(checkpoint)
     saved = checkpoint.saved
     if _PYLATE_KEYS & set(saved):
         query, document = (saved.get(key) for key in ("query_prefix", "document_prefix"))
@@ -216,6 +178,35 @@ def marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, Source]:
             skip=tuple(saved.get("skiplist_words") or ()),
         )
         return pylate, saved.get("query_length") or 32, saved.get("document_length") or 180, _SAVED
+    return _stanford_marks(checkpoint)
+
+
+def _multi_vector_marks(checkpoint: Checkpoint) -> tuple[Marks, int | None, int | None, Source]:
+    """What sentence-transformers saves of a MultiVectorEncoder: its markers are prompts, the rest is in two files."""
+    file, settings = checkpoint.sentence_config
+    expansion = settings.get("query_expansion") or {}
+    mask = next((module.config for module in checkpoint.modules if module.kind == "MultiVectorMask"), {})
+    if mask.get("keep_only_token_ids"):
+        raise CheckpointError(f"{checkpoint.name}: MultiVectorMask with keep_only_token_ids is not supported")
+    if expansion and (expansion.get("strategy") not in ("fixed", "min") or not expansion.get("length")):
+        raise CheckpointError(f"{checkpoint.name}: {file}: query_expansion {expansion} is not supported")
+    tasks = mask.get("skiplist_tasks") or ["document"]
+    shortest = expansion.get("length") or 0
+    marks = Marks(
+        query="",
+        document="",
+        expand=bool(expansion),
+        attend=bool(expansion.get("attend")),
+        skip=tuple(mask.get("skiplist_words") or ()),
+        skip_sides=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        filler=expansion.get("token") or "",
+        shortest=shortest,
+    )
+    fixed = shortest if expansion.get("strategy") == "fixed" else None
+    return marks, fixed or settings.get("query_length"), settings.get("document_length"), Source("file", file)
+
+
+def _stanford_marks(checkpoint: Checkpoint) -> tuple[Marks, int, int, Source]:
     artifact = checkpoint.read_json(ARTIFACT)
     stanford = Marks(
         query=artifact.get("query_token_id", "[unused0]"),

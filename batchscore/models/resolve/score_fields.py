@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import Json, Layer
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import saved_files as files
+from batchscore.models.resolve.chain import Value, check_widths, follow, is_multi_vector, module_kinds
 from batchscore.models.resolve.context import Context, constant
 from batchscore.models.spec import (
     COMPAT_VLLM,
@@ -16,6 +15,7 @@ from batchscore.models.spec import (
     MODULES_JSON,
     SCORE_TYPE,
     DenseSpec,
+    NormalizeSpec,
     Source,
     Sourced,
 )
@@ -23,6 +23,7 @@ from batchscore.models.weights import BGE_M3_HEAD, has_tensor
 
 _LISTWISE = Source("rule", "listwise")
 _BGE_M3 = Source("file", BGE_M3_HEAD)
+_WIDTHS = ("hidden_size", "n_embd", "dim", "d_model")  # what config.json calls the width of a token's state
 
 
 def backbone_fields(context: Context) -> dict[str, Sourced]:
@@ -74,19 +75,17 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
         return {
             "head": (arch.head, context.source),
             **constant(_LISTWISE, pooling=(), layers="", answer_tokens=(), method="no_post_processing"),
-            **constant(_LISTWISE, include_prompt=True, drop_first=False, dense=(), dimensions=0),
+            **constant(_LISTWISE, include_prompt=True, drop_first=False, dimensions=0),
+            **constant(_LISTWISE, token_modules=(), modules=()),
             **constant(_LISTWISE, logit_mean=0.0, logit_sigma=1.0, activation=files.IDENTITY),
             **constant(_LISTWISE, similarity="cosine", normalize=False),
         }
-    tokens, method, source = answer_tokens(checkpoint)
-    if tokens and source.kind != "user" and has_tensor(checkpoint, "score.weight"):
-        tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
-    ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
-    if ids:
-        method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
-    answers = ids or tokens
-    head: Sourced = ((), source) if answers else (_score_head(context), context.source)
-    pooling = context.option("pooling", (arch.pooling, context.source))
+    chain = follow(checkpoint, "cross-encoder")
+    answers, method, source = _answers(context, chain)
+    head: Sourced = ((), source)
+    if not answers:
+        head = (_score_head(context), context.source) if chain is None else ((), MODULES_JSON)
+    pooling, _ = _pooling(context, chain)
     sigma = 1.0 if context.vllm else float(arch.logit_sigma)
     activation = files.activation(checkpoint)
     uses_it, option_source = context.option("use_activation", (True, DEFAULT))
@@ -96,14 +95,26 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
         "head": head,
         "answer_tokens": (answers, source),
         "method": (method, source),
-        "pooling": ((pooling[0],), pooling[1]),
-        "layers": (arch.layers if pooling[0] == "cls" else "", context.source),
+        "pooling": pooling,
+        "include_prompt": (True, SCORE_TYPE),
+        "layers": (arch.layers if pooling[0] == ("cls",) else "", context.source),
+        **_modules(context, chain, len(pooling[0]), by_width=not answers),
         "activation": activation,
         "logit_mean": context.option("logit_mean", (0.0, DEFAULT)),
         "logit_sigma": context.option("logit_sigma", (sigma, context.source)),
-        **constant(SCORE_TYPE, include_prompt=True, drop_first=False, dense=(), dimensions=0),
-        **constant(SCORE_TYPE, similarity="identity", normalize=False),
+        **constant(SCORE_TYPE, drop_first=False, dimensions=0, similarity="identity", normalize=False),
     }
+
+
+def _answers(context: Context, chain: Value | None) -> tuple[tuple[str | int, ...], str, Source]:
+    """(answer tokens, method, source): a LogitScore's, else those that config.json or the user names."""
+    if chain and chain.answer:
+        ids = files.answer_ids(chain.answer)
+        return ids, "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
+    tokens, method, source = answer_tokens(context.checkpoint)
+    if tokens and source.kind != "user" and has_tensor(context.checkpoint, "score.weight"):
+        tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
+    return tokens, method, source
 
 
 def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]:
@@ -153,33 +164,52 @@ def _score_head(context: Context) -> tuple[Layer, ...]:
 
 
 def vector_fields(context: Context) -> dict[str, Sourced]:
-    """What a bi-encoder or late interaction reads: pooling or every token, Dense modules, a similarity."""
+    """What a bi-encoder or late interaction reads: pooling or every token, the modules on it, a similarity."""
     checkpoint, arch = context.checkpoint, context.arch
+    chain = follow(checkpoint, context.score_type)
     is_bi = context.score_type == "bi-encoder"
     multi_vector = not is_bi and (checkpoint.folder / BGE_M3_HEAD).is_file()
-    pooling: Sourced = ((), SCORE_TYPE)
-    include_prompt: Sourced = (True, SCORE_TYPE)
-    if is_bi:
-        pooling, include_prompt = _pooling(context)
-    dense = _bge_m3_head(context) if multi_vector else files.dense(checkpoint)
+    pooling, include_prompt = _pooling(context, chain) if is_bi else (((), SCORE_TYPE), (True, SCORE_TYPE))
     # neither a classifier's head makes vectors, nor SPLADE's with another pooling
     makes_vectors = arch.score_type != "cross-encoder" and (arch.pooling != "splade" or pooling[0] == ("splade",))
     head = arch.head if makes_vectors else ()
-    if is_bi and not head:
-        _check_widths(context, dense[0], len(pooling[0]))
     return {
         "pooling": pooling,
         "include_prompt": include_prompt,
         "drop_first": (multi_vector, _BGE_M3 if multi_vector else DEFAULT),
         "layers": (arch.layers if pooling[0] == ("cls",) else "", context.source),
         "head": (head, context.source),
-        "dense": dense,
+        **_modules(context, chain, len(pooling[0]), by_width=not head),
+        **({"modules": _bge_m3_head(context)} if multi_vector else {}),
         "dimensions": context.option("dimensions", (0, DEFAULT)),
         "similarity": _similarity(context, multi_vector),
-        "normalize": _normalize(context),
+        "normalize": _normalize(context, chain),
         **constant(SCORE_TYPE, answer_tokens=(), method="no_post_processing", logit_mean=0.0, logit_sigma=1.0),
         **constant(SCORE_TYPE, activation=files.IDENTITY),
     }
+
+
+def _modules(context: Context, chain: Value | None, modes: int, *, by_width: bool) -> dict[str, Sourced]:
+    """The modules before and behind the pooling, without a Normalize at the end.
+
+    Args:
+        context: of the checkpoint.
+        chain: None without a chain.
+        modes: how many poolings stand side by side; 0 where nothing is pooled.
+        by_width: check that each takes what comes before it, which is known where there is no head in between.
+    """
+    if chain is None:
+        return constant(DEFAULT, token_modules=(), modules=())
+    on_tokens, behind = (chain.token_modules, chain.modules) if chain.pooled else ((), chain.token_modules)
+    if context.vllm:  # it reads no other kinds
+        on_tokens, behind = (), tuple(module for module in (*on_tokens, *behind) if isinstance(module, DenseSpec))
+    if behind and isinstance(behind[-1], NormalizeSpec):
+        behind = behind[:-1]
+    width = next((context.config[key] for key in _WIDTHS if context.config.get(key)), 0)
+    if by_width and width:
+        width = check_widths(context.checkpoint, on_tokens, width)
+        check_widths(context.checkpoint, behind, width * max(1, modes))
+    return constant(MODULES_JSON if on_tokens or behind else DEFAULT, token_modules=on_tokens, modules=behind)
 
 
 def _bge_m3_head(context: Context) -> Sourced:
@@ -187,16 +217,15 @@ def _bge_m3_head(context: Context) -> Sourced:
     return (DenseSpec(BGE_M3_HEAD, width, width, True, files.IDENTITY),), _BGE_M3
 
 
-def _pooling(context: Context) -> tuple[Sourced, Sourced]:
+def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
     arch, source = context.arch, context.source
     modes: Sourced = ((arch.pooling,), source)
     include_prompt: Sourced = (arch.include_prompt, source)
-    saved = files.pooling(context.checkpoint)
     if context.vllm:
-        modes = files.vllm_pooling(context.checkpoint) or modes
+        modes = modes if context.is_pair else files.vllm_pooling(context.checkpoint) or modes
         include_prompt = (True, COMPAT_VLLM)
-    elif saved:
-        modes, include_prompt = saved
+    elif chain and chain.pooling and chain.pooling.kind == "Pooling":
+        modes, include_prompt = files.pooling(context.checkpoint, chain.pooling)
     if "pooling" in context.options:
         mode, source = context.options["pooling"]
         modes = (mode,), source
@@ -213,24 +242,14 @@ def _similarity(context: Context, multi_vector: bool) -> Sourced:
     return "maxsim", SCORE_TYPE
 
 
-def _normalize(context: Context) -> Sourced:
-    """Late interaction compares unit vectors unless an option says otherwise; a dot product follows modules.json."""
-    kinds = files.module_kinds(context.checkpoint)
+def _normalize(context: Context, chain: Value | None) -> Sourced:
+    """Late interaction compares unit vectors unless an option or its modules say otherwise."""
     if "use_activation" in context.options:
         return context.options["use_activation"]
-    if context.score_type == "late-interaction":
-        bare = context.vllm and "Pooling" in kinds and "Normalize" not in kinds
-        return not bare, COMPAT_VLLM if bare else SCORE_TYPE
-    return "Normalize" in kinds, MODULES_JSON
-
-
-def _check_widths(context: Context, dense: Sequence[DenseSpec], modes: int) -> None:
-    keys = ("hidden_size", "n_embd", "dim", "d_model")
-    width = next((context.config[key] for key in keys if context.config.get(key)), 0) * modes
-    for spec in dense:
-        if spec.in_features != width:
-            raise CheckpointError(
-                f"{context.checkpoint.name}: {spec.source}/config.json has in_features {spec.in_features}, "
-                f"and the vectors before it are {width} wide"
-            )
-        width = spec.out_features
+    last = [*chain.token_modules, *chain.modules][-1:] if chain else []
+    is_last = any(isinstance(module, NormalizeSpec) for module in last)
+    if context.score_type == "bi-encoder" or (is_multi_vector(context.checkpoint) and not context.vllm):
+        return is_last, MODULES_JSON
+    kinds = module_kinds(context.checkpoint)
+    bare = context.vllm and "Pooling" in kinds and "Normalize" not in kinds
+    return not bare, COMPAT_VLLM if bare else SCORE_TYPE

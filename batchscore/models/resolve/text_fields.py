@@ -7,6 +7,7 @@ from typing import Any
 
 from batchscore.errors import UsageError
 from batchscore.models.resolve import saved_files as files
+from batchscore.models.resolve.chain import is_multi_vector, module_kinds
 from batchscore.models.resolve.context import Context, constant
 from batchscore.models.resolve.score_fields import adapters, answer_tokens
 from batchscore.models.spec import COMPAT_VLLM, CONFIG_JSON, DEFAULT, SCORE_TYPE, Source, Sourced
@@ -63,7 +64,7 @@ def _chat_template(context: Context, saved: str) -> Sourced:
     if saved:
         source = Source("file", "chat_template of the checkpoint")
         return compiled_text(saved, f"{checkpoint.name}: {source}"), source
-    by_token = bool(answer_tokens(checkpoint)[0] or files.answer_ids(checkpoint))
+    by_token = bool(answer_tokens(checkpoint)[0]) or "LogitScore" in module_kinds(checkpoint)
     config = checkpoint.config
     as_pair = config.get("use_sep_token", config.get("use_pad_token", not by_token))
     if as_pair:
@@ -127,7 +128,8 @@ def _instruction(context: Context, template: str) -> Sourced:
 
 
 def _has_marks(context: Context) -> bool:
-    is_colbert = files.is_colbert(context.checkpoint) or context.checkpoint.architecture == "HF_ColBERT"
+    checkpoint = context.checkpoint
+    is_colbert = files.is_colbert(checkpoint) or checkpoint.architecture == "HF_ColBERT" or is_multi_vector(checkpoint)
     return context.score_type == "late-interaction" and not context.vllm and is_colbert
 
 
@@ -156,7 +158,8 @@ def _side_lengths(context: Context, length: Sourced) -> dict[str, Sourced]:
     """The lengths of queries and of documents, where they are read separately."""
     query, document, source = length[0], length[0], length[1]
     if _has_marks(context):
-        _, query, document, source = files.marks(context.checkpoint)
+        _, query_length, document_length, source = files.marks(context.checkpoint)
+        query, document = query_length or query, document_length or document
     sides = {
         "query_length": context.option("query_length", (query, source)),
         "document_length": context.option("document_length", (document, source)),

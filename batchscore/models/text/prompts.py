@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.spec import ModelSpec
+from batchscore.models.spec import Marks, ModelSpec
 from batchscore.models.text.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import LIBRARY_LIMITS, Lengths, rule_of
 from batchscore.types import (
@@ -169,7 +169,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
     # a single segment's types are all 0, which is what a model assumes without them
     items = items.with_columns(types=None, keep=_kept(tokenizer, spec, items, prompt_length, is_query=is_query))
     if spec.marks is not None and spec.marks.expand and is_query:
-        items = _expanded(tokenizer, items, length, attend=spec.marks.attend)
+        items = _expanded(tokenizer, items, length, spec.marks)
     return items, cut
 
 
@@ -210,9 +210,7 @@ def _kept(
     if spec.drop_first:
         return items.positions > 0
     if spec.marks is not None:
-        skipped = [tokenizer.token_id(token) for token in spec.marks.skip]
-        known = [token for token in skipped if token is not None]
-        return np.ones(len(items.ids), bool) if is_query else ~np.isin(items.ids, known)
+        return ~np.isin(items.ids, _skipped(tokenizer, spec.marks, "query" if is_query else "document"))
     if spec.include_prompt:
         return None
     # sentence-transformers' rule: a prompt, and the special tokens before it
@@ -238,19 +236,32 @@ def _marked(tokenizer: TextTokenizer, pattern: Pattern, marker: str) -> Pattern:
     return (pattern[0], Special(token, 0), *pattern[1:])
 
 
-def _expanded(tokenizer: TextTokenizer, items: Items, length: int, *, attend: bool) -> Items:
-    """Sequences filled up to `length` with a token whose state counts, whether or not others attend to it."""
-    filler = tokenizer.named("mask_token", "eos_token", "pad_token")
+def _skipped(tokenizer: TextTokenizer, marks: Marks, side: str) -> list[int]:
+    """Ids of the tokens that do not count on a side."""
+    ids = (tokenizer.token_id(token) for token in (marks.skip if side in marks.skip_sides else ()))
+    return [token for token in ids if token is not None]
+
+
+def _expanded(tokenizer: TextTokenizer, items: Items, longest: int, marks: Marks) -> Items:
+    """Sequences filled up with a token whose state counts, whether or not others attend to it."""
+    filler = (
+        tokenizer.token_id(marks.filler) if marks.filler else tokenizer.named("mask_token", "eos_token", "pad_token")
+    )
     if filler is None:
-        raise CheckpointError("its tokenizer has no mask, EOS or padding token to expand queries with")
-    lengths, count = items.lengths, len(items)
-    text = ranges(np.arange(count) * length, lengths)
-    ids = np.full(count * length, filler, np.int32)
+        raise CheckpointError(
+            f"its tokenizer has no {marks.filler or 'mask, EOS or padding token'} to expand queries with"
+        )
+    lengths = np.maximum(items.lengths, min(marks.shortest or longest, longest))
+    offsets = offsets_of(lengths)
+    text = ranges(offsets[:-1], items.lengths)
+    ids = np.full(offsets[-1], filler, np.int32)
     ids[text] = items.ids
-    seen = np.full(count * length, attend)
+    keep = np.full(len(ids), filler not in _skipped(tokenizer, marks, "query"))
+    keep[text] = items.columns["keep"]
+    seen = np.full(len(ids), marks.attend)
     seen[text] = True
-    filled = Items(offsets_of(np.full(count, length)), {"ids": ids, "keep": np.ones(len(ids), bool)})
-    return filled if attend else filled.with_columns(seen=seen)
+    filled = Items(offsets, {"ids": ids, "keep": keep})
+    return filled if marks.attend else filled.with_columns(seen=seen)
 
 
 # ---- vLLM's ways
