@@ -30,8 +30,15 @@ Errors = Literal["fail", "quarantine", "null"]  # what to do about bad rows: --e
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, with those after it while it ends in a colon; its type if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    last = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines))
+    return " ".join(lines[: last + 1])
+
+
+def one_line(error: BaseException) -> str:
+    """The whole of an error's message as one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def debug_traceback(error: BaseException) -> str:

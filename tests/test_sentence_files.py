@@ -63,7 +63,7 @@ def spec_of(checkpoint: Checkpoint, **options: Any) -> ModelSpec:
 def modules(*types: str) -> list[dict[str, Any]]:
     """modules.json with these types, each in the folder of its place and name."""
     kinds = [kind.rsplit(".", 1)[-1] for kind in types]
-    paths = ["" if kind == "Transformer" else f"{place}_{kind}" for place, kind in enumerate(kinds)]
+    paths = ["" if kind.endswith("Transformer") else f"{place}_{kind}" for place, kind in enumerate(kinds)]
     return [{"idx": n, "name": str(n), "path": p, "type": t} for n, (t, p) in enumerate(zip(types, paths, strict=True))]
 
 

@@ -6,8 +6,7 @@ model means does not need them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +14,21 @@ from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import Json
+from batchscore.models.folder import check_content, inside, parse_json
 from batchscore.models.hub import Snapshot, open_snapshot
 from batchscore.models.spec import CONFIG_JSON, Source, Sourced
 
 T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"
+ADAPTER = "adapter_config.json"
 
 _NUMBERS = (
     "pad_token_id type_vocab_size max_position_embeddings original_max_position_embeddings n_positions max_seq_len "
     "hidden_size n_embd dim d_model num_labels num_hidden_layers num_attention_heads max_seq_length model_max_length "
     "query_length document_length query_maxlen doc_maxlen in_features out_features"
 )
-_OBJECTS = "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts"
+_OBJECTS = "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts weight_map"
 _LISTS = "architectures lora_adaptations matryoshka_dimensions skiplist_words"
 _TEXTS = (
     "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
@@ -76,18 +77,30 @@ class Checkpoint:
         """
         return self._parsed(file, {})
 
+    def read_backbone_json(self, file: str) -> Json:
+        """`read_json` of a file beside the backbone's weights."""
+        return self.read_json(str(Path(self.backbone, file)))
+
     def read_text(self, file: str) -> str:
-        """The file's text, "" if there is no such file."""
-        path = self.folder / file
-        return path.read_text("utf-8") if path.is_file() else ""
+        """The text of a file beside the backbone's weights, "" if there is no such file.
+
+        Raises:
+            CheckpointError: it is not UTF-8.
+        """
+        path = self.backbone_folder / file
+        try:
+            return path.read_text("utf-8") if path.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.name}: {file} is not UTF-8: {error}") from error
 
     def _parsed(self, file: str, absent: T, folder: Path | None = None) -> T:
         """The file's content, which must be of the type of `absent`, or `absent` if there is no such file."""
         path = (folder or self.folder) / file
         if not path.is_file():
             return absent
+        check_content(self.name, file, path)
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = parse_json(path.read_text("utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {file} is not valid JSON: {error}") from error
         if not isinstance(content, type(absent)):
@@ -101,17 +114,45 @@ class Checkpoint:
             kind, words = _KINDS.get(key, (object, ""))
             if value is not None and not isinstance(value, kind):
                 raise CheckpointError(f"{self.name}: {file}: {key} is {value!r}, and must be {words}")
+        for reference in _texts_in(content.get("auto_map")):  # module.Class, or repository--module.Class
+            for path in reference.split("--"):
+                inside(self.name, f"auto_map in {file}", path)
+
+    @cached_property
+    def backbone(self) -> str:
+        """The sub-folder with config.json, weights and tokenizer; "", as it mostly is, for the folder itself."""
+        return next((module.folder for module in self.modules if module.kind.endswith("Transformer")), "")
+
+    @property
+    def backbone_folder(self) -> Path:
+        """`backbone` on the disk."""
+        return self.folder / self.backbone
+
+    @cached_property
+    def own_config(self) -> Json:
+        """config.json as it stands, which every checkpoint has."""
+        content = self.read_backbone_json("config.json")
+        if (self.backbone_folder / ADAPTER).is_file():
+            raise self._adapter_error(beside_weights=bool(content))
+        if not content:
+            raise CheckpointError(
+                f"{self.name} has no {Path(self.backbone, 'config.json')}",
+                hint="pass the folder that holds config.json and the weights, or a hub id",
+            )
+        return content
+
+    def _adapter_error(self, *, beside_weights: bool) -> CheckpointError:
+        base = self.read_backbone_json(ADAPTER).get("base_model_name_or_path") or "a base model that it does not name"
+        merged = f"; if it is merged into the weights beside it already, remove {ADAPTER}" if beside_weights else ""
+        return CheckpointError(
+            f"{self.name} has {ADAPTER}: it is a PEFT adapter of {base}, and adapters are not supported",
+            hint=f"merge it with peft (merge_and_unload), save the result with its tokenizer, and pass that{merged}",
+        )
 
     @cached_property
     def config(self) -> Json:
-        """config.json, which every checkpoint has, with the user's overrides."""
-        config = self.read_json("config.json")
-        if not config:
-            raise CheckpointError(
-                f"{self.name} has no config.json",
-                hint="pass the folder that holds config.json and the weights, or a hub id",
-            )
-        config = updated(config, self.overrides)
+        """config.json with the user's overrides."""
+        config = updated(self.own_config, self.overrides)
         self._check_kinds(config, str(self.config_source))
         return config
 
@@ -130,8 +171,17 @@ class Checkpoint:
         """The first of `architectures`."""
         names = self.config.get("architectures") or []
         if not names:
-            raise CheckpointError(f"{self.name}: config.json names no architectures")
+            raise CheckpointError(f"{self.name}: config.json names no architectures", hint=self._architecture_hint())
         return str(names[0])
+
+    def _architecture_hint(self) -> str:
+        from transformers.models.auto import modeling_auto as auto
+
+        kind = self.config.get("model_type")
+        tables: list[dict[Any, Any]] = [auto.MODEL_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES]
+        names = [name for table in tables[: 1 if self.modules else 2] if isinstance(name := table.get(kind), str)]
+        options = [f"""--hf-overrides '{{"architectures": ["{name}"]}}'""" for name in names or ["BertModel"]]
+        return f"name the class it was saved from: {', or for a reranker '.join(options)}"
 
     @cached_property
     def modules(self) -> list[Module]:
@@ -143,17 +193,26 @@ class Checkpoint:
         kind, folder = (entry.get(key) if isinstance(entry, dict) else None for key in ("type", "path"))
         if not isinstance(kind, str) or not isinstance(folder, str):
             raise CheckpointError(f"{self.name}: modules.json: {entry!r} has no type and path")
-        return Module(kind.rsplit(".", 1)[-1], folder, self.read_json(str(Path(folder, "config.json"))))
+        config = self.read_json(str(Path(inside(self.name, "modules.json", folder), "config.json")))
+        return Module(kind.rsplit(".", 1)[-1], folder, config)
 
     @cached_property
     def sentence_config(self) -> tuple[str, Json]:
         """(file name, content) of sentence_bert_config.json or its older names; ("", {}) without one."""
-        folder = next((m.folder for m in self.modules if m.kind == "Transformer"), "")
-        for file in _SENTENCE_CONFIGS:
-            content = self.read_json(str(Path(folder) / file))
-            if content:
-                return file, content
+        for folder in dict.fromkeys((self.backbone, "")):
+            for file in _SENTENCE_CONFIGS:
+                content = self.read_json(str(Path(folder, file)))
+                if content:
+                    return file, content
         return "", {}
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(part)
 
 
 def open_checkpoint(
@@ -171,7 +230,8 @@ def open_checkpoint(
         NotFoundError: it is neither, or the hub cannot be reached and the files are not in its cache.
     """
     folder, snapshot = _folder_of(model, revision)
-    tokenizer_folder = _folder_of(tokenizer, None)[0] if tokenizer else folder
+    other = _folder_of(tokenizer, None)[0] if tokenizer else folder
+    tokenizer_folder = Checkpoint(tokenizer or model, other, other).backbone_folder
     values, source = overrides or ({}, CONFIG_JSON)
     return Checkpoint(model, folder, tokenizer_folder, values, source, snapshot)
 

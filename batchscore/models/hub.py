@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchscore.errors import NotFoundError, first_line
+from batchscore.errors import NotFoundError, one_line
 
 # everything that decides what a model means: settings, tokenizers, templates, code; BGE-M3's projection, which is
 # small, is here because its presence says how the model may score
-_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.metadata", "*.model", "*.tiktoken", "*.py", "colbert_linear.pt")
+_SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.metadata", "*.model", "*.spm", "*.tiktoken", "*.codes", "*.py"]
+_SMALL_FILES += ["colbert_linear.pt"]
 _OTHER_RUNTIMES = ("onnx/*", "openvino/*")
 
 
@@ -48,7 +49,7 @@ class Snapshot:
         except EntryNotFoundError:
             return None
         except Exception as error:  # as in _download
-            raise NotFoundError(f"{self.repository}: the hub did not give {file}: {first_line(error)}") from error
+            raise NotFoundError(f"{self.repository}: the hub did not give {file}: {one_line(error)}") from error
         return {name: tuple(tensor.shape) for name, tensor in metadata.tensors.items()}
 
 
@@ -73,6 +74,6 @@ def _download(repository: str, revision: str | None, files: Sequence[str]) -> Pa
     # only the hub's client runs here, and it raises its own errors and those of every layer of the network
     except Exception as error:
         raise NotFoundError(
-            f"model {repository!r} is not a folder and could not be fetched from the hub: {first_line(error)}",
+            f"model {repository!r} is not a folder and could not be fetched from the hub: {one_line(error)}",
             hint="check the spelling and the network, or download it and pass the folder",
         ) from error

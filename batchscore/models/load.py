@@ -17,17 +17,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
-from transformers.utils import logging
 
-from batchscore.errors import CheckpointError, UsageError, first_line
+from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line, one_line
 from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import load_head, load_modules, make_activation
 from batchscore.models.lora import merge_adapter
+from batchscore.models.quiet import quiet
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
-from batchscore.models.weights import empty_tensors, fetch_weights, read_tensors
+from batchscore.models.weights import empty_tensors, fetch_weights, read_tensors, unreadable
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
 _UNREAD = r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)"
@@ -135,7 +135,7 @@ def _native_config(checkpoint: Checkpoint, spec: ModelSpec) -> PreTrainedConfig 
 
 
 def _check_overrides(checkpoint: Checkpoint, kind: type[PreTrainedConfig]) -> None:
-    original, source = checkpoint.read_json("config.json"), checkpoint.config_source
+    original, source = checkpoint.own_config, checkpoint.config_source
     if "cutoff_layers" in checkpoint.overrides and "start_layer" not in original:
         raise UsageError(f"{source}: this model has no heads for layers, so nothing reads 'cutoff_layers'")
     for key in checkpoint.overrides:
@@ -174,8 +174,10 @@ def _load_remote_code(checkpoint: Checkpoint, dtype: str, trust_remote_code: boo
             f"transformers {transformers.__version__} has no model of type {checkpoint.config.get('model_type')!r}",
             hint="a later release may; --trust-remote-code runs the checkpoint's own Python files",
         )
-    with _transformers_errors(), _quiet():
-        return AutoModel.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype), trust_remote_code=True)
+    with _transformers_errors(), quiet():
+        return AutoModel.from_pretrained(
+            checkpoint.backbone_folder, dtype=getattr(torch, dtype), trust_remote_code=True
+        )
 
 
 def _load_body(
@@ -191,7 +193,7 @@ def _load_body(
         kind = MODEL_MAPPING[type(config)]
     else:
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
-    with _transformers_errors(), _quiet():
+    with _transformers_errors(), quiet():
         # without a folder, transformers neither looks for files nor asks the hub
         model, report = kind.from_pretrained(
             None,
@@ -286,31 +288,21 @@ def _named(name: str) -> Iterator[None]:
     """Put the checkpoint's name before a message."""
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error.message}", hint=error.hint) from error
+    except (CheckpointError, MissingDependencyError) as error:
+        raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
 
 
 @contextmanager
 def _transformers_errors() -> Iterator[None]:
-    """Turn whatever transformers, or code of the checkpoint, raises into a CheckpointError.
+    """Turn whatever transformers, or code of the checkpoint, raises into a CheckpointError, or a package that it lacks.
 
     Only their code may run inside: a class that cannot use a value in config.json raises almost anything.
     """
     try:
         yield
     except Exception as error:
+        if isinstance(error, ImportError) and error.name is None:  # written by transformers, which looks for packages
+            raise MissingDependencyError(f"transformers cannot load it: {one_line(error)}") from error
+        if reason := unreadable(error):
+            raise CheckpointError(f"a file of its weights {reason}") from None
         raise CheckpointError(f"transformers cannot load it: {first_line(error)}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading report and progress bar: `_check_report` acts on the same findings."""
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from pickle import UnpicklingError
+from typing import Any, NamedTuple, TypeVar
 
 from batchscore.errors import CheckpointError, first_line
 from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.folder import check_content, inside, vocabularies
 
 T = TypeVar("T")
 
 BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
-_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "special_tokens", "added_tokens")
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # 1 MiB in all: read in well under a second from a network disk, and no training leaves all of it as it was
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
@@ -32,11 +35,16 @@ def fetch_weights(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.snapshot is None:
         return
-    for preference in range(2):  # a pickle only where there is no safetensors file
-        missing = [module for module in _modules(checkpoint) if not _stored(checkpoint, module)]
-        names = [name for module in missing for name in _choices(checkpoint, module)[preference]]
-        if names:
-            checkpoint.snapshot.fetch(names)
+    places = [_choices(checkpoint, module) for module in _modules(checkpoint)]
+    while places:  # what comes later is read only where nothing before it exists
+        choices = [next(place, None) for place in places]
+        files = [file for choice in choices if choice for file in choice.files]
+        missing = [file for file in files if not (checkpoint.folder / file).is_file()]
+        if missing:
+            checkpoint.snapshot.fetch(missing)
+        places = [
+            place for place, choice in zip(places, choices, strict=True) if choice and not _exists(checkpoint, choice)
+        ]
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
@@ -45,9 +53,9 @@ def weight_files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def has_tensor(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether the weights hold a tensor of this name, or one that ends in it. Pickles are not looked into."""
-    indexed = checkpoint.read_json("model.safetensors.index.json").get("weight_map")
-    names = indexed or _shapes(checkpoint, "model.safetensors")
+    """Whether the weights hold a tensor of this name, or one that ends in it. Of pickles only an index is read."""
+    choice = _announced(checkpoint, "")
+    names = (choice.holds or _shapes(checkpoint, choice.files[0])) if choice else ()
     return any(key == name or key.endswith(f".{name}") for key in names)
 
 
@@ -59,13 +67,16 @@ def read_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
         module: the folder or file of a module; "" for the backbone and its head.
 
     Raises:
-        CheckpointError: there is no weight file, or a damaged one.
+        CheckpointError: there is no weight file, a damaged one, or shards that are not those of their index.
     """
     from safetensors.torch import load_file
 
-    files = _required(checkpoint, module)
-    read = load_file if files[0].suffix == ".safetensors" else _read_pickle
-    return {name: tensor for file in files for name, tensor in _opened(checkpoint, file, read).items()}
+    choice = _required(checkpoint, module)
+    read = load_file if choice.is_safetensors else _read_pickle
+    content = {file: _opened(checkpoint, file, read) for file in choice.files}
+    for file, tensors in content.items():
+        _check_tensors(checkpoint, file, tensors)
+    return _joined(checkpoint, choice, content)
 
 
 def empty_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
@@ -78,15 +89,15 @@ def empty_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
     """
     import torch
 
-    files = _stored(checkpoint, module) if checkpoint.snapshot else _required(checkpoint, module)
-    if files and files[0].suffix != ".safetensors":
-        return read_tensors(checkpoint, module)
-    headers = [_shapes(checkpoint, file) for file in _choices(checkpoint, module)[0]]
-    if not any(headers):
+    choice = _announced(checkpoint, module) if checkpoint.snapshot else _required(checkpoint, module)
+    if choice and choice.is_safetensors:
+        shapes = _joined(checkpoint, choice, {file: _shapes(checkpoint, file) for file in choice.files})
+        return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    if not _stored(checkpoint, module):
         raise UncheckedError(
             f"{checkpoint.name} has no safetensors files, and pickles must be downloaded to look inside"
         )
-    return {name: torch.zeros(()).expand(shape) for header in headers for name, shape in header.items()}
+    return read_tensors(checkpoint, module)
 
 
 # ---- files
@@ -98,31 +109,74 @@ def _modules(checkpoint: Checkpoint) -> list[str]:
     return ["", *modules, *([BGE_M3_HEAD] if (checkpoint.folder / BGE_M3_HEAD).is_file() else [])]
 
 
-def _choices(checkpoint: Checkpoint, module: str) -> list[list[str]]:
-    """The names of the files, one or several shards, that may hold these weights: as safetensors, as pickles."""
+class _Choice(NamedTuple):
+    """Files, one or several shards, that may hold the weights of a module."""
+
+    files: Sequence[str]  # in the checkpoint's folder
+    listed_in: str = ""  # the index, if they are shards
+    holds: Mapping[str, str] = {}  # what it says: {tensor: its shard}
+
+    @property
+    def is_safetensors(self) -> bool:
+        return self.files[0].endswith(".safetensors")
+
+
+def _choices(checkpoint: Checkpoint, module: str) -> Iterator[_Choice]:
+    """Where these weights may be. The first that exists is read, in the order that transformers has.
+
+    Raises:
+        CheckpointError: an index without shards, or with one outside of the checkpoint.
+    """
     if module == BGE_M3_HEAD:
-        return [[], [module]]
-    choices = []
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        shards = checkpoint.read_json(str(Path(module, f"{file}.index.json"))).get("weight_map", {}).values()
-        choices.append([str(Path(module, shard)) for shard in sorted(set(shards)) or [file]])
-    return choices
+        yield _Choice([module])
+        return
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        file = str(Path(module or checkpoint.backbone, name))
+        index = f"{file}.index.json"
+        yield _Choice([file])
+        if (checkpoint.folder / index).is_file():
+            yield _indexed(checkpoint, index)
+
+
+def _indexed(checkpoint: Checkpoint, index: str) -> _Choice:
+    entries = checkpoint.read_json(index).get("weight_map") or {}
+    if not entries or not all(isinstance(shard, str) for shard in entries.values()):
+        raise CheckpointError(f"{checkpoint.name}: {index} has no weight_map from tensors to files")
+    folder = Path(index).parent
+    holds = {name: str(folder / inside(checkpoint.name, index, shard)) for name, shard in entries.items()}
+    return _Choice(sorted({*holds.values()}), index, holds)
+
+
+def _exists(checkpoint: Checkpoint, choice: _Choice) -> bool:
+    """Whether this is what is read: an index beside which shards are missing still forbids all that comes later."""
+    return bool(choice.listed_in) or (checkpoint.folder / choice.files[0]).is_file()
+
+
+def _first(checkpoint: Checkpoint, module: str) -> _Choice | None:
+    return next((choice for choice in _choices(checkpoint, module) if _exists(checkpoint, choice)), None)
+
+
+def _announced(checkpoint: Checkpoint, module: str) -> _Choice | None:
+    """`_first`, where safetensors files on the hub count like those on the disk."""
+    choices = _choices(checkpoint, module)
+    return next((c for c in choices if _exists(checkpoint, c) or _shapes(checkpoint, c.files[0])), None)
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> list[Path]:
     """The files with these weights; [] unless all of them are on the disk."""
-    choices = ([checkpoint.folder / name for name in names] for names in _choices(checkpoint, module))
-    return next((files for files in choices if files and all(file.is_file() for file in files)), [])
+    choice = _first(checkpoint, module)
+    files = [checkpoint.folder / file for file in choice.files] if choice else []
+    return files if all(file.is_file() for file in files) else []
 
 
-def _required(checkpoint: Checkpoint, module: str) -> list[Path]:
-    if files := _stored(checkpoint, module):
-        return files
-    name, expected = checkpoint.name, "model.safetensors or pytorch_model.bin"
-    for names in _choices(checkpoint, module):
-        missing = [file for file in names if not (checkpoint.folder / file).is_file()]
-        if len(missing) < len(names):
-            raise CheckpointError(f"{name} lacks {missing[0]}", hint="finish the download")
+def _required(checkpoint: Checkpoint, module: str) -> _Choice:
+    name, expected, choice = checkpoint.name, "model.safetensors or pytorch_model.bin", _first(checkpoint, module)
+    missing = [file for file in choice.files if not (checkpoint.folder / file).is_file()] if choice else []
+    if choice and missing:
+        hint = f"finish the download, or remove {choice.listed_in} if the weights are in another file"
+        raise CheckpointError(f"{name} lacks {missing[0]}, which {choice.listed_in} names", hint=hint)
+    if choice:
+        return choice
     if module:
         raise CheckpointError(f"{name}: module {module!r} has no weights", hint=f"expected {expected} in {module}/")
     raise CheckpointError(f"{name} has no weights", hint=f"expected {expected}, whole or in parts")
@@ -131,28 +185,71 @@ def _required(checkpoint: Checkpoint, module: str) -> list[Path]:
 # ---- content
 
 
+def _joined(checkpoint: Checkpoint, choice: _Choice, content: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """The tensors of all files {file: {tensor: its content}}, which must be in those that the index gives them to."""
+    hint = "index and shards are of different saves; download or save all of them again"
+    for name, file in choice.holds.items():
+        if name not in content[file]:
+            raise CheckpointError(f"{checkpoint.name}: {file} lacks {name}, which {choice.listed_in} names", hint=hint)
+    for file, tensors in content.items():
+        for name in tensors:
+            if choice.holds.get(name, file) != file:
+                other = f"{choice.listed_in} gives to {choice.holds[name]}"
+                raise CheckpointError(f"{checkpoint.name}: {file} holds {name}, which {other}", hint=hint)
+    return {name: tensor for tensors in content.values() for name, tensor in tensors.items()}
+
+
 def _shapes(checkpoint: Checkpoint, file: str) -> Mapping[str, tuple[int, ...]]:
     """{tensor: shape} of a safetensors file, on the disk or else on the hub; {} if there is no such file."""
-    path = checkpoint.folder / file
-    if path.is_file():
-        return _opened(checkpoint, path, _read_header)
+    if not file.endswith(".safetensors"):
+        return {}
+    if (checkpoint.folder / file).is_file():
+        return _opened(checkpoint, file, _read_header)
     return (checkpoint.snapshot.shapes(file) if checkpoint.snapshot else None) or {}
 
 
-def _opened(checkpoint: Checkpoint, path: Path, read: Callable[[Path], T]) -> T:
+def _opened(checkpoint: Checkpoint, file: str, read: Callable[[Path], T]) -> T:
+    path = checkpoint.folder / file
+    check_content(checkpoint.name, file, path)
     try:
         return read(path)
     # only safetensors and pickle run here, and damaged bytes make them raise almost anything
     except Exception as error:
-        raise CheckpointError(f"{checkpoint.name}: {path.name} is damaged: {first_line(error)}") from error
+        reason = unreadable(error)
+        raise CheckpointError(f"{checkpoint.name}: {file} {reason or f'is damaged: {first_line(error)}'}") from (
+            None if reason else error
+        )
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """Name -> tensor; refuses everything that is not a tensor, since a pickle could run code."""
+def unreadable(error: Exception) -> str:
+    """What is wrong with a pickle, in words; "" if the error is of another kind.
+
+    torch's own message is not for users: it advises to run whatever the file contains.
+    """
+    text = str(error)
+    if not isinstance(error, UnpicklingError) and "weights_only" not in text:
+        return ""
+    found = re.search(r"GLOBAL (\S+)", text)
+    return (
+        f"holds {found[1]}, and only tensors are read" if found else "is damaged, or no file of tensors by torch.save"
+    )
+
+
+def _check_tensors(checkpoint: Checkpoint, file: str, content: Any) -> None:
     import torch
 
-    tensors: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors
+    entries = content.items() if isinstance(content, dict) else [("", content)]
+    for name, value in entries:
+        if not isinstance(value, torch.Tensor):
+            where = f"a {type(value).__name__} as {name!r}" if name else f"a {type(value).__name__}"
+            raise CheckpointError(f"{checkpoint.name}: {file} holds {where}, and should hold tensors by their names")
+
+
+def _read_pickle(path: Path) -> Any:
+    """Tensors and plain values; everything else is refused, since a pickle could run code."""
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -178,8 +275,10 @@ def identity(checkpoint: Checkpoint, *, with_code: bool = False) -> dict[str, st
     folder, tokenizer_folder = checkpoint.folder, checkpoint.tokenizer_folder
     sampled = {*weight_files(checkpoint)}
     whole = {path for path in tokenizer_folder.iterdir() if path.name.startswith(_TOKENIZER_FILES)}
+    whole |= {tokenizer_folder / name for name in vocabularies(tokenizer_folder)}
     if with_code:
-        sampled |= {path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES}
+        beside = {*folder.iterdir(), *checkpoint.backbone_folder.iterdir()}
+        sampled |= {path for path in beside if path.suffix in _WEIGHT_SUFFIXES}
         whole |= {*folder.rglob("*.py"), *tokenizer_folder.rglob("*.py")}
 
     def relative(path: Path) -> str:

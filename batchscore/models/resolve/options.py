@@ -7,7 +7,6 @@ here and nowhere else.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -15,6 +14,7 @@ from typing import Any, get_args
 
 from batchscore.errors import UsageError
 from batchscore.models.checkpoint import updated
+from batchscore.models.folder import parse_json
 from batchscore.models.spec import POOLING_MODES, Source, Sourced
 from batchscore.types import TRUNCATION_SIDES, ScoreType, Truncation
 
@@ -116,7 +116,7 @@ def _read(name: str, value: Any, source: Source) -> Any:
         return int(match[1]) * _UNITS[match[2]]
     if name in _JSON and isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError as error:
             raise UsageError(f"{source.spell(name)} is not valid JSON: {error}") from error
     return value

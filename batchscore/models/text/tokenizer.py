@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
-from batchscore.errors import CheckpointError
+from batchscore.errors import CheckpointError, MissingDependencyError, first_line, one_line
 from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.folder import check_content, vocabularies
+from batchscore.models.quiet import quiet
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
@@ -33,7 +35,16 @@ _CHARS_A_TOKEN = 8  # of a piece, to begin with
 _NEAR = 256  # characters in which a place to cut is looked for
 # where an end of a text may begin: tokenizers put something before its first word, so this has a second edge close by
 _EDGE = re.compile(r"(?<=\S)(?:\n(?=\w)| \S{1,32}(?= \S))")
-_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+# in the scripts that vocabularies of one language are made for
+_SENTENCES = [
+    "The quick brown fox",
+    "Быстрая рыжая лиса",
+    "Η γρήγορη αλεπού",
+    "الثعلب البني السريع",
+    "השועל החום המהיר",
+]
+_SENTENCES += ["敏捷的棕色狐狸", "すばやい茶色の狐", "빠른 갈색 여우", "तेज़ भूरी लोमड़ी", "สุนัขจิ้งจอกสีน้ำตาล", "ቀይ ቀበሮ"]
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and its rank
 _PROBES = (("what is it?", "It is A, not B."), ("Zwölf Öfen", "北京"), ("a", "b c"))
 
 
@@ -296,29 +307,85 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_s
     """The checkpoint's tokenizer.json, or what transformers converts older files to.
 
     Raises:
-        CheckpointError: there is no tokenizer, or not one that converts.
+        CheckpointError: there is no tokenizer, not one that converts, or one that knows no words.
+        MissingDependencyError: a package that reads its vocabulary is not installed.
     """
-    folder = checkpoint.tokenizer_folder
-    path = folder / "tokenizer.json"
-    if not path.is_file() and not any((folder / file).is_file() for file in _VOCABULARIES):
-        # transformers would make up a vocabulary of special tokens, in which every text is unknown
-        raise CheckpointError(
-            f"{checkpoint.name} has no tokenizer", hint="expected tokenizer.json, or the vocabulary it is made from"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _convert(folder, trust_remote_code)
-    except Exception as error:  # the Rust library raises bare Exception, transformers OSError, ValueError, ImportError
-        raise CheckpointError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
+    path = checkpoint.tokenizer_folder / "tokenizer.json"
+    tokenizer = _read(checkpoint, path) if path.is_file() else _convert(checkpoint, trust_remote_code)
     _apply_config(tokenizer, checkpoint.tokenizer_config)
     return TextTokenizer(tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials)
 
 
-def _convert(folder: Path, trust_remote_code: bool) -> Tokenizer:
+def _read(checkpoint: Checkpoint, path: Path) -> Tokenizer:
+    check_content(checkpoint.name, path.name, path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises nothing more special
+        raise CheckpointError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
+    if not _knows_words(tokenizer):
+        raise CheckpointError(f"{checkpoint.name}: tokenizer.json has no words: all texts become the same tokens")
+    return tokenizer
+
+
+def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    tokenizer: Tokenizer = loaded.backend_tokenizer
+    folder, name = checkpoint.tokenizer_folder, checkpoint.name
+    files = vocabularies(folder)
+    if not files:
+        # transformers would make up a vocabulary of special tokens, in which every text is unknown
+        raise CheckpointError(
+            f"{name} has no tokenizer", hint="expected tokenizer.json, or the vocabulary it is made from"
+        )
+    for file in files:
+        check_content(name, file, folder / file)
+    listed = ", ".join(files)
+    try:
+        with quiet():
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises OSError, ValueError, TypeError, ImportError
+        _require_packages(name, [folder / file for file in files])
+        if isinstance(error, ImportError):
+            raise MissingDependencyError(f"{name}: its tokenizer cannot be loaded: {one_line(error)}") from error
+        raise CheckpointError(f"{name}: no tokenizer can be made from {listed}: {first_line(error)}") from error
+    kind = type(loaded)
+    tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
+    if tokenizer is None:
+        raise CheckpointError(f"{name}: {kind.__name__} is a tokenizer in Python, and only those in Rust are supported")
+    if not _knows_words(tokenizer):
+        raise CheckpointError(
+            f"{name}: {kind.__name__} reads {', '.join(kind.vocab_files_names.values())}, and the folder has {listed}",
+            hint="name the class that reads it as tokenizer_class in tokenizer_config.json, or add tokenizer.json",
+        )
     return tokenizer
+
+
+def _require_packages(name: str, files: Sequence[Path]) -> None:
+    """Name the package that a vocabulary needs; transformers asks for tiktoken wherever another one is missing."""
+    from transformers.utils import import_utils as packages
+
+    for file in files:
+        if file.suffix in (".txt", ".json", ".codes"):
+            continue
+        with file.open("rb") as opened:
+            is_tiktoken = bool(_TIKTOKEN.match(opened.read(4096)))
+        has_sentencepiece = packages.is_sentencepiece_available() and packages.is_protobuf_available()
+        if not (packages.is_tiktoken_available() if is_tiktoken else has_sentencepiece):
+            package = "tiktoken" if is_tiktoken else "sentencepiece"
+            raise MissingDependencyError(
+                f"{name}: {file.name} is read by {package}, which is not installed",
+                hint=f"pip install 'batchscore[{package}]'",
+            )
+
+
+def _knows_words(tokenizer: Tokenizer) -> bool:
+    """Whether words have tokens of their own, in any script.
+
+    A class that is not given its vocabulary makes one up of special tokens: then words are unknown, or nothing at all.
+    """
+    encodings = tokenizer.encode_batch(_SENTENCES, add_special_tokens=False)
+    # besides the unknown token, such a vocabulary may have one for spaces
+    return len({token for encoding in encodings for token in encoding.ids}) > 2
 
 
 def _apply_config(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
