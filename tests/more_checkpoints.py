@@ -417,6 +417,20 @@ ENCODER_VECTORS = {
         files=_sentence_files("cls_token", prompts={"query": "query: "}),
     ),
     "nomic": _row("NomicBertModel", NOMIC_CONFIG, BERT_WORDS, native=NOMIC_NATIVE, renames=NOMIC, files=_MEAN),
+    "static": Row(
+        "StaticEmbedding",
+        "",
+        {"max_position_embeddings": 64},
+        BERT_WORDS,
+        extra={"embedding.weight": (BERT_WORDS.count, 16)},
+    ),
+    "model2vec": Row(
+        "StaticModel",
+        "",
+        {"model_type": "model2vec", "hidden_dim": 16, "max_position_embeddings": 64},
+        BERT_WORDS,
+        extra={"embeddings": (BERT_WORDS.count, 16), "weights": (BERT_WORDS.count,)},
+    ),
     "nomic_moe": Row("NomicBertModel", "", {**NOMIC_CONFIG, **MOE}, XLMR_WORDS, extra=_moe_shapes(XLMR_WORDS.count)),
 }
 

@@ -268,6 +268,29 @@ def test_late_interaction_of_a_bi_encoder_takes_its_dense_for_tokens_and_pools_n
     assert scores(folder, score_type="late-interaction") == pytest.approx(maxsim(folder, step, unit=True), abs=1e-5)
 
 
+# ---- tables of vectors
+
+
+def test_a_static_embedding_needs_no_config_and_its_tokens_may_share_rows(tiny: Tiny, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(Path(tiny("bert_mean")) / "tokenizer.json"))
+    count, folder = tokenizer.get_vocab_size(), tmp_path / "0_StaticEmbedding"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows, mapping, weights = drawn("rows", 20, 8).half(), torch.arange(count) % 20, drawn("weights", count).double()
+    save_file({"embeddings": rows, "mapping": mapping, "weights": weights}, folder / "model.safetensors")
+    listed = [{"path": folder.name, "type": "a.StaticEmbedding"}, {"path": "1_Normalize", "type": "a.Normalize"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+
+    def vector(text: str) -> Tensor:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return (rows.float()[mapping[ids]] * weights[ids].float()[:, None]).mean(0)
+
+    expected = [float(cosine_similarity(vector(q), vector(d), dim=0)) for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert scores(str(tmp_path)) == pytest.approx(expected, abs=1e-6)
+    with Scorer(str(tmp_path), dtype="bfloat16") as scorer:  # the table stays as it is
+        assert scorer.score(QUERIES, DOCUMENTS).tolist() == pytest.approx(expected, abs=1e-6)
+
+
 # ---- refusals
 
 

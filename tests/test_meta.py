@@ -78,7 +78,8 @@ class OnMeta:
 
     @property
     def layers(self) -> int:
-        layers: int = self.runner.model.bodies[0].config.num_hidden_layers
+        body = self.runner.model.bodies[0]
+        layers: int = body.config.num_hidden_layers if hasattr(body, "config") else 0  # a table has none
         return layers
 
 

@@ -179,6 +179,22 @@ def _adapted_net(task: str) -> Any:
     return more_checkpoints.native("jina_v3", task)[0]
 
 
+def static(reference: Reference, query: str, document: str) -> Tensor:
+    """The mean of rows of a table, model2vec's with a weight for each; no special tokens."""
+    tensors = reference.extra
+    table = tensors["embedding.weight"] if "embedding.weight" in tensors else tensors["embeddings"]
+    if "weights" in tensors:
+        table = table * tensors["weights"][:, None]
+
+    def vector(text: str) -> Tensor:
+        ids = reference.tokenizer.encode(text, add_special_tokens=False).ids
+        if not ids:
+            raise NoTokenError
+        return table[ids].mean(0).double()
+
+    return cosine_similarity(vector(query), vector(document), dim=0)
+
+
 def nomic_moe(reference: Reference, ids: Sequence[int]) -> Tensor:
     """nomic-embed-text-v2-moe, for which transformers has no class."""
     sizes, tensors = more_checkpoints.MOE, reference.extra
@@ -527,6 +543,8 @@ BI_ENCODERS = {
     "gte_new": named("GteNewModel", "new", Cosine(first)),
     "gte": Row(Cosine(first, ("query: ", ""))),
     "nomic": Row(Cosine(mean, ("search_query: ", "search_document: ")), NOMIC),
+    "static": Row(static),
+    "model2vec": Row(static),
     "nomic_moe": Row(Cosine(mean, ("search_query: ", "search_document: "), nomic_moe), NOMIC),
     "llama_model": LAST,
     "llama_lm": LAST,
@@ -690,7 +708,7 @@ def test_an_empty_document_is_scored_or_refused_by_the_number_of_its_pair(row: O
     try:
         expected = row.expected("river", "")
     except NoTokenError:
-        assert row.reference.ids("") == []
+        assert row.reference.tokenizer.encode("", add_special_tokens=row.scorer.spec.special_tokens).ids == []
         with pytest.raises(InputError, match="^pair 1: the text has no tokens for this model"):
             row.scorer.score(["river", "river"], ["cat", ""])
     else:

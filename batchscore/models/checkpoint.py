@@ -21,6 +21,8 @@ from batchscore.models.spec import CONFIG_JSON, Source, Sourced
 T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"
+STATIC = "StaticEmbedding"  # the module that is a table of vectors
+_BACKBONES = ("Transformer", STATIC)
 ADAPTER = "adapter_config.json"
 
 _NUMBERS = (
@@ -121,7 +123,7 @@ class Checkpoint:
     @cached_property
     def backbone(self) -> str:
         """The sub-folder with config.json, weights and tokenizer; "", as it mostly is, for the folder itself."""
-        return next((module.folder for module in self.modules if module.kind.endswith("Transformer")), "")
+        return next((module.folder for module in self.modules if module.kind.endswith(_BACKBONES)), "")
 
     @property
     def backbone_folder(self) -> Path:
@@ -130,10 +132,12 @@ class Checkpoint:
 
     @cached_property
     def own_config(self) -> Json:
-        """config.json as it stands, which every checkpoint has."""
+        """config.json as it stands, which every checkpoint has but a table of vectors."""
         content = self.read_backbone_json("config.json")
         if (self.backbone_folder / ADAPTER).is_file():
             raise self._adapter_error(beside_weights=bool(content))
+        if not content and [module.kind for module in self.modules[:1]] == [STATIC]:
+            return {"architectures": [STATIC], "model_type": STATIC}
         if not content:
             raise CheckpointError(
                 f"{self.name} has no {Path(self.backbone, 'config.json')}",

@@ -103,6 +103,7 @@ class ModelSpec:
     query_prompt: str  # text before each query
     document_prompt: str
     marks: Marks | None  # ColBERT's
+    special_tokens: bool  # whether the tokenizer puts its tokens around a text
     restore_specials: bool  # add the BOS and EOS that tokenizer_config.json asks for and tokenizer.json forgot
     pair_of_empty: bool  # an empty document keeps its separators, as in training
     lower_case: bool

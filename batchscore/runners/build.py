@@ -44,7 +44,12 @@ def read_texts_of(
     checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool
 ) -> tuple[TextTokenizer, Template | None]:
     """The tokenizer, and the template if pairs go through one."""
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code, restore_specials=spec.restore_specials)
+    tokenizer = load_tokenizer(
+        checkpoint,
+        trust_remote_code=trust_remote_code,
+        restore_specials=spec.restore_specials,
+        special_tokens=spec.special_tokens,
+    )
     if not spec.chat_template:
         return tokenizer, None
     variables = {**tokenizer.specials(), **spec.template_variables}

@@ -176,6 +176,13 @@ _MODERNBERT = Architecture(hub="Alibaba-NLP/gte-modernbert-base")
 _MPNET = replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False)
 _DISTIL = Architecture(hub="sentence-transformers/msmarco-distilbert-base-v4")
 
+_STATIC = Architecture(
+    hub="sentence-transformers/static-retrieval-mrl-en-v1",
+    body="batchscore.models.arch.static:StaticEmbedding",
+    pooling="mean",
+    special_tokens=False,
+)
+
 ENCODERS: dict[str, Entry] = {
     "BertForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "cross-encoder/ms-marco-MiniLM-L6-v2"),
     "RobertaForSequenceClassification": _cross_encoder(_ROBERTA, _ROBERTA_HEAD, "cross-encoder/quora-roberta-base"),
@@ -218,6 +225,9 @@ ENCODERS: dict[str, Entry] = {
     "DistilBertForMaskedLM": _distil_mlm,
     "ModernBertModel": _MODERNBERT,
     "ModernBertForMaskedLM": _modernbert_mlm,
+    # the names of sentence-transformers, which saves no config.json, and of model2vec
+    "StaticEmbedding": _STATIC,
+    "StaticModel": replace(_STATIC, hub="minishlab/potion-base-8M"),
     "NewModel": _GTE,
     "GteNewModel": _GTE,
     "GteModel": replace(_GTE, hub="Snowflake/snowflake-arctic-embed-m-v2.0"),

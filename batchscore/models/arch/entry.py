@@ -41,7 +41,7 @@ class Architecture:
     # body
     translate: Callable[[Json], Json] = same  # from config.json to the config of the class in transformers
     renames: tuple[Rename, ...] = ()
-    body: str = ""  # "module:class" of the body for a model type that transformers lacks
+    body: str = ""  # "module:class" of the body for a model type that transformers lacks, with its `from_pretrained`
     body_renames: tuple[Rename, ...] = ()  # to the names of that body
     flat: bool = True  # False: tokens interact outside attention too, so sequences must not share a batch row
     layers: str = ""  # name of its list of BERT-like layers, the last of which may run for first tokens alone
@@ -62,6 +62,7 @@ class Architecture:
     document_prompt: str = ""
     instruct: str = ""  # query prompt with {instruction}
     include_prompt: bool = True
+    special_tokens: bool = True  # False: texts have none around them
 
 
 Entry = Architecture | Callable[[Json], Architecture]

@@ -42,6 +42,7 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
         "query_prompt": query,
         "document_prompt": document,
         "marks": marks,
+        "special_tokens": (context.arch.special_tokens, context.source),
         "restore_specials": (reference and not context.is_pair, rule),
         "pair_of_empty": (reference, rule),
         "lower_case": (lower_case, Source("file", sentence_file) if sentence_file else DEFAULT),

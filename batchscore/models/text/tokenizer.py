@@ -303,8 +303,16 @@ def assemble(
     return Items(offsets, {"ids": ids, "types": types})
 
 
-def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_specials: bool) -> TextTokenizer:
+def load_tokenizer(
+    checkpoint: Checkpoint, *, trust_remote_code: bool, restore_specials: bool, special_tokens: bool = True
+) -> TextTokenizer:
     """The checkpoint's tokenizer.json, or what transformers converts older files to.
+
+    Args:
+        checkpoint: the model's files.
+        trust_remote_code: run its own tokenizer class.
+        restore_specials: as in `TextTokenizer`.
+        special_tokens: whether the tokenizer puts its tokens around a text.
 
     Raises:
         CheckpointError: there is no tokenizer, not one that converts, or one that knows no words.
@@ -313,6 +321,8 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool, restore_s
     path = checkpoint.tokenizer_folder / "tokenizer.json"
     tokenizer = _read(checkpoint, path) if path.is_file() else _convert(checkpoint, trust_remote_code)
     _apply_config(tokenizer, checkpoint.tokenizer_config)
+    if not special_tokens:
+        tokenizer.post_processor = None
     return TextTokenizer(tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials)
 
 
