@@ -15,7 +15,7 @@ from batchscore.models.spec import DenseSpec, ModelSpec, TokenMethod
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.weights import empty_tensors, read_tensors
 
-_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "shared.weight")
 _ACTIVATIONS = ("Identity", "Sigmoid", "Tanh", "ReLU", "GELU", "SiLU", "ELU", "LeakyReLU", "Mish", "Softplus")
 
 

@@ -126,6 +126,11 @@ class ModelSpec:
     config: Mapping[str, Any] = field(compare=False)  # config.json, translated for the class in transformers
 
     @property
+    def per_sequence(self) -> str:
+        """What of a whole sequence is read instead of its tokens' states, as in `Architecture`."""
+        return self.arch.per_sequence if self.score_type == "cross-encoder" else ""
+
+    @property
     def reads_like_vllm(self) -> bool:
         """Whether --compat vllm decided something."""
         return COMPAT_VLLM in self.sources.values()

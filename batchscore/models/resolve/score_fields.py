@@ -31,9 +31,17 @@ def backbone_fields(context: Context) -> dict[str, Sourced]:
         "first_position": (context.first_position, context.source),
         "pad_token_id": (context.config.get("pad_token_id") or 0, CONFIG_JSON),
         "regime_length": (_regime_length(context.config), CONFIG_JSON),
-        "token_types": ((context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON),
+        "token_types": _token_types(context),
         "adapters": adapters(context),
     }
+
+
+def _token_types(context: Context) -> Sourced:
+    """Whether the model has several, unless the tokenizer's files say that it is not given them."""
+    names = context.checkpoint.tokenizer_config.get("model_input_names")
+    if names and "token_type_ids" not in names:
+        return False, Source("file", "tokenizer_config.json")
+    return (context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON
 
 
 def _regime_length(config: Json) -> int:
@@ -81,12 +89,19 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
     tokens, method, source = answer_tokens(checkpoint)
     if tokens and source.kind != "user" and has_tensor(checkpoint, "score.weight"):
         tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
+    if arch.answers and not tokens:
+        tokens, method, source = arch.answers, "from_2_way_softmax", context.source
     ids: tuple[str | int, ...] = files.answer_ids(checkpoint)
     if ids:
         method, source = "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
     answers = ids or tokens
+    if answers and arch.mlm_head:
+        raise CheckpointError(
+            f"{checkpoint.name}: {checkpoint.architecture} has layers between its states and its vocabulary, so answer "
+            "tokens are not supported"
+        )
     head: Sourced = ((), source) if answers else (_score_head(context), context.source)
-    pooling = context.option("pooling", (arch.pooling, context.source))
+    pooling = context.option("pooling", ("cls" if arch.per_sequence else arch.pooling, context.source))
     sigma = 1.0 if context.vllm else float(arch.logit_sigma)
     activation = files.activation(checkpoint)
     uses_it, option_source = context.option("use_activation", (True, DEFAULT))
@@ -133,8 +148,9 @@ def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]
 def _score_head(context: Context) -> tuple[Layer, ...]:
     """The architecture's layers; a language model converted to a classifier has one layer named `score`."""
     checkpoint, arch = context.checkpoint, context.arch
-    converted = not arch.head and arch.pooling == "lasttoken"
-    if not arch.head and not converted:
+    has_head = arch.head or arch.per_sequence
+    converted = not has_head and arch.pooling == "lasttoken"
+    if not has_head and not converted:
         raise CheckpointError(
             f"{checkpoint.name}: {checkpoint.architecture} has no score head, so it cannot be a cross-encoder",
             hint="use --score-type bi-encoder or late-interaction, or a *ForSequenceClassification checkpoint",
@@ -149,7 +165,7 @@ def _score_head(context: Context) -> tuple[Layer, ...]:
         raise CheckpointError(
             f"{checkpoint.name}: its classifier has {labels} labels; a relevance score needs num_labels == 1", hint=hint
         )
-    return arch.head or (Layer("score"),)
+    return (Layer("score"),) if converted else arch.head
 
 
 def vector_fields(context: Context) -> dict[str, Sourced]:
