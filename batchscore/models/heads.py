@@ -17,7 +17,7 @@ from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.weights import empty_tensors, read_tensors
 
 _LAYER_NORM_EPSILON = 1e-5  # torch's
-_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+_EMBEDDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "shared.weight")
 # those that look at one number at a time and have no weights of their own
 _ACTIVATIONS = (
     *("Identity", "Sigmoid", "Tanh", "ReLU", "ReLU6", "GELU", "SiLU", "ELU", "CELU", "SELU", "LeakyReLU", "Mish"),

@@ -16,14 +16,25 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    PreTrainedConfig,
+)
 
 from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line, one_line
+from batchscore.models.arch import ARCHITECTURES
+from batchscore.models.arch.decoders import SCORE
 from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import load_head, load_modules, make_activation
 from batchscore.models.lora import merge_adapter
+from batchscore.models.per_sequence import PER_SEQUENCE
 from batchscore.models.quiet import quiet
+from batchscore.models.resolve import unsupported
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -83,6 +94,7 @@ def load_model(
     names = sorted(tensors)
     token_modules, modules = (load_modules(checkpoint, specs, dry=dry) for specs in (spec.token_modules, spec.modules))
     with _named(checkpoint.name):
+        _check_listed(spec, names)
         layers = load_head(checkpoint, spec, tokenizer, tensors)
         # SPLADE's head stands before its pooling
         on_tokens = layers if spec.pooling == ("splade",) else token_modules
@@ -102,6 +114,13 @@ def load_model(
         vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
+
+
+def _check_listed(spec: ModelSpec, names: Sequence[str]) -> None:
+    """A classifier without an entry is read like a language model's, whose head is named `score`."""
+    needs_score = spec.architecture not in ARCHITECTURES and spec.head == SCORE.head
+    if needs_score and not any(re.search(r"(^|\.)score\.weight$", name) for name in names):
+        raise unsupported(spec.architecture, ": by the end of its name it needs score.weight, which its weights lack")
 
 
 def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[str, Tensor]:
@@ -156,7 +175,7 @@ def _load_bodies(
 ) -> tuple[list[Any], set[str]]:
     """A body for each adapter, or the only one, and the tensors that they do not read."""
     # `_choose_layout` drops a body's pooler; a head that is made of it has taken its tensors already
-    unread = {name for name in tensors if "pooler." in name}
+    unread = {name for name in tensors if "pooler." in name and not spec.per_sequence}
     if config is None:
         return [_load_remote_code(checkpoint, dtype, trust_remote_code)], unread
     bodies = []
@@ -184,15 +203,11 @@ def _load_body(
     spec: ModelSpec, config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: str
 ) -> tuple[Any, Collection[str]]:
     """(model, tensors it does not read)."""
-    if config.is_encoder_decoder:
-        raise CheckpointError("encoder-decoder models are not supported")
     if type(config) is PreTrainedConfig:
         module, _, name = spec.arch.body.partition(":")
         kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, spec.arch.body_renames)
-    elif type(config) in MODEL_MAPPING:
-        kind = MODEL_MAPPING[type(config)]
     else:
-        raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
+        kind = _native_class(spec, config)
     with _transformers_errors(), quiet():
         # without a folder, transformers neither looks for files nor asks the hub
         model, report = kind.from_pretrained(
@@ -206,11 +221,25 @@ def _load_body(
     for name, stored, expected in sorted(report["mismatched_keys"]):
         raise CheckpointError(f"{name} is {list(stored)}, and by config.json it should be {list(expected)}")
     _check_report(report["missing_keys"], report["unexpected_keys"], spec)
-    return model, report["unexpected_keys"]
+    return PER_SEQUENCE[spec.per_sequence](model) if spec.per_sequence else model, report["unexpected_keys"]
+
+
+def _native_class(spec: ModelSpec, config: PreTrainedConfig) -> Any:
+    """transformers' class for what is read."""
+    mapping: Any = MODEL_MAPPING
+    if spec.per_sequence == "logit":
+        mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    elif not spec.per_sequence and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        mapping = MODEL_FOR_TEXT_ENCODING_MAPPING  # of a T5 the encoder alone
+    elif config.is_encoder_decoder and not spec.per_sequence:
+        raise CheckpointError(f"encoder-decoder models of type {config.model_type!r} are not supported")
+    if type(config) not in mapping:
+        raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
+    return mapping[type(config)]
 
 
 def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
-    needed = [key for key in missing if not _NOT_NEEDED.search(key)]
+    needed = [key for key in missing if spec.per_sequence or not _NOT_NEEDED.search(key)]
     # the architecture's own heads stay in the file where another readout is chosen
     heads = () if spec.head else (*spec.arch.head, *spec.arch.mlm_head)
     patterns = [_UNREAD, spec.arch.unread, *(re.escape(layer.name) for layer in heads)]
@@ -227,7 +256,7 @@ def _check_report(missing: Collection[str], unexpected: Collection[str], spec: M
 
 def _vocabulary(body: Any) -> int:
     with _transformers_errors():
-        return int(body.get_input_embeddings().num_embeddings)
+        return len(body.get_input_embeddings().weight)
 
 
 # ---- checks and layout
@@ -236,7 +265,8 @@ def _vocabulary(body: Any) -> int:
 def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
     """A pair must get one logit, and vectors must have the dimensions to keep."""
     widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
-    if spec.score_type == "cross-encoder" and not spec.listwise and widths[-1:] != [1]:
+    makes_logits = spec.per_sequence != "logit" and not spec.listwise
+    if spec.score_type == "cross-encoder" and makes_logits and widths[-1:] != [1]:
         raise CheckpointError(f"{checkpoint.name}: its head gives {widths[-1]} numbers, and a score needs one")
     if spec.score_type == "bi-encoder" and widths[-1:] == [1]:
         raise CheckpointError(
@@ -257,7 +287,9 @@ def _check_positions(checkpoint: Checkpoint, spec: ModelSpec, body: nn.Module) -
     """The table of positions must cover the longest sequence."""
     for name, module in body.named_modules():
         if isinstance(module, nn.Embedding) and re.search(r"(^|\.)(position_embeddings|wpe)$", name):
-            rows = module.num_embeddings - spec.first_position
+            # a padding index says, where the registry does not, that positions begin behind it
+            padding = -1 if module.padding_idx is None else module.padding_idx
+            rows = module.num_embeddings - max(spec.first_position, padding + 1)
             if max(spec.max_length, spec.query_length, spec.document_length) > rows:
                 raise CheckpointError(
                     f"{checkpoint.name} has a table of {rows} positions, and max_length is {spec.max_length}",

@@ -150,6 +150,12 @@ class ModelSpec:
     config: Mapping[str, Any] = field(compare=False)  # config.json, translated for the class in transformers
 
     @property
+    def per_sequence(self) -> str:
+        """What of a whole sequence is read instead of its tokens' states, as in `Architecture`."""
+        is_whole = self.score_type == "cross-encoder" and not self.modules  # those read the states of tokens
+        return self.arch.per_sequence if is_whole else ""
+
+    @property
     def reads_like_vllm(self) -> bool:
         """Whether --compat vllm decided something."""
         return COMPAT_VLLM in self.sources.values()

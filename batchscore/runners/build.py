@@ -79,7 +79,9 @@ def build_runner(
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    if spec.architecture not in ARCHITECTURES:
+    if spec.per_sequence and spec.architecture not in ARCHITECTURES:
+        model = replace(model, layout="even")  # right whatever its layers do with padding
+    elif spec.architecture not in ARCHITECTURES:
         probe = BaseRunner(spec, template, tokenizer, model, placement.device, cache, None)
         model = replace(model, layout=_probed_layout(probe))
     try:

@@ -5,20 +5,36 @@ A new architecture is one entry in a file of this folder. One that is not listed
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from batchscore.models.arch.decoders import DECODERS, LAST, SCORE
+from batchscore.models.arch.encoder_decoders import ENCODER_DECODERS
 from batchscore.models.arch.encoders import COLBERTS, ENCODERS
 from batchscore.models.arch.entry import Architecture, Entry, Json
 
-ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **DECODERS}
+ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS}
+
+_ENCODER = Architecture(unread=r"predictions\b|^generator_")  # the names that heads for masked words have
+_CLASSIFIER = Architecture("cross-encoder", flat=False, per_sequence="logit")
+# what they give depends on what they read before, or on chance
+_UNSTEADY = ("big_bird", "reformer")
+
+
+def _is_encoder(config: Json) -> bool:
+    """Whether transformers knows the model type for predicting masked words."""
+    if config.get("model_type") in (None, *_UNSTEADY):
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config["model_type"] in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
 
 # tried in this order; whether such a body runs without padding is tested when it is loaded
-GENERIC: dict[str, Architecture] = {
-    "ForSequenceClassification": SCORE,
+GENERIC: dict[str, Entry] = {
+    # transformers' classifiers of language models have one layer at the last token, those of encoders differ
+    "ForSequenceClassification": lambda config: _CLASSIFIER if _is_encoder(config) else SCORE,
+    "ForMaskedLM": _ENCODER,
     "ForCausalLM": LAST,
     "LMHeadModel": LAST,
-    "Model": LAST,
+    "Model": lambda config: _ENCODER if _is_encoder(config) else LAST,
 }
 
 
@@ -33,7 +49,7 @@ def architecture_of(architecture: str, config: Json) -> Architecture | None:
 def supported() -> dict[str, Architecture]:
     """Every architecture with its entry for an empty config.json, for tables."""
     listed = {name: _applied(entry, {}) for name, entry in ARCHITECTURES.items()}
-    return {**listed, **{f"*{ending}": replace(generic, hub="") for ending, generic in GENERIC.items()}}
+    return {**listed, **{f"*{ending}": _applied(generic, {}) for ending, generic in GENERIC.items()}}
 
 
 def _applied(entry: Entry, config: Json) -> Architecture:

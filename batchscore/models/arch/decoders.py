@@ -123,6 +123,12 @@ def _gemma(config: Json) -> Json:
 
 _TRANSLATIONS = {"Gemma": _gemma}
 
+
+def _modernbert_layers(config: Json, stem: str, last: str) -> tuple[Layer, ...]:
+    """What stands between the states of ModernBERT's decoder and its output."""
+    return Layer(f"{stem}.dense", config.get("classifier_activation", "gelu")), Layer(f"{stem}.norm"), Layer(last)
+
+
 DECODERS: dict[str, Entry] = {
     **{
         f"{family}{kind}": replace(
@@ -138,6 +144,13 @@ DECODERS: dict[str, Entry] = {
     "Gemma3ForCausalLM": LAST,
     "Lfm2Model": replace(LAST, flat=False),  # its convolution would cross from one sequence to the next
     "Lfm2ForCausalLM": replace(LAST, flat=False),
+    "ModernBertDecoderModel": replace(LAST, hub="jhu-clsp/ettin-decoder-150m"),
+    "ModernBertDecoderForCausalLM": lambda config: replace(
+        LAST, hub="jhu-clsp/ettin-decoder-150m", mlm_head=_modernbert_layers(config, "lm_head", "decoder")
+    ),
+    "ModernBertDecoderForSequenceClassification": lambda config: replace(
+        SCORE, head=_modernbert_layers(config, "head", "classifier")
+    ),
     "GritLM": Architecture(
         hub="parasail-ai/GritLM-7B-vllm",
         translate=_unwindowed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename
+from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, PoolingMode, Rename
 
 # BERT's class keeps the first layer of its head in the body as the "pooler"; RoBERTa's classifier has both layers
 _POOLER_HEAD = (Layer("pooler.dense", "tanh"), Layer("classifier"))
@@ -168,6 +168,13 @@ def _deberta_pairs(config: Json) -> Architecture:
     return _cross_encoder(Architecture(flat=False), (dense, Layer("classifier")), "mixedbread-ai/mxbai-rerank-base-v1")
 
 
+def _eurobert_pairs(config: Json) -> Architecture:
+    pooling = _EUROBERT_POOLINGS.get(config.get("classifier_pooling", "late"))
+    if pooling is None:  # the mean of all tokens' logits
+        return replace(_EUROBERT, score_type="cross-encoder", flat=False, per_sequence="logit")
+    return _cross_encoder(replace(_EUROBERT, pooling=pooling), (Layer("dense", "gelu"), Layer("classifier")), "")
+
+
 def _cross_encoder(base: Architecture, head: tuple[Layer, ...], hub: str) -> Architecture:
     return replace(base, score_type="cross-encoder", head=head, hub=hub)
 
@@ -175,6 +182,9 @@ def _cross_encoder(base: Architecture, head: tuple[Layer, ...], hub: str) -> Arc
 _MODERNBERT = Architecture(hub="Alibaba-NLP/gte-modernbert-base")
 _MPNET = replace(_ROBERTA, hub="sentence-transformers/all-mpnet-base-v2", layers="", flat=False)
 _DISTIL = Architecture(hub="sentence-transformers/msmarco-distilbert-base-v4")
+_OTHER_ROBERTA = replace(_ROBERTA, layers="")  # whose layers are not quite BERT's
+_EUROBERT = Architecture(hub="EuroBERT/EuroBERT-210m", pooling="mean")
+_EUROBERT_POOLINGS: dict[str, PoolingMode] = {"bos": "cls", "mean": "mean"}
 
 _STATIC = Architecture(
     hub="sentence-transformers/static-retrieval-mrl-en-v1",
@@ -202,6 +212,20 @@ ENCODERS: dict[str, Entry] = {
         "cross-encoder/ms-marco-electra-base",
     ),
     "ErnieForSequenceClassification": _cross_encoder(_BERT, _POOLER_HEAD, "nghuyong/ernie-3.0-base-zh (fine-tuned)"),
+    **dict.fromkeys(
+        (f"{name}ForSequenceClassification" for name in ("Data2VecText", "RobertaPreLayerNorm", "XLMRobertaXL")),
+        _cross_encoder(_OTHER_ROBERTA, _ROBERTA_HEAD, ""),
+    ),
+    "LongformerForSequenceClassification": replace(
+        _OTHER_ROBERTA, score_type="cross-encoder", flat=False, per_sequence="logit"
+    ),
+    "MPNetForSequenceClassification": _cross_encoder(_MPNET, _ROBERTA_HEAD, ""),
+    "AlbertForSequenceClassification": _cross_encoder(
+        Architecture(), (Layer("pooler", "tanh"), Layer("classifier")), ""
+    ),
+    "MegatronBertForSequenceClassification": _cross_encoder(Architecture(flat=False), _POOLER_HEAD, ""),
+    "DebertaForSequenceClassification": lambda config: replace(_deberta_pairs(config), hub=""),
+    "EuroBertForSequenceClassification": _eurobert_pairs,
     "DistilBertForSequenceClassification": _cross_encoder(
         _DISTIL,
         (Layer("pre_classifier", "relu"), Layer("classifier")),
@@ -214,13 +238,20 @@ ENCODERS: dict[str, Entry] = {
     "RobertaForMaskedLM": replace(_ROBERTA, hub="sentence-transformers/all-roberta-large-v1", mlm_head=_ROBERTA_MLM),
     "XLMRobertaModel": _xlmr,
     "XLMRobertaForMaskedLM": _xlmr,
-    "RobertaPreLayerNormModel": replace(_ROBERTA, layers=""),
+    **dict.fromkeys(("Data2VecTextModel", "RobertaPreLayerNormModel"), _OTHER_ROBERTA),
+    **dict.fromkeys(
+        ("XLMRobertaXLModel", "XLMRobertaXLForMaskedLM"),
+        replace(_OTHER_ROBERTA, hub="facebook/xlm-roberta-xl", mlm_head=_ROBERTA_MLM),
+    ),
     "CamembertModel": replace(_ROBERTA, hub="dangvantuan/sentence-camembert-base"),
     "MPNetModel": _MPNET,
     "MPNetForMaskedLM": _MPNET,
     "BgeM3EmbeddingModel": _xlmr,
     "ErnieModel": replace(_BERT, hub="shibing624/text2vec-base-chinese-sentence"),
     "ElectraModel": replace(_BERT, hub="google/electra-base-discriminator", unread=r"^(discriminator|generator)_"),
+    "AlbertModel": Architecture(hub="sentence-transformers/paraphrase-albert-small-v2"),
+    **dict.fromkeys(("MegatronBertModel", "DebertaModel", "DebertaV2Model"), Architecture(flat=False)),
+    **dict.fromkeys(("EuroBertModel", "EuroBertForMaskedLM"), _EUROBERT),
     "DistilBertModel": _DISTIL,
     "DistilBertForMaskedLM": _distil_mlm,
     "ModernBertModel": _MODERNBERT,

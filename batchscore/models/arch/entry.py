@@ -51,6 +51,10 @@ class Architecture:
 
     # readout and head
     pooling: PoolingMode = "cls"  # without sentence-transformers files
+    # what transformers' own class gives for each sequence is read instead of a body's states: the logit of its
+    # classifier, or the state of its decoder's first step
+    per_sequence: Literal["", "logit", "decoder"] = ""
+    answers: tuple[str, ...] = ()  # tokens, false and true, whose rows of the output embeddings are the head
     head: tuple[Layer, ...] = ()  # from states to a cross-encoder's logit, or to the vectors of other score types
     mlm_head: tuple[Layer, ...] = ()  # from states to the vocabulary, for SPLADE
     logit_sigma: float = 1.0

@@ -22,7 +22,7 @@ from batchscore.models.resolve.context import Context
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import CONFIG_JSON, DEFAULT, ModelSpec, Source, Sourced
+from batchscore.models.spec import CONFIG_JSON, DEFAULT, MODULES_JSON, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -83,10 +83,8 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     with _reading_config(checkpoint):
         arch = architecture_of(checkpoint.architecture, checkpoint.config)
     if arch is None:
-        raise CheckpointError(
-            f"{checkpoint.name}: architecture {checkpoint.architecture} is not supported",
-            hint=f"batchscore models lists the supported ones; {nearest(checkpoint.architecture, ARCHITECTURES)}",
-        )
+        error = unsupported(checkpoint.architecture)
+        raise CheckpointError(f"{checkpoint.name}: {error.message}", hint=error.hint)
     if "vision_config" in checkpoint.config:
         raise CheckpointError(f"{checkpoint.name}: {checkpoint.architecture} reads images, which is not supported")
     if "SpladePooling" in module_kinds(checkpoint):
@@ -97,10 +95,26 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
     return arch
 
 
+def unsupported(architecture: str, reason: str = "") -> CheckpointError:
+    """The error about an architecture that no entry of the registry fits."""
+    import transformers
+
+    theirs = f"transformers {transformers.__version__}"
+    known = f"{theirs} has this one, but nothing here says how a score is read from it"
+    if not hasattr(transformers, architecture):
+        known = f"{theirs} does not know this one either; {nearest(architecture, ARCHITECTURES)}"
+    return CheckpointError(
+        f"architecture {architecture} is not supported{reason}",
+        hint=f"batchscore models lists the supported ones; {known}",
+    )
+
+
 def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:
     saved = saved_score_type(checkpoint)
     if saved:
         return saved[0], Source("file", saved[1])
+    if arch.answers and "Pooling" in module_kinds(checkpoint):
+        return "bi-encoder", MODULES_JSON  # of a whole T5 it reads the encoder
     tokens, _, source = answer_tokens(checkpoint)
     if tokens:
         return "cross-encoder", Source(source.kind, f"{source} classifier_from_token")
@@ -134,6 +148,8 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield f"a {kind} has none"
     if name in _NOT_LISTWISE and arch.listwise:
         yield "a listwise model has a prompt and a readout of its own"
+    if name == "pooling" and context.is_pair and arch.per_sequence:
+        yield "this architecture has a readout of its own"
     if name == "similarity" and kind != "bi-encoder":
         yield f"a {kind} has a similarity of its own"
     if name == "pooling" and kind == "late-interaction":

@@ -32,9 +32,17 @@ def backbone_fields(context: Context) -> dict[str, Sourced]:
         "first_position": (context.first_position, context.source),
         "pad_token_id": (context.config.get("pad_token_id") or 0, CONFIG_JSON),
         "regime_length": (_regime_length(context.config), CONFIG_JSON),
-        "token_types": ((context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON),
+        "token_types": _token_types(context),
         "adapters": adapters(context),
     }
+
+
+def _token_types(context: Context) -> Sourced:
+    """Whether the model has several, unless the tokenizer's files say that it is not given them."""
+    names = context.checkpoint.tokenizer_config.get("model_input_names")
+    if names and "token_type_ids" not in names:
+        return False, Source("file", "tokenizer_config.json")
+    return (context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON
 
 
 def _regime_length(config: Json) -> int:
@@ -107,13 +115,23 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
 
 
 def _answers(context: Context, chain: Value | None) -> tuple[tuple[str | int, ...], str, Source]:
-    """(answer tokens, method, source): a LogitScore's, else those that config.json or the user names."""
+    """(answer tokens, method, source): a LogitScore's, else those that config.json, the user or the registry names."""
+    if chain and not chain.answer:
+        return (), "no_post_processing", MODULES_JSON
     if chain and chain.answer:
         ids = files.answer_ids(chain.answer)
         return ids, "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
-    tokens, method, source = answer_tokens(context.checkpoint)
-    if tokens and source.kind != "user" and has_tensor(context.checkpoint, "score.weight"):
+    checkpoint, arch = context.checkpoint, context.arch
+    tokens, method, source = answer_tokens(checkpoint)
+    if tokens and source.kind != "user" and has_tensor(checkpoint, "score.weight"):
         tokens = ()  # a conversion to a classifier: it has the head that these tokens would make, unless a user insists
+    if arch.answers and not tokens:
+        tokens, method, source = arch.answers, "from_2_way_softmax", context.source
+    if tokens and arch.mlm_head:
+        raise CheckpointError(
+            f"{checkpoint.name}: {checkpoint.architecture} has layers between its states and its vocabulary, so answer "
+            "tokens are not supported"
+        )
     return tokens, method, source
 
 
@@ -144,8 +162,9 @@ def answer_tokens(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str, Source]
 def _score_head(context: Context) -> tuple[Layer, ...]:
     """The architecture's layers; a language model converted to a classifier has one layer named `score`."""
     checkpoint, arch = context.checkpoint, context.arch
-    converted = not arch.head and arch.pooling == "lasttoken"
-    if not arch.head and not converted:
+    has_head = arch.head or arch.per_sequence
+    converted = not has_head and arch.pooling == "lasttoken"
+    if not has_head and not converted:
         raise CheckpointError(
             f"{checkpoint.name}: {checkpoint.architecture} has no score head, so it cannot be a cross-encoder",
             hint="use --score-type bi-encoder or late-interaction, or a *ForSequenceClassification checkpoint",
@@ -160,7 +179,7 @@ def _score_head(context: Context) -> tuple[Layer, ...]:
         raise CheckpointError(
             f"{checkpoint.name}: its classifier has {labels} labels; a relevance score needs num_labels == 1", hint=hint
         )
-    return arch.head or (Layer("score"),)
+    return (Layer("score"),) if converted else arch.head
 
 
 def vector_fields(context: Context) -> dict[str, Sourced]:
@@ -219,7 +238,7 @@ def _bge_m3_head(context: Context) -> Sourced:
 
 def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
     arch, source = context.arch, context.source
-    modes: Sourced = ((arch.pooling,), source)
+    modes: Sourced = (("cls" if context.is_pair and arch.per_sequence else arch.pooling,), source)
     include_prompt: Sourced = (arch.include_prompt, source)
     if context.vllm:
         modes = modes if context.is_pair else files.vllm_pooling(context.checkpoint) or modes
