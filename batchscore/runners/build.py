@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,10 +90,11 @@ def build_runner(
     return runner
 
 
-_LIMITS = re.compile("window|chunk|top_?k|local|keep|block|sparse|stride|original_max_position")
+# names of settings, in any model's config.json, that may be a number of tokens at which its attention changes
+_LIMITS = re.compile("window|chunk|top_?k|local|keep|block|sparse|stride")
+# names of those by which a token reads the best-scored tokens alone; of equals, those that stay depend on the padding
+_BY_RANK = re.compile("index_top_?k")
 _FAR = 512  # tokens; a limit beyond is not tried out
-_CLOSE = {"float32": 1e-3}  # of a token's states, in proportion to them
-_CLOSE_IN_16_BITS = 0.1
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,13 @@ class _Probe:
         if known and (model.layout != "flat" or self._states("flat", [2, 1]) is not None):
             return model.layout
         packed = [body for body in model.bodies if model.layout == "flat"]
-        lengths = _telling_lengths(model.bodies[0], self.runner.spec.max_length)
+        config: Any = model.bodies[0].config
+        settings = _settings(config.to_dict())
+        lengths = _telling_lengths(settings, self.runner.spec.max_length)
         _set_attention(packed, None)
         alone = torch.cat([self._run("padded", [length]) for length in lengths])
-        padded: Layout = "padded" if self._agrees("padded", lengths, alone) else "even"
+        ranked = any(_BY_RANK.search(name) for name, _ in settings)
+        padded: Layout = "padded" if not ranked and self._agrees("padded", lengths, alone) else "even"
         _set_attention(packed, PACKED)
         if packed and self._agrees("flat", lengths, alone):
             return "flat"
@@ -131,13 +135,14 @@ class _Probe:
         if states is None:
             return False
         errors, sizes = (part.float().norm(dim=1) for part in (states - alone, alone))
-        return bool((errors <= _CLOSE.get(str(alone.dtype).removeprefix("torch."), _CLOSE_IN_16_BITS) * sizes).all())
+        # 16 bits give up to 0.05 in a deep model
+        return bool((errors <= (1e-3 if alone.dtype == torch.float32 else 0.1) * sizes).all())
 
     def _states(self, layout: Layout, lengths: list[int]) -> Tensor | None:
         """[tokens, dim]; None if the bodies do not take the layout."""
         try:
             return self._run(layout, lengths)
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeFailureError):
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeFailureError):
             return None
 
     def _run(self, layout: Layout, lengths: list[int]) -> Tensor:
@@ -150,15 +155,16 @@ class _Probe:
             return runner.states(batch).hidden
 
 
-def _telling_lengths(body: Any, longest: int) -> list[int]:
-    """Lengths, longest first, on both sides of what may limit attention by its name in the config."""
-    limits: set[int] = set()
-    settings: list[dict[Any, Any]] = [body.config.to_dict()]
-    for setting in settings:
-        settings += [part for part in setting.values() if isinstance(part, dict)]
-        limits |= {part for name, part in setting.items() if _LIMITS.search(str(name)) and type(part) is int}
-    past = {min(limit + 8, longest) for limit in limits if 0 < limit <= _FAR}
-    return sorted(past | {7, 4}, reverse=True)
+def _settings(config: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """Names and values of a config and of those in it."""
+    inner = [setting for part in config.values() if isinstance(part, dict) for setting in _settings(part)]
+    return [*((str(name), value) for name, value in config.items()), *inner]
+
+
+def _telling_lengths(settings: Sequence[tuple[str, Any]], longest: int) -> list[int]:
+    """Lengths, longest first, on both sides of what may limit attention."""
+    limits = {value for name, value in settings if _LIMITS.search(name) and type(value) is int and 0 < value <= _FAR}
+    return sorted({7, 4, *(min(limit + 8, longest) for limit in limits)}, reverse=True)
 
 
 def _set_attention(bodies: Sequence[Any], name: str | None) -> None:
