@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from inspect import signature
 from itertools import product
@@ -13,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from transformers import masking_utils as masks
 
 from batchscore.runners.attention import Sequences, attend_from_first, packed_attention
+from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
 from kernels import KERNELS, MINOR_RELEASES
 
 LENGTHS = [9, 5, 5, 5, 2, 1]
@@ -61,22 +64,39 @@ def one_by_one(
     return torch.cat(outputs)
 
 
-def layer(*, is_causal: bool, config: bool | None = None) -> nn.Module:
-    """An attention layer of a model whose class, and whose config if it says so, is causal."""
+def layer(*, is_causal: bool) -> nn.Module:
+    """An attention layer of a model whose class is causal."""
     module: Any = nn.Module()
     module.is_causal = is_causal
-    if config is not None:
-        module.config = type("Config", (), {"is_causal": config})()
     made: nn.Module = module
     return made
 
 
+def mask(*, causal: bool, window: int | None) -> Rule:
+    """What a model gets that makes such a mask. A window that looks both ways counts its far end in."""
+    if window is None:
+        return packed_mask(mask_function=masks.causal_mask_function if causal else masks.bidirectional_mask_function)
+    if causal:
+        return packed_mask(mask_function=masks.sliding_window_causal_mask_function(window))
+    return packed_mask(mask_function=masks.sliding_window_bidirectional_mask_function(window - 1))
+
+
 def packed(
-    query: Tensor, key: Tensor, value: Tensor, module: nn.Module, seen: Tensor | None = None, **rule: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    seen: Tensor | None = None,
+    module: nn.Module | None = None,
+    **rule: Any,
 ) -> Tensor:
-    attended, weights = packed_attention(module, query, key, value, None, sequences=sequences(seen), **rule)
+    module = module or layer(is_causal=True)
+    attended, weights = packed_attention(module, query, key, value, mask, sequences=sequences(seen), **rule)
     assert weights is None
     return attended[0]
+
+
+BOTH_WAYS = Rule(causal=False)
 
 
 @causal
@@ -88,7 +108,7 @@ def test_a_pack_is_attended_as_each_sequence_alone(
 ) -> None:
     query, key, value = states(HEADS, 0), states(key_heads, 1), states(key_heads, 2)
 
-    attended = packed(query, key, value, layer(is_causal=causal), sliding_window=window, softcap=softcap, scaling=0.3)
+    attended = packed(query, key, value, mask(causal=causal, window=window), softcap=softcap, scaling=0.3)
 
     expected = one_by_one(query, key, value, causal=causal, window=window, softcap=softcap, scaling=0.3)
     torch.testing.assert_close(attended, expected, rtol=0, atol=SAME)
@@ -103,34 +123,134 @@ def test_tokens_that_are_not_seen_get_no_weight(causal: bool, softcap: float | N
     for start in (0, 9, 14, 19, 24, 26):
         seen[start] = True
 
-    attended = packed(query, key, value, layer(is_causal=causal), softcap=softcap, seen=seen)
+    attended = packed(query, key, value, Rule(causal), softcap=softcap, seen=seen)
 
     expected = one_by_one(query, key, value, causal=causal, softcap=softcap, seen=seen)
     torch.testing.assert_close(attended, expected, rtol=0, atol=SAME)
-    assert not torch.allclose(attended, packed(query, key, value, layer(is_causal=causal), softcap=softcap), atol=1e-3)
+    assert not torch.allclose(attended, packed(query, key, value, Rule(causal), softcap=softcap), atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("made", "config", "causal"),
-    [(True, None, True), (False, None, False), (True, True, True), (True, False, False), (False, True, False)],
+    ("made", "keyword", "causal"), [(True, None, True), (False, None, False), (True, False, False), (False, True, True)]
 )
-def test_a_layer_and_its_config_must_both_be_causal(made: bool, config: bool | None, causal: bool) -> None:
-    """A language model that was retrained to look both ways says so on its config alone."""
+def test_where_a_model_makes_no_mask_the_layer_is_causal_or_the_call_says_so(
+    made: bool, keyword: bool | None, causal: bool
+) -> None:
+    """As transformers calls scaled_dot_product_attention."""
     query, key, value = (states(HEADS, seed) for seed in range(3))
 
-    attended = packed(query, key, value, layer(is_causal=made, config=config))
+    attended = packed(query, key, value, None, module=layer(is_causal=made), is_causal=keyword)
 
     torch.testing.assert_close(attended, one_by_one(query, key, value, causal=causal), rtol=0, atol=SAME)
 
 
-@pytest.mark.parametrize("window", [1, 2, 5])
-def test_the_window_of_a_causal_class_that_looks_both_ways_counts_its_far_end_in(window: int) -> None:
-    """As transformers' mask does."""
+# ---- what a model says in its mask
+
+
+def all_of(*positions: object) -> Tensor:
+    """Gemma 3's overlay where it looks both ways."""
+    return torch.tensor(True)
+
+
+def nearer(distance: int) -> Callable[..., Tensor]:
+    def near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return operator.lt(abs(query - key), distance)
+
+    return near
+
+
+PREFIX = 300
+
+
+def before_a_constant(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key < PREFIX
+
+
+IN_A_PACK = masks.packed_sequence_mask_function(torch.tensor([[0, 0, 1]]))
+WINDOW = masks.sliding_window_causal_mask_function
+
+
+@pytest.mark.parametrize(
+    ("mask_function", "causal", "window"),
+    [
+        (masks.causal_mask_function, True, None),
+        (masks.bidirectional_mask_function, False, None),
+        (WINDOW(16), True, 16),
+        (WINDOW(4096), True, 4096),
+        (masks.sliding_window_bidirectional_mask_function(64), False, 65),
+        (masks.or_masks(masks.causal_mask_function, all_of), False, None),
+        (masks.or_masks(WINDOW(512), nearer(512)), False, 512),
+        (masks.and_masks(masks.causal_mask_function, nearer(7)), True, 7),
+        (masks.and_masks(masks.causal_mask_function, IN_A_PACK), True, None),
+        (masks.and_masks(WINDOW(16), IN_A_PACK), True, 16),
+    ],
+)
+def test_a_mask_is_known_by_what_it_allows(mask_function: Any, causal: bool, window: int | None) -> None:
+    assert packed_mask(mask_function=mask_function, batch_size=1, q_length=3) == Rule(causal, window)
+
+
+def test_a_pack_that_transformers_notices_has_the_mask_of_its_sequences() -> None:
+    remapped = getattr(masks, "remap_positions_for_packed_sequence", lambda function, position_ids: function)
+    inside = remapped(WINDOW(16), torch.tensor([[0, 1, 0]]))
+
+    assert packed_mask(mask_function=masks.and_masks(inside, IN_A_PACK)) == Rule(causal=True, window=16)
+
+
+NOBODY = torch.zeros(1, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("mask_function", "shown"),
+    [
+        (masks.chunked_causal_mask_function(8, NOBODY), "depends on a Tensor"),
+        (masks.or_masks(masks.causal_mask_function, masks.blockwise_overlay(NOBODY[None])), "depends on a Tensor"),
+        (masks.and_masks(masks.causal_mask_function, masks.padding_mask_function(NOBODY[None])), "depends on a Tensor"),
+        (masks.and_masks(masks.causal_mask_function, lambda b, h, q, k: q // 8 == k // 8), "neither causal nor"),
+        (masks.or_masks(masks.causal_mask_function, lambda b, h, q, k: k < 300), "neither causal nor"),
+        (masks.and_masks(WINDOW(8), lambda b, h, q, k: k > 40), "neither causal nor"),
+        (masks.and_masks(masks.causal_mask_function, before_a_constant), "neither causal nor"),
+        (lambda b, h, q, k: bool(k < 3), "cannot be read"),
+        (functools.partial(nearer(3)), "depends on a partial"),
+    ],
+    ids=["chunks", "blocks", "padding", "own chunks", "prefix", "late", "constant", "numbers alone", "object"],
+)
+def test_a_mask_that_says_more_is_refused(mask_function: Any, shown: str) -> None:
+    with pytest.raises(UnknownAttentionError, match=shown):
+        packed_mask(mask_function=mask_function)
+
+
+@pytest.mark.parametrize(
+    ("mask", "keywords", "shown"),
+    [
+        (torch.zeros(1, 1, 27, 27), {}, "a mask of the model's own"),
+        (None, {"sliding_window": 4}, "a mask of the model's own"),
+        (BOTH_WAYS, {"s_aux": torch.zeros(4)}, "attention with s_aux"),
+        (BOTH_WAYS, {"indices": torch.zeros(4)}, "attention with indices"),
+        (BOTH_WAYS, {"position_bias": torch.zeros(4)}, "attention with position_bias"),
+    ],
+)
+def test_attention_that_asks_for_more_is_refused(mask: Any, keywords: dict[str, Any], shown: str) -> None:
     query, key, value = (states(HEADS, seed) for seed in range(3))
 
-    attended = packed(query, key, value, layer(is_causal=True, config=False), sliding_window=window)
+    with pytest.raises(UnknownAttentionError, match=shown):
+        packed(query, key, value, mask, **keywords)
 
-    torch.testing.assert_close(attended, one_by_one(query, key, value, window=window + 1), rtol=0, atol=SAME)
+
+def test_keywords_that_change_nothing_are_taken() -> None:
+    query, key, value = (states(HEADS, seed) for seed in range(3))
+    keywords = {"s_aux": None, "output_attentions": False, "position_ids": torch.zeros(1, 27), "sliding_window": 4}
+
+    attended = packed(query, key, value, BOTH_WAYS, **keywords)
+
+    torch.testing.assert_close(attended, packed(query, key, value, BOTH_WAYS), rtol=0, atol=0)
+
+
+def test_other_keys_than_those_of_the_batch_are_refused() -> None:
+    """Of a memory before the text, say."""
+    query, longer = states(HEADS, 0), torch.zeros(1, HEADS, 30, DIM)
+
+    with pytest.raises(UnknownAttentionError, match="to other tokens"):
+        packed(query, longer, longer, BOTH_WAYS)
 
 
 @pytest.mark.parametrize("seen", [None, torch.arange(sum(LENGTHS)) % 3 != 1], ids=["all", "some"])
@@ -175,7 +295,7 @@ def test_the_kernel_is_asked_for_attention_by_the_same_rule(
 ) -> None:
     query, key, value = (states(heads, n).half() for n, heads in enumerate((HEADS, key_heads, key_heads)))
 
-    attended = packed(query, key, value, layer(is_causal=causal), sliding_window=window, scaling=scaling)
+    attended = packed(query, key, value, mask(causal=causal, window=window), scaling=scaling)
 
     rule = {"causal": causal, "window": window, "scaling": scaling or DIM**-0.5}
     expected = one_by_one(query.float(), key.float(), value.float(), **rule)
@@ -212,7 +332,7 @@ def test_the_kernel_is_not_asked_for_what_it_cannot_do(
 ) -> None:
     query, key, value = (change(states(HEADS, seed).half()) for seed in range(3))
 
-    assert packed(query, key, value, layer(is_causal=False), **rule).isfinite().all()
+    assert packed(query, key, value, BOTH_WAYS, **rule).isfinite().all()
 
     assert kernel_calls == []
 
@@ -221,7 +341,7 @@ def test_a_pack_that_hides_no_token_is_for_the_kernel(kernel_calls: list[dict[st
     """ColBERT's documents share a window with queries that are filled up with hidden tokens."""
     query, key, value = (states(HEADS, seed).half() for seed in range(3))
 
-    packed(query, key, value, layer(is_causal=False), torch.ones(sum(LENGTHS), dtype=torch.bool))
+    packed(query, key, value, BOTH_WAYS, torch.ones(sum(LENGTHS), dtype=torch.bool))
 
     assert len(kernel_calls) == 1
 
@@ -243,6 +363,6 @@ def test_torchs_own_kernel_takes_what_it_is_asked(key_heads: int, monkeypatch: p
     query, key, value = (states(heads, 0).half().to("meta") for heads in (HEADS, key_heads, key_heads))
     on_meta = Sequences.of(np.array(LENGTHS), None, lambda column: torch.from_numpy(column).to("meta"))
 
-    attended, _ = packed_attention(layer(is_causal=True), query, key, value, None, sequences=on_meta, sliding_window=3)
+    attended, _ = packed_attention(layer(is_causal=True), query, key, value, Rule(True, 3), sequences=on_meta)
 
     assert (attended.shape, attended.dtype) == ((1, sum(LENGTHS), HEADS, DIM), torch.float16)

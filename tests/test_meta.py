@@ -79,7 +79,7 @@ class OnMeta:
     @property
     def layers(self) -> int:
         body = self.runner.model.bodies[0]
-        layers: int = body.config.num_hidden_layers if hasattr(body, "config") else 0  # a table has none
+        layers: int = getattr(body.config, "num_hidden_layers", 0)  # a table has none
         return layers
 
 

@@ -1,7 +1,9 @@
 """Attention over a pack without padding, registered with transformers under the name PACKED.
 
 transformers models look their attention up by name, so registering one function makes all models that do run on a flat
-(1, tokens) batch. On CUDA in 16 bits it is torch's variable-length kernel. Elsewhere the pack, which is sorted by
+(1, tokens) batch. Which tokens see each other a model says in its mask: in place of one, it gets the rule that the
+mask follows. Whatever else it asks for, in its mask or in a keyword, is an `UnknownAttentionError`, never
+left out. On CUDA in 16 bits it is torch's variable-length kernel. Elsewhere the pack, which is sorted by
 length, is divided into runs of equally long sequences: each run is a dense (n, heads, length, dim) batch without a
 mask, which is scaled_dot_product_attention's fastest path. The price is one call per run.
 
@@ -12,7 +14,7 @@ pack, by `Sequences.of`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -25,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
 from batchscore.types import offsets_of
 
 PACKED = "batchscore_packed"
@@ -34,24 +37,17 @@ _KERNEL_HEAD_SIZE = 256  # FlashAttention's largest; its sizes come in steps of 
 Run = tuple[int, int, int]  # (first token, sequences, length) of equally long sequences
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """Which keys a query sees inside its own sequence, and what happens to the products."""
-
-    causal: bool = False
-    window: int | None = None  # sees keys less than this far away
-    softcap: float | None = None  # products p become softcap * tanh(p / softcap)
-    scaling: float | None = None  # factor on the products; None is dim ** -0.5
-
-    def mask(self, length: int, device: torch.device, *, causality: bool) -> Tensor | None:
-        """bool [length, length], the allowed pairs; None if all are, or, without `causality`, all earlier ones."""
-        windowed = self.window is not None and self.window < length
-        if not windowed and not (self.causal and causality):
-            return None
-        positions = torch.arange(length, device=device)
-        behind = positions[:, None] - positions
-        allowed = behind.abs() < (self.window if windowed and self.window else length)
-        return allowed & (behind >= 0) if self.causal else allowed
+# keywords of an attention function that change nothing here: what is known of the pack already, and what is returned
+_WITHOUT_EFFECT = {
+    "position_ids",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "use_cache",
+    "cache",
+}
+_WITHOUT_EFFECT |= {"past_key_values", "cache_position", "output_attentions", "output_hidden_states", "return_dict"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +72,12 @@ class Sequences:
         """
         runs, offsets = runs_of(lengths), tensor(offsets_of(lengths).astype(np.int32))
         return cls(runs, offsets, int(lengths.max(initial=0)), _seen_of_runs(seen, runs, tensor))
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences."""
+        start, count, length = self.runs[-1]
+        return start + count * length
 
     @property
     def starts(self) -> Tensor:
@@ -111,7 +113,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Rule | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
@@ -119,31 +121,40 @@ def packed_attention(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention inside each sequence of a flat batch, in the signature transformers calls.
 
     Args:
-        module: the attention layer; its `is_causal`, and that of its config, decide unless passed.
+        module: the attention layer.
         query: [1, heads, tokens, dim].
         key, value: [1, key heads, tokens, dim]; heads is a multiple of key heads.
-        attention_mask: None; `sequences` keeps them apart.
+        attention_mask: what `packed_mask` gave the model.
         scaling: factor on the products; None is dim ** -0.5.
         dropout: 0 outside training.
         sequences: of the pack.
-        is_causal: whether a token sees only itself and those before it.
-        sliding_window: a token sees those less than this far away.
+        is_causal: of a model that makes no mask: whether a token sees only those before it; None: `module.is_causal`.
+        sliding_window: for kernels without a mask; the mask has it too.
         softcap: Gemma 2's bound on the products.
+        others: keywords that change nothing.
 
     Returns:
         ([1, tokens, heads, dim], None): the output, and no attention weights.
+
+    Raises:
+        UnknownAttentionError: the model asks for something else, or for attention to other tokens.
     """
-    class_is_causal = getattr(module, "is_causal", True)
-    if is_causal is None:
-        is_causal = class_is_causal and getattr(getattr(module, "config", None), "is_causal", True) is not False
-    if class_is_causal and not is_causal and sliding_window is not None:
-        sliding_window += 1  # for a causal class that looks both ways, transformers' mask includes the far end
-    rule = _Rule(is_causal, sliding_window, softcap, scaling)
+    rule = attention_mask
+    if rule is None and sliding_window is None:  # as scaled_dot_product_attention is called without a mask
+        rule = Rule(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if not isinstance(rule, Rule):
+        raise UnknownAttentionError("a mask of the model's own")
+    for name, option in others.items():
+        if option is not None and option is not False and name not in _WITHOUT_EFFECT:
+            raise UnknownAttentionError(f"attention with {name}")
+    if not query.shape[0] == key.shape[0] == 1 or not query.shape[2] == key.shape[2] == sequences.tokens:
+        raise UnknownAttentionError("attention to other tokens than those of the batch")
+    rule = replace(rule, softcap=softcap, scaling=scaling)
     flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
     return _attend(flat_query, flat_key, flat_value, rule, sequences, from_first=False)[None], None
 
@@ -156,12 +167,10 @@ def attend_from_first(query: Tensor, key: Tensor, value: Tensor, scaling: float 
         key, value: [tokens, heads, dim], of all tokens.
         scaling, sequences: as in `packed_attention`.
     """
-    return _attend(query, key, value, _Rule(scaling=scaling), sequences, from_first=True)
+    return _attend(query, key, value, Rule(scaling=scaling), sequences, from_first=True)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
-) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool) -> Tensor:
     """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
     if sequences.seen is None and rule.softcap is None and _fits_kernel(query, value):
         return _kernel_attention(query, key, value, rule, sequences, from_first=from_first)
@@ -190,7 +199,7 @@ def _fits_kernel(query: Tensor, value: Tensor) -> bool:
 
 
 def _kernel_attention(
-    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
+    query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -217,7 +226,7 @@ def _knows(function: Callable[..., Any], keyword: str) -> bool:
 
 
 def _run_attention(
-    query: Tensor, key: Tensor, value: Tensor, rule: _Rule, sequences: Sequences, *, from_first: bool
+    query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool
 ) -> Tensor:
     output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
     seen_of_runs = sequences.seen or [None] * len(sequences.runs)
@@ -240,7 +249,7 @@ def _run_attention(
     return output
 
 
-def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: _Rule) -> Tensor:
+def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
     """[n, heads, queries, dim] of equally long sequences."""
     causal = rule.causal and mask is None and query.shape[2] > 1
     if rule.softcap is None:
@@ -256,4 +265,4 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(PACKED, packed_mask)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,13 +80,16 @@ def build_runner(
     )
     # two bodies give one text two outputs, which the cache could not tell apart
     cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
-    if spec.per_sequence and spec.architecture not in ARCHITECTURES:
+    known = spec.architecture in ARCHITECTURES
+    if spec.per_sequence and not known:
         model = replace(model, layout="even")  # right whatever its layers do with padding
-    elif spec.architecture not in ARCHITECTURES:
-        probe = BaseRunner(spec, template, tokenizer, model, placement.device, cache, None)
-        model = replace(model, layout=_probed_layout(probe))
+    else:
+        probe = _Probe(BaseRunner(spec, template, tokenizer, model, placement.device, cache, None))
+        model = replace(model, layout=probe.layout(known=known))
+    # `is_decoder` makes an encoder causal, and a first token sees itself alone
+    first_alone = model.layout == "flat" and spec.layers and not getattr(model.bodies[0].config, "is_decoder", False)
     try:
-        last_layer = take_last_layer(model.bodies[0], spec.layers) if model.layout == "flat" and spec.layers else None
+        last_layer = take_last_layer(model.bodies[0], spec.layers) if first_alone else None
     except AttributeError as error:
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
@@ -95,44 +99,91 @@ def build_runner(
     return runner
 
 
-def _probed_layout(probe: BaseRunner) -> Layout:
-    """How a body of unknown build takes two sequences so that each gets the states it has alone.
+# names of settings, in any model's config.json, that may be a number of tokens at which its attention changes
+_LIMITS = re.compile("window|chunk|top_?k|local|keep|block|sparse|stride")
+# names of those by which a token reads the best-scored tokens alone; of equals, those that stay depend on the padding
+_BY_RANK = re.compile("index_top_?k")
+_FAR = 512  # tokens; a limit beyond is not tried out
 
-    What it gives alone comes from transformers' own attention.
+
+@dataclass(frozen=True)
+class _Probe:
+    """Finds out how a model's bodies take several sequences so that each gets the states it has alone.
+
+    What attention may ask for without padding is listed, and anything else is an error (`UnknownAttentionError`).
+    Trying it out also finds tokens that meet outside of attention.
     """
 
-    def states(layout: Layout, lengths: list[int]) -> Tensor:
+    runner: BaseRunner
+
+    def layout(self, *, known: bool) -> Layout:
+        """The layout that is right.
+
+        Args:
+            known: the architecture is in the registry, so that its attention is all that is in doubt.
+        """
+        model = self.runner.model
+        if known and (model.layout != "flat" or self._states("flat", [2, 1]) is not None):
+            return model.layout
+        packed = [body for body in model.bodies if model.layout == "flat"]
+        config: Any = model.bodies[0].config
+        settings = _settings(config.to_dict())
+        lengths = _telling_lengths(settings, self.runner.spec.max_length)
+        _set_attention(packed, None)
+        alone = torch.cat([self._run("padded", [length]) for length in lengths])
+        ranked = any(_BY_RANK.search(name) for name, _ in settings)
+        padded: Layout = "padded" if not ranked and self._agrees("padded", lengths, alone) else "even"
+        _set_attention(packed, PACKED)
+        if packed and self._agrees("flat", lengths, alone):
+            return "flat"
+        _set_attention(packed, None)
+        return padded
+
+    def _agrees(self, layout: Layout, lengths: list[int], alone: Tensor) -> bool:
+        states = self._states(layout, lengths)
+        if states is None:
+            return False
+        errors, sizes = (part.float().norm(dim=1) for part in (states - alone, alone))
+        # 16 bits give up to 0.05 in a deep model
+        return bool((errors <= (1e-3 if alone.dtype == torch.float32 else 0.1) * sizes).all())
+
+    def _states(self, layout: Layout, lengths: list[int]) -> Tensor | None:
+        """[tokens, dim]; None if the bodies do not take the layout."""
+        try:
+            return self._run(layout, lengths)
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeFailureError):
+            return None
+
+    def _run(self, layout: Layout, lengths: list[int]) -> Tensor:
         items = Items(offsets_of(lengths), {"ids": np.zeros(sum(lengths), np.int32)})
         # every length has ids of its own
-        ids = (np.repeat(lengths, lengths) + items.positions) % probe.model.vocabulary
-        runner = replace(probe, model=replace(probe.model, layout=layout))
+        ids = (np.repeat(lengths, lengths) + items.positions) % self.runner.model.vocabulary
+        runner = replace(self.runner, model=replace(self.runner.model, layout=layout))
         batch = runner.collate(items.with_columns(ids=ids.astype(np.int32)), np.arange(len(lengths)), is_query=False)
         with torch.inference_mode(), runner.device_errors(batch.num_tokens, batch.longest):
             return runner.states(batch).hidden
 
-    def equal(layout: Layout, alone: Tensor) -> bool:
-        try:
-            return bool(torch.allclose(states(layout, [7, 4]), alone, rtol=1e-2, atol=1e-3))
-        except (TypeError, ValueError, RuntimeFailureError):
-            return False  # it does not take the lengths
 
-    packed = [body for body in probe.model.bodies if probe.model.layout == "flat"]
-    _set_attention(packed, "sdpa", "eager")
-    alone = torch.cat([states("padded", [7]), states("padded", [4])])
-    padded: Layout = "padded" if equal("padded", alone) else "even"
-    _set_attention(packed, PACKED)
-    if packed and equal("flat", alone):
-        return "flat"
-    _set_attention(packed, "sdpa", "eager")
-    return padded
+def _settings(config: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """Names and values of a config and of those in it."""
+    inner = [setting for part in config.values() if isinstance(part, dict) for setting in _settings(part)]
+    return [*((str(name), value) for name, value in config.items()), *inner]
 
 
-def _set_attention(bodies: Sequence[Any], *names: str) -> None:
-    """The first of these implementations that each body takes."""
+def _telling_lengths(settings: Sequence[tuple[str, Any]], longest: int) -> list[int]:
+    """Lengths, longest first, on both sides of what may limit attention."""
+    limits = {value for name, value in settings if _LIMITS.search(name) and type(value) is int and 0 < value <= _FAR}
+    return sorted({7, 4, *(min(limit + 8, longest) for limit in limits)}, reverse=True)
+
+
+def _set_attention(bodies: Sequence[Any], name: str | None) -> None:
+    """Give the bodies the attention of that name; None: what transformers has for padded batches."""
     for body in bodies:
-        for name in names:
+        # some releases' sdpa ignores Gemma 2's soft-capping
+        softcap = getattr(body.config, "attn_logit_softcapping", None)
+        for choice in [name] if name else ["eager"] if softcap else ["sdpa", "eager"]:
             try:
-                body.set_attn_implementation(name)
+                body.set_attn_implementation(choice)
             except ValueError:
                 continue
             break

@@ -17,13 +17,14 @@ class StaticEmbedding(nn.Module):
 
     _supports_attention_backend = True  # each token stands for itself, so sequences may lie end to end
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, config: Any) -> None:
         super().__init__()
+        self.config = config
         self.embedding = nn.Embedding.from_pretrained(table)
 
     @classmethod
     def from_pretrained(
-        cls, _: None, *, state_dict: Mapping[str, Tensor], **options: Any
+        cls, _: None, *, config: Any, state_dict: Mapping[str, Tensor], **options: Any
     ) -> tuple[Any, dict[str, Any]]:
         """(the model, a report of its tensors), as transformers' classes give them."""
         tensors = dict(state_dict)
@@ -34,7 +35,7 @@ class StaticEmbedding(nn.Module):
         mapping, weights = tensors.pop("mapping", None), tensors.pop("weights", None)
         table = (table if mapping is None else table[mapping.long()]).float()
         table = table if weights is None else table * weights.float()[:, None]
-        return cls(table), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": list(tensors)}
+        return cls(table, config), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": list(tensors)}
 
     def set_attn_implementation(self, name: str) -> None:
         """Nothing: there is no attention."""
