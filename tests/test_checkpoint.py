@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -14,13 +15,14 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, NotFoundError
 from batchscore.inspection import inspect_model
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.open import open_model, pinned_options
-from batchscore.models.weights import identity
+from batchscore.models.weights import empty_tensors, has_tensor, identity, read_tensors
 
 Tiny = Callable[[str], str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -167,6 +169,268 @@ def test_a_model_that_the_hub_lacks_is_not_found(hub: Callable[[str], Hub]) -> N
 
     with pytest.raises(NotFoundError, match="'b/model' is not a folder and could not be fetched from the hub: 404"):
         open_checkpoint("b/model")
+
+
+# ---- which files hold the weights
+
+INDEX = "model.safetensors.index.json"
+
+
+def zeros(source: Path, target: Path) -> None:
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(source).items()}, target)
+
+
+def add_stale_index(folder: Path) -> None:
+    """An index of one shard of zeros, as an older save in several parts leaves it beside a newer model.safetensors."""
+    names = load_file(folder / "model.safetensors")
+    zeros(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
+
+
+def score(model: str | Path) -> list[float]:
+    with Scorer(str(model), dtype="float32") as scorer:
+        scores: list[float] = scorer.score("the cat", ["a dog", "old water"]).tolist()
+        return scores
+
+
+def test_a_whole_file_wins_over_an_index_of_older_shards(copied: Callable[[str], Path], tiny: Tiny) -> None:
+    folder = copied("bert_ce")
+    add_stale_index(folder)
+
+    assert score(folder) == score(tiny("bert_ce"))
+    assert "model.safetensors" in identity(open_checkpoint(str(folder)))
+    assert "model-00001-of-00001.safetensors" not in identity(open_checkpoint(str(folder)))
+    (folder / INDEX).write_text("not even JSON")
+    assert score(folder) == score(tiny("bert_ce"))
+
+
+def test_a_whole_pickle_wins_over_an_index_of_older_pickles(copied: Callable[[str], Path], tiny: Tiny) -> None:
+    folder = copied("bert_bin")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, folder / "old.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "old.bin")}))
+
+    assert score(folder) == score(tiny("bert_bin"))
+
+
+def test_a_run_of_a_hub_id_fetches_the_whole_file_and_not_the_older_shards(
+    hub: Callable[[str], Hub], tiny: Tiny
+) -> None:
+    fake = hub("bert_ce")
+    add_stale_index(fake.repository)
+
+    assert has_tensor(open_checkpoint("a/model"), "classifier.weight")
+    assert score("a/model") == score(tiny("bert_ce"))
+    assert weights(fake.fetched) == ["model.safetensors"]
+
+
+def test_shards_of_a_hub_id_are_fetched_where_there_is_no_whole_file(hub: Callable[[str], Hub], tiny: Tiny) -> None:
+    fake = hub("bert_sharded")
+    (fake.repository / "pytorch_model.bin").write_bytes(b"unread")
+
+    assert inspected()["problems"] == []
+    assert weights(fake.fetched) == []
+    assert score("a/model") == score(tiny("bert_sharded"))
+    assert weights(fake.fetched) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_a_file_that_config_json_names_wins_over_all_others(copied: Callable[[str], Path], tiny: Tiny) -> None:
+    folder = copied("bert_ce")
+    (folder / "model.safetensors").rename(folder / "exact.safetensors")
+    zeros(folder / "exact.safetensors", folder / "model.safetensors")
+    change(folder / "config.json", lambda config: {**config, "transformers_weights": "exact.safetensors"})
+
+    assert score(folder) == score(tiny("bert_ce"))
+
+
+def test_the_tensors_of_a_model_are_those_of_the_file_that_is_read(copied: Callable[[str], Path]) -> None:
+    folder = copied("bert_ce")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"score.weight": "gone.safetensors"}}))
+    checkpoint = open_checkpoint(str(folder))
+
+    assert (has_tensor(checkpoint, "classifier.weight"), has_tensor(checkpoint, "score.weight")) == (True, False)
+    (folder / "model.safetensors").unlink()
+    assert (has_tensor(checkpoint, "classifier.weight"), has_tensor(checkpoint, "score.weight")) == (False, True)
+
+
+SECOND = "model-00002-of-00002.safetensors"
+
+
+def drop_shard(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"an index forbids pickles, as in transformers")
+
+
+def name_a_tensor_more(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["pooler.extra"] = SECOND
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def repeat_a_tensor(folder: Path) -> None:
+    first = load_file(folder / SECOND.replace("00002-of", "00001-of"))
+    name = min(first)
+    save_file({**load_file(folder / SECOND), name: first[name]}, folder / SECOND)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_shard, f"tiny lacks {SECOND}, which {INDEX} names"),
+        (name_a_tensor_more, f"tiny: {SECOND} lacks pooler.extra, which {INDEX} names"),
+        (repeat_a_tensor, f"tiny: {SECOND} holds .*, which {INDEX} gives to model-00001-of-00002.safetensors"),
+        (lambda folder: (folder / INDEX).write_text("{}"), f"tiny: {INDEX} has no weight_map"),
+        (lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": 3}}'), f"tiny: {INDEX} has no weight_map"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_tensors, empty_tensors])
+def test_shards_that_are_not_those_of_their_index_are_refused(
+    copied: Callable[[str], Path],
+    read: Callable[[Checkpoint], Any],
+    damage: Callable[[Path], Any],
+    message: str,
+) -> None:
+    folder = copied("bert_sharded")
+    damage(folder)
+
+    with pytest.raises(CheckpointError, match=f"^{message}"):
+        read(Checkpoint("tiny", folder, folder))
+
+
+# ---- where the backbone is
+
+
+def moved(folder: Path, to: str) -> Path:
+    """The checkpoint as sentence-transformers 0.x saved it: the Transformer module has a folder."""
+    (folder / to).mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(folder / to / path.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([{**modules[0], "path": to}, *modules[1:]]))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["0_Transformer", "backbone"])
+def test_the_folder_of_the_transformer_module_has_config_weights_and_tokenizer(
+    copied: Callable[[str], Path], tiny: Tiny, name: str
+) -> None:
+    folder, plain = moved(copied("bert_dense"), name), identity(open_checkpoint(tiny("bert_dense")))
+
+    assert score(folder) == score(tiny("bert_dense"))
+    backbone = {"model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    renamed = {f"{name}/{file}" if file in backbone else file: digest for file, digest in plain.items()}
+    assert identity(open_checkpoint(str(folder))) == renamed
+    (folder / name / "sentence_bert_config.json").rename(folder / "sentence_bert_config.json")
+    assert score(folder) == score(tiny("bert_dense"))
+    assert score_with_tokenizer(tiny("bert_dense"), folder) == score(folder)
+
+
+def score_with_tokenizer(model: str, tokenizer: Path) -> list[float]:
+    with Scorer(model, tokenizer=str(tokenizer), dtype="float32") as scorer:
+        scores: list[float] = scorer.score("the cat", ["a dog", "old water"]).tolist()
+        return scores
+
+
+def test_a_hub_id_with_a_folder_for_its_transformer_is_inspected_and_fetched(
+    hub: Callable[[str], Hub], tiny: Tiny
+) -> None:
+    fake = hub("bert_mean")
+    moved(fake.repository, "0_Transformer")
+
+    assert inspected()["problems"] == []
+    assert weights(fake.fetched) == []
+    assert score("a/model") == score(tiny("bert_mean"))
+    assert weights(fake.fetched) == ["0_Transformer/model.safetensors"]
+
+
+def test_a_missing_folder_of_the_transformer_module_is_named(copied: Callable[[str], Path]) -> None:
+    folder = moved(copied("bert_mean"), "0_Transformer")
+    shutil.rmtree(folder / "0_Transformer")
+
+    with pytest.raises(CheckpointError, match="has no 0_Transformer/config.json"):
+        open_model(str(folder), None, {})
+
+
+# ---- paths that lead out
+
+
+@pytest.mark.parametrize("outside", ["../other", "1_Pooling/../../other", "{absolute}"])
+@pytest.mark.parametrize("file", ["modules.json", INDEX, "config.json", "tokenizer_config.json"])
+def test_a_path_that_leads_out_of_the_checkpoint_is_refused(
+    copied: Callable[[str], Path], tmp_path: Path, file: str, outside: str
+) -> None:
+    """Whatever is there is a checkpoint of its own: it would be read."""
+    folder = copied("bert_mean")
+    shutil.copytree(folder, tmp_path / "other")
+    outside = outside.format(absolute=tmp_path / "other")
+    if file == "modules.json":
+        change(folder / file, lambda modules: [{**module, "path": outside} for module in modules])
+    elif file == INDEX:
+        names = load_file(folder / "model.safetensors")
+        (folder / file).write_text(json.dumps({"weight_map": dict.fromkeys(names, f"{outside}/model.safetensors")}))
+        (folder / "model.safetensors").unlink()
+    else:
+        change(folder / file, lambda config: {**config, "auto_map": {"AutoModel": f"{outside}--modeling.Model"}})
+
+    with pytest.raises(CheckpointError, match=f"{file} names '.*', which is outside of the checkpoint"):
+        Scorer(str(folder))
+
+
+def change(path: Path, by: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(by(json.loads(path.read_text()))))
+
+
+def test_files_that_are_symbolic_links_are_read_as_in_the_hubs_cache(copied: Callable[[str], Path], tiny: Tiny) -> None:
+    folder = copied("bert_dense")
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate([path for path in folder.rglob("*") if path.is_file()]):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+
+    assert score(folder) == score(tiny("bert_dense"))
+
+
+# ---- what config.json says
+
+
+def test_infinity_as_transformers_writes_it_is_a_number(tmp_path: Path) -> None:
+    tags = ["Infinity", "-Infinity", "NaN", "1"]
+    content = {"architectures": ["BertModel"], "limits": [{"__float__": tag} for tag in tags]}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    limits = open_checkpoint(str(tmp_path)).config["limits"]
+
+    assert limits[:2] == [float("inf"), float("-inf")]
+    assert limits[2] != limits[2]
+    assert limits[3] == {"__float__": "1"}  # transformers leaves others alone, too
+
+
+def test_a_config_that_transformers_refuses_is_quoted_to_the_end(copied: Callable[[str], Path]) -> None:
+    folder = copied("bert_mean")
+    change(folder / "config.json", lambda config: {**config, "hidden_act": [3]})
+
+    with pytest.raises(CheckpointError, match="Validation error for field 'hidden_act': .*expected str, got list"):
+        Scorer(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"), [("bert_mean", "BertModel"), ("bert_ce", "BertForSequenceClassification")]
+)
+def test_a_config_without_architectures_is_told_how_to_name_one(
+    copied: Callable[[str], Path], tiny: Tiny, name: str, suggested: str
+) -> None:
+    folder = copied(name)
+    change(folder / "config.json", lambda config: {k: v for k, v in config.items() if k != "architectures"})
+
+    with pytest.raises(CheckpointError, match="config.json names no architectures") as caught:
+        open_model(str(folder), None, {})
+    assert caught.value.hint is not None
+    hint = caught.value.hint
+    overrides = re.findall("--hf-overrides '(.*?)'", hint)[-1]
+    assert json.loads(overrides) == {"architectures": [suggested]}
+    with Scorer(str(folder), hf_overrides=overrides, dtype="float32") as scorer:
+        assert scorer.score("the cat", ["a dog", "old water"]).tolist() == score(tiny(name))
 
 
 # ---- identity

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from batchscore import Scorer
-from batchscore.errors import CheckpointError, UsageError
+from batchscore.errors import CheckpointError, UsageError, debug_traceback
 
 Tiny = Callable[[str], str]
 
@@ -76,6 +76,78 @@ def test_a_damaged_file_is_a_checkpoint_error(
     with pytest.raises(CheckpointError):
         Scorer(str(folder))
     assert "pickle ran" not in capsys.readouterr().out
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 437951328\n"
+STAND_INS = {"a Git LFS pointer": POINTER, "a web page": b"\n<!DOCTYPE html><html>", "empty": b""}
+
+
+@pytest.mark.parametrize("words", STAND_INS)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("bert_mean", "model.safetensors"),
+        ("bert_mean", "tokenizer.json"),
+        ("bert_mean", "config.json"),
+        ("bert_mean", "1_Pooling/config.json"),
+        ("bert_dense", "2_Dense/model.safetensors"),
+        ("bert_bin", "pytorch_model.bin"),
+        ("bert_sharded", "model-00002-of-00002.safetensors"),
+        ("bert_sharded", "model.safetensors.index.json"),
+        ("bge_m3", "colbert_linear.pt"),
+    ],
+)
+def test_what_a_failed_download_leaves_is_named(tiny: Tiny, tmp_path: Path, name: str, file: str, words: str) -> None:
+    folder = copy_of(tiny, name, tmp_path)
+    (folder / file).write_bytes(STAND_INS[words])
+
+    with pytest.raises(CheckpointError, match=f"copy: {file} is {words}") as caught:
+        Scorer(str(folder), score_type="late-interaction" if name == "bge_m3" else "auto")
+    steps = {"a Git LFS pointer": f"run `git lfs pull` in {(folder / file).parent}, or download the model with"}
+    assert (caught.value.hint or "").startswith(steps.get(words, "download it again"))
+
+
+@pytest.mark.parametrize(
+    ("write", "problem"),
+    [
+        (lambda path: torch.save({"a": Payload()}, path), "holds print, and only tensors are read"),
+        (lambda path: torch.save({"model": {"a": torch.zeros(2)}}, path), "holds a dict as 'model'"),
+        (lambda path: torch.save([torch.zeros(2)], path), "holds a list, and should hold tensors by their names"),
+        (lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path), "is damaged, or no file of"),
+        (lambda path: path.write_text("hello world"), "is damaged, or no file of tensors by torch.save"),
+        (pickled, "is damaged, or no file of tensors by torch.save"),
+        (cut_short, "is damaged, or no file of tensors by torch.save"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_pickle_without_tensors_is_refused_and_never_advised_to_run(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any], problem: str
+) -> None:
+    monkeypatch.setenv("BATCHSCORE_DEBUG", "1")
+    folder = copy_of(tiny, "bert_bin", tmp_path)
+    write(folder / "pytorch_model.bin")
+
+    with pytest.raises(CheckpointError, match=f"copy: pytorch_model.bin {problem}") as caught:
+        Scorer(str(folder))
+    assert "weights_only" not in debug_traceback(caught.value).replace("weights_only=True", "")
+
+
+def test_a_folder_with_an_adapter_only_is_refused_with_its_base_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base-model"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match="adapter_config.json: it is a PEFT adapter of a/base-model") as caught:
+        Scorer(str(tmp_path))
+    assert "merge_and_unload" in str(caught.value.hint)
+
+
+def test_an_adapter_beside_weights_is_refused_because_these_may_lack_it(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copy_of(tiny, "bert_ce", tmp_path)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base-model"}')
+
+    with pytest.raises(CheckpointError, match="is a PEFT adapter of a/base-model") as caught:
+        Scorer(str(folder))
+    assert "remove adapter_config.json" in str(caught.value.hint)
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(tiny: Tiny, tmp_path: Path) -> None:

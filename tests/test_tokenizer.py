@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import checkpoints
-from batchscore.errors import CheckpointError
+from batchscore.errors import CheckpointError, MissingDependencyError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
@@ -276,6 +276,100 @@ def test_a_checkpoint_without_any_tokenizer_is_a_checkpoint_error(tiny: Tiny, tm
 
     with pytest.raises(CheckpointError, match="tiny has no tokenizer"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        (
+            "xlmr_cls",
+            "BertTokenizer",
+            "BertTokenizer finds no words: it reads vocab.txt, tokenizer.json, and the folder has {file}",
+        ),
+        (
+            "bert_mean",
+            "RobertaTokenizer",
+            "RobertaTokenizer finds no words: it reads vocab.json, merges.txt, .*, and the folder has {file}",
+        ),
+    ],
+)
+def test_a_vocabulary_that_the_class_does_not_read_is_refused(
+    tiny: Tiny, tmp_path: Path, name: str, wrong: str, message: str
+) -> None:
+    """transformers makes one up of special tokens, in which every text is unknown."""
+    folder = copied(tiny(name), tmp_path, tokenizer_class=wrong)
+    file = "vocab.txt" if name == "bert_mean" else "sentencepiece.bpe.model"
+    (folder / file).write_text("the\ncat\n")
+    (folder / "tokenizer.json").unlink()
+
+    with pytest.raises(CheckpointError, match=f"^tiny: {message.format(file=file)}"):
+        load(folder)
+
+
+def test_a_tokenizer_json_without_words_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("bert_mean"), tmp_path)
+    Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+
+    with pytest.raises(CheckpointError, match="^tiny: tokenizer.json has no words"):
+        load(folder)
+
+
+def test_a_vocabulary_of_one_script_is_enough(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("bert_mean"), tmp_path)
+    vocab = {token: number for number, token in enumerate(["[UNK]", "ส", "##น", *(f"##{c}" for c in "ุัขจิ้งอกสี้ำตาล")])}
+    Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+
+    assert ids_of(load(folder), "สน") == [1, 2]
+
+
+def sentencepiece_vocabulary(path: Path) -> None:
+    """A SentencePiece model of a few words and letters."""
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    kinds = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    for number, piece in enumerate([*kinds, "▁", *"▁the ▁cat ▁dog".split(), *checkpoints.LETTERS]):
+        proto.pieces.add(piece=piece, score=-float(number), type=kinds.get(piece, 1))
+    proto.trainer_spec.model_type = 1  # Unigram
+    path.write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "ids"),
+    [
+        ("DebertaV2Tokenizer", "spm.model", [4, 5, 3, 28, 21, 10]),
+        ("XLMRobertaTokenizer", "sentencepiece.bpe.model", [5, 6, 4, 29, 22, 11]),  # fairseq's ids are one higher
+    ],
+)
+def test_a_sentencepiece_model_alone_is_a_tokenizer(
+    tiny: Tiny, tmp_path: Path, kind: str, file: str, ids: list[int]
+) -> None:
+    folder = copied(tiny("xlmr_cls"), tmp_path, tokenizer_class=kind)
+    (folder / "tokenizer.json").unlink()
+    sentencepiece_vocabulary(folder / file)
+
+    assert ids_of(load(folder), "the cat vod") == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "package"), [(b"\x0a\x0e\x0a\x05<unk>", "sentencepiece"), (b"IQ== 0\nIg== 1\n", "tiktoken")]
+)
+def test_a_package_that_a_vocabulary_needs_is_named(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, package: str
+) -> None:
+    folder = copied(tiny("xlmr_cls"), tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "sentencepiece.bpe.model").write_bytes(content)
+    monkeypatch.setattr(f"transformers.utils.import_utils.is_{package}_available", lambda: False)
+
+    def ask_for_tiktoken(*_: object, **__: object) -> None:  # as transformers does, whichever package is missing
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", ask_for_tiktoken)
+
+    with pytest.raises(
+        MissingDependencyError, match=f"^tiny: sentencepiece.bpe.model is read by {package}, which"
+    ) as e:
+        load(folder)
+    assert (e.value.exit_code, e.value.hint) == (3, f"pip install 'batchscore[{package}]'")
 
 
 def words(single: str, pair: str) -> Tokenizer:

@@ -34,7 +34,7 @@ _OBJECTS = "rope_scaling rope_parameters id2label sentence_transformers task_ins
 _LISTS = "architectures lora_adaptations matryoshka_dimensions skiplist_words"
 _TEXTS = (
     "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "
-    "default_prompt_name query_prefix document_prefix query_token_id"
+    "transformers_weights default_prompt_name query_prefix document_prefix query_token_id"
 )
 # the kind of value that a key must have, in any file; null counts as absent
 _KINDS: dict[str, tuple[Any, str]] = {

@@ -41,10 +41,13 @@ def check_content(name: str, file: str, path: Path) -> None:
         path: of the file.
 
     Raises:
-        CheckpointError: it is empty, a Git LFS pointer, or the page that a failed download left.
+        CheckpointError: it is empty, a Git LFS pointer, the page that a failed download left, or cannot be read.
     """
-    with path.open("rb") as opened:
-        start = opened.read(64).lstrip().lower()
+    try:
+        with path.open("rb") as opened:
+            start = opened.read(64).lstrip().lower()
+    except OSError as error:
+        raise CheckpointError(f"{name}: {file} cannot be read: {error.strerror}") from error
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         raise CheckpointError(
             f"{name}: {file} is a Git LFS pointer, not the file it stands for",

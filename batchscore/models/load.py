@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,7 @@ from batchscore.models.resolve import unsupported
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
-from batchscore.models.weights import empty_tensors, fetch_weights, read_tensors, unreadable
+from batchscore.models.weights import empty_tensors, fetch_weights, pickle_problem, read_tensors
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
 _UNREAD = r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)"
@@ -335,6 +336,6 @@ def _transformers_errors() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ImportError) and error.name is None:  # written by transformers, which looks for packages
             raise MissingDependencyError(f"transformers cannot load it: {one_line(error)}") from error
-        if reason := unreadable(error):
-            raise CheckpointError(f"a file of its weights {reason}") from None
+        if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+            raise CheckpointError(f"a file of its weights {pickle_problem(error)}") from None
         raise CheckpointError(f"transformers cannot load it: {first_line(error)}") from error

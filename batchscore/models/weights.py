@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple, TypeVar
 
 from batchscore.errors import CheckpointError, first_line
@@ -130,6 +130,11 @@ def _choices(checkpoint: Checkpoint, module: str) -> Iterator[_Choice]:
     if module == BGE_M3_HEAD:
         yield _Choice([module])
         return
+    named = None if module else checkpoint.own_config.get("transformers_weights")
+    if named:
+        file = str(Path(checkpoint.backbone, inside(checkpoint.name, "config.json", named)))
+        yield _indexed(checkpoint, file) if file.endswith(".json") else _Choice([file])
+        return
     for name in ("model.safetensors", "pytorch_model.bin"):
         file = str(Path(module or checkpoint.backbone, name))
         index = f"{file}.index.json"
@@ -179,7 +184,9 @@ def _required(checkpoint: Checkpoint, module: str) -> _Choice:
         return choice
     if module:
         raise CheckpointError(f"{name}: module {module!r} has no weights", hint=f"expected {expected} in {module}/")
-    raise CheckpointError(f"{name} has no weights", hint=f"expected {expected}, whole or in parts")
+    named = checkpoint.own_config.get("transformers_weights")
+    hint = f"config.json names {named}" if named else f"expected {expected}, whole or in parts"
+    raise CheckpointError(f"{name} has no weights", hint=hint)
 
 
 # ---- content
@@ -215,21 +222,14 @@ def _opened(checkpoint: Checkpoint, file: str, read: Callable[[Path], T]) -> T:
         return read(path)
     # only safetensors and pickle run here, and damaged bytes make them raise almost anything
     except Exception as error:
-        reason = unreadable(error)
-        raise CheckpointError(f"{checkpoint.name}: {file} {reason or f'is damaged: {first_line(error)}'}") from (
-            None if reason else error
-        )
+        if path.suffix == ".safetensors":
+            raise CheckpointError(f"{checkpoint.name}: {file} is damaged: {first_line(error)}") from error
+        raise CheckpointError(f"{checkpoint.name}: {file} {pickle_problem(error)}") from None
 
 
-def unreadable(error: Exception) -> str:
-    """What is wrong with a pickle, in words; "" if the error is of another kind.
-
-    torch's own message is not for users: it advises to run whatever the file contains.
-    """
-    text = str(error)
-    if not isinstance(error, UnpicklingError) and "weights_only" not in text:
-        return ""
-    found = re.search(r"GLOBAL (\S+)", text)
+def pickle_problem(error: Exception) -> str:
+    """What is wrong with a file that torch.load refuses, without torch's advice to run whatever the file contains."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
     return (
         f"holds {found[1]}, and only tensors are read" if found else "is damaged, or no file of tensors by torch.save"
     )
@@ -249,7 +249,9 @@ def _read_pickle(path: Path) -> Any:
     """Tensors and plain values; everything else is refused, since a pickle could run code."""
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch asks for reports on what it then refuses
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from tokenizers.normalizers import BertNormalizer
 
 from batchscore.errors import CheckpointError, MissingDependencyError, first_line, one_line
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.folder import check_content, vocabularies
+from batchscore.models.folder import check_content, inside, vocabularies
 from batchscore.models.quiet import quiet
 from batchscore.types import Items, offsets_of, ranges
 
@@ -45,6 +45,8 @@ _SENTENCES = [
 ]
 _SENTENCES += ["敏捷的棕色狐狸", "すばやい茶色の狐", "빠른 갈색 여우", "तेज़ भूरी लोमड़ी", "สุนัขจิ้งจอกสีน้ำตาล", "ቀይ ቀበሮ"]
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and its rank
+_FILE_KEYS = {"vocab_file", "merges_file", "spm_file", "tokenizer_file"}
+_CLASS = "name the class that reads it as tokenizer_class in tokenizer_config.json, or add tokenizer.json"
 _PROBES = (("what is it?", "It is A, not B."), ("Zwölf Öfen", "北京"), ("a", "b c"))
 
 
@@ -349,6 +351,8 @@ def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
         )
     for file in files:
         check_content(name, file, folder / file)
+    for key in _FILE_KEYS & checkpoint.tokenizer_config.keys():  # some releases of transformers read them
+        inside(name, f"{key} in tokenizer_config.json", str(checkpoint.tokenizer_config[key] or ""))
     listed = ", ".join(files)
     try:
         with quiet():
@@ -357,15 +361,17 @@ def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
         _require_packages(name, [folder / file for file in files])
         if isinstance(error, ImportError):
             raise MissingDependencyError(f"{name}: its tokenizer cannot be loaded: {one_line(error)}") from error
-        raise CheckpointError(f"{name}: no tokenizer can be made from {listed}: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{name}: no tokenizer can be made from {listed}: {first_line(error)}", hint=_CLASS
+        ) from error
     kind = type(loaded)
     tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
     if tokenizer is None:
         raise CheckpointError(f"{name}: {kind.__name__} is a tokenizer in Python, and only those in Rust are supported")
     if not _knows_words(tokenizer):
+        reads = ", ".join(kind.vocab_files_names.values())
         raise CheckpointError(
-            f"{name}: {kind.__name__} reads {', '.join(kind.vocab_files_names.values())}, and the folder has {listed}",
-            hint="name the class that reads it as tokenizer_class in tokenizer_config.json, or add tokenizer.json",
+            f"{name}: {kind.__name__} finds no words: it reads {reads}, and the folder has {listed}", hint=_CLASS
         )
     return tokenizer
 
