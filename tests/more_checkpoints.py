@@ -706,6 +706,10 @@ LATE_INTERACTION = {
 
 _LONGROPE: Json = {"rope_type": "longrope", "short_factor": [1 + n / 10 for n in range(8)]}
 _LONGROPE = {**_LONGROPE, "long_factor": [4.0 + n for n in range(8)]}
+_FEW_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_DSA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_DSA |= {"num_key_value_heads": 2, "head_dim": 8, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8}
+_DSA |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1}
 _GPT_OSS = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}
 EDGES = {
     "rotary_xlmr_pairs": _row(
@@ -729,6 +733,15 @@ EDGES = {
     "mistral_both_ways": _row("MistralModel", {**FAMILY["Mistral"], "is_causal": False}, BEGUN),
     # attention sinks, which the packed attention does not have
     "gpt_oss": _row("GptOssForCausalLM", {**_SMALL, **_GPT_OSS, "model_type": "gpt_oss"}, BEGUN),
+    # a window, chunks, a choice of keys and scores of keys, each of them in the mask alone
+    "phimoe": _row("PhimoeForCausalLM", {**_SMALL, **_FEW_EXPERTS, "model_type": "phimoe", "sliding_window": 8}, BEGUN),
+    "llama4": _row(
+        "Llama4TextModel",
+        {**_SMALL, **_FEW_EXPERTS, "model_type": "llama4_text", "attention_chunk_size": 8, "head_dim": 16},
+        BEGUN,
+    ),
+    "deepseek_v32": _row("DeepseekV32ForCausalLM", {**_SMALL, **_DSA, "model_type": "deepseek_v32"}, BEGUN),
+    "doge": _row("DogeForCausalLM", {**_SMALL, "model_type": "doge", "keep_window_size": 8}, BEGUN),
     # positions after the padding id
     "roberta_prelayernorm": _row(
         "RobertaPreLayerNormModel", {**ROBERTA_LIKE, "model_type": "roberta-prelayernorm"}, ROBERTA_WORDS

@@ -196,6 +196,16 @@ def test_a_pack_that_transformers_notices_has_the_mask_of_its_sequences() -> Non
     assert packed_mask(mask_function=masks.and_masks(inside, IN_A_PACK)) == Rule(causal=True, window=16)
 
 
+def test_a_mask_can_be_taken_as_a_whole_alone() -> None:
+    """Gemma 4 takes the last 0 queries of it, which are all."""
+    rule = Rule(causal=True, window=4)
+
+    assert rule[:, :, slice(-0, None), :] == rule
+    for part in (slice(1, None), slice(None, 5), slice(None, None, 2), 0):
+        with pytest.raises(UnknownAttentionError, match="a part of a mask"):
+            rule[:, :, part, :]  # type: ignore[index]
+
+
 NOBODY = torch.zeros(1, dtype=torch.int64)
 
 

@@ -46,6 +46,8 @@ def _output(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
         ("bert_concat", {}, False),
         ("bert_cls", {"score_type": "late-interaction"}, False),
         ("bert_ce", {"padded": True}, False),
+        ("bert_plain", {"hf_overrides": {"is_decoder": True}}, False),
+        ("xlmr_cls", {"hf_overrides": {"is_decoder": True}}, False),
     ],
 )
 def test_it_is_done_only_where_first_tokens_are_all_that_is_read(
@@ -54,3 +56,15 @@ def test_it_is_done_only_where_first_tokens_are_all_that_is_read(
     runner = Scorer(tiny(name), **options).batcher._runner  # type: ignore[arg-type]
 
     assert (runner.last_layer is not None) == alone  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["bert_plain", "xlmr_cls", "bert_ce", "roberta_ce"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_first_token_of_an_encoder_made_causal_sees_itself_alone(tiny: Tiny, name: str, padded: bool) -> None:
+    """So that all texts score alike; `is_decoder` stands in some encoders' config.json."""
+    causal = Scorer(tiny(name), dtype="float32", padded=padded, hf_overrides={"is_decoder": True})
+    plain = Scorer(tiny(name), dtype="float32", padded=padded)
+
+    texts = ["a dog", "the old cat", "light over water"]
+    assert np.ptp(causal.score("what is a cat", texts)) < 1e-6
+    assert np.ptp(plain.score("what is a cat", texts)) > 1e-5

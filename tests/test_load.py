@@ -62,6 +62,29 @@ def same(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def test_mgte_saved_again_by_transformers_keeps_its_rotary_base(tiny: Tiny, tmp_path: Path) -> None:
+    """Which is then in `rope_parameters`."""
+
+    def scores(name: str, **config: Any) -> Any:
+        (tmp_path / name).mkdir()
+        return Scorer(rewritten(tiny("gte"), tmp_path / name, same, **config), dtype="float32").score(QUERY, DOCUMENTS)
+
+    first, other = (scores(f"old {theta}", rope_theta=theta, rope_scaling=None) for theta in (160_000.0, 50.0))
+    saved = {"rope_theta": None, "rope_scaling": None}
+    again = scores("new", rope_parameters={"rope_type": "default", "rope_theta": 160_000.0}, **saved)
+
+    np.testing.assert_allclose(again, first, rtol=0, atol=1e-6)
+    assert np.abs(np.subtract(again, other)).max() > 1e-4
+
+
+def test_only_layer_norms_have_old_names(tiny: Tiny, tmp_path: Path) -> None:
+    """The activation of an Apertus has a number called beta."""
+    folder = rewritten(tiny("bert_mean"), tmp_path, beside(act__beta=torch.tensor(0.5)))
+
+    with pytest.raises(CheckpointError, match=r"unread by the architecture, act\.beta\n"):
+        loaded(folder)
+
+
 # ---- tensors that do not fit
 
 

@@ -40,6 +40,7 @@ OWN_LAYERS = (
 )
 WITH_OWN_LAYERS = ("deberta_pairs", "bloom_pairs", "mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert")
 WITH_OWN_LAYERS += ("lfm2_colbert_by_name", "stablelm", "mamba", "jamba", "gpt_oss", "convbert")
+WITH_OWN_LAYERS += ("llama4", "deepseek_v32", "doge")
 WITHOUT_KERNEL = {**dict.fromkeys(SOFTCAPPED, SOFTCAP), **dict.fromkeys(WITH_OWN_LAYERS, OWN_LAYERS)}
 # these fill queries up with tokens that are not attended to, which the kernel cannot leave out
 HIDING_IN_QUERIES = {"colbert", "modern_colbert", "modern_colbert_by_name"}
@@ -65,6 +66,7 @@ WINDOWS = {
     "modernbert": {(-1, -1), (4, 4)},
     "mistral_both_ways": {(8, 8)},
     "gemma3_lm": {(-1, 0), (11, 0)},
+    "phimoe": {(7, 0)},
 }
 
 

@@ -586,6 +586,10 @@ BI_ENCODERS = {
     "phi3_longrope": LAST,
     "mistral_both_ways": LAST,
     "gpt_oss": LAST,
+    "phimoe": LAST,
+    "llama4": LAST,
+    "deepseek_v32": LAST,
+    "doge": LAST,
     "roberta_prelayernorm": Row(Cosine(first)),
     "convbert": LAST,
 }

@@ -43,7 +43,8 @@ from batchscore.models.weights import empty_tensors, fetch_weights, pickle_probl
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
 _UNREAD = r"(^|\.)(position_ids$|inv_freq$|pooler\.|lm_head\.|cls\.|classifier\.|score\.)"
-_OLD_NAMES = (Rename(r"\.gamma$", (".weight",)), Rename(r"\.beta$", (".bias",)))  # TensorFlow's, of layer norms
+# TensorFlow's, of layer norms
+_OLD_NAMES = (Rename(r"(?i)(norm)\.gamma$", (r"\1.weight",)), Rename(r"(?i)(norm)\.beta$", (r"\1.bias",)))
 _NOT_NEEDED = re.compile(r"(^|\.)(position_ids$|pooler\.)")
 # keys of config.json that this program reads and the config classes of transformers do not have
 _OUR_KEYS = {"architectures", "model_type", "auto_map", "classifier_from_token", "method", "is_original_qwen3_reranker"}

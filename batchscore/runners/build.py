@@ -101,8 +101,8 @@ def build_runner(
 
 # names of settings, in any model's config.json, that may be a number of tokens at which its attention changes
 _LIMITS = re.compile("window|chunk|top_?k|local|keep|block|sparse|stride")
-# names of those by which a token reads the best-scored tokens alone; of equals, those that stay depend on the padding
-_BY_RANK = re.compile("index_top_?k")
+# names of those by which tokens read the best-scored tokens alone; which of equals these are depends on the padding
+_BY_RANK = re.compile("index_top_?k|keep_window")
 _FAR = 512  # tokens; a limit beyond is not tried out
 
 

@@ -29,6 +29,12 @@ class Rule:
     softcap: float | None = None  # products p become softcap * tanh(p / softcap)
     scaling: float | None = None  # factor on the products; None is dim ** -0.5
 
+    def __getitem__(self, index: tuple[slice, ...]) -> Rule:
+        """All of it, which Gemma 4 asks for as of a tensor; any other part is an UnknownAttentionError."""
+        if any(part not in (slice(None), slice(0, None)) for part in index):
+            raise UnknownAttentionError("a part of a mask")
+        return self
+
     def mask(self, length: int, device: torch.device, *, causality: bool) -> Tensor | None:
         """bool [length, length], the allowed pairs; None if all are, or, without `causality`, all earlier ones."""
         windowed = self.window is not None and self.window < length

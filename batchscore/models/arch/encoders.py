@@ -90,7 +90,8 @@ def _gte(config: Json) -> Json:
     NTK scaling is linear scaling with other numbers: (theta * factor) ** (-2i / d) / factor ** (2 / d).
     """
     scaling, theta = config.get("rope_scaling") or {}, config.get("rope_theta", 10_000.0)
-    rope, kind = _rope(theta), scaling.get("type") or scaling.get("rope_type")
+    native = config.get("rope_parameters")  # of a checkpoint that transformers has saved again
+    rope, kind = native or _rope(theta), scaling.get("type") or scaling.get("rope_type")
     if config.get("logn_attention_scale") or "mixed_b" in scaling or kind not in (None, "ntk"):
         raise CheckpointError(
             f"mGTE with rope_scaling {scaling} and logn_attention_scale {config.get('logn_attention_scale')} "
