@@ -93,6 +93,15 @@ def _bytes(single: str, pair: str, **config: Any) -> Words:
     return Words(make, {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", **config})
 
 
+def _t5() -> Tokenizer:
+    """XLM-R's words with an end and no beginning."""
+    tokenizer = FAMILIES["XLMRoberta"].tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 2)])
+    tokenizer.add_tokens(["▁false", "▁true", "▁no", "▁yes"])
+    return tokenizer
+
+
+T5_WORDS = Words(_t5, {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>"})
 BARE = _bytes("$A", "$A $B", eos_token="<|im_end|>")
 BEGUN = _bytes("<s> $A", "<s> $A <s> $B", bos_token="<s>", eos_token="</s>")
 ENDED = _bytes("$A <|endoftext|>", "$A $B <|endoftext|>", eos_token="<|im_end|>")
@@ -197,6 +206,21 @@ DEBERTA = {
     "pooler_hidden_act": "gelu",
     "layer_norm_eps": 1e-7,
 }
+MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 32}
+ALBERT = {**BERT_LIKE, "model_type": "albert", "embedding_size": 16}
+DEBERTA_1 = {**DEBERTA, "model_type": "deberta", "share_att_key": False}
+MEGATRON = {**BERT_LIKE, "model_type": "megatron-bert"}
+XLMR_XL, DATA2VEC, PRE_NORM, LONGFORMER = (
+    {**ROBERTA_LIKE, "model_type": kind}
+    for kind in ("xlm-roberta-xl", "data2vec-text", "roberta-prelayernorm", "longformer")
+)
+EUROBERT = {**SIZES, "hidden_act": "silu", "model_type": "eurobert", "num_key_value_heads": 1, "pad_token_id": 0}
+EUROBERT |= {"bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": POSITIONS, "tie_word_embeddings": False}
+CONVBERT = {**BERT_LIKE, "model_type": "convbert", "embedding_size": 32, "head_ratio": 1}
+T5: dict[str, Any] = {"model_type": "t5", "d_model": HIDDEN, "d_kv": 16, "d_ff": INTERMEDIATE, "num_layers": LAYERS}
+T5 |= {"num_heads": 2, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "n_positions": 128}
+T5 |= {"pad_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2, "is_encoder_decoder": True}
+MT5 = {**T5, "model_type": "mt5", "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}
 
 # the code that some repositories carry must not be needed, nor asked for
 _REMOTE = {"auto_map": {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model"}}
@@ -343,6 +367,20 @@ ENCODER_PAIRS = {
     "electra_pairs": _row("ElectraForSequenceClassification", ELECTRA, BERT_WORDS),
     "ernie_pairs": _row("ErnieForSequenceClassification", ERNIE, BERT_WORDS),
     "distilbert_pairs": _row("DistilBertForSequenceClassification", DISTILBERT, BERT_WORDS),
+    "mpnet_pairs": _row("MPNetForSequenceClassification", MPNET, ROBERTA_WORDS),
+    "albert_pairs": _row("AlbertForSequenceClassification", ALBERT, BERT_WORDS),
+    "deberta_1_pairs": _row("DebertaForSequenceClassification", DEBERTA_1, BERT_WORDS),
+    "megatron_pairs": _row("MegatronBertForSequenceClassification", MEGATRON, BERT_WORDS),
+    "xlmr_xl_pairs": _row("XLMRobertaXLForSequenceClassification", XLMR_XL, XLMR_WORDS),
+    "data2vec_pairs": _row("Data2VecTextForSequenceClassification", DATA2VEC, ROBERTA_WORDS),
+    "prelayernorm_pairs": _row("RobertaPreLayerNormForSequenceClassification", PRE_NORM, ROBERTA_WORDS),
+    "longformer_pairs": _row(
+        "LongformerForSequenceClassification", {**LONGFORMER, "attention_window": 16}, ROBERTA_WORDS
+    ),
+    "eurobert_pairs_late": _row("EuroBertForSequenceClassification", EUROBERT, BOTH),
+    "eurobert_pairs_mean": _row("EuroBertForSequenceClassification", {**EUROBERT, "classifier_pooling": "mean"}, BOTH),
+    "monot5": _row("T5ForConditionalGeneration", T5, T5_WORDS),
+    "mono_mt5": _row("MT5ForConditionalGeneration", MT5, T5_WORDS),
 }
 
 _MEAN, _CLS = _sentence_files("mean_tokens"), _sentence_files("cls_token")
@@ -363,7 +401,6 @@ JINA_MODULES: list[Json] = [
 LORA: dict[str, Any] = {"lora_adaptations": JINA_TASKS, "lora_rank": 4, "lora_alpha": 2}
 LORA |= {"task_instructions": {**dict.fromkeys(JINA_TASKS, ""), **JINA_PROMPTS}}
 _BERT, _ROBERTA = {**BERT_LIKE, "model_type": "bert"}, {**ROBERTA_LIKE, "model_type": "roberta"}
-_MPNET = {**ROBERTA_LIKE, "model_type": "mpnet", "relative_attention_num_buckets": 32}
 E5 = {"query": "query: ", "passage": "passage: "}
 
 ENCODER_VECTORS = {
@@ -378,11 +415,22 @@ ENCODER_VECTORS = {
     "xlmr_flash": _row("XLMRobertaModel", {**_XLMR, **_REMOTE}, XLMR_WORDS, renames=FLASH),
     "xlmr_mlm": _row("XLMRobertaForMaskedLM", _XLMR, XLMR_WORDS),
     "camembert": _row("CamembertModel", {**_ROBERTA, "model_type": "camembert"}, XLMR_WORDS, files=_MEAN),
-    "mpnet": _row("MPNetModel", _MPNET, ROBERTA_WORDS, files=_MEAN),
-    "mpnet_mlm": _row("MPNetForMaskedLM", _MPNET, ROBERTA_WORDS),
+    "mpnet": _row("MPNetModel", MPNET, ROBERTA_WORDS, files=_MEAN),
+    "mpnet_mlm": _row("MPNetForMaskedLM", MPNET, ROBERTA_WORDS),
     "ernie": _row("ErnieModel", ERNIE, BERT_WORDS, files=_MEAN),
     "electra": _row("ElectraModel", ELECTRA, BERT_WORDS),
     "distilbert": _row("DistilBertModel", DISTILBERT, BERT_WORDS, files=_MEAN),
+    "albert": _row("AlbertModel", ALBERT, BERT_WORDS, files=_MEAN),
+    "deberta_1": _row("DebertaModel", DEBERTA_1, BERT_WORDS, files=_MEAN),
+    "deberta": _row("DebertaV2Model", DEBERTA, BERT_WORDS),
+    "megatron": _row("MegatronBertModel", MEGATRON, BERT_WORDS),
+    "xlmr_xl": _row("XLMRobertaXLForMaskedLM", XLMR_XL, XLMR_WORDS),
+    "data2vec": _row("Data2VecTextModel", DATA2VEC, ROBERTA_WORDS),
+    "eurobert": _row("EuroBertForMaskedLM", EUROBERT, BOTH),
+    "t5": _row("T5EncoderModel", T5, T5_WORDS),
+    "t5_whole": _row("T5ForConditionalGeneration", T5, T5_WORDS, files=_MEAN),
+    "mt5": _row("MT5EncoderModel", MT5, T5_WORDS),
+    "umt5": _row("UMT5EncoderModel", {**T5, "model_type": "umt5"}, T5_WORDS),
     "distilbert_mlm": _row("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS),
     "distilbert_splade": _row("DistilBertForMaskedLM", DISTILBERT, BERT_WORDS, files=SPLADE),
     "jina_v3": Row(
@@ -488,6 +536,8 @@ GEMMA3 = {
     "rope_local_base_freq": 10_000.0,
     "query_pre_attn_scalar": 20,
 }
+MODERNBERT_DECODER = {**MODERNBERT, "model_type": "modernbert-decoder", "cls_token_id": 1, "sep_token_id": 2}
+MODERNBERT_DECODER |= {"bos_token_id": 1, "eos_token_id": 2}
 NEMOTRON = {**FAMILY["Llama"], **_REMOTE, "model_type": "llama_bidirec", "pooling": "avg", "temperature": 0.2}
 _LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
 NEMOTRON |= {"rope_theta": 500_000.0, "rope_scaling": {**_LLAMA3, "original_max_position_embeddings": POSITIONS}}
@@ -520,6 +570,7 @@ DECODER_PAIRS = {
         renames=_under("model."),
         extra=_SCORE,
     ),
+    "modernbert_decoder_pairs": _row("ModernBertDecoderForSequenceClassification", MODERNBERT_DECODER, BOTH),
     "gpt2_pairs": _row("GPT2ForSequenceClassification", GPT2, BARE),
     "qwen2_pairs_with_bias": _row("Qwen2ForSequenceClassification", FAMILY["Qwen2"], BEGUN, extra={"score.bias": (1,)}),
     "qwen3_reranker": _row("Qwen3ForCausalLM", _QWEN3, BARE),
@@ -602,6 +653,8 @@ DECODER_VECTORS = {
         weights={"2_Dense": {"linear.weight": (48, HIDDEN)}, "3_Dense": {"linear.weight": (HIDDEN, 48)}},
     ),
     "gemma3_lm": _row("Gemma3ForCausalLM", GEMMA3, BOTH),
+    "modernbert_decoder": _row("ModernBertDecoderModel", MODERNBERT_DECODER, BOTH),
+    "modernbert_decoder_lm": _row("ModernBertDecoderForCausalLM", MODERNBERT_DECODER, BOTH),
     "gritlm": _row("GritLM", FAMILY["Mistral"], BEGUN, model="MistralForCausalLM", native={"sliding_window": None}),
     "nemotron": _row("LlamaBidirectionalModel", NEMOTRON, BEGUN, model="LlamaModel", native={"model_type": "llama"}),
     "voyage": _row(
@@ -634,8 +687,9 @@ UNLISTED = {
     # no attention, and some
     "mamba": _row("MambaForCausalLM", {**_SMALL, **_MAMBA, "model_type": "mamba"}, BARE),
     "jamba": _row("JambaForCausalLM", {**_SMALL, **_JAMBA, "model_type": "jamba"}, BEGUN),
-    # an encoder, whose sentence-transformers files say how it is read
-    "albert": _row("AlbertModel", {**BERT_LIKE, "model_type": "albert", "embedding_size": 16}, BERT_WORDS, files=_MEAN),
+    # encoders: one whose convolution sees padding, with a head of its own, and one with a head for masked words
+    "convbert_pairs": _row("ConvBertForSequenceClassification", CONVBERT, BERT_WORDS),
+    "albert_mlm": _row("AlbertForMaskedLM", ALBERT, BERT_WORDS),
 }
 
 # ---- late interaction
@@ -743,9 +797,7 @@ EDGES = {
     "deepseek_v32": _row("DeepseekV32ForCausalLM", {**_SMALL, **_DSA, "model_type": "deepseek_v32"}, BEGUN),
     "doge": _row("DogeForCausalLM", {**_SMALL, "model_type": "doge", "keep_window_size": 8}, BEGUN),
     # positions after the padding id
-    "roberta_prelayernorm": _row(
-        "RobertaPreLayerNormModel", {**ROBERTA_LIKE, "model_type": "roberta-prelayernorm"}, ROBERTA_WORDS
-    ),
+    "roberta_prelayernorm": _row("RobertaPreLayerNormModel", PRE_NORM, ROBERTA_WORDS),
     # a convolution that sees padding
     "convbert": _row(
         "ConvBertModel", {**_SMALL, "model_type": "convbert", "embedding_size": 32, "head_ratio": 1}, BEGUN

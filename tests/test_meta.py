@@ -41,6 +41,7 @@ OWN_LAYERS = (
 WITH_OWN_LAYERS = ("deberta_pairs", "bloom_pairs", "mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert")
 WITH_OWN_LAYERS += ("lfm2_colbert_by_name", "stablelm", "mamba", "jamba", "gpt_oss", "convbert")
 WITH_OWN_LAYERS += ("llama4", "deepseek_v32", "doge")
+WITH_OWN_LAYERS += ("deberta_1_pairs", "deberta_1", "deberta")
 WITHOUT_KERNEL = {**dict.fromkeys(SOFTCAPPED, SOFTCAP), **dict.fromkeys(WITH_OWN_LAYERS, OWN_LAYERS)}
 # these fill queries up with tokens that are not attended to, which the kernel cannot leave out
 HIDING_IN_QUERIES = {"colbert", "modern_colbert", "modern_colbert_by_name"}
@@ -49,9 +50,13 @@ HIDING_IN_QUERIES = {"colbert", "modern_colbert", "modern_colbert_by_name"}
 MASKS = ("masking_utils.py", "transformers asks the mask of a padded batch whether anything is padded, once a pack")
 PADDING = ("modeling_utils.py", "transformers looks for padding among the ids to warn of it, once a pack")
 EXPERTS = ("rotary_bert.py", "how many tokens an expert gets decides shapes, once a layer")
+GLOBAL = ("modeling_longformer.py", "transformers asks whether any token is seen from everywhere, once a pack")
 WAITING = {
+    "longformer_pairs": GLOBAL,
     **dict.fromkeys(("mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert", "lfm2_colbert_by_name"), MASKS),
     **dict.fromkeys(("stablelm", "jamba", "convbert"), MASKS),
+    **dict.fromkeys(("mpnet_pairs", "megatron_pairs", "megatron", "eurobert_pairs_late", "convbert_pairs"), MASKS),
+    **dict.fromkeys(("monot5", "mono_mt5", "t5", "t5_model", "t5_whole", "mt5", "umt5"), MASKS),
     **dict.fromkeys(("gpt2_pairs", "gpt2_model", "gpt2_lm"), PADDING),
     "nomic_moe": EXPERTS,
 }

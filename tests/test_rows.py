@@ -103,6 +103,14 @@ def both_ways(reference: Reference, ids: Sequence[int]) -> Tensor:
     return reference.states(ids, attention_mask=torch.zeros(1, 1, len(ids), len(ids)))
 
 
+def encoded(reference: Reference, ids: Sequence[int]) -> Tensor:
+    """The states of an encoder-decoder's encoder."""
+    if not ids:
+        raise NoTokenError
+    states: Tensor = reference.net.encoder(input_ids=torch.tensor([ids])).last_hidden_state
+    return states[0]
+
+
 def first(states: Tensor) -> Tensor:
     return states[0]
 
@@ -250,6 +258,20 @@ class Segments:
         encoding = reference.tokenizer.encode(query, document)
         types = {"token_type_ids": torch.tensor([encoding.type_ids])} if self.typed else {}
         return reference.logits(encoding.ids, **types)[0]
+
+
+@dataclass(frozen=True)
+class MonoT5:
+    """What a T5 answers first: the logit of one token less that of another."""
+
+    other: str
+    wanted: str
+
+    def __call__(self, reference: Reference, query: str, document: str) -> Tensor:
+        ids = reference.ids(f"Query: {query} Document: {document} Relevant:")
+        begin = torch.tensor([[reference.net.config.decoder_start_token_id]])
+        logits = reference.logits(ids, decoder_input_ids=begin)[0]
+        return logits[reference.token(self.wanted)] - logits[reference.token(self.other)]
 
 
 def classified(reference: Reference, ids: Sequence[int]) -> Tensor:
@@ -476,6 +498,20 @@ CROSS_ENCODERS = {
     "electra_pairs": TYPED,
     "ernie_pairs": TYPED,
     "distilbert_pairs": SEGMENTS,
+    "mpnet_pairs": SEGMENTS,
+    "albert_pairs": TYPED,
+    "deberta_1_pairs": SEGMENTS,
+    "megatron_pairs": TYPED,
+    "xlmr_xl_pairs": SEGMENTS,
+    "data2vec_pairs": SEGMENTS,
+    "prelayernorm_pairs": SEGMENTS,
+    "longformer_pairs": SEGMENTS,
+    "eurobert_pairs_late": SEGMENTS,
+    "eurobert_pairs_mean": SEGMENTS,
+    "convbert_pairs": TYPED,
+    "modernbert_decoder_pairs": SEGMENTS,
+    "monot5": Row(MonoT5("▁false", "▁true")),
+    "mono_mt5": Row(MonoT5("▁no", "▁yes")),
     "rotary_xlmr_pairs": SEGMENTS,
     "modernbert_epsilon_pairs": SEGMENTS,
     "llama_pairs": SEGMENTS,
@@ -532,6 +568,23 @@ BI_ENCODERS = {
     "ernie": MEAN,
     "electra": PLAIN,
     "distilbert": MEAN,
+    "albert": MEAN,
+    "albert_mlm": PLAIN,
+    "deberta_1": MEAN,
+    "deberta": PLAIN,
+    "megatron": PLAIN,
+    "xlmr_xl": PLAIN,
+    "xlmr_xl_model": named("XLMRobertaXLModel", "xlmr_xl", Cosine(first)),
+    "data2vec": PLAIN,
+    "eurobert": MEAN,
+    "eurobert_model": named("EuroBertModel", "eurobert", Cosine(mean)),
+    "t5": MEAN,
+    "t5_model": named("T5Model", "t5", Cosine(mean)),
+    "t5_whole": Row(Cosine(mean, states=encoded)),
+    "mt5": MEAN,
+    "umt5": MEAN,
+    "modernbert_decoder": LAST,
+    "modernbert_decoder_lm": LAST,
     "distilbert_mlm": PLAIN,
     "distilbert_splade": Row(splade),
     "jina_v3": Row(TEXT_MATCHING),
@@ -581,7 +634,6 @@ BI_ENCODERS = {
     "qwen3_moe": LAST,
     "mamba": LAST,
     "jamba": LAST,
-    "albert": MEAN,
     "splade_relu": Row(splade),
     "phi3_longrope": LAST,
     "mistral_both_ways": LAST,
@@ -591,7 +643,7 @@ BI_ENCODERS = {
     "deepseek_v32": LAST,
     "doge": LAST,
     "roberta_prelayernorm": Row(Cosine(first)),
-    "convbert": LAST,
+    "convbert": PLAIN,
 }
 
 LATE = {"score_type": "late-interaction"}

@@ -19,12 +19,15 @@ _UNSTEADY = ("big_bird", "reformer")
 
 
 def _is_encoder(config: Json) -> bool:
-    """Whether transformers knows the model type for predicting masked words."""
+    """Whether the class is transformers' own, of a model type that it has for predicting masked words."""
     if config.get("model_type") in (None, *_UNSTEADY):
         return False
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    return config["model_type"] in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return (
+        hasattr(transformers, config["architectures"][0]) and config["model_type"] in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
 
 
 # tried in this order; whether such a body runs without padding is tested when it is loaded

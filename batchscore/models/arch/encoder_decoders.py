@@ -15,5 +15,5 @@ ENCODER_DECODERS: dict[str, Entry] = {
     "T5EncoderModel": replace(_ENCODER, hub="sentence-transformers/sentence-t5-base"),
     "T5ForConditionalGeneration": replace(_MONO, hub="castorini/monot5-base-msmarco", answers=_TRUE),
     "MT5ForConditionalGeneration": replace(_MONO, hub="unicamp-dl/mt5-base-mmarco-v2", answers=_YES),
-    **dict.fromkeys(("T5Model", "MT5EncoderModel", "MT5Model", "UMT5EncoderModel", "UMT5Model"), _ENCODER),
+    **dict.fromkeys(("T5Model", "MT5EncoderModel", "UMT5EncoderModel"), _ENCODER),
 }
