@@ -571,7 +571,6 @@ BI_ENCODERS = {
     "phimoe": LAST,
     "llama4": LAST,
     "deepseek_v32": LAST,
-    "doge": LAST,
     "roberta_prelayernorm": Row(Cosine(first)),
     "convbert": LAST,
 }
