@@ -787,7 +787,7 @@ EDGES = {
     "mistral_both_ways": _row("MistralModel", {**FAMILY["Mistral"], "is_causal": False}, BEGUN),
     # attention sinks, which the packed attention does not have
     "gpt_oss": _row("GptOssForCausalLM", {**_SMALL, **_GPT_OSS, "model_type": "gpt_oss"}, BEGUN),
-    # a window, chunks, a choice of keys and scores of keys, each of them in the mask alone
+    # a window, chunks and a choice of keys, each of them in the mask alone
     "phimoe": _row("PhimoeForCausalLM", {**_SMALL, **_FEW_EXPERTS, "model_type": "phimoe", "sliding_window": 8}, BEGUN),
     "llama4": _row(
         "Llama4TextModel",
@@ -795,7 +795,6 @@ EDGES = {
         BEGUN,
     ),
     "deepseek_v32": _row("DeepseekV32ForCausalLM", {**_SMALL, **_DSA, "model_type": "deepseek_v32"}, BEGUN),
-    "doge": _row("DogeForCausalLM", {**_SMALL, "model_type": "doge", "keep_window_size": 8}, BEGUN),
     # positions after the padding id
     "roberta_prelayernorm": _row("RobertaPreLayerNormModel", PRE_NORM, ROBERTA_WORDS),
     # a convolution that sees padding

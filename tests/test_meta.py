@@ -40,8 +40,7 @@ OWN_LAYERS = (
 )
 WITH_OWN_LAYERS = ("deberta_pairs", "bloom_pairs", "mpnet", "mpnet_mlm", "lfm2_model", "lfm2_lm", "lfm2_colbert")
 WITH_OWN_LAYERS += ("lfm2_colbert_by_name", "stablelm", "mamba", "jamba", "gpt_oss", "convbert")
-WITH_OWN_LAYERS += ("llama4", "deepseek_v32", "doge")
-WITH_OWN_LAYERS += ("deberta_1_pairs", "deberta_1", "deberta")
+WITH_OWN_LAYERS += ("llama4", "deepseek_v32", "deberta_1_pairs", "deberta_1", "deberta")
 WITHOUT_KERNEL = {**dict.fromkeys(SOFTCAPPED, SOFTCAP), **dict.fromkeys(WITH_OWN_LAYERS, OWN_LAYERS)}
 # these fill queries up with tokens that are not attended to, which the kernel cannot leave out
 HIDING_IN_QUERIES = {"colbert", "modern_colbert", "modern_colbert_by_name"}
@@ -60,8 +59,8 @@ WAITING = {
     **dict.fromkeys(("gpt2_pairs", "gpt2_model", "gpt2_lm"), PADDING),
     "nomic_moe": EXPERTS,
 }
-# in transformers 5.17, and no longer in 5.24, the longest position is fetched to choose frequencies
-ONCE_WAITING = {"phi3_longrope": "modeling_rope_utils.py"}
+# in transformers 5.17, no longer in 5.24, the longest position is fetched to choose frequencies, and a mask of chunks
+ONCE_WAITING = {"phi3_longrope": "modeling_rope_utils.py", "llama4": "masking_utils.py"}
 
 # the kernel's windows in rows of each kind
 WINDOWS = {

@@ -641,7 +641,6 @@ BI_ENCODERS = {
     "phimoe": LAST,
     "llama4": LAST,
     "deepseek_v32": LAST,
-    "doge": LAST,
     "roberta_prelayernorm": Row(Cosine(first)),
     "convbert": PLAIN,
 }
