@@ -23,7 +23,10 @@ blames a file often wraps another library's exception; only the traceback tells 
 from __future__ import annotations
 
 import os
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Errors = Literal["fail", "quarantine", "null"]  # what to do about bad rows: --errors
@@ -55,9 +58,29 @@ class BatchscoreError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.names_keywords = False  # whether its text says what the flags of the hint are called in Python
 
     def __str__(self) -> str:
-        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+        if self.hint is None:
+            return self.message
+        flags = _FLAG.findall(self.hint) if self.names_keywords else []
+        keywords = dict.fromkeys(_KEYWORDS.get(flag) or flag.replace("-", "_") for flag in flags)
+        in_python = f" (in Python: {', '.join(keywords)})" if keywords else ""
+        return f"{self.message}\nhint: {self.hint}{in_python}"
+
+
+_FLAG = re.compile(r"(?<!\S)--([a-z][a-z-]+)")
+_KEYWORDS = {"in": "inputs", "no-hive": "hive=False"}  # the others are called as their flags
+
+
+@contextmanager
+def naming_keywords() -> Iterator[None]:
+    """Around calls from Python: hints speak of flags, and the text of an error then names the keywords too."""
+    try:
+        yield
+    except BatchscoreError as error:
+        error.names_keywords = True
+        raise
 
 
 class UsageError(BatchscoreError, ValueError):

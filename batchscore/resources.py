@@ -5,6 +5,7 @@ In a wheel `templates/` and `configs/` are inside the package; in a checkout the
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from batchscore.errors import UsageError
@@ -21,13 +22,14 @@ def shipped_files(kind: str) -> dict[str, Path]:
 
 
 def find_resource(kind: str, name: str) -> Path:
-    """The file that a user names: a path if it exists, else a shipped name.
+    """The file that a user names: a path (`~` is the home folder) if it exists, else a shipped name.
 
     Raises:
         UsageError: neither; the message lists the shipped names.
     """
-    if Path(name).is_file():
-        return Path(name)
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return path
     shipped = shipped_files(kind)
     if name not in shipped:
         raise UsageError(f"no file and no shipped name {name!r} in {kind}; shipped: {', '.join(shipped)}")

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.ranking import rank_rows
 from batchscore.engine.setup import ScorerOptions, Setup, set_up
-from batchscore.errors import InputError, RuntimeFailureError, UsageError
+from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.types import Pairs, Scores, Texts
 
 __all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up"]
@@ -53,12 +53,14 @@ class Scorer:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
 
+    @naming_keywords()
     def __init__(self, model: str | Setup, **options: Unpack[ScorerOptions]) -> None:
         self.setup = model if isinstance(model, Setup) else set_up(model, **options)
         self.checkpoint, self.spec = self.setup.checkpoint, self.setup.spec
         self.placement, self.budget = self.setup.placement, self.setup.budget
         self.batcher = Batcher(self.setup)
 
+    @naming_keywords()
     def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
         """Score 1:1, 1:N or N:N queries and documents.
 
@@ -73,6 +75,7 @@ class Scorer:
         pairs = _pair_up(_as_texts(queries, "queries"), _as_texts(documents, "documents"))
         return np.concatenate([scores.score[:, 0] for scores in self._windows(pairs)])
 
+    @naming_keywords()
     def rerank(self, query: str, documents: Sequence[str], top_n: int = 0) -> list[Ranked]:
         """Documents by descending score, equal scores in the order given; at most `top_n` of them, 0 for all.
 

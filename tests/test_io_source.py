@@ -444,7 +444,32 @@ def test_a_truncated_archive_is_named_with_the_line_reached(suffix: str) -> None
     text = fault(InputError, lambda: open_source([path]).units(100))
     assert text.startswith(f"{path}, line ")
     assert int(text.split("line ")[1].split(":")[0]) > 1000
-    assert "Truncated compressed stream" in text
+    assert {"gz": "ended before the end-of-stream marker", "zst": "Truncated compressed stream"}[suffix] in text
+
+
+@pytest.mark.parametrize("filling", [0, 1, 700, 1 << 21])
+def test_archives_in_several_pieces_and_filled_up_with_zero_bytes_are_whole(filling: int) -> None:
+    lines = [json.dumps({"n": number}).encode() + b"\n" for number in range(6)]
+    zeros = bytes(filling)
+    content = gzip.compress(lines[0]) + gzip.compress(b"".join(lines[1:4])) + zeros + gzip.compress(b"".join(lines[4:]))
+    Path("a.jsonl.gz").write_bytes(content + zeros)
+    assert [row["n"] for row in read(open_source(["a.jsonl.gz"]))] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("damage", ["cut", "filled", "checksum", "middle", "rest"])
+def test_a_damaged_archive_is_named(damage: str) -> None:
+    content = gzip.compress(os.urandom(4000).hex().join(('{"n": "', '"}\n')).encode())
+    changed = {
+        "cut": content[:-9],
+        "filled": content[:-9] + bytes(700),  # zero bytes instead of its end
+        "checksum": content[:-8] + b"12345678",
+        "middle": content[:2000] + bytes(50) + content[2050:],
+        "rest": content + b"rest",
+    }
+    Path("a.jsonl.gz").write_bytes(changed[damage])
+    text = fault(InputError, lambda: open_source(["a.jsonl.gz"]).units(10))
+    assert text.startswith("a.jsonl.gz, line ")
+    assert text.endswith("hint: write or download the file again")
 
 
 def test_what_only_pretends_to_be_an_archive_is_named() -> None:
@@ -1171,6 +1196,6 @@ def test_a_query_that_comes_back_is_named_with_its_row(suffix: str) -> None:
 def test_a_corpus_is_told_from_pairs(row: dict[str, Any]) -> None:
     source = open_source([write("corpus.jsonl", [row])])
     assert fault(InputError, lambda: source.require(FLAGS)) == (
-        f"corpus.jsonl has documents but no queries: no column 'query'; columns: {', '.join(row)}\n"
-        "hint: join it with your queries and their candidates, so that each row has a query and a document"
+        f"corpus.jsonl has one text a row, no query and document: no column 'query'; columns: {', '.join(row)}\n"
+        "hint: join the queries with their candidate documents, so that each row has both texts"
     )

@@ -30,7 +30,8 @@ class Display:
 
     def __init__(self, *, quiet: bool, log_format: str) -> None:
         self._quiet, self._json = quiet, log_format == "json"
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        # texts from outside are shown as they are: a path may have `:100:` or `[red]` in it
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._shown = perf_counter()
         self._lock = Lock()
@@ -45,7 +46,7 @@ class Display:
             self._event("loading", {"model": model, "stage": stage})
         elif stage == "weights":
             self.note("loading  weights")
-        elif os.path.isdir(model):
+        elif os.path.isdir(os.path.expanduser(model)):
             self.note(f"loading  {model}")
         else:
             self.note(f"loading  {model} from the Hugging Face hub, or from its cache on this machine")
@@ -116,7 +117,7 @@ class Display:
 
     def _print(self, line: str) -> None:
         with suppress(OSError, SystemExit):  # the reader of a pipe is gone; rich would end the program
-            self._console.print(line, markup=False)
+            self._console.print(line)
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
         if not self._quiet or event == "error":
@@ -140,7 +141,12 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
 
 
 def _bar(console: Console) -> Progress:
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, console=console, transient=True)
     bar.add_task("", total=1.0, text="")
     return bar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -44,6 +46,8 @@ def main(
     ] = False,
 ) -> None:
     """Score and rerank query/document pairs over whole corpora, offline."""
+    if isinstance(sys.stdout, TextIOWrapper):  # as stderr does: a file name may have no form in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 app.command()(score)

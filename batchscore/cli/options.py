@@ -247,6 +247,9 @@ class Run:
         _out("File to write, .parquet or .jsonl (.gz and .zst too), or DIR/ to keep one part file for each unit."),
     ]
     split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
+    hive: Annotated[
+        bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
+    ] = True
     overwrite: Annotated[
         bool,
         _output(

@@ -30,6 +30,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
     """
     from batchscore.cli.display import exit_on_error
     from batchscore.errors import OutputError
+    from batchscore.io.storage import target_path
     from batchscore.jobs.checks import refuse_merging_into
     from batchscore.jobs.merge import assemble
     from batchscore.jobs.output import find_parts, find_record
@@ -42,6 +43,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
         if parts is None:
             find_record(out)
             raise OutputError(f"{out} is complete: nothing to merge", hint="it is the merged output itself")
+        file = target_path(file)
         refuse_merging_into(parts, file)
         assemble(parts, file, stop, partial=partial)
         if not quiet:

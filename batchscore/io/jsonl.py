@@ -7,11 +7,13 @@ line is broken. A line that cannot be read is a row of nulls with a fault.
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import itertools
 import json
 import os
 import re
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ _HEAD_LINES = 1000  # read for the schema: enough to outvote a few odd rows, and
 _LINES = 4096  # in memory at once while units are divided, with `group`; a stop request is checked that often
 _LINES_BYTES = 8 << 20  # a limit on both, so that long lines do not fill the memory
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, zlib.error)  # from files and from what unpacks them
 _UNSTORABLE = (pa.ArrowException, OverflowError)
 
 
@@ -131,7 +134,7 @@ class JsonlReader:
                 while self._at < span.start:
                     self._at += len(self._stream.read(min(_BUFFER_BYTES, span.start - self._at)) or self._too_short())
             content = self._stream.read(span.stop - span.start)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (*_UNREADABLE, ValueError) as error:
             self.close()
             raise _fault(self.file, span.first_number, f"cannot be read: {error}", _AGAIN) from error
         self._at = span.stop
@@ -149,6 +152,11 @@ class JsonlReader:
         packing = compression(self.file)
         if packing is None:
             return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER_BYTES)
+        if packing == "gzip":
+            # not Arrow's, which refuses the zero bytes with which tapes and block devices fill up the last block
+            unpacked = gzip.GzipFile(fileobj=raw)
+            unpacked.myfileobj = raw  # is closed with it
+            return io.BufferedReader(unpacked, _BUFFER_BYTES)
         return io.BufferedReader(pa.input_stream(raw, compression=packing), _BUFFER_BYTES)
 
     def _lines(self, stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
@@ -156,7 +164,7 @@ class JsonlReader:
         try:
             for number, line in enumerate(stream, start=1):
                 yield number, line
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise _fault(self.file, number + 1, f"cannot be read: {error}", _AGAIN) from error
 
     def _readable(self) -> Iterator[tuple[bytes, dict[str, Any]]]:

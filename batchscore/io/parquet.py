@@ -7,6 +7,7 @@ some speed on remote disks.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError
 from batchscore.io.block import Block, RowCursor, Stamp
 from batchscore.io.schema import Shape
-from batchscore.io.storage import is_url, open_file, stat_file
+from batchscore.io.storage import is_url, is_utf8, open_file, stat_file
 from batchscore.io.units import Span, Steps, count_steps, table_steps
 from batchscore.types import offsets_of
 
@@ -105,16 +106,21 @@ class ParquetReader:
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{self.file}, row {done}: damaged from here on: {error}", hint=_HINT) from error
 
-    def _open(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(
-                open_file(self.file) if is_url(self.file) else self.file,
-                pre_buffer=False,
-                buffer_size=_BUFFER_BYTES,
-                page_checksum_verification=True,
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.file} is not a readable Parquet file: {error}", hint=_HINT) from error
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        with ExitStack() as stack:
+            try:
+                file = pq.ParquetFile(
+                    self.file
+                    if is_utf8(self.file) and not is_url(self.file)
+                    else stack.enter_context(open_file(self.file)),
+                    pre_buffer=False,
+                    buffer_size=_BUFFER_BYTES,
+                    page_checksum_verification=True,
+                )
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.file} is not a readable Parquet file: {error}", hint=_HINT) from error
+            yield stack.enter_context(file)
 
 
 _HINT = "write or download the file again"

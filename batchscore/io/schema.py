@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from batchscore.errors import InputError
 
-KEEP_HINT = "give the column another type, or leave it out with --keep-columns"
+KEEP_HINT = "give the column another type, or leave it out (with score: --keep-columns)"
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
 ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
@@ -32,8 +32,9 @@ def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) 
         if column not in names:
             if flag == "--query-column" and _is_corpus(names):
                 raise InputError(
-                    f"{file} has documents but no queries: no column {column!r}; columns: {', '.join(names)}",
-                    hint="join it with your queries and their candidates, so that each row has a query and a document",
+                    f"{file} has one text a row, no query and document: no column {column!r}; "
+                    f"columns: {', '.join(names)}",
+                    hint="join the queries with their candidate documents, so that each row has both texts",
                 )
             closest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f"pass {flag} {closest[0]}" if closest else f"pass {flag} with one of these columns"

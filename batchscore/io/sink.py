@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +27,11 @@ from batchscore.io.storage import (
     is_url,
     remove_orphans,
     require_store,
+    special_kind,
     split_url,
     sync_folder,
     upload,
+    write_hint,
     writer_id,
 )
 
@@ -40,18 +43,20 @@ def open_sink(path: str) -> Sink:
 
 def require_writable(path: str) -> Callable[[str, str], _Writer]:
     """The writer for the format of the suffix; raises as `open_sink`."""
+    if not is_url(path) and (kind := special_kind(path)):
+        raise OutputError(f"cannot write {path}: it is {kind}", hint="choose another output")
     writer = next((writer for suffix, writer in _WRITERS.items() if path.lower().endswith(suffix)), None)
     if writer is None:
         raise UsageError(
             f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
-            hint="rename the output, or end it with / for a folder of parts",
+            hint="end the name with one of these; --out of score and rerank may also be a folder, with / at its end",
         )
     if is_url(path):
         require_store(split_url(path)[0])
     else:
         folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder):
-            raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {folder}")
+            raise OutputError(f"cannot write {path}: no folder {folder}", hint=f"mkdir -p {shlex.quote(folder)}")
         if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
             reason = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
             raise OutputError(f"cannot write {path}: {reason}", hint="choose another output")
@@ -115,7 +120,7 @@ def _write_errors_as(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RuntimeFailureError(f"cannot write {path}: {error}", hint="make room on the disk") from error
+        raise RuntimeFailureError(f"cannot write {path}: {error}", hint=write_hint(error)) from error
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path} cannot hold these values: {error}", hint=KEEP_HINT) from error
 

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io.block import Block, Reader
+from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape, without_views
 from batchscore.io.units import Span, Unit, UnitBuilder
@@ -70,7 +71,7 @@ class Source(Protocol):
     @property
     def files(self) -> Sequence[str]: ...  # as the user named them; `Span.file` is an index
     def addresses(self) -> Addresses: ...
-    def fingerprint(self) -> list[dict[str, str | int | None]]: ...  # JSON-able; differs once the input has changed
+    def fingerprint(self) -> list[dict[str, Any]]: ...  # JSON-able; differs once the input has changed
     def column_names(self) -> list[str]: ...
     def column_type(self, column: str) -> pa.DataType: ...  # null if there is no such column
     def require(self, flags: Mapping[str, str]) -> None: ...
@@ -98,7 +99,8 @@ class FileAddresses:
 
     def open(self) -> FileSource:
         """Raises as `open_source`."""
-        return FileSource(self, [file.open(self.split) for file in self.inputs])
+        readers = [file.open(self.split) for file in self.inputs]
+        return FileSource(self, add_columns(readers, [file.partition for file in self.inputs]))
 
 
 class FileSource:
@@ -118,10 +120,14 @@ class FileSource:
     def addresses(self) -> FileAddresses:
         return self._addresses
 
-    def fingerprint(self) -> list[dict[str, str | int | None]]:
-        """Name, bytes and time of each file."""
-        stamps = zip(self.files, self._stamps, strict=True)
-        return [{"name": file, "bytes": size, "modified": modified} for file, (size, modified) in stamps]
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Name, bytes and time of each file, and what its folders say."""
+        files = zip(self._addresses.inputs, self.files, self._stamps, strict=True)
+        return [
+            {"name": name, "bytes": size, "modified": modified}
+            | ({"hive": dict(file.partition)} if file.partition else {})
+            for file, name, (size, modified) in files
+        ]
 
     def column_names(self) -> list[str]:
         """Columns of the first file, as far as its first rows tell."""
@@ -238,7 +244,8 @@ class FileSource:
         names = block.table.column_names
         if len(set(names)) < len(names):
             twice = max(names, key=names.count)
-            raise InputError(f"{reader.file} has several columns {twice!r}", hint="rename them, or pass --keep-columns")
+            leave = "" if twice in shapes else ", or leave them out with --keep-columns"
+            raise InputError(f"{reader.file} has several columns {twice!r}", hint=f"rename them{leave}")
         if len(block):
             location = f"{block.file}, {block.counts_in} {block.numbers[0]}"
             for column, shape in shapes.items():
@@ -260,15 +267,18 @@ def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mappin
     return table.select(table.column_names if columns is None else columns).replace_schema_metadata(None)
 
 
-def open_source(paths: Sequence[str], *, split: str | None = None, skip: Skip = lambda file: False) -> FileSource:
+def open_source(
+    paths: Sequence[str], *, split: str | None = None, hive: bool = True, skip: Skip = lambda file: False
+) -> FileSource:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
 
-    Files for which `skip` is true are left out of folders and of the matches of a pattern.
+    Files for which `skip` is true are left out of folders and of the matches of a pattern. With `hive`, folders below
+    those of `paths` that are named `key=value` are columns.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    inputs = tuple(file for path in paths for file in find_inputs(path, skip))
+    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
     return FileAddresses(inputs, split).open()

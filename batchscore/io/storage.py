@@ -13,8 +13,10 @@ import fnmatch
 import glob
 import os
 import re
+import shlex
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -52,13 +54,51 @@ def is_url(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """A path without `file://`."""
-    return path.removeprefix("file://")
+    """A path as the operating system takes it: without `file://`, and with the home folder for `~`."""
+    return os.path.expanduser(path.removeprefix("file://"))
+
+
+def target_path(path: str) -> str:
+    """The path at which an output is written: links to a file stay, and the file that they lead to is replaced.
+
+    Raises OutputError if links lead in a circle, or if the name is not UTF-8.
+    """
+    path = target = local_path(path)
+    if not is_url(path) and os.path.islink(path) and not (os.path.isdir(path) or special_kind(path)):
+        target = os.path.realpath(path)
+        if os.path.islink(target):
+            raise OutputError(
+                f"{path} cannot be an output: its symbolic links lead in a circle", hint=f"rm {shlex.quote(path)}"
+            )
+    if not is_utf8(target):
+        raise OutputError(f"{target} cannot be an output: its name is not UTF-8", hint="choose another name")
+    return target
+
+
+def is_utf8(path: str) -> bool:
+    """Whether Arrow can open a path: Python reads other names from a disk too, and keeps their bytes as surrogates."""
+    with contextlib.suppress(UnicodeEncodeError):
+        return bool(path.encode())
+    return False
+
+
+def special_kind(path: str) -> str | None:
+    """What a local path is, if it is there and neither a file nor a folder."""
+    with contextlib.suppress(OSError):
+        return _SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode))
+    return None
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"
+}  # fmt: skip
 
 
 def file_system(url: str) -> tuple[pafs.FileSystem, str]:
     """(file system, path on it); UsageError if neither pyarrow nor fsspec knows the scheme."""
     scheme = url.split("://", 1)[0]
+    if not is_utf8(url):
+        raise UsageError(f"{url} is not UTF-8", hint="check the URL")
     try:
         return pafs.FileSystem.from_uri(_uri(url))  # type: ignore[no-any-return]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -122,10 +162,10 @@ def stat_file(path: str) -> tuple[int, str | None]:
 
 
 def _stat_local(path: str) -> tuple[int, str | None]:
-    stat = os.stat(path)
+    status = os.stat(path)
     if not os.access(path, os.R_OK):
         raise PermissionError("permission denied")
-    return stat.st_size, iso_time(stat.st_mtime)
+    return status.st_size, iso_time(status.st_mtime)
 
 
 def _stat_url(url: str) -> tuple[int, str | None]:
@@ -488,10 +528,18 @@ def write_errors_as(path: str) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        hint = "make room on the disk, then run the same command again"
-        if isinstance(error, FileNotFoundError):
-            hint = "its folder is gone: another run may have merged it; run again to see"
-        raise RuntimeFailureError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+        raise RuntimeFailureError(f"cannot write {path}: {error.strerror or error}", hint=write_hint(error)) from error
+
+
+def write_hint(error: OSError) -> str:
+    """What to do about an error of a disk."""
+    if isinstance(error, FileNotFoundError):
+        return "its folder is gone: another run may have merged it; run again to see"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return "get the permission to write there, or choose another output"
+    return "make room on the disk, then run the same command again"
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def refuse_together(options: RunOptions, shard: Shard, output: Output) -> None:
     if options.overwrite and shard.count > 1:
         raise UsageError(
             "--overwrite in one of several shards would throw away what others did",
-            hint=f"remove {output.parts} before the shards start",
+            hint=f"drop it, and remove {output.parts} and {output.file} before the shards start",
         )
     if options.is_dynamic and is_url(output.parts):
         raise UsageError(

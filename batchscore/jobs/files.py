@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from typing_extensions import Unpack
 
-from batchscore.errors import Errors, UsageError
+from batchscore.errors import Errors, UsageError, naming_keywords
 from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.run import prepare
+from batchscore.models.resolve.options import nearest
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
 
@@ -28,6 +29,7 @@ class FileOptions(ScorerOptions, total=False):
     """Options that both functions take: the flags of the command line, with the same defaults."""
 
     split: str | None
+    hive: bool
     overwrite: bool
     merge: bool
     errors: Errors
@@ -105,6 +107,7 @@ def rerank_files(
     return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
 
 
+@naming_keywords()
 def _run(
     kind: type[Command],
     model: str,
@@ -124,11 +127,23 @@ def _run(
     if "unit_rows" in left:  # a Scorer tokenizes a whole unit at once: its window is a unit
         left["window_rows"] = left.pop("unit_rows")
     command = kind(**_taken(left, kind))
+    _refuse_undecodable({"model": model, **options})
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
     if unknown := left.keys() - ScorerOptions.__annotations__.keys():
-        raise UsageError(f"unknown option {min(unknown)!r}", hint="options are the flags of the command line")
+        known = {*ScoreOptions.__annotations__, *RerankOptions.__annotations__}
+        hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
+        raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
     return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+
+
+def _refuse_undecodable(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for text that is not UTF-8, which only a file system can take."""
+    for name, value in options.items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{name} {value!r} is not UTF-8", hint="write it in UTF-8") from error
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ class RunOptions:
     inputs: Sequence[str]
     out: str
     split: str | None = None
+    hive: bool = True
     overwrite: bool = False
     merge: bool = False
     errors: Errors = "quarantine"

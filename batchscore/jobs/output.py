@@ -12,7 +12,7 @@ from typing import Any
 
 from batchscore.errors import OutputError
 from batchscore.io.sink import require_writable
-from batchscore.io.storage import is_url, local_path, open_folder, require_store
+from batchscore.io.storage import is_url, open_folder, require_store, target_path
 from batchscore.jobs.parts import JOB, Parts, open_parts
 from batchscore.jobs.records import exists, read_record
 
@@ -35,7 +35,7 @@ class Output:
     @property
     def file(self) -> str:
         """What the parts are assembled to."""
-        return f"{self.path}.parquet" if self.is_folder else self.path
+        return target_path(f"{self.path}.parquet") if self.is_folder else self.path
 
     @property
     def errors(self) -> str:
@@ -49,7 +49,7 @@ class Output:
     def owns(self, path: str) -> bool:
         """Whether a run with this output writes this file."""
         names = path, self.path, self.file, self.errors
-        path, own, *others = (name if is_url(name) else os.path.abspath(name) for name in names)
+        path, own, *others = (name if is_url(name) else os.path.realpath(name) for name in names)
         is_record = path.startswith(f"{own}.run") and path.endswith(".json")
         return path in (own, *others) or (path.startswith(f"{own}/") if self.is_folder else is_record)
 
@@ -58,8 +58,9 @@ class Output:
         if self.is_folder and is_url(self.path):
             require_store(self.path)
         elif self.is_folder:
-            if os.path.exists(self.path) and not os.path.isdir(self.path):
-                raise OutputError(f"cannot write into {self.path}: it is a file", hint="choose another folder")
+            if os.path.lexists(self.path) and not os.path.isdir(self.path):
+                kind = "file" if os.path.exists(self.path) else "link that leads to no folder"
+                raise OutputError(f"cannot write into {self.path}: it is a {kind}", hint="choose another folder")
             existing = self.path  # or the nearest parent that exists: the folder itself is made later
             while not os.path.exists(existing):
                 existing = os.path.dirname(existing) or "."
@@ -73,7 +74,7 @@ class Output:
 
 def open_output(path: str) -> Output:
     """A folder if the path ends with a slash or is an existing folder, else a file."""
-    path = local_path(path)
+    path = target_path(path)
     name = path if path.endswith("://") else path.rstrip("/") or "/"
     return Output(name, path.endswith("/") or os.path.isdir(path))
 

@@ -33,6 +33,7 @@ from batchscore.io.parquet import unpacked_size
 from batchscore.io.schema import KEEP_HINT
 from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.io.units import Span, Unit
+from batchscore.jobs.records import as_json
 
 JOB = "_job.json"
 _KEY = b"batchscore"  # of the footer's metadata
@@ -119,7 +120,7 @@ class Parts:
             with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
                 writer.write_table(table)
                 # not as metadata of the schema: Arrow would store that a second time, with its own description of it
-                writer.add_key_value_metadata({_KEY: json.dumps(note, ensure_ascii=False).encode()})
+                writer.add_key_value_metadata({_KEY: as_json(note)})
             content = stream.getvalue()
             pq.read_schema(pa.BufferReader(content))  # Arrow can write deeper nesting than it can read
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -293,7 +294,7 @@ def start_parts(
     folder.make()
     job = {"fingerprint": fingerprint, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
-    folder.create(JOB, json.dumps(job, ensure_ascii=False).encode())
+    folder.create(JOB, as_json(job))
     made = open_parts(folder)
     if made is None or first_difference(made.fingerprint, fingerprint) is not None:
         raise OutputError(f"{folder.path} now holds another job", hint="choose another output")

@@ -105,7 +105,7 @@ def prepare(
         BatchscoreError: an option, a file or the model that cannot be used.
     """
     output = open_output(options.out)
-    source = open_source(options.inputs, split=options.split, skip=output.owns)
+    source = open_source(options.inputs, split=options.split, hive=options.hive, skip=output.owns)
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
     checks.refuse_overwriting_input(source, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ def open_model(
     """Open a checkpoint and decide what it means.
 
     Args:
-        model: folder or hub id.
+        model: folder (`~` is the home folder) or hub id.
         config: file or shipped name; None takes the shipped one that lists the hub id.
         options: those of ModelOptions and `score_type`, by name.
         revision: of the hub id.
@@ -65,9 +66,10 @@ def open_model(
     Raises:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
-    lower, upper = load_config(str(model), config), read_values(user_options(options))
+    model, tokenizer = os.path.expanduser(model), tokenizer and os.path.expanduser(tokenizer)
+    lower, upper = load_config(model, config), read_values(user_options(options))
     decided = merged(taken_apart(lower), taken_apart(upper))
-    checkpoint = open_checkpoint(str(model), revision, tokenizer=tokenizer, overrides=decided.get("hf_overrides"))
+    checkpoint = open_checkpoint(model, revision, tokenizer=tokenizer, overrides=decided.get("hf_overrides"))
     return checkpoint, resolve(checkpoint, decided)
 
 

@@ -43,7 +43,8 @@ def choose_device(device: str, dtype: Dtype) -> Placement:
         index = torch.device(device).index or 0
         if index >= torch.cuda.device_count():
             raise MissingDependencyError(
-                f"device {device} is not there; CUDA devices found: {torch.cuda.device_count()}", hint="--device cpu"
+                f"device {device} is not there; CUDA devices found: {torch.cuda.device_count()}",
+                hint="pass one that is there, or cpu",
             )
         chosen, reason = _choose_dtype(dtype, torch.cuda.get_device_capability(index) >= (8, 0), "this GPU")
         return Placement(device, torch.cuda.get_device_name(index), chosen, reason, 1, _CUDA_PACK)

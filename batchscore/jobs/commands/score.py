@@ -99,9 +99,10 @@ class ScoreCommand:
             raise UsageError(f"--details adds a column {self.score_column!r} too", hint="pass another --score-column")
         clash = next((name for name in added if name in carried), None)
         if clash is not None:
+            instead = "pass --score-column with another name" if clash == self.score_column else "drop --details"
             raise UsageError(
                 f"the input already has a column {clash!r}, which the output needs",
-                hint="pass --score-column with another name, or leave the column out with --keep-columns",
+                hint=f"{instead}, or leave the column out with --keep-columns",
             )
 
 

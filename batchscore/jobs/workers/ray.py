@@ -138,7 +138,7 @@ def _find_slots(nodes: Sequence[Mapping[str, Any]], device: str) -> list[_Slot]:
     if gpus and device != "cpu":
         return [_Slot("cuda", {"num_gpus": 1, "num_cpus": 0})] * gpus
     if device.startswith("cuda"):
-        raise MissingDependencyError("the Ray cluster has no GPU", hint="--device cpu")
+        raise MissingDependencyError("the Ray cluster has no GPU", hint="pass --device cpu")
     slots = []
     for cpus in sorted((int(node.get("CPU", 0)) for node in resources), reverse=True):
         count = min(cpus, _ACTORS_OF_A_NODE)

@@ -8,6 +8,7 @@ pieces. Other engines leave the name undefined, which renders as nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ def find_template(name: str, *, exact: bool) -> str:
         UsageError: none of these, or a syntax error.
     """
     shipped = shipped_files("templates")
-    if not Path(name).is_file() and name not in shipped and ("{" in name or "\n" in name):
+    if not Path(os.path.expanduser(name)).is_file() and name not in shipped and ("{" in name or "\n" in name):
         return compiled_text(name.removesuffix("\n"), "chat_template")
     path = find_resource("templates", name)
     try:
