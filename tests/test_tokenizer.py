@@ -349,6 +349,15 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(
     assert ids_of(load(folder), "the cat vod") == ids
 
 
+def test_a_class_for_merges_drops_letters_of_a_unigram_vocabulary_and_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("xlmr_cls"), tmp_path, tokenizer_class="LlamaTokenizer")
+    (folder / "tokenizer.json").unlink()
+    sentencepiece_vocabulary(folder / "tokenizer.model")
+
+    with pytest.raises(CheckpointError, match="LlamaTokenizer drops letters of words: tokenizer.model is for another"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("content", "package"), [(b"\x0a\x0e\x0a\x05<unk>", "sentencepiece"), (b"IQ== 0\nIg== 1\n", "tiktoken")]
 )

@@ -373,6 +373,10 @@ def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
         raise CheckpointError(
             f"{name}: {kind.__name__} finds no words: it reads {reads}, and the folder has {listed}", hint=_CLASS
         )
+    if _drops_letters(tokenizer):
+        raise CheckpointError(
+            f"{name}: {kind.__name__} drops letters of words: {listed} is for another class", hint=_CLASS
+        )
     return tokenizer
 
 
@@ -402,6 +406,16 @@ def _knows_words(tokenizer: Tokenizer) -> bool:
     encodings = tokenizer.encode_batch(_SENTENCES, add_special_tokens=False)
     # besides the unknown token, such a vocabulary may have one for spaces
     return len({token for encoding in encodings for token in encoding.ids}) > 2
+
+
+def _drops_letters(tokenizer: Tokenizer) -> bool:
+    """Whether letters vanish beside others that have tokens: a class for merges does that to a Unigram vocabulary."""
+    for sentence in _SENTENCES:
+        spans = tokenizer.encode(sentence, add_special_tokens=False).offsets
+        covered = {place for start, end in spans for place in range(start, end)}
+        if covered and any(letter.isalpha() and place not in covered for place, letter in enumerate(sentence)):
+            return True
+    return False
 
 
 def _apply_config(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
