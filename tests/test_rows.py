@@ -134,6 +134,10 @@ def one_linear(reference: Reference, vector: Tensor) -> Tensor:
     return linear(vector, reference.extra["linear.weight"])
 
 
+def one_dense(reference: Reference, vector: Tensor) -> Tensor:
+    return linear(vector, reference.extra["2_Dense.linear.weight"])
+
+
 def two_dense(reference: Reference, vector: Tensor) -> Tensor:
     return linear(linear(vector, reference.extra["2_Dense.linear.weight"]), reference.extra["3_Dense.linear.weight"])
 
@@ -578,8 +582,8 @@ BI_ENCODERS = {
     "data2vec": PLAIN,
     "eurobert": MEAN,
     "eurobert_model": named("EuroBertModel", "eurobert", Cosine(mean)),
-    "t5": MEAN,
-    "t5_model": named("T5Model", "t5", Cosine(mean)),
+    "t5": Row(Cosine(mean, project=one_dense)),
+    "t5_model": named("T5Model", "t5", Cosine(mean, project=one_dense)),
     "t5_whole": Row(Cosine(mean, states=encoded)),
     "mt5": MEAN,
     "umt5": MEAN,

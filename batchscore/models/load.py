@@ -233,7 +233,7 @@ def _native_class(spec: ModelSpec, config: PreTrainedConfig) -> Any:
         mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     elif not spec.per_sequence and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         mapping = MODEL_FOR_TEXT_ENCODING_MAPPING  # of a T5 the encoder alone
-    elif config.is_encoder_decoder and not spec.per_sequence:
+    if config.is_encoder_decoder and mapping is not MODEL_FOR_TEXT_ENCODING_MAPPING and spec.per_sequence != "decoder":
         raise CheckpointError(f"encoder-decoder models of type {config.model_type!r} are not supported")
     if type(config) not in mapping:
         raise CheckpointError(f"transformers has no body for model type {config.model_type!r}")
