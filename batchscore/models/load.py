@@ -310,8 +310,19 @@ def _choose_layout(
     for body in bodies:
         if attention:
             body.set_attn_implementation(attention)
-        body.pooler = None  # its layer is in the head; on a flat batch it would read one sequence only
+        if getattr(body, "pooler", None) is not None:
+            body.pooler = _NoPooler()
     return "flat" if able and packed_attention else "padded"
+
+
+class _NoPooler(nn.Module):
+    """In place of a pooler, whose layer is in the head and which would read one sequence of a flat batch only.
+
+    Not every class asks whether it has one before it calls it.
+    """
+
+    def forward(self, states: Tensor) -> None:
+        """Nothing."""
 
 
 # ---- contexts
