@@ -72,6 +72,29 @@ def test_a_classifier_of_transformers_needs_every_weight_of_its_head(tiny: Tiny,
         Scorer(str(tmp_path))
 
 
+def test_a_body_may_call_its_pooler_without_asking_whether_it_has_one(tiny: Tiny, tmp_path: Path) -> None:
+    config = transformers.SqueezeBertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        embedding_size=32,
+    )
+    net = transformers.SqueezeBertModel(config).eval()
+    net.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny("bert_mean"), file), tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+    def first(text: str) -> torch.Tensor:
+        return net(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0, 0]
+
+    with Scorer(str(tmp_path), dtype="float32") as scorer, torch.inference_mode():
+        expected = [float(torch.cosine_similarity(first(QUERY), first(document), dim=0)) for document in DOCUMENTS]
+        np.testing.assert_allclose(scorer.score([QUERY] * 2, DOCUMENTS), expected, rtol=0, atol=1e-6)
+
+
 def test_positions_behind_a_padding_index_are_counted_without_a_row(tiny: Tiny) -> None:
     folder = tiny("roberta")
     options = {"architectures": ["RobertaFancyModel"]}
