@@ -74,8 +74,8 @@ def dense(out: int, into: int = HIDDEN, name: str = "dense", bias: bool = True, 
     return "Dense", {**sizes, **IDENTITY, **config}, weights
 
 
-def pooling(mode: str) -> Step:
-    return "Pooling", {"embedding_dimension": HIDDEN, "pooling_mode": mode, "include_prompt": True}, {}
+def pooling(*modes: str, include_prompt: bool = True) -> Step:
+    return "Pooling", {"embedding_dimension": HIDDEN, "pooling_mode": modes, "include_prompt": include_prompt}, {}
 
 
 NORMALIZE: Step = ("Normalize", {}, {})
@@ -206,6 +206,36 @@ def test_a_residual_dense_adds_its_input(chained: Chained, out: int) -> None:
         return gelu(apply((kind, config, weights), pooled)) + beside
 
     assert scores(folder) == pytest.approx(cosines(folder, vector), abs=1e-5)
+
+
+def test_several_poolings_stand_side_by_side_in_the_lists_order(chained: Chained) -> None:
+    step = dense(8, 3 * HIDDEN)
+    folder = chained(pooling("mean", "cls", "mean"), step)
+
+    def vector(hidden: Tensor) -> Tensor:
+        return apply(step, torch.cat([hidden.mean(0), hidden[0], hidden.mean(0)]))
+
+    assert scores(folder) == pytest.approx(cosines(folder, vector), abs=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["the query : ", " "])
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_a_prompt_that_does_not_count_takes_the_token_before_it_along(chained: Chained, mode: str, prompt: str) -> None:
+    """Both for vectors and for the pairs of a cross-encoder; a prompt of spaces has no token of its own."""
+    left_out, last = 1 + len(prompt.split()), dense(1, name="last", module_output_name="scores")
+    saved = {"prompts": {"q": prompt}, "default_prompt_name": "q"}
+
+    def pooled(hidden: Tensor) -> Tensor:
+        return hidden[left_out:].mean(0) if mode == "mean" else hidden[left_out]
+
+    folder = chained(pooling(mode, include_prompt=False), **saved)
+    sides = [[pooled(states(folder, prompt + text)) for text in texts] for texts in (QUERIES, DOCUMENTS)]
+    expected = [float(cosine_similarity(q, d, dim=0)) for q, d in zip(*sides, strict=True)]
+    assert scores(folder) == pytest.approx(expected, abs=1e-5)
+
+    folder = chained(pooling(mode, include_prompt=False), last, model_type="CrossEncoder", **saved)
+    read = [states(folder, prompt + q, d) for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert scores(folder) == pytest.approx([torch.sigmoid(apply(last, pooled(x))).item() for x in read], abs=1e-5)
 
 
 # ---- late interaction

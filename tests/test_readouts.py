@@ -35,7 +35,7 @@ def ragged(seed: int) -> tuple[np.ndarray, list[int], list[bool]]:
 
 # one sequence at a time: states [tokens, dim], whether each token counts [tokens] -> [dim]
 FORMULAS: dict[PoolingMode, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "cls": lambda x, keep: x[0],
+    "cls": lambda x, keep: x[keep][0],
     "lasttoken": lambda x, keep: x[-1],
     "max": lambda x, keep: x[keep].max(0),
     "mean": lambda x, keep: x[keep].mean(0),
@@ -47,7 +47,7 @@ FORMULAS: dict[PoolingMode, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize(
     ("mode", "vector"),
     [
-        ("cls", [1, 8]),  # the first token of the sequence, even of a prompt that does not count
+        ("cls", [3, -4]),
         ("lasttoken", [5, 2]),
         ("max", [5, 2]),
         ("mean", [4, -1]),
@@ -96,7 +96,7 @@ def test_several_modes_stand_side_by_side() -> None:
     assert pool(pack, ("cls", "max", "lasttoken")).tolist() == [[1, 8, 5, 8, 5, 2], [-2, -6, -2, -6, -2, -6]]
 
 
-@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len", "weightedmean"])
+@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len", "weightedmean", "lasttoken"])
 def test_a_sequence_of_which_nothing_counts_has_the_zero_vector(mode: PoolingMode) -> None:
     """A prompt that fills max_length leaves no token; the cosine of that is 0 and not nan."""
     assert pool(states(HIDDEN, LENGTHS, [False, False, False, True]), (mode,)).tolist() == [[0, 0], [-2, -6]]

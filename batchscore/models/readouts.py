@@ -59,18 +59,28 @@ class States:
         """float32 [n, dim]: maximum of float32 `values` [tokens, dim] over each sequence."""
         return self._reduced(values, "max")
 
+    def smallest(self, values: Tensor) -> Tensor:
+        """float32 [n, dim]: minimum of float32 `values` [tokens, dim] over each sequence."""
+        return self._reduced(values, "min")
+
     def _reduced(self, values: Tensor, operation: str) -> Tensor:
         # `unsafe` leaves out the check of the lengths, which would wait for the device
         return torch.segment_reduce(values, operation, lengths=self.lengths, axis=0, unsafe=True)
 
 
 def first_token(states: States) -> Tensor:
-    """float32 [n, dim]: the state of each sequence's first token."""
-    return states.hidden[states.starts].float()
+    """float32 [n, dim]: the state of each sequence's first token that counts; of its first one if none does."""
+    first = states.starts
+    if states.keep is not None:
+        places = torch.arange(len(states.hidden), device=states.hidden.device).float()
+        kept = states.smallest(places.masked_fill(~states.keep, torch.inf)[:, None])[:, 0]
+        first = torch.where(kept.isfinite(), kept, first).long()
+    return states.hidden[first].float()
 
 
 def _last_token(states: States) -> Tensor:
-    return states.hidden[states.starts + states.lengths - 1].float()
+    last = states.starts + states.lengths - 1
+    return states.hidden[last].float() * states.weights()[last]
 
 
 def _splade(states: States) -> Tensor:

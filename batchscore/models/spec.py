@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 from batchscore.models.arch.entry import Architecture, Layer, PoolingMode
 from batchscore.types import ScoreType, Truncation
 
-# in the order in which several modes of one checkpoint are concatenated (sentence-transformers' order)
 POOLING_MODES: tuple[PoolingMode, ...] = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 Similarity = Literal["identity", "cosine", "dot", "maxsim", "meanmaxsim"]
 TokenMethod = Literal["from_2_way_softmax", "no_post_processing"]

@@ -39,15 +39,17 @@ _FLAGS |= {"weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
 def pooling(checkpoint: Checkpoint, module: Module) -> tuple[Sourced, Sourced]:
     """(pooling modes, include_prompt) of a Pooling module."""
     source = Source("file", f"{module.folder}/config.json")
-    modes = {_FLAGS.get(flag, flag) for flag in _active_modes(module.config)}
-    unknown = sorted(modes - set(POOLING_MODES))
+    modes = [_FLAGS.get(flag, flag) for flag in _active_modes(module.config)]
+    unknown = sorted({*modes} - {*POOLING_MODES})
     if unknown or not modes:
         raise CheckpointError(
             f"{checkpoint.name}: {source} asks for pooling {', '.join(unknown) or 'by no mode at all'}",
             hint=f"known modes: {', '.join(POOLING_MODES)}",
         )
     include_prompt = bool(module.config.get("include_prompt", True))
-    return (tuple(mode for mode in POOLING_MODES if mode in modes), source), (include_prompt, source)
+    if not module.config.get("pooling_mode"):
+        modes.sort(key=POOLING_MODES.index)  # a list has an order of its own, flags always this one
+    return (tuple(modes), source), (include_prompt, source)
 
 
 def vllm_pooling(checkpoint: Checkpoint) -> Sourced | None:

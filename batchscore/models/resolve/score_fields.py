@@ -93,7 +93,7 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
     head: Sourced = ((), source)
     if not answers:
         head = (_score_head(context), context.source) if chain is None else ((), MODULES_JSON)
-    pooling, _ = _pooling(context, chain)
+    pooling, include_prompt = _pooling(context, chain)
     sigma = 1.0 if context.vllm else float(arch.logit_sigma)
     activation = files.activation(checkpoint)
     uses_it, option_source = context.option("use_activation", (True, DEFAULT))
@@ -104,8 +104,8 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
         "answer_tokens": (answers, source),
         "method": (method, source),
         "pooling": pooling,
-        "include_prompt": (True, SCORE_TYPE),
-        "layers": (arch.layers if pooling[0] == ("cls",) else "", context.source),
+        "include_prompt": include_prompt,
+        "layers": _first_token_layers(context, pooling, include_prompt),
         **_modules(context, chain, len(pooling[0]), by_width=not answers),
         "activation": activation,
         "logit_mean": context.option("logit_mean", (0.0, DEFAULT)),
@@ -196,7 +196,7 @@ def vector_fields(context: Context) -> dict[str, Sourced]:
         "pooling": pooling,
         "include_prompt": include_prompt,
         "drop_first": (multi_vector, _BGE_M3 if multi_vector else DEFAULT),
-        "layers": (arch.layers if pooling[0] == ("cls",) else "", context.source),
+        "layers": _first_token_layers(context, pooling, include_prompt),
         "head": (head, context.source),
         **_modules(context, chain, len(pooling[0]), by_width=not head),
         **({"modules": _bge_m3_head(context)} if multi_vector else {}),
@@ -239,7 +239,7 @@ def _bge_m3_head(context: Context) -> Sourced:
 def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
     arch, source = context.arch, context.source
     modes: Sourced = (("cls" if context.is_pair and arch.per_sequence else arch.pooling,), source)
-    include_prompt: Sourced = (arch.include_prompt, source)
+    include_prompt: Sourced = (arch.include_prompt or context.is_pair, source)
     if context.vllm:
         modes = modes if context.is_pair else files.vllm_pooling(context.checkpoint) or modes
         include_prompt = (True, COMPAT_VLLM)
@@ -249,6 +249,10 @@ def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
         mode, source = context.options["pooling"]
         modes = (mode,), source
     return modes, include_prompt
+
+
+def _first_token_layers(context: Context, pooling: Sourced, include_prompt: Sourced) -> Sourced:
+    return context.arch.layers if pooling[0] == ("cls",) and include_prompt[0] else "", context.source
 
 
 def _similarity(context: Context, multi_vector: bool) -> Sourced:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.spec import Marks, ModelSpec
-from batchscore.models.text.tokenizer import Pattern, Slot, Special, TextTokenizer, assemble, num_specials
+from batchscore.models.text.tokenizer import Pattern, Special, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import LIBRARY_LIMITS, Lengths, rule_of
 from batchscore.types import (
     CUT_DOCUMENT,
@@ -69,6 +69,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     cut = cut_bits(full, kept)
     if slices_ids(spec):
         items, cut = sliced(items, spec, CUT_QUERY | CUT_DOCUMENT)
+    items = items.with_columns(keep=_kept(tokenizer, spec, items, prompt_length, is_query=True))
     if not spec.token_types:
         items = items.with_columns(types=None)
     return Work(items, 0, codes, codes, cut[codes], group=left).refused(too_long)
@@ -213,9 +214,11 @@ def _kept(
         return ~np.isin(items.ids, _skipped(tokenizer, spec.marks, "query" if is_query else "document"))
     if spec.include_prompt:
         return None
-    # sentence-transformers' rule: a prompt, and the special tokens before it
-    leading = next(index for index, part in enumerate(tokenizer.single) if isinstance(part, Slot))
-    return items.positions >= (leading + prompt_length if prompt_length else 0)
+    if not (spec.query_prompt if is_query else spec.document_prompt):
+        return items.positions >= 0
+    # sentence-transformers' rule: all that the prompt alone is read as, but for one special token at its end
+    specials = num_specials(tokenizer.single)
+    return items.positions >= prompt_length + specials - isinstance(tokenizer.single[-1], Special)
 
 
 # ---- ColBERT
