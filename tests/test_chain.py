@@ -321,6 +321,17 @@ def test_a_static_embedding_needs_no_config_and_its_tokens_may_share_rows(tiny: 
         assert scorer.score(QUERIES, DOCUMENTS).tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_table_of_vectors_reads_as_many_tokens_as_its_tokenizer_keeps(tiny: Tiny, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(Path(tiny("bert_mean")) / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    save_file({"embedding.weight": drawn("rows", tokenizer.get_vocab_size(), 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": "a.StaticEmbedding"}]))
+
+    with Scorer(str(tmp_path), dtype="float32") as scorer:
+        assert scorer.score("old", "the old bridge over the river") == scorer.score("old", "the old bridge over")
+
+
 # ---- refusals
 
 

@@ -32,7 +32,8 @@ Edit = Callable[..., Checkpoint]
 
 SAVED, POOLING, ARTIFACT = "config_sentence_transformers.json", "1_Pooling/config.json", "artifact.metadata"
 IDENTITY, TANH = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"
-MARKED = {"query_prefix": "?", "document_prefix": "!", "query_length": 8, "document_length": 12}
+MARKED = {"query_prefix": "?", "document_prefix": "!", "query_length": 8, "document_length": 12, "skiplist_words": []}
+PUNCTUATION = tuple(string.punctuation)
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ def test_a_logit_score_module_names_its_answers_by_id(
     [
         (
             {SAVED: {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 48, "document_length": 40}},
-            Marks("[Q] ", "[D] ", expand=True, attend=False, skip=()),
+            Marks("[Q] ", "[D] ", expand=True, attend=False, skip=PUNCTUATION),  # PyLate's default
             (48, 40),
             SAVED,
         ),
@@ -316,13 +317,13 @@ def test_a_logit_score_module_names_its_answers_by_id(
                     "attend_to_expansion_tokens": True,
                 }
             },
-            Marks("", "", expand=True, attend=True, skip=()),
+            Marks("", "", expand=True, attend=True, skip=PUNCTUATION),
             (24, 64),
             SAVED,
         ),
         (
             {ARTIFACT: {"query_maxlen": 16, "doc_maxlen": 60, "query_token_id": "[unused0]", "mask_punctuation": True}},
-            Marks("[unused0]", "[unused1]", expand=True, attend=False, skip=tuple(string.punctuation)),
+            Marks("[unused0]", "[unused1]", expand=True, attend=False, skip=PUNCTUATION),
             (16, 60),
             ARTIFACT,
         ),
@@ -334,7 +335,7 @@ def test_a_logit_score_module_names_its_answers_by_id(
         ),
         (
             {SAVED: {"query_prefix": "[Q] "}, ARTIFACT: {"query_maxlen": 16}},  # PyLate's file says more
-            Marks("[Q] ", "[D] ", expand=True, attend=False, skip=()),
+            Marks("[Q] ", "[D] ", expand=True, attend=False, skip=PUNCTUATION),
             (32, 64),
             SAVED,
         ),
@@ -395,6 +396,99 @@ def test_a_multi_vector_head_beside_the_weights_reads_every_token_but_the_first(
     assert spec_of(checkpoint, score_type="late-interaction", compat="vllm").similarity == "maxsim"
     with Scorer(str(checkpoint.folder), score_type="late-interaction", dtype="float32") as scorer:
         assert scorer.score("cat dog bird", "cat dog bird")[0] == pytest.approx(1, abs=1e-5)  # a mean, not a sum
+
+
+# ---- the backbone's settings
+
+SENTENCE, TOKENIZER = "sentence_bert_config.json", "tokenizer_config.json"
+
+
+@pytest.mark.parametrize(
+    ("changed", "length"),
+    [
+        ({SENTENCE: {"processing_kwargs": {"text": {"max_length": 9}, "common": {"padding": True}}}}, 9),
+        ({SENTENCE: {"tokenizer_args": {"model_max_length": 8, "use_fast": True}}}, 8),
+        ({SENTENCE: {"processor_kwargs": {"model_max_length": 8}, "model_args": {"torch_dtype": "float16"}}}, 8),
+    ],
+)
+def test_keywords_for_the_tokenizer_may_say_how_long_a_text_is(
+    edit: Edit, changed: dict[str, Any], length: int
+) -> None:
+    assert spec_of(edit("bert_mean", changed)).max_length == length
+
+
+def test_a_side_may_have_a_length_of_its_own(edit: Edit) -> None:
+    """Which beats that of any text, unless the user says otherwise."""
+    checkpoint = edit("bert_mean", {SENTENCE: {"max_seq_length": 20, "query_length": 7, "document_length": 50}})
+
+    def lengths(**options: Any) -> tuple[int, int]:
+        spec = spec_of(checkpoint, **options)
+        return spec.query_length, spec.document_length
+
+    assert lengths() == (7, 50)
+    assert lengths(max_length=20) == (7, 20)
+    assert lengths(compat="vllm") == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        (
+            "bert_mean",
+            {SENTENCE: {"processing_kwargs": {"text": {"add_special_tokens": False}}}},
+            "processing_kwargs: text: add_special_tokens False is not supported",
+        ),
+        ("bert_mean", {SENTENCE: {"config_args": {"hidden_act": "relu"}}}, "config_args: hidden_act 'relu' is not"),
+        (
+            "bert_mean",
+            {SENTENCE: {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}},
+            "the output 'pooler_output' of its backbone is not supported",
+        ),
+        (
+            "llama_model",
+            {SENTENCE: {"modality_config": {"message": {"method": "forward", "method_output_name": "logits"}}}},
+            "its texts go through its chat template, which only rerankers support",
+        ),
+        ("bert_splade", {SAVED: {"max_active_dims": 8}}, "max_active_dims is not supported"),
+    ],
+)
+def test_a_setting_that_would_change_scores_is_not_passed_over(
+    edit: Edit, name: str, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        spec_of(edit(name, changed))
+
+
+def test_vectors_are_cut_to_the_saved_dimensions(edit: Edit) -> None:
+    checkpoint = edit("bert_mean", {SAVED: {"truncate_dim": 8}})
+
+    assert (spec_of(checkpoint).dimensions, spec_of(checkpoint, dimensions=16).dimensions) == (8, 16)
+    assert spec_of(checkpoint, compat="vllm").dimensions == 0
+
+
+def test_a_multi_vector_encoder_may_be_scored_by_the_mean(edit: Edit) -> None:
+    saved = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim"}
+    modules = [{"type": "a.Transformer", "path": ""}]
+
+    assert spec_of(edit("bert_plain", {SAVED: saved, "modules.json": modules})).similarity == "meanmaxsim"
+
+
+def test_a_tokenizer_without_a_class_of_its_own_gives_no_token_types(edit: Edit) -> None:
+    plain = {"tokenizer_class": "TokenizersBackend", "model_input_names": None}
+
+    assert not spec_of(edit("bert_ce", {TOKENIZER: plain})).token_types
+    assert spec_of(edit("bert_ce", {TOKENIZER: {**plain, "tokenizer_class": "BertTokenizer"}})).token_types
+
+
+@pytest.mark.parametrize("modality", ["message", "text"])
+def test_a_saved_template_is_for_messages_and_has_all_the_special_tokens(edit: Edit, modality: str) -> None:
+    """The tokenizer's own ones stand around the pair where there are no messages."""
+    output = {"method": "forward", "method_output_name": "logits"}
+    template = "{% for m in messages %}{{ 'query' if m.role == 'query' else 'document' }} {{ m.content }} {% endfor %}"
+    files = {SENTENCE: {"modality_config": {modality: output}}, "chat_template.jinja": template}
+    spec = spec_of(edit("llama_pairs", files))
+
+    assert (spec.chat_template == template, spec.special_tokens) == (modality == "message", modality == "text")
 
 
 # ---- ColBERT's sequences

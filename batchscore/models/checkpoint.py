@@ -28,9 +28,13 @@ ADAPTER = "adapter_config.json"
 _NUMBERS = (
     "pad_token_id type_vocab_size max_position_embeddings original_max_position_embeddings n_positions max_seq_len "
     "hidden_size n_embd dim d_model num_labels num_hidden_layers num_attention_heads max_seq_length model_max_length "
-    "query_length document_length query_maxlen doc_maxlen in_features out_features"
+    "query_length document_length query_maxlen doc_maxlen in_features out_features truncate_dim"
 )
-_OBJECTS = "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts weight_map"
+_OBJECTS = (
+    "rope_scaling rope_parameters id2label sentence_transformers task_instructions prompts weight_map "
+    "processing_kwargs modality_config query_expansion "
+    "config_kwargs config_args model_kwargs model_args processor_kwargs tokenizer_args"
+)
 _LISTS = "architectures lora_adaptations matryoshka_dimensions skiplist_words"
 _TEXTS = (
     "model_type problem_type sbert_ce_default_activation_function activation_fn activation_function "

@@ -38,6 +38,7 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
             score head.
         UsageError: an option that has no effect on this checkpoint.
     """
+    module_kinds(checkpoint)  # an unknown one is refused by its name, before anything is asked of its files
     arch = _architecture(checkpoint)
     with _reading_config(checkpoint):
         config = arch.translate(checkpoint.config)
@@ -48,6 +49,8 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
         )
     context = Context(checkpoint, arch, config, options, score_type[0])
     _check_effect(context)
+    if not context.vllm:
+        files.check_backbone(checkpoint, is_pair=context.is_pair)
     sourced: dict[str, Sourced] = {
         "score_type": score_type,
         "architecture": (checkpoint.architecture, CONFIG_JSON),

@@ -27,7 +27,7 @@ SIGMOID = "torch.nn.modules.activation.Sigmoid"
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _PYLATE_KEYS = {"query_prefix", "document_prefix", "query_length", "document_length", "do_query_expansion"}
 ARTIFACT = "artifact.metadata"
-_SAVED = Source("file", SAVED)
+SAVED_SETTINGS = Source("file", SAVED)
 
 
 # ---- pooling
@@ -81,6 +81,60 @@ def check_splade(checkpoint: Checkpoint) -> None:
     function = module.config.get("activation_function", "relu")
     if (strategy, function) != ("max", "relu"):
         raise CheckpointError(f"{checkpoint.name}: SpladePooling by {strategy} of {function} is not supported")
+    if checkpoint.saved.get("max_active_dims"):
+        raise CheckpointError(f"{checkpoint.name}: {SAVED}: max_active_dims is not supported")
+
+
+# ---- the backbone
+
+# what it is loaded and called with that changes no score, or a length that is read
+_HARMLESS = {"padding", "truncation", "pad_to_multiple_of", "logits_to_keep", "return_tensors", "padding_side"}
+_HARMLESS |= {"max_length", "model_max_length", "use_fast", "trust_remote_code", "revision", "code_revision", "token"}
+_HARMLESS |= {"cache_dir", "local_files_only", "dtype", "torch_dtype", "attn_implementation", "add_pooling_layer"}
+_HARMLESS |= {"use_cache", "use_safetensors", "low_cpu_mem_usage", "device_map", "return_token_type_ids"}
+_KEYWORDS = ("config_kwargs", "config_args", "model_kwargs", "model_args", "processor_kwargs", "tokenizer_args")
+_OUTPUTS = ("last_hidden_state", "logits")
+
+
+def check_backbone(checkpoint: Checkpoint, *, is_pair: bool) -> None:
+    """Refuse what sentence_bert_config.json says about the backbone where it changes scores and is not supported.
+
+    Raises:
+        CheckpointError: it names the setting.
+    """
+    file, settings = checkpoint.sentence_config
+    parts = {f"processing_kwargs: {part}": _processing(checkpoint, part) for part in ("text", "common")}
+    parts |= {name: settings.get(name) or {} for name in _KEYWORDS}
+    for name, keywords in parts.items():
+        for key in keywords:
+            if key not in _HARMLESS:
+                raise CheckpointError(f"{checkpoint.name}: {file}: {name}: {key} {keywords[key]!r} is not supported")
+    modalities = settings.get("modality_config") or {}
+    if "message" in modalities and not is_pair:
+        raise CheckpointError(
+            f"{checkpoint.name}: by {file} its texts go through its chat template, which only rerankers support",
+            hint="without `message` in modality_config they are read as they stand",
+        )
+    for name, way in modalities.items():
+        output = way.get("method_output_name") if isinstance(way, dict) else way
+        if name in ("text", "message") and output not in _OUTPUTS:
+            raise CheckpointError(f"{checkpoint.name}: {file}: the output {output!r} of its backbone is not supported")
+
+
+def saved_length(checkpoint: Checkpoint) -> int | None:
+    """How many tokens sentence_bert_config.json lets a text or a pair have."""
+    _, settings = checkpoint.sentence_config
+    places = [(_processing(checkpoint, part), "max_length") for part in ("text", "common")]
+    places += [(settings.get(name) or {}, "model_max_length") for name in ("processor_kwargs", "tokenizer_args")]
+    # ColBERT files give a length for each side; their max_seq_length is one of these without its marker
+    places += [] if is_colbert(checkpoint) else [(settings, "max_seq_length")]
+    return next((int(content[key]) for content, key in places if content.get(key)), None)
+
+
+def _processing(checkpoint: Checkpoint, part: str) -> Mapping[str, Any]:
+    """What the tokenizer or its chat template is called with."""
+    content = (checkpoint.sentence_config[1].get("processing_kwargs") or {}).get(part)
+    return content if isinstance(content, dict) else {}
 
 
 # ---- scores
@@ -96,7 +150,7 @@ def activation(checkpoint: Checkpoint) -> Sourced:
     """The function from logit to score: what sentence-transformers saved, else by problem_type, else the sigmoid."""
     config = checkpoint.config
     saved = (
-        (checkpoint.saved.get("activation_fn"), _SAVED),
+        (checkpoint.saved.get("activation_fn"), SAVED_SETTINGS),
         ((config.get("sentence_transformers") or {}).get("activation_fn"), CONFIG_JSON),
         (config.get("sbert_ce_default_activation_function"), CONFIG_JSON),
         (IDENTITY if config.get("problem_type") == "regression" else None, Source("file", "config.json problem_type")),
@@ -114,7 +168,7 @@ def prompt(checkpoint: Checkpoint, side: str) -> Sourced:
     prompts = _prompts(checkpoint)
     # the first that is not empty: sentence-transformers writes "document": "" beside a real "passage"
     text = next((prompts[name] for name in names if prompts.get(name)), "")
-    return (text, _SAVED) if text else default_prompt(checkpoint)
+    return (text, SAVED_SETTINGS) if text else default_prompt(checkpoint)
 
 
 def _prompts(checkpoint: Checkpoint) -> dict[str, str]:
@@ -128,9 +182,10 @@ def chat_template(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     """(template text, its variables) if the saved template is for the roles query and document, else ("", {})."""
     in_config = checkpoint.tokenizer_config.get("chat_template")
     text = checkpoint.read_text("chat_template.jinja") or (in_config if isinstance(in_config, str) else "")
-    if {match[1] for match in _ROLES.finditer(text)} != {"query", "document"}:
+    modalities = checkpoint.sentence_config[1].get("modality_config") or {"message": {}}
+    if {match[1] for match in _ROLES.finditer(text)} != {"query", "document"} or "message" not in modalities:
         return "", {}
-    saved = checkpoint.sentence_config[1].get("processing_kwargs", {}).get("chat_template", {})
+    saved = _processing(checkpoint, "chat_template")
     # restore_suffix is not needed: truncation never takes the end of a prompt
     return text.removesuffix("\n"), {name: value for name, value in saved.items() if name != "restore_suffix"}
 
@@ -138,7 +193,7 @@ def chat_template(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
 def default_prompt(checkpoint: Checkpoint) -> Sourced:
     """The saved prompt that `default_prompt_name` names."""
     text = _prompts(checkpoint).get(checkpoint.saved.get("default_prompt_name") or "", "")
-    return text, _SAVED if text else DEFAULT
+    return text, SAVED_SETTINGS if text else DEFAULT
 
 
 def named_prompt(checkpoint: Checkpoint, name: str, option: Source) -> str:
@@ -171,15 +226,15 @@ def marks(checkpoint: Checkpoint) -> tuple[Marks, int | None, int | None, Source
         return _multi_vector_marks(checkpoint)
     saved = checkpoint.saved
     if _PYLATE_KEYS & set(saved):
-        query, document = (saved.get(key) for key in ("query_prefix", "document_prefix"))
+        query, document, words = (saved.get(key) for key in ("query_prefix", "document_prefix", "skiplist_words"))
         pylate = Marks(
             query="[Q] " if query is None else query,
             document="[D] " if document is None else document,
             expand=saved.get("do_query_expansion", True),
             attend=saved.get("attend_to_expansion_tokens", False),
-            skip=tuple(saved.get("skiplist_words") or ()),
+            skip=tuple(string.punctuation if words is None else words),
         )
-        return pylate, saved.get("query_length") or 32, saved.get("document_length") or 180, _SAVED
+        return pylate, saved.get("query_length") or 32, saved.get("document_length") or 180, SAVED_SETTINGS
     return _stanford_marks(checkpoint)
 
 

@@ -39,8 +39,11 @@ def backbone_fields(context: Context) -> dict[str, Sourced]:
 
 def _token_types(context: Context) -> Sourced:
     """Whether the model has several, unless the tokenizer's files say that it is not given them."""
-    names = context.checkpoint.tokenizer_config.get("model_input_names")
-    if names and "token_type_ids" not in names:
+    config = context.checkpoint.tokenizer_config
+    names = config.get("model_input_names")
+    # transformers 5 saves this class, which by itself gives none
+    is_without = not names and config.get("tokenizer_class") == "TokenizersBackend"
+    if is_without or (names and "token_type_ids" not in names):
         return False, Source("file", "tokenizer_config.json")
     return (context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON
 
@@ -200,7 +203,7 @@ def vector_fields(context: Context) -> dict[str, Sourced]:
         "head": (head, context.source),
         **_modules(context, chain, len(pooling[0]), by_width=not head),
         **({"modules": _bge_m3_head(context)} if multi_vector else {}),
-        "dimensions": context.option("dimensions", (0, DEFAULT)),
+        "dimensions": context.option("dimensions", _dimensions(context) if is_bi else (0, DEFAULT)),
         "similarity": _similarity(context, multi_vector),
         "normalize": _normalize(context, chain),
         **constant(SCORE_TYPE, answer_tokens=(), method="no_post_processing", logit_mean=0.0, logit_sigma=1.0),
@@ -251,6 +254,11 @@ def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
     return modes, include_prompt
 
 
+def _dimensions(context: Context) -> Sourced:
+    saved = 0 if context.vllm else int(context.checkpoint.saved.get("truncate_dim") or 0)
+    return saved, files.SAVED_SETTINGS if saved else DEFAULT
+
+
 def _first_token_layers(context: Context, pooling: Sourced, include_prompt: Sourced) -> Sourced:
     return context.arch.layers if pooling[0] == ("cls",) and include_prompt[0] else "", context.source
 
@@ -262,6 +270,9 @@ def _similarity(context: Context, multi_vector: bool) -> Sourced:
         return context.option("similarity", ("cosine", SCORE_TYPE))
     if multi_vector and not context.vllm:
         return "meanmaxsim", _BGE_M3
+    if is_multi_vector(context.checkpoint) and not context.vllm:
+        name = context.checkpoint.saved.get("similarity_fn_name")
+        return "meanmaxsim" if name == "meanmaxsim" else "maxsim", files.SAVED_SETTINGS
     return "maxsim", SCORE_TYPE
 
 

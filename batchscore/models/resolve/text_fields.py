@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from batchscore.errors import UsageError
+from batchscore.models.checkpoint import STATIC
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import is_multi_vector, module_kinds
 from batchscore.models.resolve.context import Context, constant
@@ -42,7 +43,8 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
         "query_prompt": query,
         "document_prompt": document,
         "marks": marks,
-        "special_tokens": (context.arch.special_tokens, context.source),
+        # the checkpoint's own template writes them itself
+        "special_tokens": (False, template[1]) if saved else (context.arch.special_tokens, context.source),
         "restore_specials": (reference and not context.is_pair, rule),
         "pair_of_empty": (reference, rule),
         "lower_case": (lower_case, Source("file", sentence_file) if sentence_file else DEFAULT),
@@ -136,6 +138,8 @@ def _has_marks(context: Context) -> bool:
 
 # ---- lengths
 
+_LENGTH_OPTIONS = {"max_length", "truncate_prompt_tokens"}
+
 
 def length_fields(context: Context) -> dict[str, Sourced]:
     """How long sequences may be, and what is cut."""
@@ -157,15 +161,19 @@ def length_fields(context: Context) -> dict[str, Sourced]:
 
 def _side_lengths(context: Context, length: Sourced) -> dict[str, Sourced]:
     """The lengths of queries and of documents, where they are read separately."""
-    query, document, source = length[0], length[0], length[1]
+    file, settings = context.checkpoint.sentence_config
+    query, document, source = settings.get("query_length"), settings.get("document_length"), Source("file", file)
     if _has_marks(context):
-        _, query_length, document_length, source = files.marks(context.checkpoint)
-        query, document = query_length or query, document_length or document
+        _, query, document, source = files.marks(context.checkpoint)
+    elif context.vllm:
+        query = document = None
     sides = {
-        "query_length": context.option("query_length", (query, source)),
-        "document_length": context.option("document_length", (document, source)),
+        "query_length": context.option("query_length", (query, source) if query else length),
+        "document_length": context.option("document_length", (document, source) if document else length),
     }
-    return {name: (min(value, length[0]), source) for name, (value, source) in sides.items()}
+    # a side's own length may be more than that of any text, unless the user set that
+    most = length[0] if _LENGTH_OPTIONS & context.options.keys() else position_limit(context)[0]
+    return {name: (min(int(value), most), source) for name, (value, source) in sides.items()}
 
 
 def _truncation(context: Context) -> Sourced:
@@ -195,9 +203,10 @@ def _max_length(context: Context, limit: Sourced) -> Sourced:
 
 
 def _own_max_length(context: Context, limit: Sourced) -> Sourced:
-    file, content = context.checkpoint.sentence_config
-    # ColBERT files give a length for each side; their max_seq_length is one of these without its marker
-    if content.get("max_seq_length") and not files.is_colbert(context.checkpoint):
-        return min(int(content["max_seq_length"]), limit[0]), Source("file", file)
-    saved = context.checkpoint.tokenizer_config.get("model_max_length") or _UNLIMITED
+    checkpoint = context.checkpoint
+    if own := files.saved_length(checkpoint):
+        return min(own, limit[0]), Source("file", checkpoint.sentence_config[0])
+    if checkpoint.architecture == STATIC and (cut := checkpoint.read_backbone_json("tokenizer.json").get("truncation")):
+        return min(int(cut["max_length"]), limit[0]), Source("file", "tokenizer.json")
+    saved = checkpoint.tokenizer_config.get("model_max_length") or _UNLIMITED
     return (int(saved), Source("file", "tokenizer_config.json")) if saved < limit[0] else limit
