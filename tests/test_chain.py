@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, gelu, layer_norm, linear, nor
 from transformers import BertModel
 
 from batchscore import Scorer
-from batchscore.errors import CheckpointError
+from batchscore.errors import CheckpointError, InputError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
@@ -290,6 +290,14 @@ def test_its_mask_leaves_out_words_on_the_sides_it_names(chained: Chained) -> No
     assert kept("document") == (5, 4)
     assert kept("query") == (4, 6)
     assert kept("query", "document") == (4, 4)
+
+
+def test_a_document_of_which_no_token_counts_has_no_score(chained: Chained) -> None:
+    mask = ("MultiVectorMask", {"skiplist_words": ["[CLS]", "[SEP]", "!"]}, {})
+    with Scorer(multi_vector(chained, dense(8, **TOKENS), mask), dtype="float32") as scorer:
+        with pytest.raises(InputError, match="pair 1: every token of the document is on the model's skip list"):
+            scorer.score("old", ["a river", "! !"])
+        assert scorer.score("!", "a river")  # of a query some tokens are left
 
 
 def test_late_interaction_of_a_bi_encoder_takes_its_dense_for_tokens_and_pools_nothing(chained: Chained) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +224,16 @@ def test_a_vocabulary_layer_shares_the_rows_of_the_token_table_and_has_its_bias_
 def test_answer_tokens_make_a_head_of_their_rows(method: Any, rows: list[list[float]], logit: float) -> None:
     """[true], or [false, true]: the sigmoid of a difference of logits is the softmax over the two."""
     assert answer_head(torch.tensor(rows), method)(torch.tensor([[1.0, 2.0]])).tolist() == [[logit]]
+
+
+@pytest.mark.parametrize(
+    ("method", "logit"), [("no_post_processing", math.tanh(2)), ("from_2_way_softmax", math.tanh(2) - math.tanh(1))]
+)
+def test_each_logit_of_an_answer_is_scaled_and_softly_capped(method: Any, logit: float) -> None:
+    """As Granite and Gemma 2 do, before the difference is taken."""
+    rows = [[1.0], [2.0]] if method == "from_2_way_softmax" else [[2.0]]
+
+    assert answer_head(torch.tensor(rows), method, 0.5, 5.0)(torch.tensor([[10.0]])).item() == pytest.approx(logit * 5)
 
 
 def test_answer_rows_are_subtracted_in_float32() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import more_checkpoints
 from batchscore import Scorer
+from batchscore.errors import CheckpointError
 
 Tiny = Callable[[str], str]
 Saved = Callable[..., str]
@@ -140,3 +142,17 @@ def test_the_base_models_own_template_is_not_taken_for_a_rerankers(tiny: Tiny, t
     with Scorer(tiny("llama_pairs"), dtype="float32") as plain:
         expected = plain.score(QUERIES, DOCUMENTS)
     np.testing.assert_array_equal(scores(str(folder)), expected)
+
+
+def test_untied_output_embeddings_that_are_not_there_are_missed(saved: Saved) -> None:
+    """The rows of the input's table would give scores that look like any others."""
+    folder = Path(saved(FLAT, {"true_token_id": TRUE, "false_token_id": FALSE}))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), "utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}, folder / "model.safetensors"
+    )
+
+    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight"):
+        Scorer(str(folder), dtype="float32")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from batchscore.errors import CheckpointError
@@ -95,15 +96,23 @@ def _layer(name: str, tensors: Mapping[str, Tensor], epsilon: float) -> nn.Modul
 
 
 def load_head(
-    checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer, tensors: dict[str, Tensor]
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    tokenizer: TextTokenizer,
+    tensors: dict[str, Tensor],
+    native: PreTrainedConfig | None,
 ) -> nn.Module:
     """The head without its Dense modules: layers taken out of `tensors`, or a layer made of rows for answer tokens.
+
+    `native` is the config object of the body's class, which knows the values that config.json leaves out.
 
     Raises:
         CheckpointError: `tensors` lack the layers, or the tokenizer an answer token.
     """
     if spec.answer_tokens:
-        return answer_head(_answer_rows(spec, tokenizer, tensors), spec.method)
+        scale, cap = (1.0, 0.0) if spec.reads_like_vllm else _logit_rules(native)
+        rows = _answer_rows(spec, tokenizer, tensors, is_tied=getattr(native, "tie_word_embeddings", True))
+        return answer_head(rows, spec.method, scale, cap)
     if not spec.head:
         return nn.Identity()
     config = checkpoint.config
@@ -144,9 +153,20 @@ def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, 
     return head
 
 
-def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor]) -> Tensor:
+def _logit_rules(native: PreTrainedConfig | None) -> tuple[float, float]:
+    """(factor, soft cap or 0) by which a language model makes logits of the products with its output embeddings."""
+    keys = ("logits_scaling", "logit_scale", "lm_head_multiplier", "final_logit_softcapping")
+    scaling, scale, multiplier, cap = (getattr(native, key, None) for key in keys)
+    factor = (scale or 1.0) * (multiplier or 1.0)
+    divides = not str(getattr(native, "model_type", "")).startswith("hyperclovax")  # as Granite does
+    return factor / (scaling or 1.0) if divides else factor * (scaling or 1.0), cap or 0.0
+
+
+def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str, Tensor], *, is_tied: bool) -> Tensor:
     """Rows of the output embeddings, or of the input's where both share one table."""
     table = tensors.get("lm_head.weight")
+    if table is None and not is_tied:
+        raise CheckpointError("it lacks lm_head.weight, and by its config the embeddings do not stand in for that")
     if table is None:
         table = embeddings_of(tensors)
     ids: list[int] = []
@@ -158,20 +178,29 @@ def _answer_rows(spec: ModelSpec, tokenizer: TextTokenizer, tensors: Mapping[str
                 hint="classifier_from_token names tokens exactly as the tokenizer writes them",
             )
         ids.append(number)
+    bias = tensors.get("lm_head.bias")
+    if bias is not None and bias[ids].any():
+        raise CheckpointError("its answer tokens have biases (lm_head.bias), which is not supported")
     return table[ids]
 
 
-def answer_head(rows: Tensor, method: TokenMethod) -> nn.Linear:
+def answer_head(rows: Tensor, method: TokenMethod, scale: float = 1.0, cap: float = 0.0) -> nn.Module:
     """A head made of rows of the output embeddings: [true], or [false, true] for the difference of their logits.
 
-    sigmoid(true - false) equals the softmax over the two, at true.
+    sigmoid(true - false) equals the softmax over the two, at true. A soft cap bounds each logit before that.
     """
     # float32 before the subtraction: the rows are close, and in 16 bits their difference loses most of its digits
-    rows = rows.float()
-    weight = rows[1:] - rows[:1] if method == "from_2_way_softmax" else rows
-    head = nn.Linear(weight.shape[1], 1, bias=False)
-    head.weight = nn.Parameter(weight)
-    return head
+    rows = rows.float() * scale
+    signs = torch.tensor([[-1.0, 1.0]] if method == "from_2_way_softmax" else [[1.0]])
+    if cap:
+        return nn.Sequential(_linear(rows / cap), nn.Tanh(), _linear(signs * cap))
+    return _linear(rows[1:] - rows[:1] if method == "from_2_way_softmax" else rows)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], len(weight), bias=False)
+    layer.weight = nn.Parameter(weight)
+    return layer
 
 
 class Dense(nn.Module):

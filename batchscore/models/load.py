@@ -97,12 +97,12 @@ def load_model(
     token_modules, modules = (load_modules(checkpoint, specs, dry=dry) for specs in (spec.token_modules, spec.modules))
     with _named(checkpoint.name):
         _check_listed(spec, names)
-        layers = load_head(checkpoint, spec, tokenizer, tensors)
+        config = _native_config(checkpoint, spec)
+        layers = load_head(checkpoint, spec, tokenizer, tensors, config)
         # SPLADE's head stands before its pooling
         on_tokens = layers if spec.pooling == ("splade",) else token_modules
         token_head = on_tokens if any(True for _ in on_tokens.children()) else None
         head = modules if on_tokens is layers else nn.Sequential(layers, modules)
-        config = _native_config(checkpoint, spec)
         bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
         vocabulary = _vocabulary(bodies[0])
     _check_width(checkpoint, spec, nn.ModuleList([token_head or nn.Identity(), head]), config)

@@ -14,17 +14,27 @@ from batchscore.models.similarity import maxsim
 from batchscore.models.text.prompts import text_work
 from batchscore.runners.base import BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
-from batchscore.types import Items, Pairs, Work
+from batchscore.types import Fault, Items, Pairs, Work
 
 Matrices = list[Tensor]  # float32 [tokens, dim] of each item
+
+
+_NOTHING_COUNTS = Fault(
+    "no-tokens",
+    "every token of the document is on the model's skip list",
+    "leave out rows with such a document",
+)
 
 
 class LateInteraction(BaseRunner):
     """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
 
     def sequences(self, pairs: Pairs) -> Work:
-        """One sequence for each distinct text."""
-        return text_work(self.tokenizer, self.spec, pairs)
+        """One sequence for each distinct text; a row whose document has no token that counts has no score."""
+        work = text_work(self.tokenizer, self.spec, pairs)
+        kept = np.concatenate([[0], np.cumsum(work.items.filled("keep"))])[work.items.offsets]
+        nothing = np.flatnonzero(np.diff(kept)[work.right] == 0)
+        return work.refused(dict.fromkeys(nothing.tolist(), _NOTHING_COUNTS))
 
     def outputs(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
