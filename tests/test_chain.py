@@ -268,14 +268,19 @@ def test_a_saved_multi_vector_encoder_does_what_its_modules_say_and_no_more(chai
 def test_its_queries_are_filled_up_as_its_expansion_says(chained: Chained) -> None:
     step = dense(8, **TOKENS)
 
-    def lengths(**expansion: Any) -> list[int]:
-        folder = multi_vector(chained, step, query_expansion={"length": 9, "attend": False, "token": None, **expansion})
+    mask = ("MultiVectorMask", {"skiplist_words": []}, {})
+
+    def lengths(*steps: Step, **expansion: Any) -> list[int]:
+        expansion = {"length": 9, "attend": False, "token": None, **expansion}
+        folder = multi_vector(chained, step, *steps, query_expansion=expansion)
         with Scorer(folder, dtype="float32") as scorer:
             work = scorer.batcher.tokenize(pairs(["a", "the old bridge over the river and the new bridge"], ["a", "b"]))
             return work.items.lengths[: work.queries].tolist()
 
-    assert lengths(strategy="fixed") == [9, 9]
-    assert lengths(strategy="min") == [9, 12]
+    assert lengths(mask, strategy="fixed") == [9, 9]
+    assert lengths(mask, strategy="min") == [9, 12]
+    assert lengths(strategy="fixed") == [3, 9]  # nothing counts what is not seen
+    assert lengths(strategy="fixed", attend=True) == [9, 9]
 
 
 def test_its_mask_leaves_out_words_on_the_sides_it_names(chained: Chained) -> None:

@@ -242,7 +242,8 @@ def _multi_vector_marks(checkpoint: Checkpoint) -> tuple[Marks, int | None, int 
     """What sentence-transformers saves of a MultiVectorEncoder: its markers are prompts, the rest is in two files."""
     file, settings = checkpoint.sentence_config
     expansion = settings.get("query_expansion") or {}
-    mask = next((module.config for module in checkpoint.modules if module.kind == "MultiVectorMask"), {})
+    found = _module(checkpoint, "MultiVectorMask")
+    mask = found.config if found else {}
     if mask.get("keep_only_token_ids"):
         raise CheckpointError(f"{checkpoint.name}: MultiVectorMask with keep_only_token_ids is not supported")
     if expansion and (expansion.get("strategy") not in ("fixed", "min") or not expansion.get("length")):
@@ -252,7 +253,7 @@ def _multi_vector_marks(checkpoint: Checkpoint) -> tuple[Marks, int | None, int 
     marks = Marks(
         query="",
         document="",
-        expand=bool(expansion),
+        expand=bool(expansion) and bool(found or expansion.get("attend")),  # only the mask counts what is not seen
         attend=bool(expansion.get("attend")),
         skip=tuple(mask.get("skiplist_words") or ()),
         skip_sides=(tasks,) if isinstance(tasks, str) else tuple(tasks),
