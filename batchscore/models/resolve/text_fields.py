@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from batchscore.errors import UsageError
+from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.checkpoint import STATIC
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import is_multi_vector, module_kinds
@@ -207,6 +207,8 @@ def _own_max_length(context: Context, limit: Sourced) -> Sourced:
     if own := files.saved_length(checkpoint):
         return min(own, limit[0]), Source("file", checkpoint.sentence_config[0])
     if checkpoint.architecture == STATIC and (cut := checkpoint.read_backbone_json("tokenizer.json").get("truncation")):
+        if cut.get("direction") == "Left":
+            raise CheckpointError(f"{checkpoint.name}: its tokenizer keeps the end of a text, which is not supported")
         return min(int(cut["max_length"]), limit[0]), Source("file", "tokenizer.json")
     saved = checkpoint.tokenizer_config.get("model_max_length") or _UNLIMITED
     return (int(saved), Source("file", "tokenizer_config.json")) if saved < limit[0] else limit

@@ -44,7 +44,7 @@ class _Prompt(NamedTuple):
 def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
     """One sequence for each distinct pair; an empty one for a pair that the template refuses."""
     first, codes = distinct_pairs(pairs)
-    queries, documents = prepared(pairs.queries, "", spec), prepared(pairs.documents, "", spec)
+    queries, documents = pairs.queries.values, pairs.documents.values
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     fitter = _Fitter(tokenizer, spec, template)
     faults: Faults = {}  # by prompt
@@ -238,8 +238,8 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     """
     marks = _mark_ids(tokenizer)
     bare, beside, most = _list_costs(tokenizer, spec, template)
-    queries = _without_marks(prepared(pairs.queries, spec.query_prompt, spec))
-    documents = _without_marks(prepared(pairs.documents, "", spec))
+    queries = _without_marks(prepared(pairs.queries, spec.query_prompt))
+    documents = _without_marks(pairs.documents.values)
     query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
     bodies: list[Ids] = []
     group: list[int] = []

@@ -21,7 +21,8 @@ from unicodedata import combining
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
-from tokenizers.normalizers import BertNormalizer
+from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers.normalizers import Sequence as Sequenced
 
 from batchscore.errors import CheckpointError, MissingDependencyError, first_line, one_line
 from batchscore.models.checkpoint import Checkpoint
@@ -306,7 +307,12 @@ def assemble(
 
 
 def load_tokenizer(
-    checkpoint: Checkpoint, *, trust_remote_code: bool, restore_specials: bool, special_tokens: bool = True
+    checkpoint: Checkpoint,
+    *,
+    trust_remote_code: bool,
+    restore_specials: bool,
+    special_tokens: bool = True,
+    lower_case: bool = False,
 ) -> TextTokenizer:
     """The checkpoint's tokenizer.json, or what transformers converts older files to.
 
@@ -315,6 +321,7 @@ def load_tokenizer(
         trust_remote_code: run its own tokenizer class.
         restore_specials: as in `TextTokenizer`.
         special_tokens: whether the tokenizer puts its tokens around a text.
+        lower_case: lower the case of texts first, but for the special tokens that are written in them.
 
     Raises:
         CheckpointError: there is no tokenizer, not one that converts, or one that knows no words.
@@ -323,6 +330,9 @@ def load_tokenizer(
     path = checkpoint.tokenizer_folder / "tokenizer.json"
     tokenizer = _read(checkpoint, path) if path.is_file() else _convert(checkpoint, trust_remote_code)
     _apply_config(tokenizer, checkpoint.tokenizer_config)
+    if lower_case:
+        own = tokenizer.normalizer
+        tokenizer.normalizer = Sequenced([Lowercase(), own] if own else [Lowercase()])
     if not special_tokens:
         tokenizer.post_processor = None
     return TextTokenizer(tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials)
