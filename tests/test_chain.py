@@ -383,6 +383,15 @@ def test_a_chain_that_is_not_understood_is_refused_by_name(
         spec_of(chained(*steps, **saved))
 
 
+def test_a_module_behind_a_classifiers_own_head_is_refused(chained: Chained) -> None:
+    scored = {"module_input_name": "scores", "module_output_name": "scores"}
+    folder = chained(
+        dense(1, 1, **scored), model_type="CrossEncoder", transformer={"transformer_task": "sequence-classification"}
+    )
+    with pytest.raises(CheckpointError, match="1_Dense after a classifier's own head is not supported"):
+        spec_of(folder)
+
+
 def test_a_layer_norm_of_vectors_has_no_meaning_for_late_interaction(chained: Chained) -> None:
     folder = chained(pooling("cls"), ("LayerNorm", {"dimension": HIDDEN}, {}))
     with pytest.raises(CheckpointError, match="2_LayerNorm is for pooled vectors, and late interaction has none"):

@@ -459,6 +459,16 @@ def test_a_setting_that_would_change_scores_is_not_passed_over(
         spec_of(edit(name, changed))
 
 
+@pytest.mark.parametrize("name", ["bert_mean", "bert_ce"])
+def test_texts_are_cut_at_the_end_that_the_tokenizers_files_name(edit: Edit, name: str) -> None:
+    checkpoint = edit(name, {TOKENIZER: {"truncation_side": "left"}})
+
+    def sides(**options: Any) -> str | None:
+        return spec_of(checkpoint, **options).truncation_side
+
+    assert (sides(), sides(truncation_side="right"), sides(compat="vllm")) == ("left", "right", None)
+
+
 def test_vectors_are_cut_to_the_saved_dimensions(edit: Edit) -> None:
     checkpoint = edit("bert_mean", {SAVED: {"truncate_dim": 8}})
 

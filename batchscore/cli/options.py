@@ -161,7 +161,7 @@ class Settings:
         ),
     ] = None
     truncation_side: Annotated[
-        Literal["left", "right"] | None, _text("Which end of a text to cut. (default: right)")
+        Literal["left", "right"] | None, _text("Which end of a text to cut. (default: the tokenizer's, mostly right)")
     ] = None
     max_tokens_per_query: Annotated[int | None, _text("First cut each query to N tokens. 0 is no limit.", min=0)] = None
     max_tokens_per_doc: Annotated[int | None, _text("First cut each document to N tokens. 0 is no limit.", min=0)] = (

@@ -119,7 +119,11 @@ def follow(checkpoint: Checkpoint, score_type: ScoreType) -> Value | None:
         if score_type == "cross-encoder" and checkpoint.saved.get("model_type") != "CrossEncoder":
             return None  # the user asks for one: the architecture may have a head of its own
         raise CheckpointError(f"{checkpoint.name}: no module of modules.json writes {_ENDS[score_type]}")
-    return None if value.task == "sequence-classification" else value
+    if value.task != "sequence-classification":
+        return value
+    if behind := (*value.token_modules, *value.modules):
+        raise CheckpointError(f"{checkpoint.name}: {behind[0].source} after a classifier's own head is not supported")
+    return None
 
 
 def _walked(checkpoint: Checkpoint, score_type: ScoreType) -> dict[str, Value]:

@@ -155,7 +155,7 @@ def length_fields(context: Context) -> dict[str, Sourced]:
         "max_tokens_per_query": context.option("max_tokens_per_query", (0, DEFAULT)),
         "max_tokens_per_doc": context.option("max_tokens_per_doc", (0, DEFAULT)),
         "truncation": _truncation(context),
-        "truncation_side": context.option("truncation_side", (None, DEFAULT)),
+        "truncation_side": context.option("truncation_side", _saved_side(context)),
     }
 
 
@@ -179,6 +179,12 @@ def _side_lengths(context: Context, length: Sourced) -> dict[str, Sourced]:
 def _truncation(context: Context) -> Sourced:
     rule, source = context.option("truncation", ("document-first", DEFAULT))
     return ("prompt-end", COMPAT_VLLM) if context.vllm and rule != "error" else (rule, source)
+
+
+def _saved_side(context: Context) -> Sourced:
+    is_left = context.checkpoint.tokenizer_config.get("truncation_side") == "left"
+    reads_it = not (context.vllm or context.arch.listwise)
+    return ("left", Source("file", "tokenizer_config.json")) if is_left and reads_it else (None, DEFAULT)
 
 
 def position_limit(context: Context) -> Sourced:

@@ -40,7 +40,10 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     budget, keep_end = _text_budget(spec, tokenizer.pair), spec.truncation_side == "left"
     prompt_length = _prompt_length(tokenizer, spec, spec.query_prompt, budget, spec.max_length)
     if prompt_length and keep_end:
-        raise UsageError("--truncation-side left would cut the prompt that stands before queries")
+        raise UsageError(
+            f"{spec.sources['truncation_side'].spell('truncation_side')} left would cut the prompt before queries",
+            hint="pass --truncation-side right",
+        )
     # where finished ids are sliced, max_length of them stay, and one more tells that there were others
     limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
     strings = prepared(pairs.queries, spec.query_prompt), prepared(pairs.documents, "")
