@@ -33,7 +33,8 @@ class LateInteraction(BaseRunner):
         """One sequence for each distinct text; a row whose document has no token that counts has no score."""
         work = text_work(self.tokenizer, self.spec, pairs)
         kept = np.concatenate([[0], np.cumsum(work.items.filled("keep"))])[work.items.offsets]
-        nothing = np.flatnonzero(np.diff(kept)[work.right] == 0)
+        is_skipped = (np.diff(kept) == 0) & (work.items.lengths > 0)
+        nothing = np.flatnonzero(is_skipped[work.right])
         return work.refused(dict.fromkeys(nothing.tolist(), _NOTHING_COUNTS))
 
     def outputs(self, batch: Batch) -> Matrices:
