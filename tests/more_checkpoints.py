@@ -150,7 +150,7 @@ def _sentence_files(
             {"name": path or "0", "path": path, "type": f"sentence_transformers.models.{step}"} for step, path in kinds
         ],
         "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": None},
-        "1_Pooling/config.json": {f"pooling_mode_{pooling}": True},
+        "1_Pooling/config.json": {"word_embedding_dimension": HIDDEN, f"pooling_mode_{pooling}": True},
         **{
             f"{n}_Dense/config.json": {"in_features": wide, "out_features": out, **identity}
             for n, (wide, out) in enumerate(dense, 2)

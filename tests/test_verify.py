@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.errors import CheckpointError, MissingDependencyError, UsageError
 from batchscore.models import reference as references
@@ -59,23 +61,17 @@ def reranker_of(folder: str, target: Path, template: str = "") -> str:
 @pytest.mark.parametrize(
     ("name", "model_class", "count"),
     [
-        ("bert_ce", "CrossEncoder", 27),
         ("bert_ce_tanh", "CrossEncoder", 27),
         ("xlmr_ce", "CrossEncoder", 27),
         ("distilbert_pairs", "CrossEncoder", 27),
         ("modernbert_pairs_mean", "CrossEncoder", 26),
-        ("deberta_pairs", "CrossEncoder", 27),
         ("qwen3_pairs", "CrossEncoder", 29),
-        ("mistral_pairs", "CrossEncoder", 26),  # its prompt is one text after the other
-        ("bert_concat", "SentenceTransformer", 30),
-        ("bert_wmean", "SentenceTransformer", 30),
+        ("mistral_pairs", "CrossEncoder", 28),  # its prompt is one text after the other
         ("bert_dense", "SentenceTransformer", 30),
         ("bert_no_prompt_pooling", "SentenceTransformer", 30),
-        ("xlmr_lower", "SentenceTransformer", 30),
-        ("gte", "SentenceTransformer", 30),
+        ("roberta_mean", "SentenceTransformer", 30),
         ("bert_splade", "SparseEncoder", 30),
         ("colbert", "MultiVectorEncoder", 30),
-        ("modern_colbert", "MultiVectorEncoder", 30),
         ("lfm2_colbert", "MultiVectorEncoder", 30),
     ],
 )
@@ -96,11 +92,9 @@ def test_scores_are_those_of_sentence_transformers(tiny: Tiny, name: str, model_
     ("name", "model_class", "options"),
     [
         ("bert_plain", "AutoModel", {}),
-        ("bert_tokens", "AutoModel", {"score_type": "late-interaction"}),
         ("bge_m3", "AutoModel", {"score_type": "late-interaction"}),
         ("gpt2_lm", "AutoModel", {"max_length": 40}),
         ("mistral_lm", "AutoModel", {"reference": "transformers"}),  # transformers 5 loses its EOS
-        ("bert_wmean", "AutoModel", {"reference": "transformers", "query_prompt": "find: "}),
         ("bert_dense", "AutoModel", {"reference": "transformers", "dimensions": 8, "similarity": "dot"}),
         ("bert_splade_by_name", "AutoModelForMaskedLM", {}),
         ("roberta_pairs", "AutoModelForSequenceClassification", {"reference": "transformers"}),
@@ -137,23 +131,21 @@ def test_a_saved_reranker_with_answer_tokens_is_compared(tiny: Tiny, tmp_path: P
     [
         ("bert_mean", {"max_length": 16}),
         ("bert_mean", {"query_prompt": "find: ", "document_prompt": "text: "}),
-        ("bert_mean", {"no_prompts": True}),
         ("bert_dot", {"similarity": "dot", "dimensions": 8}),
         ("bert_ce", {"max_length": 20, "truncation": "longest-first"}),
         ("bert_ce", {"query_prompt": "find: "}),
-        ("colbert", {"max_length": 24}),
     ],
 )
 def test_the_reference_follows_options(tiny: Tiny, name: str, options: dict[str, Any]) -> None:
     verification = verified(tiny(name), **options)
-    default = verified(tiny(name))
-
     assert verification.reference is not None
     assert verification.reference.library == "sentence-transformers"
     assert verification.to_reference is not None
-    assert default.to_reference is not None
-    assert np.nanmax(np.abs(verification.to_reference.expected - default.to_reference.expected)) > 1e-3
     assert verification.notes == []
+    with Scorer(tiny(name), **NUMBERS) as scorer:  # without them, scores are others
+        pairs = verification.pairs
+        found = scorer.score([pair.query for pair in pairs], [pair.document for pair in pairs])
+        assert np.abs(found - verification.to_reference.found).max() > 1e-3
 
 
 # ---- other scores
@@ -172,11 +164,10 @@ def test_a_wrong_pooling_ends_with_9_and_names_the_pair(tiny: Tiny) -> None:
 
 @with_library
 def test_a_wider_tolerance_accepts_what_a_narrow_one_refuses(tiny: Tiny) -> None:
-    options = {"pooler_config": {"pooling_type": "CLS"}}
+    verification = verify_model(tiny("bert_mean"), tolerance=0.0, **NUMBERS)
 
-    assert verify_model(tiny("bert_mean"), tolerance=0.2, **NUMBERS, **options).problem is None
-    assert verify_model(tiny("bert_mean"), tolerance=0.1, **NUMBERS, **options).problem is not None
-    assert verify_model(tiny("bert_mean"), tolerance=0.0, **NUMBERS).problem is not None
+    assert verification.problem is not None
+    assert replace(verification, tolerance=1e-5).problem is None
 
 
 @with_library
@@ -208,7 +199,7 @@ def test_without_sentence_transformers_the_exit_code_is_3(tiny: Tiny, monkeypatc
     ("name", "reason"),
     [
         ("xlmr_flash_pairs", "in it and would make it up"),  # the names of its tensors are not those of transformers
-        ("qwen2_pairs_with_bias", "transformers drops score.bias"),
+        ("qwen2_pairs_with_bias", "transformers drops its layer score"),
         ("jina_listwise", "it has no listwise models"),
     ],
 )
@@ -234,6 +225,8 @@ def test_scores_that_differ_on_purpose_are_refused(tiny: Tiny) -> None:
     assert "error: --compat vllm asks for other scores than those of the model's own library" in err
     with pytest.raises(UsageError, match="it has no ColBERT markers"):
         verify_model(tiny("colbert"), reference="transformers", **NUMBERS)
+    with pytest.raises(UsageError, match="it cannot follow --query-length"):
+        verify_model(tiny("colbert"), reference="sentence-transformers", query_length=8, **NUMBERS)
 
 
 # ---- what is printed
@@ -262,13 +255,6 @@ def test_a_text_that_has_no_score_is_left_out(tiny: Tiny) -> None:
 
     assert "left out   pairs 9, 10, 11: batchscore does not score it: the text has no tokens for this model" in out
     assert "order      as the reference ranks the pairs" in out
-
-
-@pytest.mark.parametrize(("length", "cut"), [(64, True), (2048, False)])
-def test_a_model_of_long_texts_is_not_read_to_its_end(tiny: Tiny, length: int, cut: bool) -> None:
-    verification = verified(tiny("mistral_lm"), reference="transformers", max_length=length)
-
-    assert any("no pair is as long as max_length" in note for note in verification.notes) is not cut
 
 
 def test_there_are_thirty_pairs_and_some_are_longer_than_the_limit() -> None:

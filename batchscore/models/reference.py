@@ -75,9 +75,10 @@ def open_reference(
 
 
 @contextmanager
-def _complete_loading(library: str) -> Iterator[None]:
-    """Turn whatever a library raises while loading into a CheckpointError, and random weights as well."""
-    capture = _Capture()
+def _complete_loading(library: str, spec: ModelSpec) -> Iterator[None]:
+    """Turn whatever a library raises while loading into a CheckpointError, and weights that it makes up or drops."""
+    # MultiVectorEncoder reads ColBERT's head by itself, apart from the body
+    capture = _Capture([] if spec.score_type == "late-interaction" else [layer.name for layer in spec.head])
     verbosity, progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_default_handler()
@@ -96,7 +97,10 @@ def _complete_loading(library: str) -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if progress:
             transformers_logging.enable_progress_bar()
-    for problem, names in (("finds no {} in it and would make it up", capture.missing), ("drops {}", capture.unread)):
+    for problem, names in (
+        ("finds no {} in it and would make it up", capture.missing),
+        ("drops its layer {}", capture.unread),
+    ):
         if names:
             raise CheckpointError(f"{library} {problem.format(names[0])}")
 
@@ -104,10 +108,11 @@ def _complete_loading(library: str) -> Iterator[None]:
 class _Capture(logging.Handler):
     """Collects the weights that transformers makes up or leaves unread, of which it only ever writes to its log."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Sequence[str]) -> None:
         super().__init__()
+        self.head = head  # names of its layers
         self.missing: list[str] = []
-        self.unread: list[str] = []  # of a classifier, in a class that has one
+        self.unread: list[str] = []  # of the head
 
     def emit(self, record: logging.LogRecord) -> None:
         """Read a loading report: lines of a name and a status."""
@@ -115,8 +120,8 @@ class _Capture(logging.Handler):
         names = re.findall(r"^(\S+) +\| (?:MISSING|MISMATCH)", report, re.MULTILINE)
         # no score reads a pooler that is not in the file
         self.missing += [name for name in names if not re.search(r"(^|\.)(position_ids$|pooler\.)", name)]
-        if "ForSequenceClassification" in report.partition("\n")[0]:
-            self.unread += re.findall(r"^((?:score|classifier)\S+) +\| UNEXPECTED", report, re.MULTILINE)
+        for name in re.findall(r"^(\S+)\.(?:weight|bias) +\| UNEXPECTED", report, re.MULTILINE):
+            self.unread += [layer for layer in self.head if f".{name}".endswith(f".{layer}")]
 
 
 def _restore_specials(tokenizer: Any, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
@@ -153,9 +158,12 @@ def _is_set(spec: ModelSpec, field: str) -> bool:
 
 def _sentence_transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     kinds, own_name = module_kinds(checkpoint), checkpoint.saved.get("model_type")
-    for field in ("query_length", "document_length"):
-        if spec.score_type != "cross-encoder" and _is_set(spec, field) and not _is_set(spec, "max_length"):
-            return f"it cannot follow {spec.sources[field].spell(field)}"
+    lengths = {name: spec.sources[name] for name in ("max_length", "query_length", "document_length")}
+    if spec.score_type == "bi-encoder":
+        lengths = {name: source for name, source in lengths.items() if source != lengths["max_length"]}
+    for name, source in lengths.items() if spec.score_type != "cross-encoder" else ():
+        if _is_set(spec, name):
+            return f"it cannot follow {source.spell(name)}"
     if checkpoint.tokenizer_folder != checkpoint.folder:
         return "it cannot follow --tokenizer"
     if spec.chat_template and spec.sources["chat_template"].kind != "file":
@@ -188,7 +196,7 @@ def _open_sentence_transformers(checkpoint: Checkpoint, spec: ModelSpec, setting
             hint="pip install --upgrade 'sentence-transformers>=6'",
         )
     dtype = settings.pop("dtype")
-    with _complete_loading("sentence-transformers"):
+    with _complete_loading("sentence-transformers", spec):
         model = getattr(sentence_transformers, name)(str(checkpoint.folder), model_kwargs={"dtype": dtype}, **settings)
         if _is_set(spec, "max_length"):
             model.max_seq_length = spec.max_length
@@ -285,7 +293,7 @@ def _open_transformers(checkpoint: Checkpoint, spec: ModelSpec, settings: dict[s
     elif spec.pooling == ("splade",):
         name = "AutoModelForMaskedLM"
     device = settings.pop("device")
-    with _complete_loading("transformers"):
+    with _complete_loading("transformers", spec):
         model = getattr(transformers, name).from_pretrained(checkpoint.folder, **settings).to(device).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             checkpoint.tokenizer_folder, trust_remote_code=settings["trust_remote_code"]
@@ -306,7 +314,8 @@ def _logit(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: Any) 
         if spec.chat_template:
             inputs: Any = {"input_ids": torch.tensor([list(ids)], device=model.device)}
         else:
-            texts = _prepared(spec, spec.query_prompt + query), _prepared(spec, document)
+            # in lists, since an empty document by itself would count as none
+            texts = [_prepared(spec, spec.query_prompt + query)], [_prepared(spec, document)]
             inputs = tokenizer(*texts, truncation="longest_first", max_length=spec.max_length, return_tensors="pt")
         logits = model(**_on(model, inputs)).logits[0].float()
         if tokens:
