@@ -20,7 +20,8 @@ from batchscore.cli.main import app
 from batchscore.errors import CheckpointError, MissingDependencyError, UsageError
 from batchscore.models import reference as references
 from batchscore.verification.pairs import built_in_pairs
-from batchscore.verification.verify import Comparison, Verification, verify_model
+from batchscore.verification.result import Comparison, Verification
+from batchscore.verification.verify import verify_model
 from test_logit_score import FLAT
 
 Tiny = Callable[[str], str]

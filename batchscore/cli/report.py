@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from batchscore.inspection import Inspection
-    from batchscore.verification.verify import Verification
+    from batchscore.verification.result import Verification
 
 
 def print_inspection(inspection: Inspection) -> None:
