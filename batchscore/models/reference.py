@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Sequential
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.utils import logging as transformers_logging
@@ -140,9 +142,9 @@ def _restore_specials(tokenizer: Any, checkpoint: Checkpoint, spec: ModelSpec) -
     return (f"the reference's tokenizer is told of {' and '.join(lost)}, which transformers 5 overlooks",)
 
 
-def _ids_of(tokenizer: Any, spec: ModelSpec) -> Callable[[str], list[int]]:
+def _ids_of(tokenizer: Any) -> Callable[[str], list[int]]:
     def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(_prepared(spec, text), add_special_tokens=False, verbose=False).input_ids
+        found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return found
 
     return ids
@@ -203,7 +205,7 @@ def _open_sentence_transformers(checkpoint: Checkpoint, spec: ModelSpec, setting
         notes = _restore_specials(model.tokenizer, checkpoint, spec)
     prompts, more = _side_prompts(checkpoint, spec)
     score = _predicted(model, spec) if spec.score_type == "cross-encoder" else _encoded(model, spec, prompts)
-    version, tokenize = sentence_transformers.__version__, _ids_of(model.tokenizer, spec)
+    version, tokenize = sentence_transformers.__version__, _ids_of(model.tokenizer)
     return Reference("sentence-transformers", version, name, (*notes, *more), False, tokenize, score)
 
 
@@ -299,11 +301,16 @@ def _open_transformers(checkpoint: Checkpoint, spec: ModelSpec, settings: dict[s
             checkpoint.tokenizer_folder, trust_remote_code=settings["trust_remote_code"]
         )
         notes = _restore_specials(tokenizer, checkpoint, spec)
+        if (
+            spec.lower_case
+        ):  # as sentence-transformers does it: special tokens that a text spells out stay what they are
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = Sequential([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
     score = (_logit if is_pair else _similarity)(checkpoint, spec, model, tokenizer)
     if spec.chat_template:
         notes = ("the reference reads batchscore's token ids, since transformers has no prompt for pairs",)
     version, given_ids = transformers.__version__, bool(spec.chat_template)
-    return Reference("transformers", version, name, notes, given_ids, _ids_of(tokenizer, spec), score)
+    return Reference("transformers", version, name, notes, given_ids, _ids_of(tokenizer), score)
 
 
 def _logit(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: Any) -> Score:
@@ -315,7 +322,7 @@ def _logit(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: Any) 
             inputs: Any = {"input_ids": torch.tensor([list(ids)], device=model.device)}
         else:
             # in lists, since an empty document by itself would count as none
-            texts = [_prepared(spec, spec.query_prompt + query)], [_prepared(spec, document)]
+            texts = [spec.query_prompt + query], [document]
             inputs = tokenizer(*texts, truncation="longest_first", max_length=spec.max_length, return_tensors="pt")
         logits = model(**_on(model, inputs)).logits[0].float()
         if tokens:
@@ -331,7 +338,7 @@ def _similarity(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: 
 
     def encode(text: str, length: int) -> Tensor:
         """float32 [dim], or [tokens, dim] for late interaction."""
-        inputs = tokenizer(_prepared(spec, text), truncation=True, max_length=length, return_tensors="pt")
+        inputs = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
         output = model(**_on(model, inputs))
         states = (output.logits if spec.pooling == ("splade",) else output.last_hidden_state)[0].float()
         if spec.pooling:
@@ -349,10 +356,6 @@ def _similarity(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: 
         return float(best.mean() if spec.similarity == "meanmaxsim" else best.sum())
 
     return score
-
-
-def _prepared(spec: ModelSpec, text: str) -> str:
-    return text.lower() if spec.lower_case else text
 
 
 def _on(model: Any, inputs: Any) -> dict[str, Tensor]:
