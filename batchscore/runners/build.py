@@ -50,6 +50,7 @@ def read_texts_of(
         trust_remote_code=trust_remote_code,
         restore_specials=spec.restore_specials,
         special_tokens=spec.special_tokens,
+        lower_case=spec.lower_case,
     )
     if not spec.chat_template:
         return tokenizer, None
