@@ -19,6 +19,7 @@ from batchscore.io.block import Block, RowCursor, Stamp
 from batchscore.io.schema import Shape
 from batchscore.io.storage import is_url, open_file, stat_file
 from batchscore.io.units import Span, Steps, count_steps, table_steps
+from batchscore.io.values import empty_table
 from batchscore.types import offsets_of
 
 SUFFIXES = (".parquet", ".pq")
@@ -77,7 +78,7 @@ class ParquetReader:
         if tables:
             return pa.concat_tables(tables)
         names = self.schema.names if columns is None else [name for name in self.schema.names if name in columns]
-        return self.schema.empty_table().select(names)
+        return empty_table(self.schema).select(names)
 
     @cached_property
     def _layout(self) -> tuple[NDArray[np.int64], int]:
