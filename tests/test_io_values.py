@@ -35,6 +35,38 @@ def moments(unit: str, *values: Any) -> pa.Array:
     return pa.array([None if value is None else np.datetime64(value, unit) for value in values], pa.timestamp(unit))
 
 
+# ---- INT96
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        (moments("us", "9999-12-31", "0001-01-01", None), pa.timestamp("us")),
+        (moments("ns", "2024-05-01T00:00:00.123456789", None), pa.timestamp("ns")),
+        (moments("ns", "1901-05-01T00:00:00.123456", None), pa.timestamp("us")),
+    ],
+    ids=["far", "nanoseconds", "near"],
+)
+def test_int96_timestamps_are_read_in_a_unit_that_holds_them(written: pa.Array, kind: pa.DataType) -> None:
+    table = pa.table({"at": written, "in": pa.StructArray.from_arrays([written], ["a"])})
+    pq.write_table(table, "in.parquet", use_deprecated_int96_timestamps=True)
+    read_back = read("in.parquet").table
+
+    assert read_back["at"].type == read_back["in"].type.field("a").type == kind
+    assert read_back["at"].cast(written.type).combine_chunks().equals(written)
+    assert read_back["in"].combine_chunks().field("a").cast(written.type).equals(written)
+
+
+def test_int96_files_with_and_without_far_days_have_one_type() -> None:
+    for name, day in (("a", "9999-12-31"), ("b", "2024-05-01")):
+        table = pa.table({"at": moments("us", day)})
+        pq.write_table(table, f"{name}.parquet", use_deprecated_int96_timestamps=True)
+    source = open_source(["a.parquet", "b.parquet"])
+    (unit,) = source.units(100)
+
+    assert source.read(unit, None, {}).table["at"].type == pa.timestamp("us")
+
+
 # ---- types that drift
 
 
