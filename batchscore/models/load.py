@@ -311,18 +311,10 @@ def _choose_layout(
         if attention:
             body.set_attn_implementation(attention)
         if getattr(body, "pooler", None) is not None:
-            body.pooler = _NoPooler()
+            # its layer is in the head, and it would read one sequence of a flat batch only; not every class asks
+            # whether it has one, and some call a function on what it gives
+            body.pooler = nn.Identity()
     return "flat" if able and packed_attention else "padded"
-
-
-class _NoPooler(nn.Module):
-    """In place of a pooler, whose layer is in the head and which would read one sequence of a flat batch only.
-
-    Not every class asks whether it has one before it calls it.
-    """
-
-    def forward(self, states: Tensor) -> None:
-        """Nothing."""
 
 
 # ---- contexts
