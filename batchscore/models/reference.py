@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Sequential
 from torch import Tensor
@@ -145,6 +146,8 @@ def _restore_specials(tokenizer: Any, checkpoint: Checkpoint, spec: ModelSpec) -
 
 def _ids_of(tokenizer: Any) -> Callable[[str], list[int]]:
     def ids(text: str) -> list[int]:
+        if isinstance(tokenizer, Tokenizer):  # a StaticEmbedding's
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
         found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return found
 
@@ -203,7 +206,7 @@ def _open_sentence_transformers(checkpoint: Checkpoint, spec: ModelSpec, setting
         model = getattr(sentence_transformers, name)(str(checkpoint.folder), model_kwargs={"dtype": dtype}, **settings)
         if _is_set(spec, "max_length"):
             model.max_seq_length = spec.max_length
-        notes = _restore_specials(model.tokenizer, checkpoint, spec)
+        notes = _restore_specials(model.tokenizer, checkpoint, spec) if spec.special_tokens else ()
     prompts, more = _side_prompts(checkpoint, spec)
     score = _predicted(model, spec) if spec.score_type == "cross-encoder" else _encoded(model, spec, prompts)
     version, tokenize = sentence_transformers.__version__, _ids_of(model.tokenizer)

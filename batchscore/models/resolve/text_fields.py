@@ -158,14 +158,17 @@ def length_fields(context: Context) -> dict[str, Sourced]:
 def _side_lengths(context: Context, length: Sourced) -> dict[str, Sourced]:
     """The lengths of queries and of documents, where they are read separately."""
     query, document, source = length[0], length[0], length[1]
+    longest = query
     if _has_marks(context):
+        # these lengths hold whatever the tokenizer's own limit is
+        longest = longest if source.kind in ("user", "config") else position_limit(context)[0]
         _, query_length, document_length, source = files.marks(context.checkpoint)
         query, document = query_length or query, document_length or document
     sides = {
         "query_length": context.option("query_length", (query, source)),
         "document_length": context.option("document_length", (document, source)),
     }
-    return {name: (min(value, length[0]), source) for name, (value, source) in sides.items()}
+    return {name: (min(value, longest), source) for name, (value, source) in sides.items()}
 
 
 def _truncation(context: Context) -> Sourced:
