@@ -10,6 +10,7 @@
     |   +-- DeviceMemoryError       6   a pack does not fit into memory; a smaller one may
     |   +-- DeviceLostError         6   the device no longer answers; it may work again in a new process
     +-- OutputError                 8   the output cannot be written to its path
+    +-- VerificationError           9   `verify` could not confirm the scores
     +-- StoppedError               75   stopped on request; run again to resume
 
 What is wrong with single rows is no exception but a Fault (types.py), unless it ends a call or a run.
@@ -123,6 +124,12 @@ class DeviceMemoryError(RuntimeFailureError):
 
 class DeviceLostError(RuntimeFailureError):
     """A device whose context is broken for this process."""
+
+
+class VerificationError(BatchscoreError):
+    """The model's own library gives other scores, or no library gives any."""
+
+    exit_code = 9
 
 
 class StoppedError(BatchscoreError):

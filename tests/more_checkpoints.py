@@ -155,9 +155,11 @@ def _sentence_files(
     kinds = zip(steps, paths, strict=True)
     identity = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
     return {
-        "modules.json": [{"path": path, "type": f"sentence_transformers.models.{step}"} for step, path in kinds],
+        "modules.json": [
+            {"name": path or "0", "path": path, "type": f"sentence_transformers.models.{step}"} for step, path in kinds
+        ],
         "config_sentence_transformers.json": {"prompts": prompts or {}, "default_prompt_name": None},
-        "1_Pooling/config.json": {f"pooling_mode_{pooling}": True},
+        "1_Pooling/config.json": {"word_embedding_dimension": HIDDEN, f"pooling_mode_{pooling}": True},
         **{
             f"{n}_Dense/config.json": {"in_features": wide, "out_features": out, **identity}
             for n, (wide, out) in enumerate(dense, 2)
@@ -386,7 +388,7 @@ ENCODER_PAIRS = {
 _MEAN, _CLS = _sentence_files("mean_tokens"), _sentence_files("cls_token")
 SPLADE: Mapping[str, Json | list[Json]] = {
     "modules.json": [
-        {"path": path, "type": f"sentence_transformers.sparse_encoder.models.{kind}"}
+        {"name": path or "0", "path": path, "type": f"sentence_transformers.sparse_encoder.models.{kind}"}
         for path, kind in (("", "MLMTransformer"), ("1_SpladePooling", "SpladePooling"))
     ],
     "1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "relu"},
@@ -708,8 +710,8 @@ JINA_COLBERT = {**STANFORD, "query_token_id": "[QueryMarker]", "doc_token_id": "
 JINA_COLBERT |= {"attend_to_mask_tokens": True}
 _PYLATE_FILES: Mapping[str, Json | list[Json]] = {
     "modules.json": [
-        {"path": "", "type": "sentence_transformers.models.Transformer"},
-        {"path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+        {"name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
     ],
     "config_sentence_transformers.json": {**PYLATE, "similarity_fn_name": "MaxSim", "prompts": {}},
     "sentence_bert_config.json": {"max_seq_length": 47, "do_lower_case": False},

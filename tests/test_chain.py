@@ -283,6 +283,19 @@ def test_its_queries_are_filled_up_as_its_expansion_says(chained: Chained) -> No
     assert lengths(strategy="fixed", attend=True) == [9, 9]
 
 
+def test_its_lengths_hold_whatever_the_tokenizer_says(chained: Chained) -> None:
+    folder = multi_vector(chained, dense(8, **TOKENS), document_length=40, query_length=20)
+    config = Path(folder, "tokenizer_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 16}))
+
+    def lengths(**options: Any) -> tuple[int, int]:
+        spec = spec_of(folder, **options)
+        return spec.query_length, spec.document_length
+
+    assert lengths() == (20, 40)
+    assert lengths(max_length=30) == (20, 30)
+
+
 def test_its_mask_leaves_out_words_on_the_sides_it_names(chained: Chained) -> None:
     step = dense(8, **TOKENS)
 

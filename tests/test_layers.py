@@ -24,13 +24,15 @@ ALLOWED = {
     "io": BASE,
     "jobs": BASE | {"engine", "io", "models", "runners", "scorer", "stop"},
     "inspection": BASE | {"models", "runners"},
-    "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", ""},
+    "verification": BASE | {"engine", "models", "runners"},
+    "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
     "": {"jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
 HEAVY = {
     "torch": {"models", "runners"},
     "transformers": {"models", "runners"},
+    "sentence_transformers": {"models"},
     "pyarrow": {"io", "jobs"},
     "datasets": {"io"},
 }
@@ -88,7 +90,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-COMMANDS = ["score", "rerank", "status", "merge", "inspect", "models"]
+COMMANDS = ["score", "rerank", "status", "merge", "inspect", "verify", "models"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

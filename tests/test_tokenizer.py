@@ -64,6 +64,33 @@ def ids_of(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids
 
 
+# ---- special tokens that a text spells out
+
+
+def test_texts_are_lower_cased_and_special_tokens_in_them_are_not(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("bert_mean"), tmp_path, do_lower_case=False)
+    checkpoint = Checkpoint("tiny", folder, folder)
+    plain = load(folder)
+    lowered = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False, lower_case=True)
+
+    assert ids_of(plain, "cat [SEP] dog")[1] == plain.token_id("[SEP]")
+    assert ids_of(lowered, "CAT [SEP] Dog") == ids_of(plain, "cat [SEP] dog")
+    assert ids_of(lowered, "[sep]") == ids_of(plain, "[sep]") != [plain.token_id("[SEP]")]
+
+
+@pytest.mark.parametrize("token", ["[END]", {"content": "[END]", "lstrip": True}], ids=["name", "flags"])
+def test_a_special_token_that_only_the_config_names_is_one_token(tiny: Tiny, tmp_path: Path, token: Any) -> None:
+    folder = copied(tiny("bert_mean"), tmp_path, eos_token=token, bos_token="[not in the vocabulary]")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["model"]["vocab"]["[END]"] = len(content["model"]["vocab"])
+    path.write_text(json.dumps(content), "utf-8")
+    tokenizer = load(folder)
+
+    assert ids_of(tokenizer, "cat [END] dog")[1:-1] == [tokenizer.token_id("[END]")]
+    assert len(ids_of(load(tiny("bert_mean")), "cat [END] dog")) > 3
+
+
 # ---- assembled sequences
 
 

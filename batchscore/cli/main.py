@@ -13,6 +13,7 @@ from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.cli.status import merge, status
+from batchscore.cli.verify import verify
 
 _FORMER_NAMES = {"window-rows": "unit-rows"}  # still accepted, but no longer shown
 
@@ -55,4 +56,5 @@ app.command()(rerank)
 app.command()(status)
 app.command()(merge)
 app.command()(inspect)
+app.command()(verify)
 app.command()(models)

@@ -198,17 +198,21 @@ class Settings:
     no_prompts: Annotated[bool, _text("Put no prompt before queries and documents.", "--no-prompts")] = False
 
 
+_Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    _model(
+        "Number format of the model body. auto is bfloat16 where the hardware multiplies it natively, else float32."
+    ),
+]
+_Device = Annotated[str, _model("auto, cpu, cuda or cuda:N.")]
+
+
 @dataclass
 class Execution:
     """Where and how the model runs."""
 
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        _model(
-            "Number format of the model body. auto is bfloat16 where the hardware multiplies it natively, else float32."
-        ),
-    ] = "auto"
-    device: Annotated[str, _model("auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: _Dtype = "auto"
+    device: _Device = "auto"
     batch_tokens: Annotated[int | None, _run("Tokens in one forward pass. (default: what suits the device)", min=1)] = (
         None
     )
@@ -226,6 +230,29 @@ class Execution:
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
     ] = False
+
+
+@dataclass
+class Verify:
+    """What `verify` compares with, and how closely."""
+
+    reference: Annotated[
+        Literal["auto", "sentence-transformers", "transformers", "none"],
+        _run(
+            "Library to compare with. auto is sentence-transformers where the checkpoint has its files, else plain "
+            "transformers with the pooling and prompts that batchscore resolved; none compares layouts only."
+        ),
+    ] = "auto"
+    tolerance: Annotated[
+        float | None,
+        _run(
+            "Largest difference of a logit or similarity, relative to the largest of them if that exceeds 1. (default: "
+            "1e-4, with bfloat16 5e-2, with float16 1e-2)",
+            min=0,
+        ),
+    ] = None
+    dtype: _Dtype = "float32"
+    device: _Device = "auto"
 
 
 @dataclass

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from batchscore.inspection import Inspection
+if TYPE_CHECKING:
+    from batchscore.inspection import Inspection
+    from batchscore.verification.result import Verification
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -54,6 +56,49 @@ def _token_lines(sequence: Mapping[str, Any]) -> list[str]:
     cells = [f"{token}:{number}" if counts else f"({token}:{number})" for number, token, counts in tokens]
     note = [] if all(counted) else ["  (tokens in brackets are read but not compared)"]
     return [f"  {' '.join(cells)}", *note]
+
+
+_FEW = 5  # swapped pairs that are shown
+
+
+def print_verification(verification: Verification) -> None:
+    """Print what was compared and how it came out; the last line, if all is well, stands on its own."""
+    typer.echo("\n".join(_verification_lines(verification)))
+
+
+def _verification_lines(verification: Verification) -> list[str]:
+    setup, reference = verification.setup, verification.reference
+    spec, placement = setup.spec, setup.placement
+    lines = [f"model      {verification.model}: {spec.score_type}, max_length {spec.max_length}"]
+    lines.append(f"reference  {f'{reference} ({reference.model_class})' if reference else 'none'}")
+    lines.append(f"numbers    {placement.dtype} on {placement.device}, tolerance {verification.tolerance:g}")
+    rows = []
+    for comparison in verification.comparisons:
+        difference, row = comparison.worst
+        scores = f"{comparison.expected[row]:.7g} {comparison.found[row]:.7g}"
+        cells = {"comparison": comparison.name, "pairs": str(comparison.count), "worst": f"{difference:.1e}"}
+        rows.append(cells | {"scores": scores, "on": verification.named(row) if difference else ""})
+    lines += ["", *table_lines(rows, "text"), ""]
+    if order := verification.order_differences():
+        swapped = ", ".join(f"{one + 1} and {other + 1}" for one, other in order[:_FEW])
+        more = f" and {len(order) - _FEW} more" if len(order) > _FEW else ""
+        lines.append(f"order      the reference ranks the other way round: pairs {swapped}{more}")
+    elif reference:
+        lines.append("order      as the reference ranks the pairs")
+    if verification.beyond:
+        lines.append(f"beyond     the tolerance: pairs {_numbers(verification.beyond)}")
+    for reason in dict.fromkeys(verification.left_out.values()):
+        left_out = [row for row, why in sorted(verification.left_out.items()) if why == reason]
+        lines.append(f"left out   pairs {_numbers(left_out)}: {reason}")
+    lines += [
+        f"note       {library} is not the reference: {reason}" for library, reason in verification.refused.items()
+    ]
+    lines += [f"note       {note}" for note in verification.notes]
+    return lines if verification.problem else [*lines, f"verified: {verification.summary}"]
+
+
+def _numbers(rows: Sequence[int]) -> str:
+    return ", ".join(str(row + 1) for row in rows)
 
 
 def table_lines(rows: Sequence[Mapping[str, str]], form: str) -> list[str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from batchscore.engine.scheduler import Pack, plan_packs
 from batchscore.engine.setup import Setup
 from batchscore.errors import DeviceMemoryError
+from batchscore.models.load import Layout
 from batchscore.runners.base import Match
 from batchscore.runners.batch import Batch
 from batchscore.runners.build import build_runner
@@ -56,6 +57,11 @@ class Batcher:
     def num_scores(self) -> int:
         """Raw scores of a row."""
         return self._runner.num_scores
+
+    @property
+    def layout(self) -> Layout:
+        """How the model's body takes several sequences."""
+        return self._runner.layout
 
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""

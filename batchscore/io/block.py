@@ -7,14 +7,16 @@ turns out bad, so a unit of JSON Lines pays eight bytes a row for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from batchscore.io.schema import Shape
+from batchscore.io.schema import Shape, listed_type
 from batchscore.io.units import Span, Steps
-from batchscore.types import Faults
+from batchscore.io.values import elements
+from batchscore.types import Fault, Faults
 
 Stamp = tuple[int, str | None]  # (bytes, 0: unknown; time of the last change in ISO 8601)
 
@@ -31,6 +33,29 @@ class Block:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+
+def listed(block: Block, column: str) -> Block:
+    """The block with lists of structs where the column has structs of lists; a fault where these differ in length."""
+    structs = block.table[column].combine_chunks()
+    kind = listed_type(structs.type)
+    if kind == structs.type:
+        return block
+    lengths = [np.diff(elements(part)[1]) for part in structs.flatten()]
+    differ = np.any([length != lengths[0] for length in lengths], axis=0)
+    # rows that are null have no elements, which have to go with them
+    structs = structs.take(pa.array(np.arange(len(structs)), mask=differ))
+    parts, offsets = zip(*map(elements, structs.flatten()), strict=True)
+    documents = pa.StructArray.from_arrays(list(parts), fields=list(kind.value_type))
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets[0]), documents, mask=structs.is_null())
+    faults = dict.fromkeys(np.flatnonzero(differ).tolist(), unequal_lists(column)) | block.faults
+    table = block.table.set_column(block.table.column_names.index(column), column, lists)
+    return replace(block, table=table, faults=dict(sorted(faults.items())))
+
+
+def unequal_lists(column: str) -> Fault:
+    """The fault of a row with a struct of lists that are no documents."""
+    return Fault("not-list", "holds lists of different lengths", "write a list of structs", column)
 
 
 class Reader(Protocol):

@@ -20,6 +20,7 @@ from batchscore.io.block import Block, RowCursor, Stamp
 from batchscore.io.schema import Shape, join
 from batchscore.io.storage import iso_time
 from batchscore.io.units import Span, Steps, count_steps, table_steps
+from batchscore.io.values import empty_table
 
 _ROWS = 4096  # in a table of the stream; datasets knows no row sizes, and a unit of long texts must not be far exceeded
 MARKERS = ("state.json", "dataset_dict.json")  # `save_to_disk` writes one of these into its folder
@@ -72,7 +73,7 @@ class DatasetReader:
                 f"{self.file} has more rows than the {self._rows:,} of its card",
                 hint="download it with save_to_disk, and name the folder",
             )
-        table = join(tables) if tables else self._chosen(columns).features.arrow_schema.empty_table()
+        table = join(tables) if tables else empty_table(self._chosen(columns).features.arrow_schema)
         return Block(table, self.file, range(span.start, span.stop), "row")
 
     def close(self) -> None:

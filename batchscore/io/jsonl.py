@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 
 from batchscore.errors import InputError
-from batchscore.io.block import Block, Stamp
-from batchscore.io.schema import TEXT_FIELDS, Shape, json_text, text_field
+from batchscore.io.block import Block, Stamp, unequal_lists
+from batchscore.io.schema import TEXT_FIELDS, Shape, text_field
 from batchscore.io.storage import open_file, stat_file
 from batchscore.io.units import Span, Steps
+from batchscore.io.values import json_text
 from batchscore.types import Fault, Faults, offsets_of
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
@@ -275,6 +276,8 @@ def _column(name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: 
     values = [row.get(name) for row in rows]
     if shape is None:
         return _carried(values)
+    if shape == "documents":
+        values = [_listed(name, row, value, faults) for row, value in enumerate(values)]
     kind, code, wanted, hint = _SHAPES[shape]
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, kind):
@@ -282,6 +285,16 @@ def _column(name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: 
             faults.setdefault(row, Fault(code, message, hint, column=name))
             values[row] = None
     return pa.array(values, pa.string()) if shape == "text" else _documents(values)
+
+
+def _listed(name: str, row: int, value: Any, faults: Faults) -> Any:
+    """An object of arrays as an array of objects; null and a fault of its row where these differ in length."""
+    if not (value and isinstance(value, dict) and all(isinstance(part, list) for part in value.values())):
+        return value
+    if len({len(part) for part in value.values()}) > 1:
+        faults.setdefault(row, unequal_lists(name))
+        return None
+    return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
 
 
 _SHAPES: dict[Shape, tuple[type, str, str, str]] = {

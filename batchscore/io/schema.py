@@ -7,23 +7,19 @@ from one unit to the next.
 
 from __future__ import annotations
 
-import base64
 import difflib
-import json
 from collections.abc import Mapping, Sequence
-from datetime import date, time
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from batchscore.errors import InputError
+from batchscore.io.values import as_text, is_text
 
-KEEP_HINT = "give the column another type, or leave it out (with score: --keep-columns)"
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
 ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
 Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with a text
-_TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:
@@ -61,6 +57,7 @@ def require_shape(kind: pa.DataType, shape: Shape, column: str, location: str) -
     """Raise InputError, which begins with `location`, if no value of this type has the shape."""
     name = column
     if shape == "documents":
+        kind = listed_type(kind)
         if pa.types.is_null(kind):
             return
         if not is_nested(kind):
@@ -70,9 +67,19 @@ def require_shape(kind: pa.DataType, shape: Shape, column: str, location: str) -
         if pa.types.is_struct(kind):
             field = text_field([part.name for part in kind])
             kind, name = pa.null() if field is None else kind.field(field).type, f"{name}.{field}"
-    if (kind.value_type if pa.types.is_dictionary(kind) else kind) not in _TEXTS:
+    if not (is_text(kind) or pa.types.is_null(kind)):
         hint = "convert it to strings, or name another column"
         raise InputError(f"{location}: column {name!r} is {kind}, not text", hint=hint)
+
+
+def listed_type(kind: pa.DataType) -> pa.DataType:
+    """The type of lists of documents that stands for a struct of lists; any other type unchanged.
+
+    Older versions of `datasets` make a struct of lists of a list of structs.
+    """
+    if pa.types.is_struct(kind) and kind.num_fields and all(is_nested(field.type) for field in kind):
+        return pa.large_list(pa.struct([field.with_type(field.type.value_type) for field in kind]))
+    return kind
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:
@@ -85,50 +92,26 @@ def join(tables: Sequence[pa.Table]) -> pa.Table:
         if _joined([tables[index].select([name]) for index in having]) is None:
             for index in having:
                 table = tables[index]
-                tables[index] = table.set_column(table.column_names.index(name), name, _as_text(table[name]))
+                tables[index] = table.set_column(table.column_names.index(name), name, as_text(table[name]))
     return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table | None:
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        joined = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException:
         return None
+    loses = any(_loses(field.type, joined.schema.field(field.name).type) for table in tables for field in table.schema)
+    return None if loses else joined
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if column.type in _TEXTS:
-        return column
-    return pa.chunked_array([pa.array(map(json_text, column.to_pylist()), pa.large_string())])
-
-
-def json_text(value: Any) -> str | None:
-    """A string unchanged, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=no_json)
-
-
-def no_json(value: Any) -> str:
-    """How a value is written that JSON has no form for: base64, ISO 8601, or what `str` gives."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value.isoformat() if isinstance(value, (date, time)) else str(value)
-
-
-def without_views(table: pa.Table) -> pa.Table:
-    """The table with plain strings and bytes instead of views, of which Arrow cannot take rows."""
-    schema = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
-    return table if schema.equals(table.schema) else table.cast(schema)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    if kind == pa.string_view():
-        return pa.large_string()
-    if kind == pa.binary_view():
-        return pa.large_binary()
+def _loses(kind: pa.DataType, joined: pa.DataType) -> bool:
+    """Whether Arrow would join what differs: texts as bytes, or decimals as floats."""
+    if kind.equals(joined):
+        return False
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
-    return kind
+        return any(_loses(field.type, joined.field(field.name).type) for field in kind)
+    if kind.num_fields:
+        return any(_loses(kind.field(index).type, joined.field(index).type) for index in range(kind.num_fields))
+    is_bytes = pa.types.is_binary(joined) or pa.types.is_large_binary(joined)
+    return bool((is_text(kind) and is_bytes) or (pa.types.is_decimal(kind) and pa.types.is_floating(joined)))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
-from batchscore.io.schema import KEEP_HINT, join, no_json
+from batchscore.io.schema import join
 from batchscore.io.storage import (
     TEMPORARY,
     is_url,
@@ -34,6 +34,7 @@ from batchscore.io.storage import (
     write_hint,
     writer_id,
 )
+from batchscore.io.values import KEEP_HINT, empty_table, json_values
 
 
 def open_sink(path: str) -> Sink:
@@ -169,7 +170,7 @@ class _ParquetWriter:
 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    return join([schema.empty_table(), table])
+    return join([empty_table(schema), table])
 
 
 class _JsonlWriter:
@@ -182,7 +183,7 @@ class _JsonlWriter:
         for batch in table.to_batches(
             max_chunksize=1024
         ):  # rows as Python objects take ten times the memory of Arrow's
-            self._file.write("".join(map(_json_line, batch.to_pylist())).encode())
+            self._file.write("".join(map(_json_line, json_values(batch.to_struct_array()))).encode())
 
     def close(self) -> None:
         self._file.close()
@@ -196,9 +197,9 @@ _WRITERS: dict[str, Callable[[str, str], _Writer]] = {
 
 def _json_line(row: dict[str, Any]) -> str:
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=no_json) + "\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError:  # has a NaN: only such rows are walked through
-        return json.dumps(_finite(row), ensure_ascii=False, default=no_json) + "\n"
+        return json.dumps(_finite(row), ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.block import Block, Reader
+from batchscore.io.block import Block, Reader, listed
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
-from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape, without_views
+from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
 from batchscore.io.units import Span, Unit, UnitBuilder
+from batchscore.io.values import empty_table, storable
 from batchscore.types import Faults, offsets_of
 
 # About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
@@ -139,7 +140,7 @@ class FileSource:
 
     @cached_property
     def _schema(self) -> pa.Schema:
-        return self._readers[0].schema
+        return storable(empty_table(self._readers[0].schema), self.files[0]).schema
 
     def require(self, flags: Mapping[str, str]) -> None:
         """Raise InputError if the first file lacks a column of `flags` (column -> the option that names it)."""
@@ -246,18 +247,21 @@ class FileSource:
             twice = max(names, key=names.count)
             leave = "" if twice in shapes else ", or leave them out with --keep-columns"
             raise InputError(f"{reader.file} has several columns {twice!r}", hint=f"rename them{leave}")
-        if len(block):
-            location = f"{block.file}, {block.counts_in} {block.numbers[0]}"
-            for column, shape in shapes.items():
-                if column in names:
+        location = f"{block.file}, {block.counts_in} {block.numbers[0]}" if len(block) else block.file
+        block = replace(block, table=storable(block.table, location))
+        for column, shape in shapes.items():
+            if column in names:
+                if len(block):
                     require_shape(block.table.schema.field(column).type, shape, column, location)
+                if shape == "documents":
+                    block = listed(block, column)
         return block
 
 
 def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> pa.Table:
     """The unit's table; a wanted column that none of its rows has is there, and null."""
     absent = pa.schema([(name, pa.null()) for name in dict.fromkeys([*(columns or ()), *shapes])]).empty_table()
-    table = join([*(without_views(block.table) for block in blocks), absent])
+    table = join([*(block.table for block in blocks), absent])
     for column, shape in shapes.items():
         kind = table.schema.field(column).type
         if shape == "documents" and not (is_nested(kind) or pa.types.is_null(kind)):

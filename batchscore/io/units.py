@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchscore.io.values import json_values
 from batchscore.types import offsets_of
 
 
@@ -60,7 +62,8 @@ def table_steps(tables: Iterator[pa.Table], size: int) -> Iterator[Steps]:
     at = 0
     for table in tables:
         rows = np.arange(at + 1, at + len(table) + 1)
-        yield Steps(rows, rows, np.full(len(rows), size), partial(_value, table.column(0)))
+        values = cache(partial(json_values, table.column(0)))  # most tables are never asked for one
+        yield Steps(rows, rows, np.full(len(rows), size), partial(_value, values))
         at += len(table)
 
 
@@ -71,8 +74,8 @@ def _no_value(row: int) -> object:
     return None
 
 
-def _value(column: pa.ChunkedArray, row: int) -> object:
-    return column[row].as_py()
+def _value(values: Callable[[], list[Any]], row: int) -> object:
+    return values()[row]
 
 
 class UnitBuilder:

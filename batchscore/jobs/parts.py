@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.parquet import unpacked_size
-from batchscore.io.schema import KEEP_HINT
 from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.io.units import Span, Unit
+from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
 
 JOB = "_job.json"

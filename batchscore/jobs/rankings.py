@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from batchscore.io.schema import join
 from batchscore.io.storage import remove_orphans, writer_id
+from batchscore.io.values import empty_table, encode, json_values
 from batchscore.jobs.parts import Parts
 from batchscore.types import offsets_of
 
@@ -62,9 +63,8 @@ def merge_rankings(
     known = [parts.part(unit) for unit in units]
     documents, size = sum(part.counts["ranked"] for part in known), sum(part.size for part in known)
     count = max(1, -(-documents // documents_a_pile), -(-size // _BYTES_A_PILE))
-    empty = [part.schema.empty_table() for part in known]
-    fit = partial(_fitted, join([_queries(table) for table in empty]), join([_documents(table) for table in empty]))
-    column = empty[0].column_names[0]
+    fit = partial(_fitted, *_in_common(parts, units))
+    column = known[0].schema.names[0]
     with ExitStack() as stack:
         dealt = stack.enter_context(_Piles(count, scratch))
         queries = _Queries()
@@ -83,6 +83,20 @@ def merge_rankings(
             for table in ordered.tables(pile):
                 whole = table.sort_by("first").drop_columns("first")
                 yield from _nested_tables(whole) if nested else _flat_tables(whole, column)
+
+
+def _in_common(parts: Parts, units: Sequence[int]) -> tuple[pa.Table, pa.Table]:
+    """Empty tables of queries and of documents in the types that hold those of all parts."""
+    schemas = list(dict.fromkeys(parts.part(unit).schema for unit in units))
+    empty = [empty_table(schema) for schema in schemas]
+    queries, documents = join([_queries(table) for table in empty]), join([_documents(table) for table in empty])
+    for unit in units if len(schemas) > 1 else ():  # values may not fit into the type that joins their types
+        part = parts.read(unit)
+        queries, documents = (
+            join([queries, _queries(part)]).slice(0, 0),
+            join([documents, _documents(part)]).slice(0, 0),
+        )
+    return queries, documents
 
 
 def _fitted(queries: pa.Table, documents: pa.Table, part: pa.Table) -> pa.Table:
@@ -188,9 +202,9 @@ class _Queries:
 
 def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     """uint64 [rows]: equal for equal ids, on every machine."""
-    encoded = ids.combine_chunks().dictionary_encode()
-    digests = [blake2b(repr(value).encode(), digest_size=8).digest() for value in encoded.dictionary.to_pylist()]
-    hashes: NDArray[np.uint64] = np.frombuffer(b"".join(digests), np.uint64)[encoded.indices.to_numpy()]
+    indices, distinct = encode(ids.combine_chunks())
+    digests = [blake2b(repr(value).encode(), digest_size=8).digest() for value in json_values(distinct)]
+    hashes: NDArray[np.uint64] = np.frombuffer(b"".join(digests), np.uint64)[indices.to_numpy()]
     return hashes
 
 
@@ -199,8 +213,8 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
 
     A part counts a query's documents from 0, so those of the parts before are added.
     """
-    codes = table[column].combine_chunks().dictionary_encode()
-    groups, queries = codes.indices.to_numpy(), len(codes.dictionary)
+    indices, ids = encode(table[column].combine_chunks())
+    groups, queries = indices.to_numpy(), len(ids)
     counts = table["num_documents"].to_numpy()
     before = np.zeros(len(table), np.int64)
     seen = np.zeros(queries, np.int64)
@@ -221,7 +235,7 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
     _, first = np.unique(groups, return_index=True)
     return pa.table(
         {
-            column: codes.dictionary,
+            column: ids,
             "results": pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results)),
             "first": table["first"].to_numpy()[first],
         }
@@ -230,7 +244,7 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
 
 def _structs(table: pa.Table) -> pa.StructArray:
     found = table.to_struct_array()
-    return found.combine_chunks() if found.num_chunks else pa.array([], found.type)
+    return found.combine_chunks() if found.num_chunks else pa.nulls(0, found.type)
 
 
 def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
+from batchscore.io.values import encode
 from batchscore.types import Texts, offsets_of
 
 
@@ -38,17 +39,16 @@ def encode_ids(ids: pa.ChunkedArray, place: str) -> tuple[NDArray[np.int64], pa.
 
     InputError, which calls the column `place`, for lists and structs.
     """
-    if pa.types.is_nested(ids.type):
+    kind = ids.type.storage_type if isinstance(ids.type, pa.BaseExtensionType) else ids.type
+    if pa.types.is_nested(kind):
         raise InputError(
             f"{place} is {ids.type}, which cannot tell queries apart",
             hint="name a column of texts or numbers with --query-id-column",
         )
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.cast(ids.type.value_type)
-    if pa.types.is_null(ids.type):
+    if pa.types.is_null(kind):
         return np.full(len(ids), -1), pa.nulls(0)
-    encoded = ids.combine_chunks().dictionary_encode()
-    return pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64), encoded.dictionary
+    indices, values = encode(ids.combine_chunks())
+    return pc.fill_null(indices, -1).to_numpy().astype(np.int64), values
 
 
 def candidates(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.errors import CheckpointError, DeviceLostError, DeviceMemoryError, RuntimeFailureError, first_line
-from batchscore.models.load import LoadedModel
+from batchscore.models.load import Layout, LoadedModel
 from batchscore.models.readouts import States, pool
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import shortened
@@ -41,6 +41,10 @@ class Runner(Protocol):
     """A score type at work. Only `hold`, `compare` and `remember` of the same runner read what `forward` returns."""
 
     num_scores: int  # raw scores of a row
+
+    @property
+    def layout(self) -> Layout:
+        """How the body takes several sequences."""
 
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """Threads to call `forward` in."""
@@ -89,6 +93,11 @@ class BaseRunner:
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
 
     num_scores = 1
+
+    @property
+    def layout(self) -> Layout:
+        """How the body takes several sequences."""
+        return self.model.layout
 
     # ---- texts to sequences
 

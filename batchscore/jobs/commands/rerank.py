@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
 from batchscore.io.documents import document_fields, explode, require_fields
-from batchscore.io.schema import Shape, is_nested
+from batchscore.io.schema import Shape, is_nested, listed_type
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
@@ -50,7 +50,7 @@ class RerankCommand:
         columns = self._columns(source)
         if columns.nested:
             location = f"{source.files[0]}: column {columns.document!r}"
-            kind = source.column_type(columns.document)
+            kind = listed_type(source.column_type(columns.document))
             require_fields(kind, self.document_id_column, location, self.document_fields)
         if columns.query_id in _RANKED:
             raise UsageError(
@@ -60,7 +60,9 @@ class RerankCommand:
     def lines(self, source: Source) -> list[str]:
         """Which columns or fields are joined to a document."""
         columns = self._columns(source)
-        nested = columns.nested and document_fields(source.column_type(columns.document), self.document_fields)
+        nested = columns.nested and document_fields(
+            listed_type(source.column_type(columns.document)), self.document_fields
+        )
         return joined_line(nested or columns.texts)
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
@@ -139,7 +141,7 @@ class RerankCommand:
         is_joined = self.document_fields is not None and document not in names
         column = {} if is_joined else {document: "--document-column"}
         source.require({**queries, **column})
-        if column and is_nested(source.column_type(document)):
+        if column and is_nested(listed_type(source.column_type(document))):
             shapes: dict[str, Shape] = {self.query_column: "text", document: "documents"}
             return _Columns(self.id_name, document, (document,), None, True, {**queries, **column}, shapes)
         texts = document_columns(document, names, self.document_fields)

@@ -46,7 +46,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
         )
     # where finished ids are sliced, max_length of them stay, and one more tells that there were others
     limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
-    strings = prepared(pairs.queries, spec.query_prompt), prepared(pairs.documents, "")
+    strings = prefixed(pairs.queries, spec.query_prompt), prefixed(pairs.documents, "")
     (queries, query_lengths), (documents, document_lengths) = (
         tokenizer.tokenize(texts, limit, keep_end=keep_end) for texts in strings
     )
@@ -106,7 +106,8 @@ def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[
         (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
         (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
     ):
-        values = list(texts.values)
+        # in the letters that the model reads: capitals often fall into more tokens
+        values = prefixed(texts, "")
         is_long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
         # one by one, since a shortened text has to be tokenized again until it fits; few texts are that long
         for code in np.flatnonzero(is_long).tolist():
@@ -128,7 +129,7 @@ def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bi
     return (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
 
 
-def prepared(texts: Texts, prompt: str) -> list[str]:
+def prefixed(texts: Texts, prompt: str) -> list[str]:
     """The strings to tokenize."""
     return [prompt + text for text in texts.values] if prompt else list(texts.values)
 
@@ -156,7 +157,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
         pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
     budget = _text_budget(replace(spec, max_length=length), pattern)
     prompt_length = _prompt_length(tokenizer, spec, prompt, budget, length)
-    strings, keep_end = prepared(texts, prompt), spec.truncation_side == "left"
+    strings, keep_end = prefixed(texts, prompt), spec.truncation_side == "left"
     tokens, lengths = (
         tokenizer.tokenize(strings, spec.max_length + 1, keep_end=keep_end)  # as in pair_work
         if slices_ids(spec)
@@ -177,7 +178,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_
 
 def _prompt_length(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, budget: int, max_length: int) -> int:
     """Tokens of the text before a side's texts."""
-    length = int(tokenizer.tokenize(prepared(Texts.of([""]), prompt), budget)[1][0])
+    length = int(tokenizer.tokenize(prefixed(Texts.of([""]), prompt), budget)[1][0])
     if length >= budget:
         raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {max_length}")
     return length

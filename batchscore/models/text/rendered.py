@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, UsageError, first_line
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import ALL, cut_bits, distinct_pairs, prepared, sliced, slices_ids, too_long_faults
+from batchscore.models.text.prompts import ALL, cut_bits, distinct_pairs, prefixed, sliced, slices_ids, too_long_faults
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import LIBRARY_LIMITS, Limits, rule_of
@@ -44,7 +44,7 @@ class _Prompt(NamedTuple):
 def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
     """One sequence for each distinct pair; an empty one for a pair that the template refuses."""
     first, codes = distinct_pairs(pairs)
-    queries, documents = pairs.queries.values, pairs.documents.values
+    queries, documents = prefixed(pairs.queries, ""), prefixed(pairs.documents, "")
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
     fitter = _Fitter(tokenizer, spec, template)
     faults: Faults = {}  # by prompt
@@ -238,8 +238,8 @@ def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pai
     """
     marks = _mark_ids(tokenizer)
     bare, beside, most = _list_costs(tokenizer, spec, template)
-    queries = _without_marks(prepared(pairs.queries, spec.query_prompt))
-    documents = _without_marks(pairs.documents.values)
+    queries = _without_marks(prefixed(pairs.queries, spec.query_prompt))
+    documents = _without_marks(prefixed(pairs.documents, ""))
     query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
     bodies: list[Ids] = []
     group: list[int] = []

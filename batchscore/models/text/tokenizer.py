@@ -20,9 +20,8 @@ from unicodedata import combining
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
-from tokenizers.normalizers import BertNormalizer, Lowercase
-from tokenizers.normalizers import Sequence as Sequenced
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers
+from tokenizers.normalizers import BertNormalizer
 
 from batchscore.errors import CheckpointError, MissingDependencyError, first_line, one_line
 from batchscore.models.checkpoint import Checkpoint
@@ -321,7 +320,7 @@ def load_tokenizer(
         trust_remote_code: run its own tokenizer class.
         restore_specials: as in `TextTokenizer`.
         special_tokens: whether the tokenizer puts its tokens around a text.
-        lower_case: lower the case of texts first, but for the special tokens that are written in them.
+        lower_case: lower-case texts, but not the special tokens that they spell out.
 
     Raises:
         CheckpointError: there is no tokenizer, not one that converts, or one that knows no words.
@@ -330,9 +329,10 @@ def load_tokenizer(
     path = checkpoint.tokenizer_folder / "tokenizer.json"
     tokenizer = _read(checkpoint, path) if path.is_file() else _convert(checkpoint, trust_remote_code)
     _apply_config(tokenizer, checkpoint.tokenizer_config)
+    _register_specials(tokenizer, checkpoint.tokenizer_config)
     if lower_case:
         own = tokenizer.normalizer
-        tokenizer.normalizer = Sequenced([Lowercase(), own] if own else [Lowercase()])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
     if not special_tokens:
         tokenizer.post_processor = None
     return TextTokenizer(tokenizer, checkpoint.name, checkpoint.tokenizer_config, restore_specials=restore_specials)
@@ -426,6 +426,21 @@ def _drops_letters(tokenizer: Tokenizer) -> bool:
         if covered and any(letter.isalpha() and place not in covered for place, letter in enumerate(sentence)):
             return True
     return False
+
+
+def _register_specials(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Let a text spell out the special tokens that tokenizer_config.json names, also where tokenizer.json does not."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    named = [value for key, value in config.items() if key.endswith("_token")]
+    named += config.get("additional_special_tokens") or []
+    for token in named:
+        content = _content(token)
+        if content and content not in known and tokenizer.token_to_id(content) is not None:
+            flags = {name: token[name] for name in _TOKEN_FLAGS if name in token} if isinstance(token, dict) else {}
+            tokenizer.add_special_tokens([AddedToken(content, **{"normalized": False, **flags})])
+
+
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def _apply_config(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
