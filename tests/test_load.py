@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
@@ -62,6 +63,7 @@ def same(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.skipif(not hasattr(transformers, "GteModel"), reason="this release of transformers has no mGTE to save")
 def test_mgte_saved_again_by_transformers_keeps_its_rotary_base(tiny: Tiny, tmp_path: Path) -> None:
     """Which is then in `rope_parameters`."""
 

@@ -852,6 +852,7 @@ def test_a_listwise_model_reads_all_documents_of_a_query_at_once(tiny: Tiny) -> 
     assert abs(expected[0] - alone) > 1e-3, "a document scores otherwise beside others"
 
 
+@pytest.mark.skipif(not hasattr(transformers, "GteModel"), reason="this release of transformers has no mGTE")
 @pytest.mark.parametrize("name", ["new_pairs", "gte"])
 def test_our_own_mgte_scores_as_that_of_later_transformers(
     tiny: Tiny, name: str, monkeypatch: pytest.MonkeyPatch
