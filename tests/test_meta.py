@@ -59,8 +59,8 @@ WAITING = {
     **dict.fromkeys(("gpt2_pairs", "gpt2_model", "gpt2_lm"), PADDING),
     "nomic_moe": EXPERTS,
 }
-# in transformers 5.17, no longer in 5.24: the longest position is fetched to choose frequencies, and a mask of chunks; OPT
-# makes a mask of tokens of its own, and so is padded
+# in transformers 5.17, no longer in 5.24: the longest position is fetched to choose frequencies, and a mask of chunks;
+# OPT makes a mask of tokens of its own, and so is padded
 ONCE_WAITING = {"phi3_longrope": "modeling_rope_utils.py", "llama4": "masking_utils.py", "opt": "masking_utils.py"}
 
 # the kernel's windows in rows of each kind
