@@ -193,6 +193,19 @@ def test_a_dense_on_tokens_comes_before_the_pooling(chained: Chained, mode: str)
     assert scores(folder) == pytest.approx(cosines(folder, lambda h: pool(gelu(apply(on_tokens, h)))), abs=1e-5)
 
 
+@pytest.mark.parametrize("side", ["tokens", "pooled"])
+def test_a_dot_product_is_of_unit_vectors_only_where_they_come_last(chained: Chained, side: str) -> None:
+    on_tokens: Step = ("Normalize", TOKENS, {})
+    folder = chained(on_tokens, pooling("mean")) if side == "tokens" else chained(pooling("mean"), NORMALIZE)
+
+    def vector(text: str) -> Tensor:
+        hidden = states(folder, text)
+        return normalize(hidden, dim=1).mean(0) if side == "tokens" else normalize(hidden.mean(0), dim=0)
+
+    expected = [float(vector(q) @ vector(d)) for q, d in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert scores(folder, similarity="dot") == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("out", [HIDDEN, 16])
 def test_a_residual_dense_adds_its_input(chained: Chained, out: int) -> None:
     kind, config, weights = dense(out, use_residual=True, **GELU)

@@ -94,17 +94,13 @@ def load_model(
     read = empty_tensors if dry else read_tensors
     tensors = _renamed(read(checkpoint), (*_OLD_NAMES, *spec.arch.renames))
     names = sorted(tensors)
-    token_modules, modules = (load_modules(checkpoint, specs, dry=dry) for specs in (spec.token_modules, spec.modules))
     with _named(checkpoint.name):
         _check_listed(spec, names)
         config = _native_config(checkpoint, spec)
         layers = load_head(checkpoint, spec, tokenizer, tensors, config)
-        # SPLADE's head stands before its pooling
-        on_tokens = layers if spec.pooling == ("splade",) else token_modules
-        token_head = on_tokens if any(True for _ in on_tokens.children()) else None
-        head = modules if on_tokens is layers else nn.Sequential(layers, modules)
         bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
         vocabulary = _vocabulary(bodies[0])
+    token_head, head = _beside_pooling(checkpoint, spec, layers, dry=dry)
     _check_width(checkpoint, spec, nn.ModuleList([token_head or nn.Identity(), head]), config)
     _check_positions(checkpoint, spec, bodies[0])
     return LoadedModel(
@@ -116,6 +112,17 @@ def load_model(
         vocabulary=vocabulary,
         report={"used": [name for name in names if name not in unread], "unused": sorted(unread)},
     )
+
+
+def _beside_pooling(
+    checkpoint: Checkpoint, spec: ModelSpec, layers: nn.Module, *, dry: bool
+) -> tuple[nn.Module | None, nn.Module]:
+    """(what stands before the pooling, None if nothing does; what stands behind it), with the head's layers."""
+    modules = load_modules(checkpoint, spec.modules, dry=dry)
+    if spec.pooling == ("splade",):
+        return layers, modules
+    before = load_modules(checkpoint, spec.token_modules, dry=dry) if spec.token_modules else None
+    return before, nn.Sequential(layers, modules)
 
 
 def _check_listed(spec: ModelSpec, names: Sequence[str]) -> None:

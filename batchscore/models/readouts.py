@@ -80,7 +80,8 @@ def first_token(states: States) -> Tensor:
 
 def _last_token(states: States) -> Tensor:
     last = states.starts + states.lengths - 1
-    return states.hidden[last].float() * states.weights()[last]
+    state = states.hidden[last].float()
+    return state if states.keep is None else state * states.keep[last, None]
 
 
 def _splade(states: States) -> Tensor:

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from batchscore.errors import CheckpointError, MissingDependencyError, first_line
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import load_modules
+from batchscore.models.quiet import quiet
 from batchscore.models.resolve.chain import is_multi_vector, module_kinds
 from batchscore.models.resolve.saved_files import is_colbert
 from batchscore.models.similarity import VECTOR_SIMILARITIES
@@ -83,24 +84,20 @@ def _complete_loading(library: str, spec: ModelSpec) -> Iterator[None]:
     """Turn whatever a library raises while loading into a CheckpointError, and weights that it makes up or drops."""
     # MultiVectorEncoder reads ColBERT's head by itself, apart from the body
     capture = _Capture([] if spec.score_type == "late-interaction" else [layer.name for layer in spec.head])
-    verbosity, progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_default_handler()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.add_handler(capture)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        raise CheckpointError(f"{library} cannot load it: {problem}") from error
-    finally:
-        transformers_logging.remove_handler(capture)
-        transformers_logging.enable_default_handler()
-        transformers_logging.set_verbosity(verbosity)
-        if progress:
-            transformers_logging.enable_progress_bar()
+    with quiet():
+        transformers_logging.set_verbosity_warning()  # for `capture` alone
+        transformers_logging.disable_default_handler()
+        transformers_logging.add_handler(capture)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except Exception as error:
+            problem = f"{type(error).__name__}: {first_line(error)}"
+            raise CheckpointError(f"{library} cannot load it: {problem}") from error
+        finally:
+            transformers_logging.remove_handler(capture)
+            transformers_logging.enable_default_handler()
     for problem, names in (
         ("finds no {} in it and would make it up", capture.missing),
         ("drops its layer {}", capture.unread),
@@ -309,9 +306,8 @@ def _open_transformers(checkpoint: Checkpoint, spec: ModelSpec, settings: dict[s
             checkpoint.tokenizer_folder, trust_remote_code=settings["trust_remote_code"]
         )
         notes = _restore_specials(tokenizer, checkpoint, spec)
-        if (
-            spec.lower_case
-        ):  # as sentence-transformers does it: special tokens that a text spells out stay what they are
+        if spec.lower_case:
+            # as sentence-transformers does it: special tokens that a text spells out stay what they are
             backend = tokenizer.backend_tokenizer
             backend.normalizer = Sequential([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
     score = (_logit if is_pair else _similarity)(checkpoint, spec, model, tokenizer)

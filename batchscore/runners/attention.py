@@ -149,14 +149,19 @@ def packed_attention(
         rule = Rule(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if not isinstance(rule, Rule):
         raise UnknownAttentionError("a mask of the model's own")
-    for name, option in others.items():
-        if option is not None and option is not False and name not in _WITHOUT_EFFECT:
-            raise UnknownAttentionError(f"attention with {name}")
+    _require_no_effect(others)
     if not query.shape[0] == key.shape[0] == 1 or not query.shape[2] == key.shape[2] == sequences.tokens:
         raise UnknownAttentionError("attention to other tokens than those of the batch")
     rule = replace(rule, softcap=softcap, scaling=scaling)
     flat_query, flat_key, flat_value = (states[0].transpose(0, 1) for states in (query, key, value))
     return _attend(flat_query, flat_key, flat_value, rule, sequences, from_first=False)[None], None
+
+
+def _require_no_effect(keywords: dict[str, Any]) -> None:
+    """Raise UnknownAttentionError for a keyword that may change what is attended to."""
+    for name, option in keywords.items():
+        if option is not None and option is not False and name not in _WITHOUT_EFFECT:
+            raise UnknownAttentionError(f"attention with {name}")
 
 
 def attend_from_first(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sequences: Sequences) -> Tensor:

@@ -115,7 +115,7 @@ def unsupported(architecture: str, reason: str = "") -> CheckpointError:
 def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:
     saved = saved_score_type(checkpoint)
     if saved:
-        return saved[0], Source("file", saved[1])
+        return saved
     if arch.answers and "Pooling" in module_kinds(checkpoint):
         return "bi-encoder", MODULES_JSON  # of a whole T5 it reads the encoder
     tokens, _, source = answer_tokens(checkpoint)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchscore.errors import CheckpointError
-from batchscore.models.checkpoint import SAVED, Checkpoint, Module
-from batchscore.models.spec import DenseSpec, LayerNormSpec, ModuleSpec, NormalizeSpec
+from batchscore.models.checkpoint import SAVED, STATIC, Checkpoint, Module
+from batchscore.models.spec import MODULES_JSON, DenseSpec, LayerNormSpec, ModuleSpec, NormalizeSpec, Source, Sourced
 from batchscore.types import ScoreType
 
 TANH = "torch.nn.modules.activation.Tanh"
@@ -29,7 +29,7 @@ _KEYS: dict[str, tuple[str, str | None]] = {
     "LogitScore": (LOGITS, SCORES),
     "MultiVectorMask": (TOKENS, None),  # its words are ColBERT's, `saved_files.marks` reads them
 }
-_FIRST = ("Transformer", "MLMTransformer", "StaticEmbedding")
+_FIRST = ("Transformer", "MLMTransformer", STATIC)
 # transformer_task -> what the backbone puts out, and its key
 _OUTPUTS = {
     "feature-extraction": TOKENS,
@@ -58,6 +58,11 @@ class Value:
     modules: tuple[ModuleSpec, ...] = ()  # behind the pooling
     answer: Module | None = None  # the LogitScore
 
+    @property
+    def last_modules(self) -> tuple[ModuleSpec, ...]:
+        """Those behind the pooling, or on tokens where nothing pools them."""
+        return self.modules if self.pooled else self.token_modules
+
     def then(self, module: ModuleSpec) -> Value:
         """The value after a module."""
         if self.pooled:
@@ -79,8 +84,8 @@ def module_kinds(checkpoint: Checkpoint) -> list[str]:
     return kinds
 
 
-def saved_score_type(checkpoint: Checkpoint) -> tuple[ScoreType, str] | None:
-    """(how pairs are scored, the file that says so), where sentence-transformers saved it; None where it did not.
+def saved_score_type(checkpoint: Checkpoint) -> Sourced | None:
+    """How pairs are scored, where sentence-transformers saved it; None where it did not.
 
     Raises:
         CheckpointError: a model type that is unknown.
@@ -92,11 +97,11 @@ def saved_score_type(checkpoint: Checkpoint) -> tuple[ScoreType, str] | None:
                 f"{checkpoint.name}: {SAVED}: model_type {name!r} is not supported",
                 hint=f"supported: {', '.join(_MODEL_TYPES)}",
             )
-        return _MODEL_TYPES[name], SAVED
+        return _MODEL_TYPES[name], Source("file", SAVED)
     if "LogitScore" in kinds:
-        return "cross-encoder", "modules.json"
-    if "Dense" in kinds and not {"Pooling", "StaticEmbedding"} & {*kinds}:
-        return "late-interaction", "modules.json"  # every token is projected, and nothing pools them
+        return "cross-encoder", MODULES_JSON
+    if "Dense" in kinds and not {"Pooling", STATIC} & {*kinds}:
+        return "late-interaction", MODULES_JSON  # every token is projected, and nothing pools them
     return None
 
 
@@ -148,7 +153,7 @@ def _walked(checkpoint: Checkpoint, score_type: ScoreType) -> dict[str, Value]:
 
 
 def _outputs(checkpoint: Checkpoint, first: Module) -> dict[str, Value]:
-    if first.kind == "StaticEmbedding":
+    if first.kind == STATIC:
         return {TOKENS: Value("feature-extraction")}
     _, settings = checkpoint.sentence_config
     kinds = {module.kind for module in checkpoint.modules}

@@ -119,9 +119,9 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
 
 def _answers(context: Context, chain: Value | None) -> tuple[tuple[str | int, ...], str, Source]:
     """(answer tokens, method, source): a LogitScore's, else those that config.json, the user or the registry names."""
-    if chain and not chain.answer:
-        return (), "no_post_processing", MODULES_JSON
-    if chain and chain.answer:
+    if chain:
+        if chain.answer is None:
+            return (), "no_post_processing", MODULES_JSON
         ids = files.answer_ids(chain.answer)
         return ids, "from_2_way_softmax" if ids[1:] else "no_post_processing", MODULES_JSON
     checkpoint, arch = context.checkpoint, context.arch
@@ -222,7 +222,7 @@ def _modules(context: Context, chain: Value | None, modes: int, *, by_width: boo
     """
     if chain is None:
         return constant(DEFAULT, token_modules=(), modules=())
-    on_tokens, behind = (chain.token_modules, chain.modules) if chain.pooled else ((), chain.token_modules)
+    on_tokens, behind = chain.token_modules if chain.pooled else (), chain.last_modules
     if context.vllm:  # it reads no other kinds
         on_tokens, behind = (), tuple(module for module in (*on_tokens, *behind) if isinstance(module, DenseSpec))
     if behind and isinstance(behind[-1], NormalizeSpec):
@@ -280,8 +280,7 @@ def _normalize(context: Context, chain: Value | None) -> Sourced:
     """Late interaction compares unit vectors unless an option or its modules say otherwise."""
     if "use_activation" in context.options:
         return context.options["use_activation"]
-    last = [*chain.token_modules, *chain.modules][-1:] if chain else []
-    is_last = any(isinstance(module, NormalizeSpec) for module in last)
+    is_last = bool(chain and isinstance(next(reversed(chain.last_modules), None), NormalizeSpec))
     if context.score_type == "bi-encoder" or (is_multi_vector(context.checkpoint) and not context.vllm):
         return is_last, MODULES_JSON
     kinds = module_kinds(context.checkpoint)
