@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 ScoreType = Literal["cross-encoder", "bi-encoder", "late-interaction"]
 Truncation = Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "prompt-end", "error"]
 TRUNCATION_SIDES = ("left", "right")
+Side = Literal["query", "document"]
+SIDES: tuple[Side, ...] = ("query", "document")
 
 CUT_QUERY, CUT_DOCUMENT = 1, 2  # bits of `Work.cut`
 CUT_NAMES = ("none", "query", "document", "both")  # indexed by those bits
@@ -228,6 +230,55 @@ class Outcome:
 
     raw: NDArray[np.float32]  # [rows, k], a number for each head or adapter; NaN in rows with a fault
     faults: Faults  # of the layout and of the model
+
+
+@dataclass(frozen=True, slots=True)
+class Encodings:
+    """What the model made of texts by themselves, with what a score's record says of each.
+
+    Of a text a bi-encoder makes one vector, late interaction one for each token that counts. A text with a fault has
+    none.
+    """
+
+    values: NDArray[Any]  # [vectors, dim], float32 or float16; bfloat16, which numpy lacks, as its bits in uint16
+    offsets: NDArray[np.int64]  # [n + 1], the vectors of each text, as in `Items`
+    tokens: NDArray[np.int32]  # [n], that the model read
+    cut: NDArray[np.uint8]  # [n], bits as in `Work.cut`
+    faults: Faults = field(default_factory=dict)  # by text
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors."""
+        return int(self.values.nbytes)
+
+    def take(self, index: NDArray[np.integer]) -> Encodings:
+        """The texts at `index`, in that order."""
+        counts = np.diff(self.offsets)[index]
+        values = self.values[ranges(self.offsets[:-1][index], counts)]
+        faults = {}
+        if self.faults:
+            places = ((place, self.faults.get(text)) for place, text in enumerate(index.tolist()))
+            faults = {place: fault for place, fault in places if fault is not None}
+        return Encodings(values, offsets_of(counts), self.tokens[index], self.cut[index], faults)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Encodings]) -> Encodings:
+        """The texts of all parts, one after the other; at least one part."""
+        starts = offsets_of([len(part) for part in parts]).tolist()
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.cut for part in parts]),
+            {
+                start + text: fault
+                for start, part in zip(starts[:-1], parts, strict=True)
+                for text, fault in part.faults.items()
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)
