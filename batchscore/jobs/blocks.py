@@ -1,8 +1,8 @@
 """The distinct texts of a job and their encodings, in its folder: blocks of texts, each of which is encoded once.
 
 A block is to encoding what a unit is to scoring: its file is complete or absent, and that it is there is the whole
-state. Which texts a block has is decided once, from the input alone (`jobs/survey.py`), so its bits do not depend on who
-encodes it when.
+state. Which texts a block has is decided once, from the input alone (`jobs/survey.py`), so its bits do not depend on
+who encodes it when.
 
     texts.json                 the blocks, and for each side how many texts there are
     texts-document.index       digest of a text -> its number among those of its side
@@ -14,7 +14,7 @@ encodes it when.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from tempfile import TemporaryDirectory
@@ -28,16 +28,16 @@ from batchscore.errors import InputError, RuntimeFailureError
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder, LocalFolder
+from batchscore.jobs.parts import TEXTS
 from batchscore.jobs.records import as_json
 from batchscore.types import SIDES, Encodings, Side
 
-TEXTS = "texts.json"
 _HEADER_BYTES = 1 << 12  # the start of a block's file that is read first: its header is nearly always shorter
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Texts of one side that are encoded together."""
+    """Texts of one side that are read, encoded and written as a whole."""
 
     index: int
     side: Side
@@ -113,30 +113,40 @@ class Blocks:
         return numbers
 
     def take(self, side: Side, numbers: NDArray[np.int64]) -> Encodings:
-        """The encodings of texts, in the order of their numbers; their blocks must be there.
+        """The encodings of texts, in this order; their blocks must be there.
 
         Raises:
             RuntimeFailureError: a block is damaged; it is removed.
         """
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
-        blocks = np.searchsorted(self._starts[side], ascending, side="right") - 1
+        order, parts = np.argsort(numbers, kind="stable"), []
+        for block, texts in self._by_block(side, numbers[order]):
+            parts.append(self._encodings(block).take(texts))
+        return Encodings.concat(parts).take(np.argsort(order, kind="stable"))
+
+    def sizes(self, side: Side, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: bytes of the encodings of texts; errors as `take`."""
+        order, sizes = np.argsort(numbers, kind="stable"), np.empty(len(numbers), np.int64)
         parts = []
-        for rows in np.split(np.arange(len(order)), np.flatnonzero(np.diff(blocks)) + 1):
-            block = self._of_side[side][int(blocks[rows[0]])]
-            parts.append(self._encodings(block).take(ascending[rows] - block.first))
-        together = Encodings.concat(parts)
-        if (np.diff(order) > 0).all():
-            return together
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return together.take(back)
+        for block, texts in self._by_block(side, numbers[order]):
+            encodings = self._encodings(block)
+            width = encodings.values.itemsize * encodings.values.shape[1]
+            parts.append(np.diff(encodings.offsets)[texts] * width)
+        sizes[order] = np.concatenate([np.empty(0, np.int64), *parts])
+        return sizes
+
+    def _by_block(self, side: Side, numbers: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
+        """(block, which of its texts) of texts in ascending order."""
+        blocks = np.searchsorted(self._starts[side], numbers, side="right") - 1
+        for rows in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(blocks)) + 1):
+            if len(rows):
+                block = self._of_side[side][int(blocks[rows[0]])]
+                yield block, numbers[rows] - block.first
 
     # ---- files
 
     @cached_property
     def _index(self) -> dict[Side, DigestIndex]:
-        return {side: DigestIndex.open(self._mapped(index_file(side))) for side in SIDES}
+        return {side: DigestIndex.open(self._mapped(index_file(side)), index_file(side)) for side in SIDES}
 
     @cached_property
     def _copies(self) -> TemporaryDirectory[str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +19,10 @@ from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import TEXTS, Block, describe, index_file
+from batchscore.jobs.blocks import Block, describe, index_file
 from batchscore.jobs.commands.base import Command
+from batchscore.jobs.parts import TEXTS, Division
 from batchscore.types import SIDES, Side
-
-Encode = Literal["once", "unit"]
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
 _BLOCK_TEXTS = 1_024  # of a small job: what a kill may cost
@@ -35,24 +32,16 @@ _SAMPLED_UNITS = 8
 _WORTH_IT = 0.9  # share of the texts that units read which are left if each is read once
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Whether texts are encoded once a job or once a unit, and why."""
-
-    mode: Encode
-    reason: str
-
-
-def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Callable[[], None]) -> Choice:
+def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Callable[[], None]) -> Division:
     """Find out from a sample of units whether texts come back in other units.
 
     If all texts were equally frequent, units with a and b distinct texts would have a * b / N of N in common; so the
     texts that sampled units have in common tell N.
     """
     if len(units) == 1:
-        return Choice("unit", "there is one unit, which reads each text once")
+        return Division(units, "unit", "there is one unit, which reads each text once")
     picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
-    together = {side: DigestIndex() for side in SIDES}
+    together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
     for unit in picked:
         on_step()
@@ -63,12 +52,12 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
             _add_new(together[side], digests)
     read = distinct = 0.0
     for side in SIDES:
-        texts = sum(sizes[side]) * len(units) / len(picked)
-        read += texts
-        distinct += _expected(texts, sizes[side], len(together[side]))
+        count = sum(sizes[side]) * len(units) / len(picked)
+        read += count
+        distinct += _expected(count, sizes[side], len(together[side]))
     share = distinct / max(read, 1.0)
-    reason = f"{share:.0%} of what units would read is left if each text is read once"
-    return Choice("once" if share < _WORTH_IT else "unit", f"{reason} (from {len(picked)} of {len(units):,} units)")
+    reason = f"{share:.0%} of the texts that units read are new to the job, judging by {len(picked)} of {len(units):,}"
+    return Division(units, "once" if share < _WORTH_IT else "unit", reason)
 
 
 def _expected(texts: float, sizes: Sequence[int], distinct: int) -> float:
@@ -112,14 +101,14 @@ def survey(
     """
     with tempfile.TemporaryDirectory(prefix=".texts-", dir=folder.path if folder.is_local else None) as scratch:
         blocks: list[Block] = []
-        sides = {side: _Side(side, folder, scratch, limits[side], blocks) for side in SIDES}
+        sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, limits[side], blocks) for side in SIDES}
         for unit in units:
             pairs = command.pairs(source, unit)
             for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
                 sides[side].add(texts)
             on_step(unit.rows)
-        for side in sides.values():
-            side.finish()
+        for collected in sides.values():
+            collected.finish()
     folder.write(TEXTS, describe(job, blocks))
 
 
@@ -129,7 +118,7 @@ class _Side:
     def __init__(self, side: Side, folder: Folder, scratch: str, limit: int, blocks: list[Block]) -> None:
         self._side, self._folder, self._limit, self._blocks = side, folder, limit, blocks
         self._path = os.path.join(scratch, f"{side}.index")
-        self._index = DigestIndex(os.path.join(scratch, side))
+        self._index = DigestIndex(scratch)
         self._clear()
 
     def _clear(self) -> None:
