@@ -121,7 +121,7 @@ def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
     """Raise UsageError if texts of a model that reads pairs are to be encoded once."""
     if options.encode == "once" and spec.score_type == "cross-encoder":
         raise UsageError(
-            "--encode once is for models that read queries and documents apart, and a cross-encoder reads them together",
+            "--encode once needs a model that reads queries and documents apart, which a cross-encoder does not",
             hint="drop --encode",
         )
 
