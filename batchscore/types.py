@@ -261,9 +261,12 @@ class Encodings:
         return int(self.values.nbytes)
 
     def take(self, index: NDArray[np.integer]) -> Encodings:
-        """The texts at `index`, in that order."""
+        """The texts at `index`, in that order; the values are a view if these are neighbours."""
         counts = np.diff(self.offsets)[index]
-        values = self.values[ranges(self.offsets[:-1][index], counts)]
+        if len(index) and (np.diff(index) == 1).all():
+            values = self.values[self.offsets[index[0]] : self.offsets[index[-1] + 1]]
+        else:
+            values = self.values[ranges(self.offsets[:-1][index], counts)]
         faults = row_faults(self.faults, index)
         return Encodings(values, offsets_of(counts), self.tokens[index], self.cut[index], faults)
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_CHUNK = 2**21  # numbers: little enough for a core's share of the caches
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -73,3 +75,31 @@ def plan_packs(
         packs.append(Pack(order[start:stop], sorted_costs[start:stop]))
         start, base = stop, int(ends[stop - 1])
     return packs
+
+
+def plan_chunks(
+    left: NDArray[np.integer],
+    right: NDArray[np.integer],
+    query_sizes: NDArray[np.integer],
+    document_sizes: NDArray[np.integer],
+) -> list[NDArray[np.int64]]:
+    """Divide rows that are scored from encodings into chunks, which depend on nothing else than the rows.
+
+    Args:
+        left: int [rows], the query of each.
+        right: int [rows], the document of each.
+        query_sizes: int [queries], numbers of each; a chunk has `_CHUNK` of both sides, or a single row.
+        document_sizes: int [documents], likewise.
+
+    Returns:
+        Rows of each chunk, by query and then by document.
+    """
+    order = np.lexsort((right, left))
+    is_first = np.diff(left[order], prepend=-1) > 0
+    ends = np.cumsum(document_sizes[right[order]] + is_first * query_sizes[left[order]], dtype=np.int64)
+    chunks, start, base = [], 0, 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))
+        chunks.append(order[start:stop])
+        start, base = stop, int(ends[stop - 1])
+    return chunks
