@@ -11,11 +11,11 @@ from typing_extensions import Unpack
 
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.ranking import rank_rows
-from batchscore.engine.setup import ScorerOptions, Setup, set_up
+from batchscore.engine.setup import ScorerOptions, Setup, SetupOptions, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.types import Pairs, Scores, Texts
 
-__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up"]
+__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "SetupOptions", "set_up"]
 
 
 @dataclass(frozen=True, slots=True)

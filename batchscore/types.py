@@ -153,6 +153,12 @@ class Fault:
 Faults = dict[int, Fault]  # by row
 
 
+def row_faults(faults: Faults, texts: NDArray[np.integer]) -> Faults:
+    """The faults of rows by those of their texts; `texts`, int [rows], says which text each row needs."""
+    rows = np.flatnonzero(np.isin(texts, list(faults))) if faults else texts[:0]
+    return {int(row): faults[int(texts[row])] for row in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """A window laid out for the model: the sequences to forward, and which of them each row needs.
@@ -258,18 +264,17 @@ class Encodings:
         """The texts at `index`, in that order."""
         counts = np.diff(self.offsets)[index]
         values = self.values[ranges(self.offsets[:-1][index], counts)]
-        faults = {}
-        if self.faults:
-            places = ((place, self.faults.get(text)) for place, text in enumerate(index.tolist()))
-            faults = {place: fault for place, fault in places if fault is not None}
+        faults = row_faults(self.faults, index)
         return Encodings(values, offsets_of(counts), self.tokens[index], self.cut[index], faults)
 
     @classmethod
     def concat(cls, parts: Sequence[Encodings]) -> Encodings:
         """The texts of all parts, one after the other; at least one part."""
         starts = offsets_of([len(part) for part in parts]).tolist()
+        # texts that all have faults have values of no dimension
+        values = [part.values for part in parts if len(part.values)] or [parts[0].values]
         return cls(
-            np.concatenate([part.values for part in parts]),
+            np.concatenate(values),
             offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.cut for part in parts]),

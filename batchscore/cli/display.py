@@ -155,6 +155,8 @@ def _bar(console: Console) -> Progress:
 def _progress_values(meter: Meter) -> dict[str, Any]:
     """JSON-able state of a run."""
     return {
+        "rows_surveyed": meter.surveyed,
+        "texts": round(meter.texts),
         "rows": round(meter.rows),
         "tokens": meter.tokens,
         "fraction": meter.fraction,
@@ -166,10 +168,15 @@ def _progress_values(meter: Meter) -> dict[str, Any]:
 
 def _eta(meter: Meter) -> int | None:
     """Seconds to go at the speed so far."""
-    return round(meter.elapsed / meter.fraction - meter.elapsed) if meter.fraction else None
+    return None if meter.seconds_left is None else round(meter.seconds_left)
 
 
 def _progress_text(meter: Meter) -> str:
+    if meter.is_surveying:
+        return f"{meter.surveyed:,} rows read for their texts"
+    if meter.is_encoding:
+        texts = f"{meter.texts:,.0f} of {meter.total_texts:,} texts"
+        return f"{texts}  {meter.tokens / meter.elapsed:,.0f} tokens/s"
     return f"{meter.rows:,.0f} rows  {meter.tokens / meter.elapsed:,.0f} tokens/s"
 
 
@@ -187,8 +194,9 @@ def _summary_lines(outcome: Outcome) -> list[str]:
     # a model that reads a pair at once has no texts of its own to count
     label = "pairs" if spec.score_type == "cross-encoder" else "texts"
     distinct, tokens, memory = counts.get("texts", 0), counts.get("tokens", 0), counts["peak_rss_mb"]
+    once = "each read once" if counts.get("encode") == "once" else "each counted once per unit"
     lines = [
-        f"{label}    {distinct:,} distinct, each counted once per unit; {tokens:,} tokens; peak memory {memory:,} MB",
+        f"{label}    {distinct:,} distinct, {once}; {tokens:,} tokens; peak memory {memory:,} MB",
         f"cut      {cut}",
         f"seconds  {stages} (these overlap, and add up over workers)",
         f"record   {outcome.record}",

@@ -219,14 +219,6 @@ class Execution:
     unit_rows: Annotated[
         int, _run("Rows in a unit. A unit is read, sorted by length, written and resumed as a whole.", min=1)
     ] = 16_384
-    cache_mb: Annotated[
-        int,
-        _run(
-            "MB of memory for model outputs of texts that occur again in later units. The last bits of a score can "
-            "then depend on earlier units.",
-            min=0,
-        ),
-    ] = 0
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
     ] = False
@@ -305,6 +297,13 @@ class Run:
             metavar="N|P%",
         ),
     ] = None
+    encode: Annotated[
+        Literal["auto", "once", "unit"],
+        _run(
+            "How often a bi-encoder or late interaction model reads a text: once a job, keeping its encoding, or "
+            "once in each unit that has it. auto decides from a sample of the input."
+        ),
+    ] = "auto"
     quiet: Quiet = False
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[

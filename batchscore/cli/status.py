@@ -58,10 +58,14 @@ def _lines(state: dict[str, Any]) -> list[str]:
             f"units    {units['done']:,} of {units['total']:,} done, {units['running']:,} running, "
             f"{units['missing']:,} missing, {units['failed']:,} failed"
         )
+    if texts := state["texts"]:
+        blocks = f"{texts['blocks_done']:,} of {texts['blocks']:,} blocks done, {texts['blocks_running']:,} running"
+        lines.append(f"texts    {texts['done']:,} of {texts['total']:,} encoded: {blocks}")
     lines.append(f"rows     {rows['done']:,} of {rows['total']:,} done, {rows['faulty']:,} bad")
     for worker in state["workers"]:
         speed = f"{worker['rows_in_work']:,} rows in work, {worker['rows_per_second']:,.0f} rows/s"
-        lines.append(f"worker   {worker['process']}, shard {worker['shard']}: units {worker['units']}, {speed}")
+        tasks = f"blocks {worker['blocks']}" if worker["blocks"] else f"units {worker['units']}, {speed}"
+        lines.append(f"worker   {worker['process']}, shard {worker['shard']}: {tasks}")
     lines += [f"failed   unit {unit}: {reason}" for unit, reason in state["failed"].items()]
     if state["complete"]:
         return [*lines, "complete"]

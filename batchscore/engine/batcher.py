@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 
 from batchscore.engine.scheduler import Pack, plan_packs
 from batchscore.engine.setup import Setup
-from batchscore.errors import DeviceMemoryError
+from batchscore.errors import DeviceMemoryError, UsageError
 from batchscore.models.load import Layout
-from batchscore.runners.base import Match
+from batchscore.runners.base import Arrays, Match
 from batchscore.runners.batch import Batch
 from batchscore.runners.build import build_runner
 from batchscore.stop import Stop
-from batchscore.types import Fault, Faults, Items, Outcome, Pairs, Scores, Work, ranges
+from batchscore.types import Encodings, Fault, Faults, Items, Outcome, Pairs, Scores, Side, Work, offsets_of, ranges
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
 OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output or the DeviceMemoryError of the only one)
 
+_OVERFLOW = "the checkpoint's weights overflow"
 _BATCHES_AHEAD = 2  # collated for each worker before it asks: one to take, one in case a pack is done early
 
 
@@ -67,6 +68,19 @@ class Batcher:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
         return self._runner.tokenize(pairs)
 
+    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
+        """The token sequences of texts of one side, which are the rows. Safe to call in any thread.
+
+        Raises:
+            UsageError: the model reads a query and a document together.
+        """
+        if self.spec.score_type == "cross-encoder":
+            raise UsageError(
+                "a cross-encoder reads a query and a document together: no text has an encoding of its own",
+                hint="only bi-encoders and late interaction models encode texts",
+            )
+        return self._runner.lay_out(texts, side)
+
     def score(
         self,
         work: Work,
@@ -96,6 +110,42 @@ class Batcher:
             self._score_rows(window, queries, rows)
         self._retry_in_float32(window)
         return Outcome(raw, window.faults)
+
+    def encode(
+        self,
+        work: Work,
+        side: Side,
+        on_pack: OnPack = lambda texts, tokens: None,
+        *,
+        stop: Stop | None = None,
+    ) -> Encodings:
+        """Encode texts. The same texts give the same numbers, whatever was encoded before.
+
+        Args:
+            work: made by `lay_out` for this side.
+            side: the texts'.
+            on_pack: called after each pack with its texts and tokens, in any thread.
+            stop: ends the work between packs.
+
+        Returns:
+            The encodings in the texts' order.
+
+        Raises:
+            StoppedError: `stop` was requested.
+        """
+        stop = stop or Stop()
+        encoding = _Encoding.of(work, self._runner.to_arrays, on_pack)
+        self._forward_texts(work, side, encoding.take, stop)
+        if len(again := encoding.missing()):
+            retried = work.only(again)
+            obstacle = self._repeat_in_float32(lambda other: other._forward_texts(retried, side, encoding.take, stop))
+            suffix, hint = obstacle or ("", _OVERFLOW)
+            fault = Fault("non-finite", f"its vector has a number that is not finite{suffix}", hint)
+            encoding.faults.update(dict.fromkeys(encoding.missing().tolist(), fault))
+        return encoding.joined()
+
+    def _forward_texts(self, work: Work, side: Side, take: OnOutput, stop: Stop) -> None:
+        self._forward_all(work.items, self._plan(work, work.needed()), take, stop, is_query=side == "query")
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
@@ -138,7 +188,13 @@ class Batcher:
         if output is not None:
             stream.compare(stream.items[known], output, 0)
         packs = [pack.only(missing) for pack in self._plan(work, stream.items[~known])]
-        self._forward_all(work.items, [pack for pack in packs if len(pack)], stream.take, window.stop, is_query=False)
+
+        def take(index: NDArray[np.int64], output: Any) -> None:
+            if not isinstance(output, DeviceMemoryError):
+                self._runner.remember(work.items, index, output)
+            stream.take(index, output)
+
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], take, window.stop, is_query=False)
 
     def _encode(self, window: _Window, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
         """(the query items that have an output, their outputs joined in that order)."""
@@ -152,6 +208,7 @@ class Batcher:
             if isinstance(output, DeviceMemoryError):
                 window.refuse(np.flatnonzero(np.isin(window.work.left, index)), output)
             else:
+                self._runner.remember(items, index, output)
                 encoded.append((index, output))
                 window.on_pack(0, int(items.lengths[index].sum()))
 
@@ -222,8 +279,6 @@ class Batcher:
             output = DeviceMemoryError(error.message, hint=error.hint)  # without what the traceback holds on to
         if isinstance(output, DeviceMemoryError):
             self._runner.release_memory()
-        else:
-            self._runner.remember(items, pack.index, output)
         return output
 
     # ---- scores that are not numbers
@@ -238,26 +293,78 @@ class Batcher:
             return
         values = {int(row): raw[row][~np.isfinite(raw[row])][0] for row in rows}
         raw[rows] = np.nan
+
+        def repeat(other: Batcher) -> None:
+            window.faults.update(other.score(work.only(rows), raw=raw, stop=window.stop).faults)
+
+        if obstacle := self._repeat_in_float32(repeat):
+            suffix, hint = obstacle
+            window.faults.update(
+                {row: Fault("non-finite", f"its score is {value}{suffix}", hint) for row, value in values.items()}
+            )
+
+    def _repeat_in_float32(self, repeat: Callable[[Batcher], None]) -> tuple[str, str] | None:
+        """Do something again with the same model in float32; where that is no way out, (why, what to do)."""
         dtype = self.setup.placement.dtype
         if dtype == "float32":
-            suffix, hint = "", "the checkpoint's weights overflow"
-        else:
-            try:
-                retried = self._in_float32().score(work.only(rows), raw=raw, stop=window.stop)
-                window.faults.update(retried.faults)
-                return
-            except RuntimeError as error:  # two models may be more than the device has memory for
-                suffix, hint = f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
-        window.faults.update(
-            {row: Fault("non-finite", f"its score is {value}{suffix}", hint) for row, value in values.items()}
-        )
+            return "", _OVERFLOW
+        try:
+            if self._float32 is None:
+                placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
+                self._float32 = Batcher(replace(self.setup, placement=placement, cache_mb=0))
+            repeat(self._float32)
+        except RuntimeError as error:  # two models may be more than the device has memory for
+            return f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
+        return None
 
-    def _in_float32(self) -> Batcher:
-        """The same model in float32, loaded when it is first needed."""
-        if self._float32 is None:
-            placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
-            self._float32 = Batcher(replace(self.setup, placement=placement, cache_mb=0))
-        return self._float32
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Texts while they are encoded."""
+
+    work: Work
+    to_arrays: Callable[[Any], Arrays]
+    on_pack: OnPack
+    faults: Faults
+    is_done: NDArray[np.bool_]  # [texts]
+    parts: list[tuple[NDArray[np.int64], Arrays]]  # (texts, their vectors) of each pack
+
+    @classmethod
+    def of(cls, work: Work, to_arrays: Callable[[Any], Arrays], on_pack: OnPack) -> _Encoding:
+        """The texts of this work, none of them encoded yet."""
+        return cls(work, to_arrays, on_pack, dict(work.faults), np.zeros(len(work), bool), [])
+
+    def take(self, index: NDArray[np.int64], output: Any) -> None:
+        """Keep what was made of a pack's texts, but for those with a number that is not finite."""
+        if isinstance(output, DeviceMemoryError):
+            self.faults.update(dict.fromkeys(index.tolist(), Fault("out-of-memory", output.message, output.hint)))
+            return
+        tokens = int(self.work.items.lengths[index].sum())
+        values, counts, is_finite = self.to_arrays(output)
+        if not is_finite.all():
+            values, counts, index = values[np.repeat(is_finite, counts)], counts[is_finite], index[is_finite]
+        self.parts.append((index, Arrays(values, counts, is_finite)))
+        self.is_done[index] = True
+        self.on_pack(len(index), tokens)
+
+    def missing(self) -> NDArray[np.int64]:
+        """int64: texts that have neither vectors nor a fault."""
+        is_missing = ~self.is_done
+        is_missing[list(self.faults)] = False
+        return np.flatnonzero(is_missing)
+
+    def joined(self) -> Encodings:
+        """The encodings in the texts' order; the parts are given up one by one, so that there is little of both."""
+        counts = np.zeros(len(self.work), np.int64)
+        for index, part in self.parts:
+            counts[index] = part.counts
+        offsets = offsets_of(counts)
+        like = self.parts[0][1].values if self.parts else np.empty((0, 0), np.float32)
+        values = np.empty((offsets[-1], like.shape[1]), like.dtype)
+        while self.parts:
+            index, part = self.parts.pop()
+            values[ranges(offsets[index], part.counts)] = part.values
+        return Encodings(values, offsets, self.work.row_tokens(), self.work.cut, self.faults)
 
 
 @dataclass(frozen=True)

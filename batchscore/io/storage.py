@@ -238,6 +238,7 @@ class Folder(Protocol):
     def names(self) -> list[str]: ...  # of files, sorted, including temporary ones; [] if there is no folder
     def has(self, name: str) -> bool: ...
     def read(self, name: str) -> pa.Buffer: ...  # FileNotFoundError
+    def read_start(self, name: str, size: int) -> pa.Buffer: ...  # the first `size` bytes, or all; FileNotFoundError
     def read_end(self, name: str, size: int) -> pa.Buffer: ...  # the last `size` bytes, or all; FileNotFoundError
     def write(self, name: str, content: bytes | pa.Buffer) -> None: ...  # replaces
     def create(self, name: str, content: bytes) -> bool: ...  # False: it exists
@@ -275,6 +276,9 @@ class LocalFolder:
     def read(self, name: str) -> pa.Buffer:
         with pa.memory_map(os.path.join(self.path, name)) as file:
             return file.read_buffer()
+
+    def read_start(self, name: str, size: int) -> pa.Buffer:
+        return self.read(name).slice(0, size)
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
         content = self.read(name)
@@ -386,6 +390,11 @@ class RemoteFolder:
         """The content. A store that does not answer is no OSError, which callers take for a damaged file."""
         with self._open(name) as file:
             return file.read_buffer()
+
+    def read_start(self, name: str, size: int) -> pa.Buffer:
+        """The first bytes, requested as a range; errors as in `read`."""
+        with self._open(name) as file:
+            return file.read_buffer(size)
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
         """The last bytes, requested as a range; errors as in `read`."""

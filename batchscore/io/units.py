@@ -34,6 +34,11 @@ class Unit:
     spans: tuple[Span, ...]
 
     @property
+    def key(self) -> tuple[str, int]:
+        """By which processes name it to each other."""
+        return "unit", self.index
+
+    @property
     def rows(self) -> int:
         """Rows of all spans."""
         return sum(span.rows for span in self.spans)

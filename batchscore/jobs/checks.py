@@ -17,6 +17,7 @@ from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import exists
 from batchscore.jobs.shards import Shard, find_shard
+from batchscore.models.spec import ModelSpec
 
 
 def shard_of(options: RunOptions) -> Shard:
@@ -114,6 +115,15 @@ def refuse_together(options: RunOptions, shard: Shard, output: Output) -> None:
         raise UsageError("--devices is for this machine, --engine ray uses the cluster's devices", hint="drop one")
     if options.ray_address is not None and options.engine != "ray":
         raise UsageError("--ray-address needs --engine ray", hint="add --engine ray, or drop it")
+
+
+def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
+    """Raise UsageError if texts of a model that reads pairs are to be encoded once."""
+    if options.encode == "once" and spec.score_type == "cross-encoder":
+        raise UsageError(
+            "--encode once needs a model that reads queries and documents apart, which a cross-encoder does not",
+            hint="drop --encode",
+        )
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -16,16 +16,16 @@ from typing_extensions import Unpack
 from batchscore.errors import Errors, UsageError, naming_keywords
 from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
-from batchscore.jobs.options import RunOptions
+from batchscore.jobs.options import EncodeChoice, RunOptions
 from batchscore.jobs.run import prepare
 from batchscore.models.resolve.options import nearest
-from batchscore.scorer import ScorerOptions
+from batchscore.scorer import SetupOptions
 from batchscore.stop import Stop
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FileOptions(ScorerOptions, total=False):
+class FileOptions(SetupOptions, total=False):
     """Options that both functions take: the flags of the command line, with the same defaults."""
 
     split: str | None
@@ -34,6 +34,7 @@ class FileOptions(ScorerOptions, total=False):
     merge: bool
     errors: Errors
     max_errors: str | int | None
+    encode: EncodeChoice
     max_seconds: float | None
     shard: str | None
     claim: Literal["static", "dynamic"]
@@ -118,7 +119,7 @@ def _run(
     stop: Stop,
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
-    left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
+    left = dict(options)
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
     left["document_fields"] = _names(left.get("document_fields") or ()) or None
@@ -130,11 +131,11 @@ def _run(
     _refuse_undecodable({"model": model, **options})
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
-    if unknown := left.keys() - ScorerOptions.__annotations__.keys():
+    if unknown := left.keys() - SetupOptions.__annotations__.keys():
         known = {*ScoreOptions.__annotations__, *RerankOptions.__annotations__}
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+    return prepare(command, {"model": os.fspath(model), "cache_mb": 0, **left}, run, events).execute(stop, events)
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""How processes show each other, through the job's folder, that they are alive and which units they have.
+"""How processes show each other, through the job's folder, that they are alive and what they have in work.
 
-Each process touches a file of its own every few seconds. A unit is claimed by creating its lease, which only one
-process can do. A lease is void once the file of the process it names has not been touched for three beats. Two
-processes may then work on one unit for a while, which is harmless: both write the same part.
+Each process touches a file of its own every few seconds. A block or a unit is claimed by creating its lease, which only
+one process can do. A lease is void once the file of the process it names has not been touched for three beats. Two
+processes may then work on one for a while, which is harmless: both write the same file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.io.units import Unit
+from batchscore.jobs.blocks import Block
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, part_name
 from batchscore.stop import Stop
+
+Task = Block | Unit
 
 BEAT_SECONDS = 10.0
 _BEATS = 3  # missed in a row, before a process counts as dead: one may be late on a busy disk, three are not
@@ -33,6 +36,7 @@ class Presence:
     ) -> None:
         self.owner = writer_id()
         self.units: set[int] = set()  # in work
+        self.blocks: set[int] = set()
         self.finished_rows = 0
         self.beat_seconds = beat_seconds
         self._parts, self._shard, self._meter = parts, shard, meter
@@ -49,16 +53,21 @@ class Presence:
         self._thread.join()
         self._parts.folder.remove(_worker(self.owner))
 
-    def shown(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """The same units, each in work from now until it is finished."""
-        for unit in units:
-            self.units.add(unit.index)
-            yield unit
+    def shown(self, tasks: Iterable[Task | None]) -> Iterator[Task | None]:
+        """The same tasks, each in work from now until it is finished."""
+        for task in tasks:
+            if task is not None:
+                self._in_work(task).add(task.index)
+            yield task
 
-    def finish(self, unit: Unit) -> None:
-        """A unit has its part."""
-        self.units.discard(unit.index)
-        self.finished_rows += unit.rows
+    def finish(self, task: Task) -> None:
+        """A task has its file."""
+        self._in_work(task).discard(task.index)
+        if isinstance(task, Unit):
+            self.finished_rows += task.rows
+
+    def _in_work(self, task: Task) -> set[int]:
+        return self.units if isinstance(task, Unit) else self.blocks
 
     def _beat(self) -> None:
         while not self._end.wait(self.beat_seconds):
@@ -66,12 +75,14 @@ class Presence:
 
     def _touch(self) -> None:
         # from the meter, which counts packs: the first unit of a large model can take many minutes
-        rows, elapsed = (0.0, 1.0) if self._meter is None else (self._meter.rows, self._meter.elapsed)
+        meter = self._meter or Meter()
         state = {
             "shard": self._shard,
             "units": sorted(self.units),
-            "rows_in_work": max(0, round(rows) - self.finished_rows),
-            "rows_per_second": round(rows / elapsed, 1),
+            "blocks": sorted(self.blocks),
+            "rows_in_work": max(0, round(meter.rows) - self.finished_rows),
+            "rows_per_second": round(meter.rows / meter.elapsed, 1),
+            "seconds_left": None if meter.seconds_left is None else round(meter.seconds_left, 1),
             "time": time(),
             "beat_seconds": self.beat_seconds,
         }
@@ -82,7 +93,7 @@ class Presence:
 
 
 class Leases:
-    """Units claimed one at a time."""
+    """Tasks claimed one at a time."""
 
     def __init__(self, parts: Parts, presence: Presence) -> None:
         assert isinstance(parts.folder, LocalFolder)
@@ -95,7 +106,7 @@ class Leases:
         while progress:
             progress = False
             for unit in units:
-                if not self._parts.has(unit) and self._claim(_lease(unit)):
+                if not self._parts.has(unit) and self.claim(unit):
                     if self._parts.has(unit):
                         self.release(unit)
                         continue
@@ -128,10 +139,14 @@ class Leases:
             return None
         return owner if _state(self._folder, owner) is not None else None
 
-    def release(self, unit: Unit) -> None:
-        """Give back a unit, finished or not."""
-        self._leases.discard(_lease(unit))
-        self._folder.remove(_lease(unit))
+    def claim(self, task: Task) -> bool:
+        """Whether this process has just become the one to do a task."""
+        return self._claim(_lease(task))
+
+    def release(self, task: Task) -> None:
+        """Give back a task, finished or not."""
+        self._leases.discard(_lease(task))
+        self._folder.remove(_lease(task))
 
     def release_all(self) -> None:
         """Give back what is not finished."""
@@ -141,6 +156,10 @@ class Leases:
     def claim_merge(self) -> bool:
         """Whether this process is the one to merge the parts."""
         return self._claim("part-merge.lease")
+
+    def claim_survey(self) -> bool:
+        """Whether this process is the one to collect the texts."""
+        return self._claim("texts.lease")
 
     def _claim(self, name: str) -> bool:
         """Whether this process has the lease now; False if the folder was merged and is gone."""
@@ -196,5 +215,5 @@ def _worker(owner: str) -> str:
     return f"worker-{owner}.json"
 
 
-def _lease(unit: Unit) -> str:
-    return part_name(unit.index, "lease")
+def _lease(task: Task) -> str:
+    return part_name(task.index, "lease") if isinstance(task, Unit) else task.file("lease")

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
 
+from batchscore.jobs.blocks import Block
+
 STAGES = ("read", "tokenize", "forward", "write")
+_COMPARE_SECONDS = 2e-6  # a row, when it is scored from encodings: a guess until the first ones are
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,20 @@ class Amounts:
 
     rows: float = 0.0
     tokens: int = 0
+    texts: float = 0.0
+    size: float = 0.0
     seconds: tuple[float, ...] = (0.0,) * len(STAGES)
 
     def since(self, before: Amounts) -> Amounts:
         """What was added after `before`."""
         seconds = tuple(now - then for now, then in zip(self.seconds, before.seconds, strict=True))
-        return Amounts(self.rows - before.rows, self.tokens - before.tokens, seconds)
+        return Amounts(
+            self.rows - before.rows,
+            self.tokens - before.tokens,
+            self.texts - before.texts,
+            self.size - before.size,
+            seconds,
+        )
 
 
 @dataclass
@@ -35,14 +46,45 @@ class Meter:
     total: int = 0  # rows to do
     rows: float = 0.0  # rows done; the rows of a unit in work count by the share of its pairs that have a score
     tokens: int = 0  # forwarded; what a cache or an earlier run answered is not among them
+    surveyed: int = 0  # rows whose texts were collected
+    total_texts: int = 0  # texts to encode before the rows
+    texts: float = 0.0
+    total_size: float = 0.0  # what encoding them costs, in bytes of text
+    size: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     started: float = field(default_factory=perf_counter)
+    _compared: float | None = None  # when the texts were encoded and the first row was next
     _lock: Lock = field(default_factory=Lock)
 
     @property
     def fraction(self) -> float | None:
-        """Share of the rows to do that are done."""
-        return min(1.0, self.rows / self.total) if self.total else None
+        """Share of the work that is done, in time as far as one can tell."""
+        left = self.seconds_left
+        return None if left is None else self.elapsed / (self.elapsed + left)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to go at the speed so far; None before there is one."""
+        if self.is_surveying:
+            return None
+        if not self.total_size:
+            return self.elapsed * (self.total / self.rows - 1) if self.rows and self.total else None
+        if self.is_encoding:
+            rows = self.total * _COMPARE_SECONDS
+            return rows + self.elapsed * (self.total_size / self.size - 1) if self.size else None
+        spent = perf_counter() - (self._compared or self.started)
+        each = spent / self.rows if self.rows else _COMPARE_SECONDS
+        return max(0.0, self.total - self.rows) * each
+
+    @property
+    def is_surveying(self) -> bool:
+        """Whether texts are being collected."""
+        return bool(self.surveyed) and not self.total_size and not self.rows
+
+    @property
+    def is_encoding(self) -> bool:
+        """Whether texts are left to encode."""
+        return self.size < self.total_size * (1 - 1e-9) and not self.rows
 
     @property
     def elapsed(self) -> float:
@@ -50,22 +92,36 @@ class Meter:
         return max(perf_counter() - self.started, 1e-3)
 
     def add(self, rows: float, tokens: int) -> None:
-        """Count what a pack did."""
+        """Count what a pack did for rows."""
         self.merge(Amounts(rows, tokens))
+
+    def add_surveyed(self, rows: int) -> None:
+        """Count rows whose texts were collected."""
+        self.surveyed += rows
+        self.on_change(self)
+
+    def add_texts(self, block: Block, all_tokens: int, texts: int, tokens: int) -> None:
+        """Count what a pack did for a block, whose texts have `all_tokens` tokens."""
+        self.merge(Amounts(0.0, tokens, texts, block.size * tokens / max(1, all_tokens)))
 
     def merge(self, amounts: Amounts) -> None:
         """Count what another process did."""
         with self._lock:
             self.rows += amounts.rows
             self.tokens += amounts.tokens
+            self.texts += amounts.texts
+            self.size += amounts.size
             for stage, seconds in zip(STAGES, amounts.seconds, strict=True):
                 self.seconds[stage] += seconds
+            if self._compared is None and self.total_size and not self.is_encoding:
+                self._compared = perf_counter()
         self.on_change(self)
 
     def amounts(self) -> Amounts:
         """What it shows now."""
         with self._lock:
-            return Amounts(self.rows, self.tokens, tuple(self.seconds[stage] for stage in STAGES))
+            seconds = tuple(self.seconds[stage] for stage in STAGES)
+            return Amounts(self.rows, self.tokens, self.texts, self.size, seconds)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

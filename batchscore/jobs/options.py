@@ -8,6 +8,8 @@ from typing import Literal
 
 from batchscore.errors import Errors
 
+EncodeChoice = Literal["auto", "once", "unit"]
+
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
@@ -21,6 +23,7 @@ class RunOptions:
     merge: bool = False
     errors: Errors = "quarantine"
     max_errors: str | None = None
+    encode: EncodeChoice = "auto"
     shard: str | None = None
     claim: Literal["static", "dynamic"] = "static"
     devices: str | None = None

@@ -9,6 +9,8 @@ folder without talking to each other. Other files are there while they are neede
     part-00012.lease               who has claimed the unit (--claim dynamic)
     part-00012.failed              why a unit was given up
     worker-HOST-PID.json           a process that is working: touched every few seconds
+
+Where texts are encoded once a job, its texts and their encodings are there as well (`jobs/blocks.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,17 +37,28 @@ from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
 
-JOB = "_job.json"
+JOB, TEXTS = "_job.json", "texts.json"
 _KEY = b"batchscore"  # of the footer's metadata
 # The end of a part that is read first. A footer has some 100 bytes for each column of each row group, and about 100 for
 # each bad row: this is nearly always all of it, in one request of a size that costs no more than its latency.
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|\..*{re.escape(TEMPORARY)}.*")
+_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|lease)"
+_PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
+Encode = Literal["once", "unit"]  # how often a text is read by the model: once a job, or once in each unit that has it
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How the work of a job is divided, decided once."""
+
+    units: Sequence[Unit]
+    encode: Encode = "unit"
+    reason: str = ""  # for the choice of `encode`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,9 @@ class Parts:
         self._description = description  # as it was read
         self.fingerprint: Fingerprint = job["fingerprint"]
         self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
-        self._id = _digest(self.fingerprint)
+        self.encode: Encode = job.get("encode", "unit")
+        self.encode_reason: str = job.get("encode_reason", "")
+        self.id = _digest(self.fingerprint)
         self._known: dict[int, Part] = {}  # parts whose footers were read
 
     @cached_property
@@ -96,7 +111,7 @@ class Parts:
 
     def is_bare(self) -> bool:
         """Whether no unit has been finished or begun."""
-        return not any(name.startswith("part-") for name in self.folder.names())
+        return not any(name.startswith("part-") or name.endswith(".safetensors") for name in self.folder.names())
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
@@ -114,7 +129,7 @@ class Parts:
         self, unit: Unit, table: pa.Table, counts: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]
     ) -> None:
         """Finish a unit; OutputError if the folder is gone or belongs to another job by now."""
-        note = {"job": self._id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
+        note = {"job": self.id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
             with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
@@ -192,6 +207,7 @@ class Parts:
 
     def tidy(self) -> None:
         """Remove what is not needed once every unit has its part."""
+        self.folder.remove(TEXTS)  # first, so that no later run takes the rest for what it needs
         for name in filter(_PASSING.fullmatch, self.folder.names()):
             # a temporary file belongs to its writer as long as that lives
             if TEMPORARY not in name or is_over(name.rpartition(TEMPORARY)[2].rpartition("-")[0]):
@@ -212,7 +228,7 @@ class Parts:
     def _described(self, unit: int, file: pq.ParquetFile) -> Part:
         note = (file.metadata.metadata or {}).get(_KEY, b'{"job": null, "unit": null}')
         values = json.loads(note)
-        if (values["job"], values["unit"]) != (self._id, unit):
+        if (values["job"], values["unit"]) != (self.id, unit):
             raise InputError(f"{self.folder.path}/{part_name(unit)} belongs to another job", hint=_AGAIN)
         return Part(unit, values["counts"], file.schema_arrow.remove_metadata(), unpacked_size(file.metadata), note)
 
@@ -221,7 +237,7 @@ class Parts:
         self.folder.remove(part_name(unit))
 
     def _header(self, shape: tuple[int, ...]) -> bytes:
-        return struct.pack("<16sqq", self._id.encode()[:16], *shape)
+        return struct.pack("<16sqq", self.id.encode()[:16], *shape)
 
 
 def _read_footer(folder: Folder, name: str) -> pq.ParquetFile:
@@ -268,15 +284,13 @@ def open_parts(folder: Folder) -> Parts | None:
         ) from error
 
 
-def start_parts(
-    folder: Folder, fingerprint: Fingerprint, divide: Callable[[], Sequence[Unit]], *, overwrite: bool
-) -> Parts:
+def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], Division], *, overwrite: bool) -> Parts:
     """The job of the folder if it has this fingerprint, else a new one.
 
     Args:
         folder: of the parts.
         fingerprint: JSON-able: everything that decides the scores.
-        divide: divides the input of a new job into units.
+        divide: divides the work of a new job.
         overwrite: remove another job, a damaged one, parts without a description, or this job if it is complete.
 
     Raises:
@@ -285,14 +299,16 @@ def start_parts(
     parts, is_stale = _resumed(folder, fingerprint, overwrite=overwrite)
     if parts is not None:
         return parts
-    units = [[astuple(span) for span in unit.spans] for unit in divide()]
+    division = divide()
     # nothing was removed or made so far, since dividing can fail; it takes minutes, in which another process may begin
     parts, is_stale = _resumed(folder, fingerprint, overwrite=overwrite)
     if parts is not None:
         return parts
     _clear(folder, is_stale=is_stale)
     folder.make()
-    job = {"fingerprint": fingerprint, "units": units}
+    units = [[astuple(span) for span in unit.spans] for unit in division.units]
+    choice = {"encode": division.encode, "encode_reason": division.reason}
+    job = {"fingerprint": fingerprint, **choice, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
     folder.create(JOB, as_json(job))
     made = open_parts(folder)

@@ -1,4 +1,4 @@
-"""Units on their way through the model: read and tokenized one ahead, scored, written one behind.
+"""Blocks and units on their way through the model: read and tokenized one ahead, then forwarded, written one behind.
 
 Each stage holds one piece of work and waits for the next to take it, so memory does not depend on the input's size.
 """
@@ -9,51 +9,118 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import groupby
 from threading import Lock
-from time import monotonic
-from typing import Any, TypeVar
+from time import monotonic, sleep
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import Errors, RuntimeFailureError
+from batchscore.io.digests import digests_of
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows
+from batchscore.jobs.blocks import Block, Blocks
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
+from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
+from batchscore.jobs.scoring import CompareEncodings, ForwardPairs, Method, Prepared, Scored
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Faults, Outcome, Scores, Work
+from batchscore.types import CUT_NAMES, Encodings, Faults, Scores, Work
 
 T = TypeVar("T")
-OnDone = Callable[[Unit, Mapping[str, Any]], None]  # a unit that has its part, and its counts
+OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
 
-LULL_SECONDS = 1.0  # without a further unit, after which a worker settles those it has
+LULL_SECONDS = 1.0  # without a further task, after which a worker settles those it has
+_WAIT_SECONDS = 0.2  # between two looks for a task, when others have in work what the next one needs
 _SAVE_SECONDS = 10.0  # between two savings of a unit's scores: what a kill may cost
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What turns units into parts."""
+    """What turns blocks into encodings and units into parts."""
 
     scorer: Scorer
     command: Command
     source: Source
     parts: Parts
+    blocks: Blocks | None  # of a job whose texts are encoded once
     errors: Errors
     meter: Meter
     stop: Stop
 
-    def run(self, units: Iterable[Unit], on_done: OnDone) -> None:
-        """Score units in order; `on_done` is called, in another thread, for each that has its part.
+    def run(self, tasks: Iterable[Task | None], on_done: OnDone) -> None:
+        """Encode blocks and score units in this order; `on_done` is called, in another thread, for each that is done.
+
+        Args:
+            tasks: None among them: the next one is not ready yet.
+            on_done: called for each task.
 
         Raises:
             StoppedError: a stop was requested; raw scores of the unit in work are saved.
-            BatchscoreError: what ends a run; the parts that are done stay.
+            BatchscoreError: what ends a run; the files that are done stay.
         """
-        with self.stop.polling(), ThreadPoolExecutor(1, "batchscore-write") as writer:
+        with self.stop.polling():
+            for kind, some in groupby(tasks, type):
+                if kind is Unit:
+                    self._run_units(cast("Iterator[Unit]", some), on_done)
+                elif kind is Block:
+                    self._run_blocks(cast("Iterator[Block]", some), on_done)
+                else:
+                    for _ in some:
+                        self.stop.check()
+                        sleep(_WAIT_SECONDS)
+
+    def tasks(self) -> dict[tuple[str, int], Task]:
+        """The job's blocks and units by their keys."""
+        tasks: list[Task] = [*(self.blocks.blocks if self.blocks else ()), *self.parts.units]
+        return {task.key: task for task in tasks}
+
+    # ---- blocks
+
+    def _run_blocks(self, blocks: Iterator[Block], on_done: OnDone) -> None:
+        with ThreadPoolExecutor(1, "batchscore-write") as writer:
+            writing: Future[None] | None = None
+            for block, texts, work in prefetch(self._laid_out(blocks), self.stop):
+                on_pack = partial(self.meter.add_texts, block, int(work.items.offsets[-1]))
+                with self.meter.timed("forward"):
+                    encodings = self.scorer.batcher.encode(work, block.side, on_pack, stop=self.stop)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write_block, block, texts, encodings, on_done)
+            if writing is not None:
+                writing.result()
+
+    def _laid_out(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, list[str], Work]]:
+        """Blocks read and tokenized."""
+        assert self.blocks is not None
+        for block in blocks:
+            with self.meter.timed("read"):
+                texts = self.blocks.texts(block)
+            with self.meter.timed("tokenize"):
+                work = self.scorer.batcher.lay_out(texts, block.side)
+            yield block, texts, work
+
+    def _write_block(self, block: Block, texts: list[str], encodings: Encodings, on_done: OnDone) -> None:
+        assert self.blocks is not None
+        counts = {"texts": len(texts), "tokens": int(encodings.tokens.sum())}
+        with self.meter.timed("write"):
+            self.blocks.write(block, digests_of(texts), encodings, counts)
+        on_done(block, counts)
+
+    # ---- units
+
+    @cached_property
+    def _method(self) -> Method:
+        batcher = self.scorer.batcher
+        return CompareEncodings(batcher, self.blocks) if self.blocks else ForwardPairs(batcher)
+
+    def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
+        with ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
             growing: _GrowingUnit | None = None
             try:
@@ -79,7 +146,7 @@ class Pipeline:
         raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self.scorer.batcher.num_scores)
         return _GrowingUnit(rows, raw, self.meter.rows)
 
-    def _windows(self, units: Iterable[Unit]) -> Iterator[_Window]:
+    def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
         """Units read and tokenized, in windows."""
         batcher = self.scorer.batcher
         try:
@@ -93,10 +160,10 @@ class Pipeline:
                     stop = min(start + step, size)
                     pairs = rows.pairs if stop - start == size else rows.pairs.rows(slice(start, stop))
                     with self.meter.timed("tokenize"):
-                        work = batcher.tokenize(pairs) if size else None
-                    if work is not None:
-                        self._refuse(_bad_rows(rows, start, work.faults))
-                    yield _Window(rows, start, stop, work)
+                        prepared = self._method.prepare(pairs) if size else None
+                    if prepared is not None:
+                        self._refuse(_bad_rows(rows, start, prepared.faults))
+                    yield _Window(rows, start, stop, prepared)
         finally:
             self.source.close()
 
@@ -106,17 +173,17 @@ class Pipeline:
 
     def _score(self, window: _Window, growing: _GrowingUnit) -> None:
         """Score a window; its raw scores are saved now and then."""
-        if window.work is None:
+        if window.prepared is None:
             return
-        batcher, rows = self.scorer.batcher, window.rows
+        rows = window.rows
         # a row of a list is several pairs
         on_pack = partial(self._on_pack, growing, rows.unit.rows / len(rows.pairs))
         raw = growing.raw[window.start : window.stop]  # a view: filled in place
         with self.meter.timed("forward"):
-            outcome = batcher.score(window.work, on_pack, raw=raw, stop=self.stop)
-        bad_rows = _bad_rows(rows, window.start, outcome.faults)
+            scored = self._method.score(window.prepared, on_pack, raw=raw, stop=self.stop)
+        bad_rows = _bad_rows(rows, window.start, scored.outcome.faults)
         self._refuse(bad_rows)
-        growing.add(window, window.work, outcome, batcher.scores(window.work, outcome), bad_rows)
+        growing.add(window, scored, bad_rows)
 
     def _on_pack(self, growing: _GrowingUnit, rows_a_pair: float, pairs: int, tokens: int) -> None:
         self.meter.add(pairs * rows_a_pair, tokens)
@@ -148,7 +215,7 @@ class _Window:
     rows: UnitRows
     start: int  # the first pair
     stop: int
-    work: Work | None  # None: the unit has no pairs
+    prepared: Prepared | None  # None: the unit has no pairs
 
     @property
     def is_last(self) -> bool:
@@ -169,16 +236,14 @@ class _GrowingUnit:
         self._saved = monotonic()
         self._lock = Lock()
 
-    def add(self, window: _Window, work: Work, outcome: Outcome, scores: Scores, bad_rows: Sequence[BadRow]) -> None:
+    def add(self, window: _Window, scored: Scored, bad_rows: Sequence[BadRow]) -> None:
         """Take the scores of a window."""
         self._bad_rows += bad_rows
-        good = np.ones(len(work), bool)
-        good[list(outcome.faults)] = False
-        scores = scores.rows(np.flatnonzero(good))
-        self._scored.append((window.start + np.flatnonzero(good), scores))
-        needed = work.needed()
-        self.counts["texts"] += len(needed)
-        self.counts["tokens"] += int(work.items.lengths[needed].sum())
+        good = good_rows(window.stop - window.start, scored.outcome.faults)
+        scores = scored.scores.rows(good)
+        self._scored.append((window.start + good, scores))
+        self.counts["texts"] += scored.texts
+        self.counts["tokens"] += scored.tokens
         for code, name in enumerate(CUT_NAMES[1:], start=1):
             self.counts["cut"][name] += int((scores.cut == code).sum())
 

@@ -16,9 +16,13 @@ from typing import Any
 
 from batchscore.errors import Errors
 from batchscore.io.units import Unit
+from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
+from batchscore.jobs.options import EncodeChoice
+from batchscore.jobs.parts import Parts
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
+from batchscore.models.spec import ModelSpec
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
 
@@ -32,6 +36,7 @@ class Plan:
     setup: Setup
     command: Command
     errors: Errors
+    encode: EncodeChoice
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     output: str
     scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
@@ -50,6 +55,7 @@ class Plan:
             "dtype": self.setup.placement.dtype,
             "options": asdict(self.command),  # type: ignore[call-overload]
             "errors": self.errors,
+            "encode": self.encode,
             "unit_rows": self.setup.budget.window_rows,
             "inputs": list(self.inputs),
         }
@@ -105,13 +111,12 @@ class Plan:
         return f"{spec.activation.rsplit('.', 1)[-1].lower()} of the logit ({spec.sources['activation']})"
 
 
-def share_lines(
-    files: int, units: Sequence[Unit], todo: Sequence[Unit], shard: Shard, *, is_dynamic: bool
-) -> list[str]:
+def share_lines(files: int, parts: Parts, todo: Sequence[Unit], shard: Shard, *, is_dynamic: bool) -> list[str]:
     """What a person reads about the input, this process's share of it, and how much of that is left to do."""
-    rows, left = sum(unit.rows for unit in units), sum(unit.rows for unit in todo)
+    rows, units, left = parts.rows, len(parts.units), sum(unit.rows for unit in todo)
     lines = [
-        f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {len(units):,} unit{'s' * (len(units) != 1)}"
+        f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}",
+        f"encode   each text once a {'job' if parts.encode == 'once' else 'unit'}: {parts.encode_reason}",
     ]
     if shard.count > 1 or is_dynamic:
         how = "claimed one at a time" if is_dynamic else f"one unit in {shard.count}"
@@ -119,6 +124,14 @@ def share_lines(
     if left < rows:
         lines.append(f"to do    {left:,} rows in {len(todo):,} units")
     return lines
+
+
+def text_line(blocks: Blocks, rows: int, spec: ModelSpec) -> str:
+    """What a person reads about the texts of a job that encodes them once."""
+    size = ""
+    if spec.dimension and spec.score_type == "bi-encoder":
+        size = f", {blocks.num_texts * spec.dimension * 4 / 1e6:,.0f} MB"
+    return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once{size}"
 
 
 def _version(package: str) -> str | None:

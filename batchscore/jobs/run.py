@@ -19,26 +19,31 @@ from batchscore.io.source import Source, open_source
 from batchscore.io.storage import open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
+from batchscore.jobs.agenda import Agenda
+from batchscore.jobs.blocks import Blocks, open_blocks
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
 from batchscore.jobs.commands import Command
 from batchscore.jobs.events import End, Events, Outcome, Silent
-from batchscore.jobs.leases import Leases, Presence, workers
+from batchscore.jobs.leases import Leases, Presence, Task, workers
 from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
-from batchscore.jobs.parts import JOB, Parts, first_difference, open_parts, start_parts, total
+from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_parts, start_parts, total
 from batchscore.jobs.pipeline import OnDone, Pipeline
-from batchscore.jobs.plan import Plan, share_lines
+from batchscore.jobs.plan import Plan, share_lines, text_line
 from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.shards import Shard
+from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
 from batchscore.models.open import pinned_options
 from batchscore.scorer import Scorer, Setup, set_up
 from batchscore.stop import Stop
+from batchscore.types import Side
 
-_MERGE_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5  # between two looks at what another process is doing
+_BYTES_OF_A_TOKEN = 8  # at most, as a rule
 _NOTHING: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}
 
 
@@ -64,10 +69,15 @@ class PreparedJob:
         """Whether this run makes one file of the parts."""
         return self.options.merge or (self.is_alone and not self.output.is_folder)
 
-    def units(self) -> list[Unit]:
-        """The input, divided into units; reads files that do not know their number of rows."""
-        setup = self.plan.setup
-        return self.plan.command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
+    def divide(self) -> Division:
+        """Divide the input into units, for which files that do not know their number of rows are read."""
+        setup, command, encode = self.plan.setup, self.plan.command, self.options.encode
+        units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
+        if setup.spec.score_type == "cross-encoder":
+            return Division(units, "unit", "a cross-encoder reads pairs")
+        if encode == "auto":
+            return choose(command, self.source, units, self.source.on_step)
+        return Division(units, encode, "asked for")
 
     def for_worker(self) -> WorkerJob:
         """What another process needs to score units of this job.
@@ -78,7 +88,14 @@ class PreparedJob:
         setup = self.plan.setup
         pinned = pinned_options(setup.checkpoint, setup.spec)
         scorer = {**self.plan.scorer, "dtype": setup.placement.dtype, **pinned}
-        return WorkerJob(self.plan.command, scorer, self.source.addresses(), self.output.parts, self.options.errors)
+        return WorkerJob(
+            self.plan.command,
+            scorer,
+            self.source.addresses(),
+            self.output.parts,
+            self.options.errors,
+            self.options.encode,
+        )
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
         """Do what is left to do of the job, and assemble the output if that is for this run to do.
@@ -114,9 +131,10 @@ def prepare(
     slots = find_slots(options.devices) if options.devices is not None else []
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
+    checks.refuse_encoding_pairs(options, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
-    plan = Plan(setup, command, options.errors, source.fingerprint(), output.path, dict(scorer))
+    plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
     return PreparedJob(plan, options, output, source, shard, limits, slots)
 
 
@@ -145,14 +163,14 @@ class _Run:
             return outcome
         checks.refuse_replacing_merged(self.folder, self.job.output, self.job.options)
         fingerprint, overwrite = self.job.plan.fingerprint, self.job.options.overwrite
-        parts = start_parts(self.folder, fingerprint, self.job.units, overwrite=overwrite)
+        parts = start_parts(self.folder, fingerprint, self.job.divide, overwrite=overwrite)
         todo = self._todo(parts)
         self._start(parts, todo)
         try:
             with self.stop.interruptible():
                 bad = self._bad_elsewhere(parts)
                 if todo:
-                    self._score(parts, todo, bad)
+                    self._work(parts, todo, bad)
                 outcome = self._close(parts, *self._settle(parts))
         except BatchscoreError as error:
             return self._leave(parts, error)
@@ -181,7 +199,7 @@ class _Run:
 
     def _todo(self, parts: Parts) -> list[Unit]:
         """Units of this shard that are not done; in a dynamic claim all units, this shard's first."""
-        mine = self.job.shard.units(parts.units)
+        mine = self.job.shard.share(parts.units)
         if self.job.options.is_dynamic:
             own = {unit.index for unit in mine}
             mine += [unit for unit in parts.units if unit.index not in own]
@@ -194,7 +212,7 @@ class _Run:
 
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
         job, files = self.job, len(self.job.plan.inputs)
-        share = share_lines(files, parts.units, todo, job.shard, is_dynamic=job.options.is_dynamic)
+        share = share_lines(files, parts, todo, job.shard, is_dynamic=job.options.is_dynamic)
         lines = [*job.plan.lines(), *job.plan.command.lines(job.source), *share]
         self.events.started(lines, job.plan.describe())
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
@@ -207,53 +225,82 @@ class _Run:
         self.job.limits.check(bad, parts.rows)
         return bad
 
-    # ---- scoring
+    # ---- work
 
-    def _score(self, parts: Parts, todo: Sequence[Unit], bad: int) -> None:
-        """Score the units that this process gets; RuntimeFailureError if some are given up or too many rows are bad."""
-        given_up: dict[int, str] = {}
+    def _work(self, parts: Parts, todo: Sequence[Unit], bad: int) -> None:
+        """Do the tasks that this process gets; RuntimeFailureError if some are given up or too many rows are bad."""
+        given_up: dict[Task, str] = {}
+        is_dynamic = self.job.options.is_dynamic
         with Presence(parts, str(self.job.shard), self.meter) as presence:
-            leases = Leases(parts, presence) if self.job.options.is_dynamic else None
+            leases = Leases(parts, presence) if parts.folder.is_local else None
 
-            def finish(unit: Unit, counts: Mapping[str, Any]) -> None:
-                presence.finish(unit)
+            def finish(task: Task, counts: Mapping[str, Any]) -> None:
+                presence.finish(task)
                 if leases:
-                    leases.release(unit)
+                    leases.release(task)
                 self.done = total([self.done, counts])
                 self.job.limits.check(bad + bad_rows(self.done), parts.rows)
 
             try:
-                with self._scoring(parts, finish) as score:
+                blocks = self._texts(parts, leases)
+                agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
+                with self._doing(parts, blocks, finish) as do:
                     while todo and not given_up:
-                        given_up = score(presence.shown(leases.claimed(todo) if leases else todo))
-                        todo = leases.wait_for_silent(todo, self.stop) if leases else []
+                        given_up = do(presence.shown(agenda.tasks(todo)))
+                        todo = leases.wait_for_silent(todo, self.stop) if leases and is_dynamic else []
             finally:
                 if leases:
                     leases.release_all()
-        for unit, reason in given_up.items():
-            parts.fail(unit, reason)
+        for task, reason in given_up.items():
+            if isinstance(task, Unit):
+                parts.fail(task.index, reason)
         if given_up:
-            unit, reason = next(iter(given_up.items()))
+            task, reason = next(iter(given_up.items()))
+            kind, index = task.key
             raise RuntimeFailureError(
-                f"{len(given_up)} units were given up, the first of them unit {unit}: {reason}",
+                f"{len(given_up)} {kind}s were given up, the first of them {kind} {index}: {reason}",
                 hint="run the same command again to try them once more",
             )
 
+    def _texts(self, parts: Parts, leases: Leases | None) -> Blocks | None:
+        """The distinct texts of the job, collected first if nobody has done that; None if units read texts."""
+        if parts.encode == "unit":
+            return None
+        spec = self.job.plan.setup.spec
+        limits: dict[Side, int] = {side: limit * _BYTES_OF_A_TOKEN for side, limit in spec.lengths.items()}
+
+        def on_step(rows: int) -> None:
+            self.stop.check()
+            self.meter.add_surveyed(rows)
+
+        while (blocks := open_blocks(parts.folder, parts.id)) is None:
+            if leases is None or leases.claim_survey():
+                job = self.job
+                survey(parts.folder, parts.id, job.plan.command, job.source, parts.units, limits, on_step)
+            else:
+                self.stop.check()
+                sleep(_POLL_SECONDS)
+        self.events.note(text_line(blocks, parts.rows, spec))
+        return blocks
+
     @contextmanager
-    def _scoring(self, parts: Parts, finish: OnDone) -> Iterator[Callable[[Iterator[Unit]], dict[int, str]]]:
-        """A function that scores units where the options say, and returns those it gave up, with the reason."""
+    def _doing(
+        self, parts: Parts, blocks: Blocks | None, finish: OnDone
+    ) -> Iterator[Callable[[Iterator[Task | None]], dict[Task, str]]]:
+        """A function that does tasks where the options say, and returns those it gave up, with the reason."""
         job, options = self.job, self.job.options
         setup = job.plan.setup
         self.events.loading(setup.checkpoint.name, "weights")
         if not job.slots and options.engine == "local":
             scorer = Scorer(setup)
-            pipeline = Pipeline(scorer, job.plan.command, job.source, parts, options.errors, self.meter, self.stop)
+            command = job.plan.command
+            pipeline = Pipeline(scorer, command, job.source, parts, blocks, options.errors, self.meter, self.stop)
 
-            def score(units: Iterator[Unit]) -> dict[int, str]:
-                pipeline.run(units, finish)
+            def do(tasks: Iterator[Task | None]) -> dict[Task, str]:
+                pipeline.run(tasks, finish)
                 return {}
 
-            yield score
+            yield do
             scorer.close()  # not after an error, which must not wait for what is in the model
             return
         workforce = Workforce(job.for_worker(), self.meter, self.stop, options.max_restarts, finish, self.events.note)
@@ -281,13 +328,18 @@ class _Run:
             self.events.note(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
             return "partial", {}
         # a limit also counts bad rows that other processes have found since
-        counts = parts.counts() if job.is_alone or job.assembles or job.limits.is_set else {}
+        counts = self._counts(parts) if job.is_alone or job.assembles or job.limits.is_set else {}
         job.limits.check(bad_rows(counts), parts.rows)
         if not job.assembles:
             return ("parts", counts) if job.is_alone else ("share", {})
         with self.meter.timed("write"):
             merged = self._merge(parts)
         return ("merged", counts) if merged else ("merged-elsewhere", {})
+
+    def _counts(self, parts: Parts) -> dict[str, Any]:
+        """Sums over the whole job."""
+        blocks = open_blocks(parts.folder, parts.id)
+        return total([parts.counts(), *(blocks.counts() if blocks else ())])
 
     def _merge(self, parts: Parts) -> bool:
         """Assemble the output, or wait for the process that does. Returns whether this process did it."""
@@ -300,7 +352,7 @@ class _Run:
                 if not self.folder.has(JOB) or (output.is_folder and exists(output.file)):
                     return False
                 self.stop.check()
-                sleep(_MERGE_POLL_SECONDS)
+                sleep(_POLL_SECONDS)
             assemble(parts, output.file, self.stop)
             write_errors(parts, output)
         return True
@@ -311,6 +363,7 @@ class _Run:
         spent = {stage: round(seconds, 3) for stage, seconds in self.meter.seconds.items()}
         counts = {
             **(counts if whole else self.done),
+            "encode": parts.encode,
             "tokens_forwarded": self.meter.tokens,
             "seconds": {"total": round(self.meter.elapsed, 3), **spent},
             "peak_rss_mb": peak_rss_mb(),

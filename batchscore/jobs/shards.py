@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from batchscore.errors import UsageError
-from batchscore.io.units import Unit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One share of the units: every `count`-th, from `index` on."""
+    """One share of the work: every `count`-th, from `index` on."""
 
     index: int = 0
     count: int = 1
@@ -20,9 +22,9 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def units(self, units: Sequence[Unit]) -> list[Unit]:
-        """The units of this shard, in order."""
-        return list(units[self.index :: self.count])
+    def share(self, tasks: Sequence[T]) -> list[T]:
+        """The blocks or units of this shard, in order."""
+        return list(tasks[self.index :: self.count])
 
 
 _HINT = "pass --shard I/N (from 0), or claim units one at a time with --claim dynamic"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 from batchscore.models.arch.entry import Architecture, Layer, PoolingMode
-from batchscore.types import ScoreType, Truncation
+from batchscore.types import ScoreType, Side, Truncation
 
 POOLING_MODES: tuple[PoolingMode, ...] = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")
 Similarity = Literal["identity", "cosine", "dot", "maxsim", "meanmaxsim"]
@@ -153,6 +153,17 @@ class ModelSpec:
         """What of a whole sequence is read instead of its tokens' states, as in `Architecture`."""
         is_whole = self.score_type == "cross-encoder" and not self.modules  # those read the states of tokens
         return self.arch.per_sequence if is_whole else ""
+
+    @property
+    def lengths(self) -> dict[Side, int]:
+        """Tokens of one sequence of each side, where they are read separately."""
+        return {"query": self.query_length, "document": self.document_length}
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector, as far as the files say without the weights; 0: they do not."""
+        dense = [module.out_features for module in self.modules if isinstance(module, DenseSpec)]
+        return self.dimensions or [int(self.config.get("hidden_size") or 0), *dense][-1]
 
     @property
     def reads_like_vllm(self) -> bool:

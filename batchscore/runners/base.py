@@ -18,13 +18,13 @@ from batchscore.errors import CheckpointError, DeviceLostError, DeviceMemoryErro
 from batchscore.models.load import Layout, LoadedModel
 from batchscore.models.readouts import States, pool
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import shortened
+from batchscore.models.text.prompts import shortened, shortened_side, side_work
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
-from batchscore.types import Fault, Items, Pairs, Work
+from batchscore.types import Fault, Items, Pairs, Side, Work
 
 Index = NDArray[np.integer]
 
@@ -37,8 +37,16 @@ class Match(NamedTuple):
     slot: Index | None  # which document of a listwise prompt
 
 
+class Arrays(NamedTuple):
+    """Outputs as `Encodings` keep them."""
+
+    values: NDArray[Any]  # [vectors, dim], bfloat16 as its bits
+    counts: NDArray[np.int64]  # [n], vectors of each sequence
+    is_finite: NDArray[np.bool_]  # [n], whether all numbers of a sequence are
+
+
 class Runner(Protocol):
-    """A score type at work. Only `hold`, `compare` and `remember` of the same runner read what `forward` returns."""
+    """A score type at work. Only methods of the same runner read what its `forward` returns."""
 
     num_scores: int  # raw scores of a row
 
@@ -51,6 +59,9 @@ class Runner(Protocol):
 
     def tokenize(self, pairs: Pairs) -> Work:
         """The window's token sequences; rows that cannot have one are its faults."""
+
+    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
+        """The token sequences of texts of one side, which are its rows, of a model that reads texts by themselves."""
 
     def costs(self, items: Items) -> NDArray[np.int64]:
         """int64 [n]: what each sequence adds to a pack."""
@@ -72,6 +83,12 @@ class Runner(Protocol):
 
     def compare(self, held: Any, match: Match, output: Any) -> NDArray[np.float32]:
         """float32 [rows, num_scores]: raw scores of rows whose query is held and whose item is in this pack."""
+
+    def to_arrays(self, output: Any) -> Arrays:
+        """A pack's output in main memory, of a model that reads texts by themselves."""
+
+    def of_arrays(self, values: NDArray[Any], counts: NDArray[np.int64]) -> Any:
+        """The output that these arrays were made of, on the device."""
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32, same shape: raw scores to scores."""
@@ -108,7 +125,18 @@ class BaseRunner:
             CheckpointError: the model has no vector for one of the tokens.
         """
         shorter, cut = shortened(self.tokenizer, self.spec, pairs)
-        work = self.sequences(shorter)
+        return self._checked(self.sequences(shorter), cut)
+
+    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
+        """The token sequences of texts of one side, which are its rows.
+
+        Raises:
+            CheckpointError: as `tokenize`.
+        """
+        shorter, cut = shortened_side(self.tokenizer, self.spec, texts, side)
+        return self._checked(side_work(self.tokenizer, self.spec, shorter, side), cut)
+
+    def _checked(self, work: Work, cut: NDArray[np.uint8]) -> Work:
         highest = int(work.items.ids.max(initial=0))
         if highest >= self.model.vocabulary:
             raise CheckpointError(
@@ -216,6 +244,14 @@ class BaseRunner:
                 f"the model fails on sequences of up to {longest} tokens: {first_line(error)}",
                 hint="lower --max-length if it has positions for fewer",
             ) from error
+
+    def to_arrays(self, output: Any) -> Arrays:
+        """A pack's output in main memory, of a model that reads texts by themselves."""
+        raise NotImplementedError
+
+    def of_arrays(self, values: NDArray[Any], counts: NDArray[np.int64]) -> Any:
+        """The output that these arrays were made of, on the device."""
+        raise NotImplementedError
 
     def release_memory(self) -> None:
         """Give back what the device's allocator keeps for later."""

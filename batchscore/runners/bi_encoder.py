@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.models.text.prompts import text_work
-from batchscore.runners.base import BaseRunner, Index, Match, positions_of
+from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work
 
@@ -40,6 +40,15 @@ class BiEncoder(BaseRunner):
         queries, documents = held[torch.from_numpy(match.query)], output[torch.from_numpy(match.item)]
         scores: NDArray[np.float32] = VECTOR_SIMILARITIES[self.spec.similarity](queries, documents).cpu().numpy()
         return scores[:, None]
+
+    def to_arrays(self, output: Tensor) -> Arrays:
+        """float32 [n, dim] in main memory, a vector for each sequence."""
+        values = output.cpu().numpy()
+        return Arrays(values, np.ones(len(values), np.int64), np.isfinite(values).all(1))
+
+    def of_arrays(self, values: NDArray[np.float32], counts: NDArray[np.int64]) -> Tensor:
+        """float32 [n, dim] on the device."""
+        return torch.from_numpy(values).to(self.device)
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,43 +14,45 @@ from torch.nn.functional import normalize
 
 from batchscore.models.similarity import maxsim
 from batchscore.models.text.prompts import text_work
-from batchscore.runners.base import BaseRunner, Index, Match, positions_of
+from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
-from batchscore.types import Fault, Items, Pairs, Work
-
-Matrices = list[Tensor]  # float32 [tokens, dim] of each item
+from batchscore.types import Items, Pairs, Work, offsets_of, ranges
 
 
-_NOTHING_COUNTS = Fault(
-    "no-tokens",
-    "every token of the document is on the model's skip list",
-    "leave out rows with such a document",
-)
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """A matrix for each of some sequences, end to end."""
+
+    vectors: Tensor  # [sum(sizes), dim], in the body's dtype: stored or just made, a matrix gives the same scores
+    sizes: NDArray[np.int64]  # [n]
+
+    def take(self, index: NDArray[np.integer]) -> Matrices:
+        """The matrices at `index`, in that order."""
+        sizes = self.sizes[index]
+        rows = ranges(offsets_of(self.sizes)[:-1][index], sizes)
+        return Matrices(self.vectors[torch.from_numpy(rows)], sizes)
 
 
 class LateInteraction(BaseRunner):
     """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
 
     def sequences(self, pairs: Pairs) -> Work:
-        """One sequence for each distinct text; a row whose document has no token that counts has no score."""
-        work = text_work(self.tokenizer, self.spec, pairs)
-        kept = np.concatenate([[0], np.cumsum(work.items.filled("keep"))])[work.items.offsets]
-        is_skipped = (np.diff(kept) == 0) & (work.items.lengths > 0)
-        nothing = np.flatnonzero(is_skipped[work.right])
-        return work.refused(dict.fromkeys(nothing.tolist(), _NOTHING_COUNTS))
+        """One sequence for each distinct text."""
+        return text_work(self.tokenizer, self.spec, pairs)
 
     def outputs(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""
         vectors: Tensor = self.model.head(self.kept_states(batch))[:, : self.spec.dimensions or None]
-        return list((normalize(vectors, dim=1) if self.spec.normalize else vectors).split(batch.kept_sizes))
+        vectors = normalize(vectors, dim=1) if self.spec.normalize else vectors
+        return Matrices(vectors.to(self._dtype), np.array(batch.kept_sizes, np.int64))
 
     def remember(self, items: Items, index: Index, output: Matrices) -> None:
         """Nothing: a vector a token would fill the memory at once."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Matrices]) -> Matrices:
         """Matrices in item order."""
-        matrices = [matrix for output in outputs for matrix in output]
-        return [matrices[position] for position in positions_of(packs)]
+        joined = torch.cat([output.vectors for output in outputs])
+        return Matrices(joined, np.concatenate([output.sizes for output in outputs])).take(positions_of(packs))
 
     @torch.inference_mode()
     def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
@@ -57,12 +61,32 @@ class LateInteraction(BaseRunner):
         scores = np.empty(len(left), np.float32)
         order = np.argsort(left, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(left[order])) + 1):
-            documents = [output[position] for position in right[rows]]
-            found = maxsim(held[left[rows[0]]], torch.cat(documents), [len(document) for document in documents])
-            scores[rows] = found.cpu().numpy()
+            query, documents = held.take(left[rows[:1]]).vectors.float(), output.take(right[rows])
+            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes.tolist()).cpu().numpy()
             if self.spec.similarity == "meanmaxsim":
-                scores[rows] /= len(held[left[rows[0]]])
+                scores[rows] /= len(query)
         return scores[:, None]
+
+    def to_arrays(self, output: Matrices) -> Arrays:
+        """The vectors in main memory and in the body's dtype."""
+        vectors = output.vectors.to(self._dtype)
+        is_bad = ~vectors.isfinite().all(1).cpu().numpy()
+        is_finite = ~np.isin(
+            np.arange(len(output.sizes)), np.repeat(np.arange(len(output.sizes)), output.sizes)[is_bad]
+        )
+        vectors = vectors.view(torch.uint16) if vectors.dtype == torch.bfloat16 else vectors  # numpy has no bfloat16
+        return Arrays(vectors.cpu().numpy(), output.sizes, is_finite)
+
+    def of_arrays(self, values: NDArray[Any], counts: NDArray[np.int64]) -> Matrices:
+        """The vectors on the device."""
+        vectors = torch.from_numpy(values)
+        return Matrices(
+            (vectors.view(torch.bfloat16) if values.dtype == np.uint16 else vectors).to(self.device), counts
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.bodies[-1].parameters()).dtype
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

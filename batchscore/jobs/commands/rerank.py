@@ -120,6 +120,10 @@ class RerankCommand:
             rows.bad_rows += [rows.bad_document(document, missing[document]) for document in sorted(missing)]
         return rows
 
+    def pairs(self, source: Source, unit: Unit) -> Pairs:
+        """The pairs of a unit; hardly anything else is read for them."""
+        return self.load(source, unit).pairs
+
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""
         rank = partial(rank_rows, top_n=self.top_n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +67,10 @@ class ScoreCommand:
         table = chunk.table if kept is None else chunk.table.select(list(kept))
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
         return ScoredRows(self, unit, pairs.rows(good) if faults else pairs, bad, chunk, good, table)
+
+    def pairs(self, source: Source, unit: Unit) -> Pairs:
+        """The pairs of a unit, without the columns that stay beside their scores."""
+        return replace(self, keep_columns=()).load(source, unit).pairs
 
     def columns(self, scores: Scores) -> dict[str, NDArray[Any]]:
         """The columns that scoring adds."""

@@ -11,11 +11,12 @@ from typing import Any
 from batchscore.errors import Errors, InputError, RuntimeFailureError
 from batchscore.io.source import Addresses
 from batchscore.io.storage import open_folder
-from batchscore.io.units import Unit
+from batchscore.jobs.blocks import open_blocks
 from batchscore.jobs.commands import Command
 from batchscore.jobs.meter import Meter
+from batchscore.jobs.options import EncodeChoice
 from batchscore.jobs.parts import first_difference, open_parts
-from batchscore.jobs.pipeline import Pipeline
+from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan
 from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
@@ -32,6 +33,7 @@ class WorkerJob:
     source: Addresses
     folder: str  # of the parts
     errors: Errors
+    encode: EncodeChoice
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device.
@@ -50,10 +52,11 @@ class WorkerJob:
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
         setup = set_up(**{**self.scorer, "device": device})
-        plan = Plan(setup, self.command, self.errors, source.fingerprint(), self.folder, self.scorer)
+        plan = Plan(setup, self.command, self.errors, self.encode, source.fingerprint(), self.folder, self.scorer)
         if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
-        return Pipeline(Scorer(setup), self.command, source, parts, self.errors, meter, stop)
+        blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None
+        return Pipeline(Scorer(setup), self.command, source, parts, blocks, self.errors, meter, stop)
 
 
 @dataclass(frozen=True)
@@ -64,5 +67,5 @@ class Workforce:
     meter: Meter
     stop: Stop
     max_restarts: int  # of each worker that dies
-    finish: Callable[[Unit, Mapping[str, Any]], None]  # called with the counts of each unit that has its part
+    finish: OnDone  # called with the counts of each task that is done
     note: Callable[[str], None]  # called with news for a person

@@ -1,6 +1,6 @@
-"""Several devices on one machine: a worker process for each, which asks for a unit when it is ready for one.
+"""Several devices on one machine: a worker process for each, which asks for a task when it is ready for one.
 
-The parent never waits for a single worker. The units of one that dies go back, and it is started again a few times;
+The parent never waits for a single worker. The tasks of one that dies go back, and it is started again a few times;
 when no worker is left, the job ends with an error.
 """
 
@@ -20,7 +20,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, UsageError
-from batchscore.io.units import Unit
+from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Amounts, Meter
 from batchscore.jobs.pipeline import LULL_SECONDS
 from batchscore.jobs.workers.backlog import Backlog
@@ -63,14 +63,14 @@ def find_slots(devices: str) -> list[Slot]:
     return slots
 
 
-def run_in_processes(workforce: Workforce, slots: Sequence[Slot], units: Iterator[Unit]) -> dict[int, str]:
-    """Have all units scored; returns those that were given up, with the reason.
+def run_in_processes(workforce: Workforce, slots: Sequence[Slot], tasks: Iterator[Task | None]) -> dict[Task, str]:
+    """Have all tasks done; returns those that were given up, with the reason.
 
     Raises:
         StoppedError: a stop was requested.
         BatchscoreError: an error that ended a worker, or no worker is left.
     """
-    return _Pool(workforce).run(slots, units)
+    return _Pool(workforce).run(slots, tasks)
 
 
 @dataclass
@@ -80,9 +80,9 @@ class _Worker:
     messages: Connection  # both ways
     orders: Connection  # to the worker; when it closes, the worker knows that its parent is gone
     restarts: int  # that are left to its slot
-    units: list[Unit] = field(default_factory=list)  # in work
-    idle: bool = False  # it asked for a unit when there was none
-    dismissed: bool = False  # it knows that there are no more units
+    tasks: list[Task] = field(default_factory=list)  # in work
+    idle: bool = False  # it asked for a task when there was none
+    dismissed: bool = False  # it knows that there are no more tasks
     lost: str = ""  # why it cannot continue
     started: float = field(default_factory=monotonic)
     heard: float | None = None  # when it last sent a message; None while it loads Python
@@ -100,8 +100,8 @@ class _Pool:
         self._workforce = workforce
         self._workers: list[_Worker] = []
 
-    def run(self, slots: Sequence[Slot], units: Iterator[Unit]) -> dict[int, str]:
-        self._backlog = Backlog(units, self._workforce.note)
+    def run(self, slots: Sequence[Slot], tasks: Iterator[Task | None]) -> dict[Task, str]:
+        self._backlog = Backlog(tasks, self._workforce.note)
         stop = self._workforce.stop
         with stop.polling():
             try:
@@ -136,11 +136,11 @@ class _Pool:
 
     def _give_out(self) -> None:
         for worker in self._workers:
-            if worker.idle and (unit := self._backlog.take(worker.units)) is not None:
+            if worker.idle and (task := self._backlog.take(worker.tasks)) is not None:
                 worker.idle = False
-                worker.units.append(unit)
-                self._send(worker, unit.index)
-        if not any(worker.units for worker in self._workers):
+                worker.tasks.append(task)
+                self._send(worker, task.key)
+        if not (self._backlog.is_waiting or any(worker.tasks for worker in self._workers)):
             for worker in self._workers:
                 if worker.idle and not worker.dismissed:
                     worker.dismissed = True
@@ -153,7 +153,7 @@ class _Pool:
                 worker.lost = silence
                 worker.process.kill()
 
-    def _send(self, worker: _Worker, message: int | None) -> None:
+    def _send(self, worker: _Worker, message: tuple[str, int] | None) -> None:
         with suppress(OSError):  # it is dead; its sentinel will say so
             worker.messages.send(message)
 
@@ -169,9 +169,9 @@ class _Pool:
                 elif kind == "progress":
                     self._workforce.meter.merge(*content)
                 elif kind == "done":
-                    unit = next(unit for unit in worker.units if unit.index == content[0])
-                    worker.units.remove(unit)
-                    self._workforce.finish(unit, content[1])
+                    task = next(task for task in worker.tasks if task.key == content[0])
+                    worker.tasks.remove(task)
+                    self._workforce.finish(task, content[1])
                 elif kind == "error":
                     error, message, hint = content
                     if not issubclass(error, DeviceLostError):
@@ -185,7 +185,7 @@ class _Pool:
         self._workers.remove(worker)
         if not (worker.dismissed and worker.process.exitcode == 0):
             reason = worker.lost or f"exit code {worker.process.exitcode}"
-            if self._backlog.bury(worker.slot.device, reason, worker.units, worker.restarts):
+            if self._backlog.bury(worker.slot.device, reason, worker.tasks, worker.restarts):
                 self._start(worker.slot, worker.restarts - 1)
 
     def _dismiss(self) -> None:
@@ -247,9 +247,9 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
     try:
         report = _Report(send)
         pipeline = job.pipeline(report.meter, stop, device=device)
-        units = _Asking(send, messages, pipeline.parts.units)
-        while not units.ended:
-            pipeline.run(units, report.finish)
+        tasks = _Asking(send, messages, pipeline.tasks())
+        while not tasks.ended:
+            pipeline.run(tasks, report.finish)
         code = 0
     except StoppedError:
         code = StoppedError.exit_code
@@ -262,39 +262,39 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
 
 
 class _Asking:
-    """The units that a worker gets, up to the next lull."""
+    """The tasks that a worker gets, up to the next lull."""
 
-    def __init__(self, send: Callable[..., None], messages: Connection, units: Sequence[Unit]) -> None:
-        self._send, self._messages, self._units = send, messages, units
+    def __init__(self, send: Callable[..., None], messages: Connection, tasks: Mapping[tuple[str, int], Task]) -> None:
+        self._send, self._messages, self._tasks = send, messages, tasks
         self._asked = False
         self.ended = False  # there are no more
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[Task]:
         while not self.ended:
             if not self._asked:
                 self._send("want")
             self._asked = not self._messages.poll(LULL_SECONDS)
             if self._asked:
                 return
-            index = self._messages.recv()
-            if index is None:
+            key = self._messages.recv()
+            if key is None:
                 self.ended = True
             else:
-                yield self._units[index]
+                yield self._tasks[key]
 
 
 class _Report:
-    """What a worker's meter counts, sent to the parent now and then and with each finished unit."""
+    """What a worker's meter counts, sent to the parent now and then and with each finished task."""
 
     def __init__(self, send: Callable[..., None]) -> None:
         self.meter = Meter(on_change=self._changed)
         self._send, self._sent, self._at = send, Amounts(), 0.0
         self._lock = Lock()
 
-    def finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
-        """Report a unit that has its part."""
+    def finish(self, task: Task, counts: Mapping[str, Any]) -> None:
+        """Report a task that is done."""
         self._send_amounts()
-        self._send("done", unit.index, counts)
+        self._send("done", task.key, counts)
 
     def _changed(self, _: Meter) -> None:
         if monotonic() - self._at >= _REPORT_SECONDS:

@@ -1,9 +1,9 @@
-"""A Ray cluster instead of one machine: actors that get the numbers of units and score these.
+"""A Ray cluster instead of one machine: actors that get the keys of tasks and do these.
 
-Only unit numbers and counts go through Ray. An actor itself reads the input and writes the parts, so the folder
+Only keys and counts go through Ray. An actor itself reads the input and writes the parts, so the folder
 looks as it does without Ray, and any other run can resume it. The price is that every node must see the same files
 under the same paths; an actor that finds other files refuses to work. Ray's own restarts stay off, since they would
-not show which unit an actor died on.
+not show which task an actor died on.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from queue import Empty, SimpleQueue
 from socket import create_connection, gethostname
 from textwrap import shorten
 from threading import Thread
+from time import sleep
 from typing import Any
 
 from batchscore.errors import BatchscoreError, DeviceLostError, MissingDependencyError, RuntimeFailureError, first_line
 from batchscore.io.units import Unit
+from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Amounts, Meter
 from batchscore.jobs.pipeline import LULL_SECONDS
 from batchscore.jobs.workers.backlog import Backlog
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
 
-_IN_WORK = 2  # units of an actor: one in the model, one being read or written
+_IN_WORK = 2  # tasks of an actor: one in the model, one being read or written
 _ACTORS_OF_A_NODE = 4  # at most, without GPUs: each has a model of its own
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
@@ -36,13 +38,13 @@ _LEAVE_SECONDS = GRACE_SECONDS + 1.0  # for an actor to save
 _STORE_BYTES = 128 << 20  # of a Ray that is started here; its store stays nearly empty
 
 
-def run_on_ray(workforce: Workforce, address: str | None, units: Iterator[Unit]) -> dict[int, str]:
-    """Have all units scored; returns those that were given up, with the reason.
+def run_on_ray(workforce: Workforce, address: str | None, tasks: Iterator[Task | None]) -> dict[Task, str]:
+    """Have all tasks done; returns those that were given up, with the reason.
 
     Args:
         workforce: what is done, and who hears of it.
         address: of the cluster; None: that of RAY_ADDRESS, or else one is started here.
-        units: to score.
+        tasks: to do; None among them: the next one is not ready yet.
 
     Raises:
         MissingDependencyError: there is no Ray, or a node lacks batchscore.
@@ -52,7 +54,7 @@ def run_on_ray(workforce: Workforce, address: str | None, units: Iterator[Unit])
     with _cluster(address, workforce.stop) as ray:
         slots = _find_slots(ray.nodes(), workforce.job.scorer.get("device", "auto"))
         workforce.note(f"ray      {len(slots)} workers at {ray.get_runtime_context().gcs_address}")
-        return _Pool(ray, workforce).run(slots, units)
+        return _Pool(ray, workforce).run(slots, tasks)
 
 
 @contextmanager
@@ -120,7 +122,7 @@ def _signals_kept() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-_Done = tuple[Mapping[str, Any], Amounts]  # counts of a unit, and what the actor's meter counted since the last
+_Done = tuple[Mapping[str, Any], Amounts]  # counts of a task, and what the actor's meter counted since the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class _Worker:
     actor: Any
     loading: Any  # the call; None: it is ready
     name: str  # for a person
-    calls: dict[Any, Unit] = field(default_factory=dict)  # the oldest first
+    calls: dict[Any, Task] = field(default_factory=dict)  # the oldest first
 
 
 class _Pool:
@@ -167,8 +169,8 @@ class _Pool:
         self._ray, self._workforce = ray, workforce
         self._workers: list[_Worker] = []
 
-    def run(self, slots: Sequence[_Slot], units: Iterator[Unit]) -> dict[int, str]:
-        self._backlog = Backlog(units, self._workforce.note)
+    def run(self, slots: Sequence[_Slot], tasks: Iterator[Task | None]) -> dict[Task, str]:
+        self._backlog = Backlog(tasks, self._workforce.note)
         stop = self._workforce.stop
         with stop.polling():
             try:
@@ -178,15 +180,17 @@ class _Pool:
                     stop.check()
                     calls = {call: worker for worker in self._workers for call in worker.calls}
                     calls |= {worker.loading: worker for worker in self._workers if worker.loading is not None}
-                    for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0]:
+                    for call in self._ray.wait(list(calls), timeout=_POLL_SECONDS)[0] if calls else []:
                         self._listen(calls[call], call)
+                    if not calls:
+                        sleep(_POLL_SECONDS)
                 self._backlog.require_empty()
             finally:
                 self._dismiss()
         return self._backlog.given_up
 
     def _start(self, slot: _Slot, restarts: int) -> None:
-        # a call for each unit in work, and one to stop it
+        # a call for each task in work, and one to stop it
         options = {**slot.options, "max_concurrency": _IN_WORK + 1}
         actor = self._ray.remote(_Actor).options(**options).remote(self._workforce.job, slot.device, os.getcwd())
         self._workers.append(_Worker(slot, restarts, actor, actor.load.remote(), slot.device))
@@ -196,9 +200,10 @@ class _Pool:
         ready = [worker for worker in self._workers if worker.loading is None]
         for number in range(_IN_WORK):
             for worker in ready:
-                if len(worker.calls) == number and (unit := self._backlog.take(worker.calls.values())) is not None:
-                    worker.calls[worker.actor.run.remote(unit.index)] = unit
-        return any(worker.calls for worker in ready) or (bool(self._workers) and not ready)
+                if len(worker.calls) == number and (task := self._backlog.take(worker.calls.values())) is not None:
+                    worker.calls[worker.actor.run.remote(task.key)] = task
+        is_waiting = not ready or self._backlog.is_waiting
+        return any(worker.calls for worker in ready) or (bool(self._workers) and is_waiting)
 
     def _listen(self, worker: _Worker, call: Any) -> None:
         """Take the result of a call."""
@@ -220,9 +225,10 @@ class _Pool:
         elif call == worker.loading:
             worker.loading, worker.name = None, answer
         else:
-            unit, (counts, amounts) = worker.calls.pop(call), answer
-            self._workforce.meter.merge(replace(amounts, rows=unit.rows))  # the meter has rows of the next unit too
-            self._workforce.finish(unit, counts)
+            task, (counts, amounts) = worker.calls.pop(call), answer
+            # the meter has rows of the next unit too
+            self._workforce.meter.merge(replace(amounts, rows=task.rows if isinstance(task, Unit) else 0.0))
+            self._workforce.finish(task, counts)
 
     def _bury(self, worker: _Worker, reason: str) -> None:
         """End a worker that is dead or of no use, and start another if restarts are left."""
@@ -243,7 +249,7 @@ class _Pool:
 
 
 class _Actor:
-    """The worker's side: a pipeline in a thread, and calls that wait for their unit's part.
+    """The worker's side: a pipeline in a thread, and calls that wait until their task is done.
 
     A BatchscoreError is returned instead of raised: Ray would wrap it.
     """
@@ -253,8 +259,8 @@ class _Actor:
             os.chdir(folder)
         self._job, self._device, self._stop = job, device, Stop()
         self._meter, self._reported = Meter(), Amounts()
-        self._wanted: SimpleQueue[int] = SimpleQueue()
-        self._done: dict[int, Future[_Done]] = {}  # by unit
+        self._wanted: SimpleQueue[tuple[str, int]] = SimpleQueue()
+        self._done: dict[tuple[str, int], Future[_Done]] = {}  # by task
         self._end: Future[_Done] = Future()  # an error
 
     def load(self) -> str | BatchscoreError:
@@ -263,13 +269,14 @@ class _Actor:
             self._pipeline = self._job.pipeline(self._meter, self._stop, device=self._device)
         except BatchscoreError as error:
             return error
-        Thread(target=self._score, name="batchscore-score", daemon=True).start()
+        self._tasks = self._pipeline.tasks()
+        Thread(target=self._work, name="batchscore-work", daemon=True).start()
         return f"{self._device} of {gethostname()}"
 
-    def run(self, index: int) -> _Done | BatchscoreError:
-        """Score a unit. Returns its counts, and what the meter counted since the last unit."""
-        done = self._done[index] = Future()
-        self._wanted.put(index)
+    def run(self, key: tuple[str, int]) -> _Done | BatchscoreError:
+        """Do a task. Returns its counts, and what the meter counted since the last one."""
+        done = self._done[key] = Future()
+        self._wanted.put(key)
         wait([done, self._end], return_when=FIRST_COMPLETED)
         try:
             return done.result() if done.done() else self._end.result()
@@ -280,23 +287,23 @@ class _Actor:
         """Save what is in work, and stop."""
         self._stop.request("the driver")
 
-    def _score(self) -> None:
+    def _work(self) -> None:
         try:
             while True:
-                self._pipeline.run(self._units(self._wanted.get()), self._finish)
+                self._pipeline.run(self._following(self._wanted.get()), self._finish)
         except BaseException as error:  # raised again in the calls that wait for it
             self._end.set_exception(error)
 
-    def _units(self, index: int) -> Iterator[Unit]:
-        """Units that follow without a pause. After the last, the pipeline waits for its part to be written."""
+    def _following(self, key: tuple[str, int]) -> Iterator[Task]:
+        """Tasks that follow without a pause. After the last, the pipeline waits for its file to be written."""
         with suppress(Empty):
             while True:
-                yield self._pipeline.parts.units[index]
-                index = self._wanted.get(timeout=LULL_SECONDS)
+                yield self._tasks[key]
+                key = self._wanted.get(timeout=LULL_SECONDS)
 
-    def _finish(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+    def _finish(self, task: Task, counts: Mapping[str, Any]) -> None:
         amounts = self._meter.amounts()
-        self._done.pop(unit.index).set_result((counts, amounts.since(self._reported)))
+        self._done.pop(task.key).set_result((counts, amounts.since(self._reported)))
         self._reported = amounts
 
 

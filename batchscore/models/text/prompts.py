@@ -6,6 +6,7 @@ survive every length. A row that cannot have a sequence is a fault of the window
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,15 +23,18 @@ from batchscore.types import (
     Faults,
     Items,
     Pairs,
+    Side,
     Texts,
     Truncation,
     Work,
     offsets_of,
     ranges,
+    row_faults,
 )
 
 ALL = 2**31 - 1  # tokens, where nothing is cut while tokenizing
 Bits = NDArray[np.uint8]
+_CUT_BITS: dict[Side, int] = {"query": CUT_QUERY, "document": CUT_DOCUMENT}
 
 
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
@@ -80,41 +84,63 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
 
 def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
-    (queries, query_cut), (documents, document_cut) = (
-        _encode_side(tokenizer, spec, texts, is_query=is_query)
-        for texts, is_query in ((pairs.queries, True), (pairs.documents, False))
-    )
-    cut = query_cut[pairs.queries.codes] | document_cut[pairs.documents.codes]
-    count = np.int32(len(queries))
-    return Work(
-        items=queries.concat(documents),
+    queries = side_work(tokenizer, spec, pairs.queries.values, "query")
+    documents = side_work(tokenizer, spec, pairs.documents.values, "document")
+    left, right, count = pairs.queries.codes, pairs.documents.codes, np.int32(len(queries))
+    work = Work(
+        items=queries.items.concat(documents.items),
         queries=len(queries),
-        left=pairs.queries.codes,
-        right=pairs.documents.codes + count,
-        cut=cut,
-        group=np.concatenate([np.arange(count), np.full(len(documents), -1, np.int32)], dtype=np.int32),
-    ).refused(too_long_faults(spec, np.flatnonzero(cut)))
+        left=left,
+        right=right + count,
+        cut=queries.cut[left] | documents.cut[right],
+        group=np.concatenate([np.arange(count, dtype=np.int32), documents.group]),
+    )
+    return work.refused(row_faults(queries.faults, left)).refused(row_faults(documents.faults, right))
+
+
+def side_work(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side) -> Work:
+    """One sequence for each text of one side; the texts are the rows."""
+    items, cut = _encode_side(tokenizer, spec, texts, side)
+    rows = np.arange(len(texts), dtype=np.int32)
+    work = Work(items, 0, rows, rows, cut, group=np.full(len(texts), -1, np.int32))
+    work = work.refused(too_long_faults(spec, np.flatnonzero(cut)))
+    if spec.score_type != "late-interaction" or side == "query":
+        return work
+    kept = np.concatenate([[0], np.cumsum(items.filled("keep"))])[items.offsets]
+    nothing = np.flatnonzero((np.diff(kept) == 0) & (items.lengths > 0))
+    return work.refused(dict.fromkeys(nothing.tolist(), _NOTHING_COUNTS))
+
+
+_NOTHING_COUNTS = Fault(
+    "no-tokens",
+    "every token of the document is on the model's skip list",
+    "leave out rows with such a document",
+)
 
 
 def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
     """(the pairs with their texts cut to max_tokens_per_query and max_tokens_per_doc, cut bits of each row)."""
-    cut = np.zeros(len(pairs), np.uint8)
-    if not (spec.max_tokens_per_query or spec.max_tokens_per_doc):
-        return pairs, cut
-    sides = []
-    for texts, limit, bit in (
-        (pairs.queries, spec.max_tokens_per_query, CUT_QUERY),
-        (pairs.documents, spec.max_tokens_per_doc, CUT_DOCUMENT),
-    ):
-        # in the letters that the model reads: capitals often fall into more tokens
-        values = prefixed(texts, "")
-        is_long = tokenizer.tokenize(values, limit)[1] > limit if limit else np.zeros(len(values), bool)
-        # one by one, since a shortened text has to be tokenized again until it fits; few texts are that long
-        for code in np.flatnonzero(is_long).tolist():
-            values[code] = tokenizer.shorten(values[code], limit)
-        cut |= (bit * is_long[texts.codes]).astype(np.uint8)
-        sides.append(Texts(values, texts.codes))
-    return replace(pairs, queries=sides[0], documents=sides[1]), cut
+    queries, query_cut = shortened_side(tokenizer, spec, pairs.queries.values, "query")
+    documents, document_cut = shortened_side(tokenizer, spec, pairs.documents.values, "document")
+    left, right = pairs.queries.codes, pairs.documents.codes
+    shorter = replace(pairs, queries=Texts(queries, left), documents=Texts(documents, right))
+    return shorter, query_cut[left] | document_cut[right]
+
+
+def shortened_side(
+    tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side
+) -> tuple[Sequence[str], Bits]:
+    """(the texts of one side cut to its limit, cut bits of each)."""
+    limit = spec.max_tokens_per_query if side == "query" else spec.max_tokens_per_doc
+    if not limit:
+        return texts, np.zeros(len(texts), np.uint8)
+    values = list(texts)
+    # in the letters that the model reads: capitals often fall into more tokens
+    is_long = tokenizer.tokenize(values, limit)[1] > limit
+    # one by one, since a shortened text has to be tokenized again until it fits; few texts are that long
+    for text in np.flatnonzero(is_long).tolist():
+        values[text] = tokenizer.shorten(values[text], limit)
+    return values, (_CUT_BITS[side] * is_long).astype(np.uint8)
 
 
 def distinct_pairs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -147,17 +173,18 @@ def too_long_faults(spec: ModelSpec, rows: Lengths) -> Faults:
 # ---- one side
 
 
-def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Texts, *, is_query: bool) -> tuple[Items, Bits]:
-    """(sequences, cut bits) of one side's distinct texts."""
+def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side) -> tuple[Items, Bits]:
+    """(sequences, cut bits) of texts of one side."""
+    is_query = side == "query"
     prompt = spec.query_prompt if is_query else spec.document_prompt
     length = spec.query_length if is_query else spec.document_length
-    bit = CUT_QUERY if is_query else CUT_DOCUMENT
+    bit = _CUT_BITS[side]
     pattern = tokenizer.single
     if spec.marks is not None:
         pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)
     budget = _text_budget(replace(spec, max_length=length), pattern)
     prompt_length = _prompt_length(tokenizer, spec, prompt, budget, length)
-    strings, keep_end = prefixed(texts, prompt), spec.truncation_side == "left"
+    strings, keep_end = [prompt + text for text in texts], spec.truncation_side == "left"
     tokens, lengths = (
         tokenizer.tokenize(strings, spec.max_length + 1, keep_end=keep_end)  # as in pair_work
         if slices_ids(spec)

@@ -1,0 +1,69 @@
+"""What a process of a job does next: blocks until all texts are encoded, then its units.
+
+Every process takes any block, its own share first, since all units need nearly all of them. On a disk a block is
+claimed by its lease; an object store has none, and there a process leaves others their share as long as any of them
+lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from batchscore.io.storage import writer_id
+from batchscore.io.units import Unit
+from batchscore.jobs.blocks import Block, Blocks
+from batchscore.jobs.leases import Leases, Task, workers
+from batchscore.jobs.meter import Meter
+from batchscore.jobs.parts import Parts
+from batchscore.jobs.shards import Shard
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """The tasks of one process."""
+
+    parts: Parts
+    blocks: Blocks | None  # None: units have all they need
+    shard: Shard
+    leases: Leases | None  # None: the folder has none
+    is_dynamic: bool
+    meter: Meter
+
+    def tasks(self, todo: Sequence[Unit]) -> Iterator[Task | None]:
+        """Tasks in the order in which they are to be begun; None where it is not time for the next one."""
+        if self.blocks:
+            yield from self._blocks(self.blocks)
+        if self.leases and self.is_dynamic:
+            yield from self.leases.claimed(todo)
+        else:
+            yield from todo
+
+    def _blocks(self, blocks: Blocks) -> Iterator[Block | None]:
+        mine = self.shard.share(blocks.blocks)
+        own = {block.index for block in mine}
+        order = mine + [block for block in blocks.blocks if block.index not in own]
+        begun: set[int] = set()  # by this process
+        while missing := [block for block in order if not blocks.has(block)]:
+            self._expect([block for block in missing if block.index not in begun])
+            before = len(begun)
+            for block in missing:
+                if block.index not in begun and not blocks.has(block) and self._claim(block, own):
+                    if self.leases and blocks.has(block):  # finished while its lease was looked at
+                        self.leases.release(block)
+                        continue
+                    begun.add(block.index)
+                    yield block
+            if len(begun) == before:
+                yield None
+
+    def _claim(self, block: Block, own: set[int]) -> bool:
+        if self.leases:
+            return self.leases.claim(block)
+        return block.index in own or all(worker["process"] == writer_id() for worker in workers(self.parts))
+
+    def _expect(self, missing: Sequence[Block]) -> None:
+        """Tell the meter what is left to begin, of which the processes that are alive get equal shares."""
+        share = max(1, len(workers(self.parts)))
+        self.meter.total_texts = round(self.meter.texts) + sum(block.texts for block in missing) // share
+        self.meter.total_size = self.meter.size + sum(block.size for block in missing) / share

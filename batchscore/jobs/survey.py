@@ -1,0 +1,176 @@
+"""The texts of a whole input, each of them once: counted, numbered and cut into blocks before anything is encoded.
+
+All rows are read once more for it, of which only the texts. Memory holds the texts of one window and 24 bytes for each
+distinct text, on the disk where these are many. Numbers follow the order of first appearance, but inside a window the
+longest text comes first: blocks of similar lengths make packs of similar lengths.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchscore.io.digests import DigestIndex, Digests, digests_of
+from batchscore.io.source import Source
+from batchscore.io.storage import Folder
+from batchscore.io.units import Unit
+from batchscore.jobs.blocks import Block, describe, index_file
+from batchscore.jobs.commands.base import Command
+from batchscore.jobs.parts import TEXTS, Division
+from batchscore.types import SIDES, Side
+
+_WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
+_BLOCK_TEXTS = 1_024  # of a small job: what a kill may cost
+_BLOCKS = 64  # a block has this share of the texts before it, so that large jobs have some thousands of blocks
+_TEXT_OVERHEAD = 16  # bytes that a text costs besides its own
+_SAMPLED_UNITS = 8
+_WORTH_IT = 0.9  # share of the texts that units read which are left if each is read once
+
+
+def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Callable[[], None]) -> Division:
+    """Find out from a sample of units whether texts come back in other units.
+
+    If all texts were equally frequent, units with a and b distinct texts would have a * b / N of N in common; so the
+    texts that sampled units have in common tell N.
+    """
+    if len(units) == 1:
+        return Division(units, "unit", "there is one unit, which reads each text once")
+    picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
+    together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
+    sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
+    for unit in picked:
+        on_step()
+        pairs = command.pairs(source, units[unit])
+        for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
+            digests = digests_of(texts)
+            sizes[side].append(len(digests))
+            _add_new(together[side], digests)
+    read = distinct = 0.0
+    for side in SIDES:
+        count = sum(sizes[side]) * len(units) / len(picked)
+        read += count
+        distinct += _expected(count, sizes[side], len(together[side]))
+    share = distinct / max(read, 1.0)
+    reason = f"{share:.0%} of the texts that units read are new to the job, judging by {len(picked)} of {len(units):,}"
+    return Division(units, "once" if share < _WORTH_IT else "unit", reason)
+
+
+def _expected(texts: float, sizes: Sequence[int], distinct: int) -> float:
+    """Distinct texts of all units, of which sampled ones with so many each have so many distinct ones together."""
+    repeated = sum(sizes) - distinct
+    if not repeated:
+        return texts
+    common = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) / 2
+    population = max(common / repeated, float(max(sizes)))
+    return float(population * -np.expm1(-texts / population))
+
+
+def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
+    """Add what is not there; returns the positions of those."""
+    new = np.flatnonzero(index.find(digests) < 0)
+    index.add(digests[new], np.arange(len(new), dtype=np.int64))
+    return new
+
+
+def survey(
+    folder: Folder,
+    job: str,
+    command: Command,
+    source: Source,
+    units: Sequence[Unit],
+    limits: Mapping[Side, int],
+    on_step: Callable[[int], None],
+) -> None:
+    """Collect the distinct texts of the units and write them into the folder in blocks.
+
+    Several processes may do this at once: they write the same files.
+
+    Args:
+        folder: of the job.
+        job: the job's id.
+        command: tells which texts a row has.
+        source: the input.
+        units: of the job.
+        limits: bytes of a text of each side that the model reads at most, roughly.
+        on_step: called with the rows that were read since the last call.
+    """
+    with tempfile.TemporaryDirectory(prefix=".texts-", dir=folder.path if folder.is_local else None) as scratch:
+        blocks: list[Block] = []
+        sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, limits[side], blocks) for side in SIDES}
+        for unit in units:
+            pairs = command.pairs(source, unit)
+            for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
+                sides[side].add(texts)
+            on_step(unit.rows)
+        for collected in sides.values():
+            collected.finish()
+    folder.write(TEXTS, describe(job, blocks))
+
+
+class _Side:
+    """The texts of one side as they are collected."""
+
+    def __init__(self, side: Side, folder: Folder, scratch: str, limit: int, blocks: list[Block]) -> None:
+        self._side, self._folder, self._limit, self._blocks = side, folder, limit, blocks
+        self._path = os.path.join(scratch, f"{side}.index")
+        self._index = DigestIndex(scratch)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin a window."""
+        self._fresh = DigestIndex()  # digests of the window's texts, which have no numbers yet
+        self._texts: list[str] = []
+        self._digests: list[Digests] = []
+        self._size = 0
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Take the texts that did not come before."""
+        digests = digests_of(texts)
+        digests_new = np.flatnonzero(self._index.find(digests) < 0)
+        new = digests_new[_add_new(self._fresh, digests[digests_new])]
+        fresh = [texts[position] for position in new.tolist()]
+        self._texts += fresh
+        self._digests.append(digests[new])
+        self._size += sum(map(len, fresh))
+        if len(self._texts) >= _WINDOW_TEXTS or self._size >= _WINDOW_BYTES:
+            self._close()
+
+    def finish(self) -> None:
+        """Write what is left, and the index."""
+        self._close()
+        self._index.write(self._path)
+        with pa.memory_map(self._path) as file:
+            self._folder.write(index_file(self._side), file.read_buffer())
+
+    def _close(self) -> None:
+        """Number the texts of the window, and cut it into blocks that cost the same."""
+        if not self._texts:
+            return
+        sizes = np.minimum([len(text.encode()) for text in self._texts], self._limit) + _TEXT_OVERHEAD
+        order = np.argsort(-sizes, kind="stable")
+        before = len(self._index)
+        self._index.add(np.concatenate(self._digests)[order], before + np.arange(len(order)))
+        target = min(max(_BLOCK_TEXTS, before // _BLOCKS), _WINDOW_TEXTS)
+        count = -(-len(order) // target)
+        costs = np.cumsum(sizes[order])
+        ends = np.unique(np.searchsorted(costs, costs[-1] * np.arange(1, count + 1) / count) + 1)
+        start = 0
+        for end in np.minimum(ends, len(order)).tolist():
+            if end > start:
+                self._write([self._texts[position] for position in order[start:end]], before + start)
+                start = end
+        self._clear()
+
+    def _write(self, texts: Sequence[str], first: int) -> None:
+        size = sum(min(len(text.encode()), self._limit) + _TEXT_OVERHEAD for text in texts)
+        block = Block(len(self._blocks), self._side, first, len(texts), size)
+        self._blocks.append(block)
+        table, stream = pa.table({"text": pa.array(texts, pa.large_string())}), pa.BufferOutputStream()
+        with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table)
+        self._folder.write(block.file("texts"), stream.getvalue())

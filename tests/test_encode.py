@@ -1,0 +1,211 @@
+"""Texts encoded by themselves, and rows scored from encodings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from batchscore.engine.batcher import Batcher
+from batchscore.errors import DeviceMemoryError, UsageError
+from batchscore.scorer import set_up
+from batchscore.types import SIDES, Encodings, Pairs, Side, Texts
+from checkpoints import pairs
+from threads import one_thread
+
+Tiny = Callable[[str], str]
+QUERIES, DOCUMENTS = pairs(60, seed=5)
+TWO_SIDED = [("bert_mean", "bi-encoder"), ("bert_tokens", "late-interaction")]
+SAME = 1e-6
+
+both_kinds = pytest.mark.parametrize(("name", "score_type"), TWO_SIDED, ids=[kind for _, kind in TWO_SIDED])
+
+
+@pytest.fixture
+def batchers(tiny: Tiny) -> Iterator[Callable[..., Batcher]]:
+    """Makes batchers in float32 and small packs, and closes them."""
+    made: list[Batcher] = []
+
+    def make(name: str, workers: int = 1, **options: Any) -> Batcher:
+        setup = set_up(tiny(name), **{"dtype": "float32", "batch_tokens": 64, **options})
+        made.append(Batcher(replace(setup, budget=replace(setup.budget, workers=workers))))
+        return made[-1]
+
+    with one_thread():
+        yield make
+    for batcher in made:
+        batcher.close()
+
+
+def encode(batcher: Batcher, texts: Sequence[str], side: Side = "document") -> Encodings:
+    return batcher.encode(batcher.lay_out(texts, side), side)
+
+
+def vectors_of(encodings: Encodings) -> list[NDArray[Any]]:
+    return np.split(encodings.values, encodings.offsets[1:-1])
+
+
+# ---- a side's layout
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bert_mean", {"max_length": 12}),
+        ("bert_mean", {"max_tokens_per_query": 3, "max_tokens_per_doc": 9, "query_prompt": "the cat "}),
+        ("bert_mean", {"max_length": 12, "truncation_side": "left"}),
+        ("colbert", {}),
+        ("bert_tokens", {"max_length": 12, "truncation": "error"}),
+    ],
+)
+def test_a_side_is_laid_out_as_it_is_in_a_window(
+    batchers: Callable[..., Batcher], name: str, options: dict[str, Any]
+) -> None:
+    batcher = batchers(name, **options)
+    queries, documents = Texts.of(QUERIES), Texts.of(DOCUMENTS)
+    window = batcher.tokenize(Pairs(queries, documents))
+    work = {
+        "query": batcher.lay_out(queries.values, "query"),
+        "document": batcher.lay_out(documents.values, "document"),
+    }
+
+    both = work["query"].items.concat(work["document"].items)
+    np.testing.assert_array_equal(both.offsets, window.items.offsets)
+    for column in both.columns:
+        np.testing.assert_array_equal(both.columns[column], window.items.filled(column))
+    np.testing.assert_array_equal(work["query"].cut[queries.codes] | work["document"].cut[documents.codes], window.cut)
+    faulty = {
+        row
+        for texts, side in ((queries, "query"), (documents, "document"))
+        for row in range(len(texts.codes))
+        if texts.codes[row] in work[side].faults
+    }
+    assert faulty == window.faults.keys()
+    for side in work.values():
+        good = side.right >= 0
+        assert (len(side), side.queries) == (len(side.items), 0)
+        np.testing.assert_array_equal(side.right[good], np.flatnonzero(good))
+        np.testing.assert_array_equal(side.row_tokens()[good], side.items.lengths[good])
+
+
+@pytest.mark.parametrize("name", ["bert_ce", "jina_listwise"])
+def test_a_model_that_reads_both_texts_together_encodes_none(batchers: Callable[..., Batcher], name: str) -> None:
+    with pytest.raises(UsageError, match="reads a query and a document together: no text has an encoding of its own"):
+        batchers(name).lay_out(["cat"], "document")
+
+
+# ---- encodings
+
+
+@both_kinds
+@pytest.mark.parametrize("workers", [1, 3])
+def test_encodings_come_in_the_order_of_the_texts_whatever_the_packs(
+    batchers: Callable[..., Batcher], name: str, score_type: str, workers: int
+) -> None:
+    batcher = batchers(name, workers, score_type=score_type)
+    done, read = list[int](), list[int]()
+    work = batcher.lay_out(DOCUMENTS, "document")
+    whole = batcher.encode(work, "document", lambda texts, tokens: (done.append(texts), read.append(tokens)))  # type: ignore[func-returns-value]
+    alone = [encode(batcher, [text]) for text in DOCUMENTS]
+
+    assert whole.faults == {}
+    assert (sum(done), sum(read), whole.tokens.tolist()) == (60, work.items.lengths.sum(), work.items.lengths.tolist())
+    for found, one in zip(vectors_of(whole), alone, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, one.values, rtol=0, atol=SAME)
+    assert np.diff(whole.offsets).tolist() == (whole.tokens.tolist() if score_type == "late-interaction" else [1] * 60)
+
+
+@both_kinds
+def test_what_ran_before_does_not_change_a_bit_of_an_encoding(
+    batchers: Callable[..., Batcher], name: str, score_type: str
+) -> None:
+    batcher = batchers(name, score_type=score_type, cache_mb=8)
+    first = encode(batcher, DOCUMENTS)
+    batcher.score(batcher.tokenize(Pairs(Texts.of(QUERIES[:20]), Texts.of(DOCUMENTS[:20]))))
+    encode(batcher, DOCUMENTS[::3])
+
+    np.testing.assert_array_equal(encode(batcher, DOCUMENTS).values, first.values)
+
+
+def test_a_side_is_encoded_with_its_own_prompt(batchers: Callable[..., Batcher]) -> None:
+    batcher = batchers("bert_mean", query_prompt="the cat ", document_prompt="")
+    query, document = (encode(batcher, ["sat on the mat"], side).values for side in SIDES)
+    spelled_out = encode(batcher, ["the cat sat on the mat"], "document").values
+
+    np.testing.assert_allclose(query, spelled_out, rtol=0, atol=SAME)
+    assert np.abs(query - document).max() > 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", np.uint16), ("float32", np.float32)])
+def test_late_interaction_keeps_its_matrices_in_the_bodys_dtype(
+    batchers: Callable[..., Batcher], dtype: str, kept: Any
+) -> None:
+    batcher = batchers("bert_tokens", dtype=dtype, score_type="late-interaction")
+    values = encode(batcher, ["the cat sat"]).values
+
+    assert values.dtype == kept
+    vectors = torch.from_numpy(values).view(getattr(torch, dtype)).float()
+    np.testing.assert_allclose(vectors.norm(dim=1), 1, rtol=0, atol=1e-2)
+
+
+def test_texts_with_faults_have_no_vectors_and_disturb_no_others(
+    batchers: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = batchers("bert_mean", max_length=32, truncation="error")
+    kind = type(batcher._runner)
+    forward = kind.forward
+
+    def small(runner: Any, batch: Any) -> Any:
+        if batch.longest > 20:
+            raise DeviceMemoryError("no memory", hint="lower --max-length")
+        return forward(runner, batch)
+
+    texts = ["cat", "paper " * 40, "a dog", "paper " * 25, "bird"]
+    good = encode(batcher, texts[::2])
+    monkeypatch.setattr(kind, "forward", small)
+    found = encode(batcher, texts)
+
+    assert {text: fault.code for text, fault in found.faults.items()} == {1: "too-long", 3: "out-of-memory"}
+    assert np.diff(found.offsets).tolist() == [1, 0, 1, 0, 1]
+    np.testing.assert_allclose(found.values, good.values, rtol=0, atol=SAME)
+    nothing = encode(batcher, texts[1:2])
+    assert (len(nothing), len(nothing.values), list(nothing.faults)) == (1, 0, [0])
+    assert len(Encodings.concat([nothing, found]).values) == 3
+
+
+@both_kinds
+@pytest.mark.parametrize("where", ["bfloat16", "everywhere"])
+def test_a_vector_with_a_bad_number_is_made_again_in_float32(
+    batchers: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch, name: str, score_type: str, where: str
+) -> None:
+    texts = ["cat", "paper " * 30, "a dog"]
+    exact = encode(batchers(name, score_type=score_type), texts[1:2])
+    batcher = batchers(name, score_type=score_type, dtype="bfloat16", batch_tokens=16)
+    kind, plain = type(batcher._runner), encode(batcher, texts[::2])
+    vectors = kind.kept_states if score_type == "late-interaction" else kind.vectors
+
+    def overflowing(runner: Any, batch: Any) -> Any:
+        made = vectors(runner, batch)
+        is_half = next(runner.model.bodies[0].parameters()).dtype == torch.bfloat16
+        return made * torch.inf if batch.longest > 20 and (is_half or where == "everywhere") else made
+
+    monkeypatch.setattr(kind, vectors.__name__, overflowing)
+    found = encode(batcher, texts)
+
+    first, retried, last = vectors_of(found)
+    np.testing.assert_array_equal(np.concatenate([first, last]), plain.values)
+    if where == "everywhere":
+        assert [(text, fault.code, fault.hint) for text, fault in found.faults.items()] == [
+            (1, "non-finite", "the checkpoint's weights overflow")
+        ]
+        assert len(retried) == 0
+    else:
+        as_float = torch.from_numpy(retried)
+        as_float = as_float.view(torch.bfloat16).float() if retried.dtype == np.uint16 else as_float
+        np.testing.assert_allclose(as_float, exact.values, rtol=0, atol=SAME if retried.dtype == np.float32 else 4e-3)
