@@ -222,9 +222,12 @@ class Batcher:
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
+        return self.scores_of(outcome.raw, work.row_tokens(), work.cut)
+
+    def scores_of(self, raw: NDArray[np.float32], tokens: NDArray[np.int32], cut: NDArray[np.uint8]) -> Scores:
+        """The final scores of rows with these raw scores [rows, k], tokens and cuts."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
-        score = self._runner.activate(outcome.raw)
-        return Scores(score, outcome.raw if is_logit else None, work.row_tokens(), work.cut)
+        return Scores(self._runner.activate(raw), raw if is_logit else None, tokens, cut)
 
     def close(self) -> None:
         """Stop the threads; packs that have not begun are dropped."""
