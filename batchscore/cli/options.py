@@ -304,6 +304,14 @@ class Run:
             "once in each unit that has it. auto decides from a sample of the input."
         ),
     ] = "auto"
+    encodings_gb: Annotated[
+        float | None,
+        _run(
+            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
+            "which is removed when its rows are scored. (default: half of what is free there)",
+            min=0,
+        ),
+    ] = None
     store: Annotated[
         str | None,
         _run(

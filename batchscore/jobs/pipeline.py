@@ -22,7 +22,7 @@ from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
 from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Blocks
+from batchscore.jobs.blocks import Block, Blocks, Pass
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
@@ -72,15 +72,22 @@ class Pipeline:
                     self._run_units(cast("Iterator[Unit]", some), on_done)
                 elif kind is Block:
                     self._run_blocks(cast("Iterator[Block]", some), on_done)
+                elif kind is Pass:
+                    self._run_passes(cast("Iterator[Pass]", some), on_done)
                 else:
                     for _ in some:
                         self.stop.check()
                         sleep(_WAIT_SECONDS)
 
-    def tasks(self) -> dict[tuple[str, int], Task]:
-        """The job's blocks and units by their keys."""
-        tasks: list[Task] = [*(self.blocks.blocks if self.blocks else ()), *self.parts.units]
-        return {task.key: task for task in tasks}
+    def task(self, key: tuple[str, int]) -> Task:
+        """The task of the job that has this key."""
+        kind, index = key
+        if self.blocks is None or kind == "unit":
+            return self.parts.units[index]
+        if kind == "block":
+            return self.blocks.blocks[index]
+        group = int(kind.split()[1])
+        return Pass(self.parts.units[index], group, group == len(self.blocks.groups) - 1)
 
     # ---- blocks
 
@@ -120,6 +127,36 @@ class Pipeline:
         with self.meter.timed("write"):
             self.blocks.write(block, prepared.digests, encodings, counts)
         on_done(block, counts)
+
+    # ---- passes
+
+    def _run_passes(self, passes: Iterator[Pass], on_done: OnDone) -> None:
+        for task in passes:
+            assert self.blocks is not None
+            self.stop.check()
+            if self.parts.has(task.unit) or self.blocks.passed(task.unit, task.group):  # another process was faster
+                on_done(task, {})
+                continue
+            with self.meter.timed("read"):
+                rows = self.command.load(self.source, task.unit)
+            self._refuse(rows.bad_rows)
+            compare = CompareEncodings(self.scorer.batcher, self.blocks)
+            prepared = compare.prepare(rows.pairs)
+            before = self.blocks.saved_pass(task) if task.group else compare.blank(prepared)
+            on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
+            with self.meter.timed("forward"):
+                after = compare.fill(prepared, before, task.group, on_pack, self.stop)
+            self._refuse(_bad_rows(rows, 0, after.faults))
+            if task.is_last:
+                growing = _GrowingUnit(rows, after.values, self.meter.rows)
+                whole = _Window(rows, 0, len(rows.pairs), prepared)
+                growing.add(whole, compare.scored(after), _bad_rows(rows, 0, after.faults))
+                growing.require_a_score()
+                self._write(growing, partial(_on_unit, task, on_done))
+            else:
+                with self.meter.timed("write"):
+                    self.blocks.save_pass(task, after)
+                on_done(task, {})
 
     # ---- units
 
@@ -287,6 +324,11 @@ class _GrowingUnit:
         """(pairs that have a score, their scores)."""
         pairs = [pairs for pairs, _ in self._scored]
         return np.concatenate([np.empty(0, np.int64), *pairs]), Scores.concat([scores for _, scores in self._scored])
+
+
+def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) -> None:
+    """The unit of a last pass is done, and with it the pass."""
+    on_done(task, counts)
 
 
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:

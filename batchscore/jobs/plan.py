@@ -21,9 +21,9 @@ from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
 from batchscore.jobs.options import EncodeChoice
 from batchscore.jobs.parts import Parts
+from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
-from batchscore.models.spec import ModelSpec
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
 from batchscore.types import SIDES
@@ -163,12 +163,11 @@ def share_lines(files: int, parts: Parts, todo: Sequence[Unit], shard: Shard, *,
     return lines
 
 
-def text_line(blocks: Blocks, rows: int, spec: ModelSpec) -> str:
+def text_line(blocks: Blocks, rows: int, room: Room) -> str:
     """What a person reads about the texts of a job that encodes them once."""
-    size = ""
-    if spec.dimension and spec.score_type == "bi-encoder":
-        size = f", {blocks.num_texts * spec.dimension * 4 / 1e6:,.0f} MB"
-    return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once{size}"
+    size, count = room.needed(blocks.blocks), len(blocks.groups)
+    groups = f" in {count} groups of at most {room.limit / 1e9:.3g} GB" if count > 1 else ""
+    return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once, {size / 1e6:,.0f} MB{groups}"
 
 
 def _version(package: str) -> str | None:

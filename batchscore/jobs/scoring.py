@@ -15,7 +15,7 @@ from batchscore.io.digests import Digests, digests_of
 from batchscore.io.store import Shelf
 from batchscore.jobs.blocks import Blocks
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, Outcome, Pairs, Scores, Work
+from batchscore.types import Encodings, Faults, Outcome, Pairs, Scores, Work, ranges
 
 _SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
@@ -146,31 +146,49 @@ class CompareEncodings:
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Compare."""
+        rows = self.fill(window, self.blank(window), 0, on_pack, stop)
+        raw[:] = rows.values
+        return self.scored(rows)
+
+    def blank(self, window: Prepared) -> Encodings:
+        """Rows without scores: as if encoded, with the raw score for a vector."""
+        values = np.full((window.size, self.batcher.num_scores), np.nan, np.float32)
+        counts = np.zeros(window.size, np.int32)
+        return Encodings(values, np.arange(window.size + 1), counts, counts.astype(np.uint8))
+
+    def fill(self, window: Prepared, rows: Encodings, group: int, on_pack: OnPack, stop: Stop) -> Encodings:
+        """The same rows, those whose documents are in this group with their scores."""
         (query_numbers, document_numbers), left, right = window.content
         queries = self.blocks.take("query", query_numbers)
-        tokens, cut = queries.tokens[left], queries.cut[left]
-        faults: Faults = {}
-        for documents, rows in self._parts(document_numbers, right):
-            stop.check()
+        values, tokens, cut, faults = rows.values.copy(), rows.tokens.copy(), rows.cut.copy(), dict(rows.faults)
+        for documents, some in self._parts(document_numbers, right, group):
             encodings = self.blocks.take("document", document_numbers[documents])
-            inside = right[rows] - documents.start
-            outcome = self.batcher.compare(queries, encodings, left[rows], inside, stop=stop)
-            raw[rows] = outcome.raw
-            faults |= {int(rows[row]): fault for row, fault in outcome.faults.items()}
-            tokens[rows] += encodings.tokens[inside]
-            cut[rows] |= encodings.cut[inside]
-            on_pack(len(rows), 0)
-        return Scored(Outcome(raw, faults), self.batcher.scores_of(raw, tokens, cut), 0, 0)
+            inside = np.searchsorted(documents, right[some])
+            outcome = self.batcher.compare(queries, encodings, left[some], inside, stop=stop)
+            values[some] = outcome.raw
+            faults |= {int(some[row]): fault for row, fault in outcome.faults.items()}
+            tokens[some] = queries.tokens[left[some]] + encodings.tokens[inside]
+            cut[some] = queries.cut[left[some]] | encodings.cut[inside]
+            on_pack(len(some), 0)
+        return Encodings(values, rows.offsets, tokens, cut, faults)
+
+    def scored(self, rows: Encodings) -> Scored:
+        """Rows that have all their scores."""
+        return Scored(
+            Outcome(rows.values, rows.faults), self.batcher.scores_of(rows.values, rows.tokens, rows.cut), 0, 0
+        )
 
     def _parts(
-        self, numbers: NDArray[np.int64], right: NDArray[np.integer]
-    ) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-        """(documents whose encodings fit into the memory, rows that need them)."""
+        self, numbers: NDArray[np.int64], right: NDArray[np.integer], group: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """(documents of a group whose encodings fit into the memory, rows that need them)."""
+        documents = np.flatnonzero(self.blocks.group_of(numbers) == group)
         order = np.argsort(right, kind="stable")
-        ends = np.cumsum(self.blocks.sizes("document", numbers))
+        starts = np.searchsorted(right[order], np.arange(len(numbers) + 1))
+        ends = np.cumsum(self.blocks.sizes("document", numbers[documents]))
         start, before = 0, 0
-        while start < len(numbers):
+        while start < len(documents):
             stop = max(start + 1, int(np.searchsorted(ends, before + _DOCUMENT_BYTES, side="right")))
-            first, last = np.searchsorted(right[order], [start, stop])
-            yield slice(start, stop), order[first:last]
+            some = documents[start:stop]
+            yield some, order[ranges(starts[some], starts[some + 1] - starts[some])]
             start, before = stop, int(ends[stop - 1])
