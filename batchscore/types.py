@@ -196,6 +196,23 @@ class Work:
         right[rows] = self.right[rows]
         return replace(self, right=right, faults={})
 
+    def spread(self, rows: NDArray[np.integer], size: int) -> Work:
+        """The same work, its rows being these of `size`; the others need nothing and have no fault."""
+
+        def column(values: NDArray[Any], other: int) -> NDArray[Any]:
+            spread = np.full(size, other, values.dtype)
+            spread[rows] = values
+            return spread
+
+        return replace(
+            self,
+            left=column(self.left, -1),
+            right=column(self.right, -1),
+            cut=column(self.cut, 0),
+            slot=None if self.slot is None else column(self.slot, -1),
+            faults={int(rows[row]): fault for row, fault in self.faults.items()},
+        )
+
     def row_tokens(self) -> NDArray[np.int32]:
         """int32 [rows]: tokens the model reads for each row, both sides."""
         lengths = self.items.lengths if len(self.items) else np.zeros(1, np.int64)

@@ -323,15 +323,25 @@ def test_encoding_and_comparing_stop_when_asked(batchers: Callable[..., Batcher]
         batcher.compare(encodings, encodings, *product(60, 60), stop=stop)
 
 
-def test_chunks_hold_every_row_once_and_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_hold_every_pair_once_and_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "_CHUNK", 100)
-    left, right = product(7, 40)
+    left, right = np.repeat(np.arange(7), 40), np.tile(np.arange(40), 7)
     query_sizes, document_sizes = np.full(7, 30), np.arange(40) * 4
     chunks = scheduler.plan_chunks(left, right, query_sizes, document_sizes)
 
-    assert sorted(np.concatenate(chunks).tolist()) == list(range(280))
+    assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(range(280))
     for chunk in chunks:
         taken = query_sizes[np.unique(left[chunk])].sum() + document_sizes[right[chunk]].sum()
-        assert taken <= 130 or len(chunk) == 1
-        assert (np.diff(left[chunk] * 40 + right[chunk]) > 0).all()
+        assert taken <= 130 or chunk.stop - chunk.start == 1
     assert scheduler.plan_chunks(left[:0], right[:0], query_sizes, document_sizes) == []
+
+
+@both_kinds
+def test_equal_rows_have_equal_bits(batchers: Callable[..., Batcher], name: str, score_type: str) -> None:
+    batcher = batchers(name, score_type=score_type)
+    queries, documents = encode(batcher, QUERIES[:5], "query"), encode(batcher, DOCUMENTS)
+    left, right = product(5, 60)
+    once = batcher.compare(queries, documents, left, right).raw
+    thrice = batcher.compare(queries, documents, np.tile(left, 3), np.repeat(right.reshape(1, -1), 3, 0).ravel()).raw
+
+    np.testing.assert_array_equal(thrice, np.tile(once, (3, 1)))

@@ -320,6 +320,15 @@ class Run:
             "once in each unit that has it. auto decides from a sample of the input."
         ),
     ] = "auto"
+    store: Annotated[
+        str | None,
+        _run(
+            "Folder in which encodings, or scores of a cross-encoder's pairs, are kept for later jobs. Any number of "
+            "jobs may use it at once.",
+            metavar="DIR",
+            envvar="BATCHSCORE_STORE",
+        ),
+    ] = None
     quiet: Quiet = False
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[

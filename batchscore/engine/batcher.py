@@ -185,15 +185,19 @@ class Batcher:
         is_good = np.ones(len(left), bool)
         is_good[list(faults)] = False
         good = np.flatnonzero(is_good)
+        # each distinct pair once: equal ones have equal bits, which those of a matrix product are not by themselves
+        keys = left[good].astype(np.int64) * len(documents) + right[good]
+        distinct, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        pairs = np.divmod(distinct, max(1, len(documents)))
+        found = np.empty((len(distinct), self.num_scores), np.float32)
 
-        def score(chunk: NDArray[np.int64]) -> None:
-            rows = good[chunk]
-            raw[rows] = self._compared(queries, documents, left[rows], right[rows])
-            on_rows(len(rows))
+        def score(chunk: slice) -> None:
+            found[chunk] = self._compared(queries, documents, pairs[0][chunk], pairs[1][chunk])
+            on_rows(int(counts[chunk].sum()))
 
         sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (queries, documents)]
-        chunks = plan_chunks(left[good], right[good], sizes[0], sizes[1])
-        self._run_all([partial(score, chunk) for chunk in chunks], stop or Stop())
+        self._run_all([partial(score, chunk) for chunk in plan_chunks(*pairs, *sizes)], stop or Stop())
+        raw[good] = found[places]
         for row in good[~np.isfinite(raw[good]).all(axis=1)].tolist():
             faults[row] = Fault("non-finite", f"its score is {_bad_number(raw[row])}", _OVERFLOW)
             raw[row] = np.nan
@@ -202,7 +206,7 @@ class Batcher:
     def _compared(
         self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]
     ) -> NDArray[np.float32]:
-        """float32 [rows, k]: raw scores of a chunk of rows, of which those of a query are neighbours."""
+        """float32 [pairs, k]: raw scores of a chunk of pairs."""
         distinct, places = np.unique(left, return_inverse=True)
         sides = [queries.take(distinct), documents.take(right)]
         held, output = (self._runner.of_arrays(side.values, np.diff(side.offsets)) for side in sides)
@@ -222,9 +226,12 @@ class Batcher:
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
+        return self.scores_of(outcome.raw, work.row_tokens(), work.cut)
+
+    def scores_of(self, raw: NDArray[np.float32], tokens: NDArray[np.int32], cut: NDArray[np.uint8]) -> Scores:
+        """The final scores of rows with these raw scores [rows, k], tokens and cuts."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
-        score = self._runner.activate(outcome.raw)
-        return Scores(score, outcome.raw if is_logit else None, work.row_tokens(), work.cut)
+        return Scores(self._runner.activate(raw), raw if is_logit else None, tokens, cut)
 
     def close(self) -> None:
         """Stop the threads; packs that have not begun are dropped."""

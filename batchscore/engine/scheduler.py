@@ -82,24 +82,20 @@ def plan_chunks(
     right: NDArray[np.integer],
     query_sizes: NDArray[np.integer],
     document_sizes: NDArray[np.integer],
-) -> list[NDArray[np.int64]]:
-    """Divide rows that are scored from encodings into chunks, which depend on nothing else than the rows.
+) -> list[slice]:
+    """Divide pairs that are scored from encodings into chunks, which depend on nothing else than the pairs.
 
     Args:
-        left: int [rows], the query of each.
-        right: int [rows], the document of each.
-        query_sizes: int [queries], numbers of each; a chunk has `_CHUNK` of both sides, or a single row.
+        left: int [pairs], the query of each, ascending.
+        right: int [pairs], the document of each.
+        query_sizes: int [queries], numbers of each; a chunk has `_CHUNK` of both sides, or a single pair.
         document_sizes: int [documents], likewise.
-
-    Returns:
-        Rows of each chunk, by query and then by document.
     """
-    order = np.lexsort((right, left))
-    is_first = np.diff(left[order], prepend=-1) > 0
-    ends = np.cumsum(document_sizes[right[order]] + is_first * query_sizes[left[order]], dtype=np.int64)
+    is_first = np.diff(left, prepend=-1) > 0
+    ends = np.cumsum(document_sizes[right] + is_first * query_sizes[left], dtype=np.int64)
     chunks, start, base = [], 0, 0
-    while start < len(order):
+    while start < len(ends):
         stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))
-        chunks.append(order[start:stop])
+        chunks.append(slice(start, stop))
         start, base = stop, int(ends[stop - 1])
     return chunks

@@ -35,6 +35,7 @@ class FileOptions(SetupOptions, total=False):
     errors: Errors
     max_errors: str | int | None
     encode: EncodeChoice
+    store: str | None
     max_seconds: float | None
     shard: str | None
     claim: Literal["static", "dynamic"]

@@ -19,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import Errors, RuntimeFailureError
-from batchscore.io.digests import digests_of
 from batchscore.io.source import Source
+from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
+from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
-from batchscore.jobs.scoring import CompareEncodings, ForwardPairs, Method, Prepared, Scored
+from batchscore.jobs.scoring import CompareEncodings, ForwardNewPairs, ForwardPairs, Method, Prepared, Scored
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Encodings, Faults, Scores, Work
+from batchscore.types import CUT_NAMES, Encodings, Faults, Scores
 
 T = TypeVar("T")
 OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
@@ -49,6 +50,7 @@ class Pipeline:
     source: Source
     parts: Parts
     blocks: Blocks | None  # of a job whose texts are encoded once
+    shelves: Mapping[str, Shelf]  # of the store, by "query" and "document" or "pair"; none without a store
     errors: Errors
     meter: Meter
     stop: Stop
@@ -82,34 +84,41 @@ class Pipeline:
 
     # ---- blocks
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.scorer.batcher, self.shelves)
+
     def _run_blocks(self, blocks: Iterator[Block], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
-            for block, texts, work in prefetch(self._laid_out(blocks), self.stop):
-                on_pack = partial(self.meter.add_texts, block, int(work.items.offsets[-1]))
+            for block, prepared in prefetch(self._prepared(blocks), self.stop):
+                self.meter.add_texts(block, prepared.from_store, 0)
+                on_pack = partial(self.meter.add_texts, block)
                 with self.meter.timed("forward"):
-                    encodings = self.scorer.batcher.encode(work, block.side, on_pack, stop=self.stop)
+                    encodings = self._encoder.encode(prepared, on_pack, self.stop)
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(self._write_block, block, texts, encodings, on_done)
+                writing = writer.submit(self._write_block, block, prepared, encodings, on_done)
             if writing is not None:
                 writing.result()
 
-    def _laid_out(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, list[str], Work]]:
+    def _prepared(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, PreparedTexts]]:
         """Blocks read and tokenized."""
         assert self.blocks is not None
         for block in blocks:
             with self.meter.timed("read"):
                 texts = self.blocks.texts(block)
             with self.meter.timed("tokenize"):
-                work = self.scorer.batcher.lay_out(texts, block.side)
-            yield block, texts, work
+                prepared = self._encoder.prepare(texts, block.side)
+            yield block, prepared
 
-    def _write_block(self, block: Block, texts: list[str], encodings: Encodings, on_done: OnDone) -> None:
+    def _write_block(self, block: Block, prepared: PreparedTexts, encodings: Encodings, on_done: OnDone) -> None:
         assert self.blocks is not None
-        counts = {"texts": len(texts), "tokens": int(encodings.tokens.sum())}
+        counts = {"texts": block.texts, "tokens": prepared.tokens}
+        if self.shelves:
+            counts["from_store"] = prepared.from_store
         with self.meter.timed("write"):
-            self.blocks.write(block, digests_of(texts), encodings, counts)
+            self.blocks.write(block, prepared.digests, encodings, counts)
         on_done(block, counts)
 
     # ---- units
@@ -117,7 +126,9 @@ class Pipeline:
     @cached_property
     def _method(self) -> Method:
         batcher = self.scorer.batcher
-        return CompareEncodings(batcher, self.blocks) if self.blocks else ForwardPairs(batcher)
+        if self.blocks:
+            return CompareEncodings(batcher, self.blocks)
+        return ForwardNewPairs(batcher, self.shelves["pair"]) if self.shelves else ForwardPairs(batcher)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -242,6 +253,8 @@ class _GrowingUnit:
         good = good_rows(window.stop - window.start, scored.outcome.faults)
         scores = scored.scores.rows(good)
         self._scored.append((window.start + good, scores))
+        if scored.from_store is not None:
+            self.counts["from_store"] = self.counts.get("from_store", 0) + scored.from_store
         self.counts["texts"] += scored.texts
         self.counts["tokens"] += scored.tokens
         for code, name in enumerate(CUT_NAMES[1:], start=1):

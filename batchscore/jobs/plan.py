@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from batchscore.errors import Errors
+from batchscore.io.store import Shelf, open_shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
@@ -25,7 +26,13 @@ from batchscore.models.heads import value_range
 from batchscore.models.spec import ModelSpec
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
+from batchscore.types import SIDES
 
+_OTHER_SIDE = {  # fields of the spec that do not change what the model makes of a side
+    "query": ("document_prompt", "document_length", "max_tokens_per_doc", "similarity"),
+    "document": ("query_prompt", "query_length", "max_tokens_per_query", "similarity"),
+    "pair": (),
+}
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
@@ -58,6 +65,36 @@ class Plan:
             "encode": self.encode,
             "unit_rows": self.setup.budget.window_rows,
             "inputs": list(self.inputs),
+        }
+
+    def encoding_fingerprint(self, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+        """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
+
+        What is said about the other side alone does not change them.
+        """
+        fields = {name: field["value"] for name, field in self.setup.spec.describe().items()}
+        for name in _OTHER_SIDE[side]:
+            del fields[name]
+        return {
+            "side": side,
+            "model": fields,
+            "files": self.fingerprint["files"],
+            "dtype": self.setup.placement.dtype,
+        }
+
+    def shelves(self, store: str | None) -> dict[str, Shelf]:
+        """What a store has of this model, by side; UsageError if it is a URL. None without a store."""
+        if store is None:
+            return {}
+        spec = self.setup.spec
+        sides: Sequence[Literal["query", "document", "pair"]] = (
+            ("pair",) if spec.score_type == "cross-encoder" else SIDES
+        )
+        scorer = {name: value for name, value in self.scorer.items() if name != "model"}
+        name = self.setup.checkpoint.name
+        return {
+            side: open_shelf(store, self.encoding_fingerprint(side), {"model": name, "side": side, "scorer": scorer})
+            for side in sides
         }
 
     def describe(self) -> dict[str, Any]:

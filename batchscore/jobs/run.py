@@ -75,6 +75,8 @@ class PreparedJob:
         units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
+        if encode == "auto" and self.options.store is not None:
+            return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
             return choose(command, self.source, units, self.source.on_step)
         return Division(units, encode, "asked for")
@@ -95,6 +97,7 @@ class PreparedJob:
             self.output.parts,
             self.options.errors,
             self.options.encode,
+            self.options.store,
         )
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
@@ -132,6 +135,7 @@ def prepare(
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     checks.refuse_encoding_pairs(options, setup.spec)
+    checks.refuse_store(options, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
@@ -294,7 +298,10 @@ class _Run:
         if not job.slots and options.engine == "local":
             scorer = Scorer(setup)
             command = job.plan.command
-            pipeline = Pipeline(scorer, command, job.source, parts, blocks, options.errors, self.meter, self.stop)
+            shelves = job.plan.shelves(options.store)
+            pipeline = Pipeline(
+                scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
+            )
 
             def do(tasks: Iterator[Task | None]) -> dict[Task, str]:
                 pipeline.run(tasks, finish)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.io.digests import Digests, digests_of
+from batchscore.io.store import Shelf
 from batchscore.jobs.blocks import Blocks
 from batchscore.stop import Stop
-from batchscore.types import Faults, Outcome, Pairs, Scores, Work
+from batchscore.types import Encodings, Faults, Outcome, Pairs, Scores, Work
 
+_SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
 
 
@@ -34,6 +38,7 @@ class Scored:
     scores: Scores
     texts: int  # that the model read for it
     tokens: int
+    from_store: int | None = None  # pairs whose scores a store had; None: there is no store
 
 
 class Method(Protocol):
@@ -67,6 +72,66 @@ class ForwardPairs:
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardNewPairs:
+    """The model reads the pairs that the store does not have, and the store gets their raw scores."""
+
+    batcher: Batcher
+    shelf: Shelf
+
+    def prepare(self, pairs: Pairs) -> Prepared:
+        """Look pairs up, and tokenize those that are not there."""
+        digests = _pair_digests(pairs)
+        is_known, stored = self.shelf.find(digests)
+        new = np.flatnonzero(~is_known)
+        work = self.batcher.tokenize(pairs.rows(new)).spread(new, len(pairs)) if len(new) else None
+        return Prepared(len(pairs), work.faults if work else {}, (pairs, digests, is_known, stored, work))
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Forward those."""
+        pairs, digests, is_known, stored, work = window.content
+        known = np.flatnonzero(is_known)
+        if len(known):
+            raw[known] = stored.values
+            on_pack(len(known), 0)
+        if work is None:
+            return Scored(Outcome(raw, {}), self.batcher.scores_of(raw, stored.tokens, stored.cut), 0, 0, len(known))
+        outcome = self.batcher.score(work, on_pack, raw=raw, stop=stop)
+        tokens, cut = work.row_tokens(), work.cut.copy()
+        tokens[known], cut[known] = stored.tokens, stored.cut
+        self._keep(pairs, digests, np.flatnonzero(~is_known), outcome, tokens, cut)
+        needed = work.needed()
+        read = int(work.items.lengths[needed].sum())
+        return Scored(outcome, self.batcher.scores_of(raw, tokens, cut), len(needed), read, len(known))
+
+    def _keep(
+        self,
+        pairs: Pairs,
+        digests: Digests,
+        new: NDArray[np.int64],
+        outcome: Outcome,
+        tokens: NDArray[np.int32],
+        cut: NDArray[np.uint8],
+    ) -> None:
+        places = {int(row): place for place, row in enumerate(new)}
+        faults = {places[row]: fault for row, fault in outcome.faults.items()}
+        encodings = Encodings(outcome.raw[new], np.arange(len(new) + 1), tokens[new], cut[new], faults)
+        sides = pairs.queries, pairs.documents
+        samples = {
+            place: (sides[0].values[sides[0].codes[row]], sides[1].values[sides[1].codes[row]])
+            for place, row in enumerate(new[:_SAMPLED].tolist())
+        }
+        self.shelf.add(digests[new], encodings, samples)
+
+
+def _pair_digests(pairs: Pairs) -> Digests:
+    """uint64 [rows, 2]: digests of the digests of both texts."""
+    sides = ((texts.codes, digests_of(texts.values)) for texts in (pairs.queries, pairs.documents))
+    both = np.concatenate([digests[codes] for codes, digests in sides], axis=1)
+    joined = b"".join([blake2b(row, digest_size=16).digest() for row in both])
+    return np.frombuffer(joined, "<u8").reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class CompareEncodings:
     """The texts of the job are encoded already, and no model runs."""
 
@@ -95,7 +160,7 @@ class CompareEncodings:
             tokens[rows] += encodings.tokens[inside]
             cut[rows] |= encodings.cut[inside]
             on_pack(len(rows), 0)
-        return Scored(Outcome(raw, faults), Scores(raw, None, tokens, cut), 0, 0)
+        return Scored(Outcome(raw, faults), self.batcher.scores_of(raw, tokens, cut), 0, 0)
 
     def _parts(
         self, numbers: NDArray[np.int64], right: NDArray[np.integer]

@@ -63,8 +63,9 @@ class LateInteraction(BaseRunner):
         order = np.argsort(match.query, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(match.query[order])) + 1):
             query = held.take(match.query[rows[:1]]).vectors.float()
-            documents = output.take(match.item[rows])
-            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes).cpu().numpy()
+            distinct, places = np.unique(match.item[rows], return_inverse=True)
+            documents = output.take(distinct)
+            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes).cpu().numpy()[places]
             if self.spec.similarity == "meanmaxsim":
                 scores[rows] /= len(query)
         return scores[:, None]
