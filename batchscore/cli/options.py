@@ -45,6 +45,22 @@ AsJson = Annotated[bool, _output("Print JSON.", "--json")]
 TableFormat = Annotated[Literal["text", "markdown", "json"], _output("Format of the table.", "--format")]
 Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
 
+StoreArgument = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the store.", show_default=False)]
+OfModel = Annotated[
+    str | None,
+    _input("Only what this model made, as `store stats` names it. Alone, all of it.", "--model", "-m", metavar="MODEL"),
+]
+OlderThan = Annotated[
+    str | None, _input("What was added longer ago: 90m, 12h, 30d or 8w.", "--older-than", metavar="AGE")
+]
+MaxSize = Annotated[
+    str | None, _input("The oldest, until no more than this is left: 500MB, 10GB.", "--max-size", metavar="SIZE")
+]
+DryRun = Annotated[bool, _run("Show what would be removed, and remove nothing.", "--dry-run")]
+Sample = Annotated[
+    int, _run("How many texts of each model and side to encode again. 0 loads no model.", "--sample", min=0)
+]
+
 # ---- options that both commands have under one name
 
 _QueryColumn = Annotated[str, _input("Column with the query.")]
