@@ -219,14 +219,6 @@ class Execution:
     unit_rows: Annotated[
         int, _run("Rows in a unit. A unit is read, sorted by length, written and resumed as a whole.", min=1)
     ] = 16_384
-    cache_mb: Annotated[
-        int,
-        _run(
-            "MB of memory for model outputs of texts that occur again in later units. The last bits of a score can "
-            "then depend on earlier units.",
-            min=0,
-        ),
-    ] = 0
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
     ] = False

@@ -118,7 +118,7 @@ def _run(
     stop: Stop,
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
-    left = {"cache_mb": 0, **options}  # as on the command line: with a cache, resumed scores may differ in last bits
+    left = dict(options)
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
     left["document_fields"] = _names(left.get("document_fields") or ()) or None
