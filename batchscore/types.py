@@ -277,6 +277,14 @@ class Encodings:
         """Bytes of the vectors."""
         return int(self.values.nbytes)
 
+    @property
+    def float32(self) -> NDArray[np.float32]:
+        """float32 [vectors, dim]: the values as numbers."""
+        if self.values.dtype == np.uint16:
+            numbers: NDArray[np.float32] = np.left_shift(self.values, 16, dtype=np.uint32).view(np.float32)
+            return numbers
+        return self.values.astype(np.float32, copy=False)
+
     def take(self, index: NDArray[np.integer]) -> Encodings:
         """The texts at `index`, in that order; the values are a view if these are neighbours."""
         counts = np.diff(self.offsets)[index]
