@@ -10,8 +10,10 @@ from math import inf
 from typing import Any
 
 from batchscore.errors import OutputError, RuntimeFailureError, UsageError
+from batchscore.io.sink import NPY
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
+from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -123,6 +125,29 @@ def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
         raise UsageError(
             "--encode once needs a model that reads queries and documents apart, which a cross-encoder does not",
             hint="drop --encode",
+        )
+
+
+def refuse_encoding(command: Command, output: Output, spec: ModelSpec) -> None:
+    """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
+    is_matrix = not output.is_folder and output.path.lower().endswith(NPY)
+    if not isinstance(command, EncodeCommand):
+        if is_matrix:
+            raise UsageError(f"cannot write {output.path}: a score is no vector", hint="write .parquet or .jsonl")
+        return
+    if spec.score_type == "cross-encoder":
+        raise UsageError(
+            "a cross-encoder reads a query and a document together: no text has an encoding of its own",
+            hint="encode takes bi-encoders and late interaction models; score and rerank take this one",
+        )
+    if is_matrix and spec.score_type == "late-interaction":
+        raise UsageError(
+            f"cannot write {output.path}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
+        )
+    if is_matrix and command.keep_columns != ():
+        raise UsageError(
+            f"cannot write {output.path} with --keep-columns: beside the matrix there are ids alone",
+            hint="drop --keep-columns, or write .parquet or .jsonl",
         )
 
 

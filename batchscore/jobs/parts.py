@@ -36,6 +36,7 @@ from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
+from batchscore.types import Side
 
 JOB, TEXTS = "_job.json", "texts.json"
 _KEY = b"batchscore"  # of the footer's metadata
@@ -373,6 +374,11 @@ def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | Non
     except (pa.ArrowException, OSError, ValueError):
         return part
     return None if _KEY in metadata else part
+
+
+def encoding_fingerprint(fingerprint: Fingerprint, side: Side) -> dict[str, Any]:
+    """What must be equal for two encodings of a text to be the same, from the fingerprint of a job: JSON-able."""
+    return {**{name: fingerprint[name] for name in ("model", "files", "dtype")}, "side": side}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

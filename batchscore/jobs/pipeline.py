@@ -27,7 +27,7 @@ from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, goo
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
-from batchscore.jobs.scoring import CompareEncodings, ForwardPairs, Method, Prepared, Scored
+from batchscore.jobs.scoring import Method, Prepared, Scored, choose_method
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Encodings, Faults, Scores, Work
@@ -116,8 +116,7 @@ class Pipeline:
 
     @cached_property
     def _method(self) -> Method:
-        batcher = self.scorer.batcher
-        return CompareEncodings(batcher, self.blocks) if self.blocks else ForwardPairs(batcher)
+        return choose_method(self.command, self.scorer.batcher, self.blocks)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -143,7 +142,7 @@ class Pipeline:
                         growing.save(self.parts)
 
     def _begin(self, rows: UnitRows) -> _GrowingUnit:
-        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self.scorer.batcher.num_scores)
+        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self._method.num_scores)
         return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
@@ -193,8 +192,9 @@ class Pipeline:
     def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
         unit = growing.rows.unit
         with self.meter.timed("write"):
-            pairs, scores = growing.joined()
-            table, table_counts = growing.rows.table(pairs, scores, keep_bad=self.errors == "null")
+            pairs, results = growing.joined()
+            joined = self._method.join(results)
+            table, table_counts = growing.rows.table(pairs, joined, keep_bad=self.errors == "null")
             bad_rows = growing.bad_rows
             counts: Counts = {
                 "rows": unit.rows,
@@ -232,7 +232,7 @@ class _GrowingUnit:
         self.raw = raw  # [pairs, k], NaN: not scored yet
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
-        self._scored: list[tuple[NDArray[np.int64], Scores]] = []
+        self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
         self._saved = monotonic()
         self._lock = Lock()
 
@@ -240,7 +240,7 @@ class _GrowingUnit:
         """Take the scores of a window."""
         self._bad_rows += bad_rows
         good = good_rows(window.stop - window.start, scored.outcome.faults)
-        scores = scored.scores.rows(good)
+        scores = scored.scores.take(good)
         self._scored.append((window.start + good, scores))
         self.counts["texts"] += scored.texts
         self.counts["tokens"] += scored.tokens
@@ -270,10 +270,10 @@ class _GrowingUnit:
             self._saved = monotonic()
             return True
 
-    def joined(self) -> tuple[NDArray[np.int64], Scores]:
-        """(pairs that have a score, their scores)."""
+    def joined(self) -> tuple[NDArray[np.int64], list[Scores | Encodings]]:
+        """(pairs that have a score, their scores window by window)."""
         pairs = [pairs for pairs, _ in self._scored]
-        return np.concatenate([np.empty(0, np.int64), *pairs]), Scores.concat([scores for _, scores in self._scored])
+        return np.concatenate([np.empty(0, np.int64), *pairs]), [scores for _, scores in self._scored]
 
 
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:

@@ -132,6 +132,7 @@ def prepare(
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     checks.refuse_encoding_pairs(options, setup.spec)
+    checks.refuse_encoding(command, output, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))

@@ -1,18 +1,20 @@
-"""How the rows of a window get their scores: by forwards of their own, or from encodings that are there."""
+"""How a window gets its scores or encodings: by forwards of its own, or from encodings that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.jobs.blocks import Blocks
+from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.jobs.commands.encode import Encoded
 from batchscore.stop import Stop
-from batchscore.types import Faults, Outcome, Pairs, Scores, Work
+from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Work, row_faults
 
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
 
@@ -28,10 +30,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A window's scores."""
+    """A window's scores, or its rows' encodings."""
 
     outcome: Outcome
-    scores: Scores
+    scores: Scores | Encodings
     texts: int  # that the model read for it
     tokens: int
 
@@ -39,18 +41,46 @@ class Scored:
 class Method(Protocol):
     """How windows are scored."""
 
-    def prepare(self, pairs: Pairs) -> Prepared:
+    @property
+    def num_scores(self) -> int:
+        """Raw scores of a row, which are saved now and then; 0: a unit is done anew after an interruption."""
+
+    def prepare(self, pairs: Any) -> Prepared:
         """Do what needs no scores. Called in another thread, while the window before is scored."""
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Score a window; `raw`, float32 [pairs, k], has what is known already and is filled in pack by pack."""
 
+    def join(self, windows: Sequence[Any]) -> Any:
+        """What a unit's table is made of: the scores of all its windows."""
+
+
+def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None) -> Method:
+    """How the units of a command are done; `blocks` of a job whose texts are encoded once."""
+    if isinstance(command, EncodeCommand):
+        return EncodeTexts(batcher, command.side) if blocks is None else TakeEncodings(batcher, command.side, blocks)
+    return ForwardPairs(batcher) if blocks is None else CompareEncodings(batcher, blocks)
+
 
 @dataclass(frozen=True, slots=True)
-class ForwardPairs:
-    """The model reads what the window needs."""
+class _ScorePairs:
+    """What methods that score have in common."""
 
     batcher: Batcher
+
+    @property
+    def num_scores(self) -> int:
+        """Raw scores of a row."""
+        return self.batcher.num_scores
+
+    def join(self, windows: Sequence[Scores]) -> Scores:
+        """The scores of all windows."""
+        return Scores.concat(windows)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPairs(_ScorePairs):
+    """The model reads what the window needs."""
 
     def prepare(self, pairs: Pairs) -> Prepared:
         """Tokenize."""
@@ -67,10 +97,9 @@ class ForwardPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class CompareEncodings:
+class CompareEncodings(_ScorePairs):
     """The texts of the job are encoded already, and no model runs."""
 
-    batcher: Batcher
     blocks: Blocks
 
     def prepare(self, pairs: Pairs) -> Prepared:
@@ -109,3 +138,52 @@ class CompareEncodings:
             first, last = np.searchsorted(right[order], [start, stop])
             yield slice(start, stop), order[first:last]
             start, before = stop, int(ends[stop - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class _EncodeRows:
+    """What methods that encode have in common."""
+
+    batcher: Batcher
+    side: Side
+
+    num_scores: ClassVar[int] = 0
+
+    def join(self, windows: Sequence[Encodings]) -> Encoded:
+        """The encodings of all windows."""
+        return Encoded(Encodings.concat(windows), is_matrix=self.batcher.spec.score_type == "late-interaction")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTexts(_EncodeRows):
+    """The model reads each distinct text of the window."""
+
+    def prepare(self, rows: OneSide) -> Prepared:
+        """Tokenize."""
+        work, codes = self.batcher.lay_out(rows.texts.values, self.side), rows.texts.codes
+        return Prepared(len(rows), row_faults(work.faults, codes), (work, codes))
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Encode."""
+        work, codes = window.content
+        rows = self.batcher.encode(work, self.side, on_pack, stop=stop).take(codes)
+        needed = work.needed()
+        return Scored(Outcome(raw, rows.faults), rows, len(needed), int(work.items.lengths[needed].sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class TakeEncodings(_EncodeRows):
+    """The texts of the job are encoded already, and no model runs."""
+
+    blocks: Blocks
+
+    def prepare(self, rows: OneSide) -> Prepared:
+        """Find the texts' numbers."""
+        return Prepared(len(rows), {}, self.blocks.find(self.side, rows.texts.values)[rows.texts.codes])
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Collect."""
+        stop.check()
+        rows = self.blocks.take(self.side, window.content)
+        on_pack(window.size, 0)
+        return Scored(Outcome(raw, rows.faults), rows, 0, 0)
