@@ -13,9 +13,10 @@ from batchscore.engine.batcher import Batcher
 from batchscore.engine.ranking import rank_rows
 from batchscore.engine.setup import ScorerOptions, Setup, SetupOptions, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
+from batchscore.runners.build import vector_width
 from batchscore.types import Pairs, Scores, Texts
 
-__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "SetupOptions", "set_up"]
+__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "SetupOptions", "set_up", "vector_width"]
 
 
 @dataclass(frozen=True, slots=True)

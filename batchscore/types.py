@@ -221,6 +221,23 @@ class Work:
         right[rows] = self.right[rows]
         return replace(self, right=right, faults={})
 
+    def spread(self, rows: NDArray[np.integer], size: int) -> Work:
+        """The same work, its rows being these of `size`; the others need nothing and have no fault."""
+
+        def column(values: NDArray[Any], other: int) -> NDArray[Any]:
+            spread = np.full(size, other, values.dtype)
+            spread[rows] = values
+            return spread
+
+        return replace(
+            self,
+            left=column(self.left, -1),
+            right=column(self.right, -1),
+            cut=column(self.cut, 0),
+            slot=None if self.slot is None else column(self.slot, -1),
+            faults={int(rows[row]): fault for row, fault in self.faults.items()},
+        )
+
     def row_tokens(self) -> NDArray[np.int32]:
         """int32 [rows]: tokens the model reads for each row, both sides."""
         lengths = self.items.lengths if len(self.items) else np.zeros(1, np.int64)
@@ -286,9 +303,12 @@ class Encodings:
         return int(self.values.nbytes)
 
     def take(self, index: NDArray[np.integer]) -> Encodings:
-        """The texts at `index`, in that order."""
+        """The texts at `index`, in that order; the values are a view if these are neighbours."""
         counts = np.diff(self.offsets)[index]
-        values = self.values[ranges(self.offsets[:-1][index], counts)]
+        if len(index) and (np.diff(index) == 1).all():
+            values = self.values[self.offsets[index[0]] : self.offsets[index[-1] + 1]]
+        else:
+            values = self.values[ranges(self.offsets[:-1][index], counts)]
         faults = row_faults(self.faults, index)
         return Encodings(values, offsets_of(counts), self.tokens[index], self.cut[index], faults)
 

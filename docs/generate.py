@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -30,9 +29,8 @@ _KINDS = {int: "N", float: "N", str: "TEXT", bool: ""}
 
 def cli_page() -> str:
     """All commands with their arguments and options; a panel that an earlier command has too is not repeated."""
-    functions = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
     printed: dict[str, str] = {}  # panel -> the command it was printed for
-    sections = [_section(name, command, functions[name], printed) for name, command in _commands().items()]
+    sections = [_section(name, command, printed) for name, command in commands().items()]
     return _INTRODUCTION + "".join(sections)
 
 
@@ -42,11 +40,17 @@ def models_page(page: str) -> str:
     return re.sub(r"(?<=markdown -->\n).*?(?=\n<!-- end)", lambda _: table, page, flags=re.DOTALL)
 
 
-def _commands() -> dict[str, Any]:
-    return get_command(app).commands  # type: ignore[attr-defined,no-any-return]
+def commands() -> dict[str, Any]:
+    """All commands by their full names, those of groups among them."""
+    found: dict[str, Any] = {}
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        group = getattr(command, "commands", None)
+        found |= {name: command} if group is None else {f"{name} {inner}": one for inner, one in group.items()}
+    return found
 
 
-def _section(name: str, command: Any, function: Callable[..., None], printed: dict[str, str]) -> str:
+def _section(name: str, command: Any, printed: dict[str, str]) -> str:
+    function = command.callback
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     text = "\n\n".join(
         f"```text\n{paragraph}\n```" if paragraph.startswith("batchscore ") else paragraph for paragraph in paragraphs
@@ -60,7 +64,8 @@ def _section(name: str, command: Any, function: Callable[..., None], printed: di
     tables = ["\n".join(["", f"| {panel} | |", "|---|---|", *lines, ""]) for panel, lines in panels.items()]
     for index, (panel, table) in enumerate(zip(panels, tables, strict=True)):
         if printed.setdefault(table, name) != name and len(panels[panel]) > 1:
-            tables[index] = f"\n{panel}: the options of [batchscore {printed[table]}](#batchscore-{printed[table]}).\n"
+            anchor = f"batchscore-{printed[table]}".replace(" ", "-")
+            tables[index] = f"\n{panel}: the options of [batchscore {printed[table]}](#{anchor}).\n"
     return f"\n## batchscore {name}\n\n{text}\n{''.join(tables)}"
 
 

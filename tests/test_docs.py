@@ -135,7 +135,7 @@ def test_the_option_tables_are_those_of_the_program() -> None:
 
 
 def test_the_option_tables_name_every_option() -> None:
-    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    commands = GENERATE["commands"]().values()
     names = {name for command in commands for option in command.params for name in option.opts if name[0] == "-"}
 
     assert names - set(re.findall(r"(?<=[`, ])--?\w[\w-]*", CLI.read_text("utf-8"))) == set()
@@ -160,7 +160,7 @@ def test_the_table_of_exit_codes_is_complete() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_exist(page: Path) -> None:
-    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    commands = GENERATE["commands"]().values()
     known = {name for command in commands for option in command.params for name in option.opts + option.secondary_opts}
 
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8"))) - known <= {"--help"}

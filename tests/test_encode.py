@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cosine_similarity
 
+from batchscore.engine import scheduler
 from batchscore.engine.batcher import Batcher
-from batchscore.errors import DeviceMemoryError, UsageError
+from batchscore.errors import DeviceMemoryError, StoppedError, UsageError
+from batchscore.models.similarity import cosine
 from batchscore.scorer import set_up
-from batchscore.types import SIDES, Encodings, Pairs, Side, Texts
+from batchscore.stop import Stop
+from batchscore.types import SIDES, Encodings, Fault, Pairs, Side, Texts
 from checkpoints import pairs
 from threads import one_thread
 
@@ -209,3 +213,135 @@ def test_a_vector_with_a_bad_number_is_made_again_in_float32(
         as_float = torch.from_numpy(retried)
         as_float = as_float.view(torch.bfloat16).float() if retried.dtype == np.uint16 else as_float
         np.testing.assert_allclose(as_float, exact.values, rtol=0, atol=SAME if retried.dtype == np.float32 else 4e-3)
+
+
+# ---- rows from encodings
+
+
+def product(queries: int, documents: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(left, right) of every query with every document, shuffled."""
+    rows = np.random.default_rng(0).permutation(queries * documents)
+    return rows // documents, rows % documents
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_from_encodings_have_the_scores_of_the_same_vectors_bit_for_bit(
+    batchers: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch, similarity: str, workers: int
+) -> None:
+    monkeypatch.setattr(scheduler, "_CHUNK", 1_000)
+    batcher = batchers("bert_mean", workers, similarity=similarity)
+    queries, documents = encode(batcher, QUERIES[:9], "query"), encode(batcher, DOCUMENTS)
+    left, right = product(9, 60)
+    done: list[int] = []
+    outcome = batcher.compare(queries, documents, left, right, done.append)
+
+    pairs = torch.from_numpy(queries.values[left]), torch.from_numpy(documents.values[right])
+    expected = cosine_similarity(*pairs, dim=1) if similarity == "cosine" else (pairs[0] * pairs[1]).sum(1)
+    np.testing.assert_array_equal(outcome.raw[:, 0], expected.numpy())
+    assert (sum(done), outcome.faults) == (540, {})
+    assert len(done) > 10
+
+
+@pytest.mark.parametrize("dim", [1, 7, 384, 2**18 + 1])
+def test_a_cosine_has_the_bits_of_torchs_whatever_the_dimensions(dim: int) -> None:
+    random = np.random.default_rng(dim)
+    queries, documents = (torch.from_numpy(random.standard_normal((n, dim), np.float32)) for n in (3, 5))
+    queries[0] = 0
+    for left, right in (product(3, 5), (np.repeat([0, 1, 2], 5), np.tile(np.arange(5), 3)), ([1], [2])):
+        left, right = np.asarray(left), np.asarray(right)
+        expected = cosine_similarity(queries[left], documents[right], dim=1)
+        assert torch.equal(cosine(queries, documents, left, right), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bert_mean", {"similarity": "dot"}),
+        ("bert_mean", {"dimensions": 8}),
+        ("bert_tokens", {}),
+        ("bert_tokens", {"dtype": "bfloat16"}),
+        ("colbert", {}),
+    ],
+)
+def test_encodings_give_the_scores_of_a_window(
+    batchers: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(scheduler, "_CHUNK", 3_000)
+    if name == "bert_tokens":
+        options |= {"score_type": "late-interaction"}
+    batcher = batchers(name, **options)
+    window = batcher.score(batcher.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))).raw
+    queries, documents = encode(batcher, QUERIES, "query"), encode(batcher, DOCUMENTS)
+    for side in (queries, documents):
+        side.values.setflags(write=False)  # as those of a file are
+    rows = np.arange(60)
+
+    tolerance = 2e-5 if options.get("dtype") != "bfloat16" else 0.05  # other packs, other sums
+    np.testing.assert_allclose(batcher.compare(queries, documents, rows, rows).raw, window, rtol=0, atol=tolerance)
+
+
+@both_kinds
+def test_the_scores_of_encodings_depend_on_neither_workers_nor_the_other_rows(
+    batchers: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch, name: str, score_type: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_CHUNK", 3_000)
+    one, three = (batchers(name, workers, score_type=score_type) for workers in (1, 3))
+    queries, documents = encode(one, QUERIES, "query"), encode(one, DOCUMENTS)
+    left, right = product(60, 60)
+    raw = one.compare(queries, documents, left, right).raw
+    np.testing.assert_array_equal(three.compare(queries, documents, left, right).raw, raw)
+    some = three.compare(queries.take(left[:50]), documents.take(right[:50]), np.arange(50), np.arange(50)).raw
+    np.testing.assert_allclose(some, raw[:50], rtol=0, atol=1e-5)
+
+
+def test_a_row_has_the_fault_of_its_query_or_else_of_its_document(batchers: Callable[..., Batcher]) -> None:
+    batcher = batchers("bert_mean", similarity="dot")
+    queries, documents = encode(batcher, ["cat", "dog"], "query"), encode(batcher, ["cat", "dog", "bird"])
+    bad = replace(queries, faults={1: Fault("too-long", "query")}), replace(documents, faults={2: Fault("null", "doc")})
+    left, right = np.array([0, 0, 1, 1, 0]), np.array([0, 2, 2, 0, 1])
+    outcome = batcher.compare(*bad, left, right)
+
+    assert {row: fault.message for row, fault in outcome.faults.items()} == {1: "doc", 2: "query", 3: "query"}
+    assert np.isfinite(outcome.raw[:, 0]).tolist() == [True, False, False, False, True]
+
+    huge = replace(documents, values=np.where(np.arange(3)[:, None] == 1, np.float32(3e38), documents.values))
+    outcome = batcher.compare(replace(queries, values=np.abs(queries.values) * 1e9), huge, left, right)
+    assert [(row, fault.code, fault.message) for row, fault in outcome.faults.items()] == [
+        (4, "non-finite", "its score is inf")
+    ]
+    assert np.isnan(outcome.raw[4]).all()
+
+
+def test_encoding_and_comparing_stop_when_asked(batchers: Callable[..., Batcher]) -> None:
+    batcher, stop = batchers("bert_mean"), Stop()
+    work = batcher.lay_out(DOCUMENTS, "document")
+    with pytest.raises(StoppedError):
+        batcher.encode(work, "document", lambda texts, tokens: stop.request("SIGTERM"), stop=stop)
+    encodings = encode(batcher, DOCUMENTS)
+    with pytest.raises(StoppedError):
+        batcher.compare(encodings, encodings, *product(60, 60), stop=stop)
+
+
+def test_chunks_hold_every_pair_once_and_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_CHUNK", 100)
+    left, right = np.repeat(np.arange(7), 40), np.tile(np.arange(40), 7)
+    query_sizes, document_sizes = np.full(7, 30), np.arange(40) * 4
+    chunks = scheduler.plan_chunks(left, right, query_sizes, document_sizes)
+
+    assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(range(280))
+    for chunk in chunks:
+        taken = query_sizes[np.unique(left[chunk])].sum() + document_sizes[right[chunk]].sum()
+        assert taken <= 130 or chunk.stop - chunk.start == 1
+    assert scheduler.plan_chunks(left[:0], right[:0], query_sizes, document_sizes) == []
+
+
+@both_kinds
+def test_equal_rows_have_equal_bits(batchers: Callable[..., Batcher], name: str, score_type: str) -> None:
+    batcher = batchers(name, score_type=score_type)
+    queries, documents = encode(batcher, QUERIES[:5], "query"), encode(batcher, DOCUMENTS)
+    left, right = product(5, 60)
+    once = batcher.compare(queries, documents, left, right).raw
+    thrice = batcher.compare(queries, documents, np.tile(left, 3), np.repeat(right.reshape(1, -1), 3, 0).ravel()).raw
+
+    np.testing.assert_array_equal(thrice, np.tile(once, (3, 1)))

@@ -14,6 +14,7 @@ from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.cli.status import merge, status
+from batchscore.cli.store import app as store
 from batchscore.cli.verify import verify
 
 _FORMER_NAMES = {"window-rows": "unit-rows"}  # still accepted, but no longer shown
@@ -60,3 +61,4 @@ app.command()(merge)
 app.command()(inspect)
 app.command()(verify)
 app.command()(models)
+app.add_typer(store, name="store")

@@ -45,6 +45,22 @@ AsJson = Annotated[bool, _output("Print JSON.", "--json")]
 TableFormat = Annotated[Literal["text", "markdown", "json"], _output("Format of the table.", "--format")]
 Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
 
+StoreArgument = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the store.", show_default=False)]
+OfModel = Annotated[
+    str | None,
+    _input("Only what this model made, as `store stats` names it. Alone, all of it.", "--model", "-m", metavar="MODEL"),
+]
+OlderThan = Annotated[
+    str | None, _input("What was added longer ago: 90m, 12h, 30d or 8w.", "--older-than", metavar="AGE")
+]
+MaxSize = Annotated[
+    str | None, _input("The oldest, until no more than this is left: 500MB, 10GB.", "--max-size", metavar="SIZE")
+]
+DryRun = Annotated[bool, _run("Show what would be removed, and remove nothing.", "--dry-run")]
+Sample = Annotated[
+    int, _run("How many texts of each model and side to encode again. 0 loads no model.", "--sample", min=0)
+]
+
 # ---- options that several commands have under one name
 
 _QueryColumn = Annotated[str, _input("Column with the query.")]
@@ -327,6 +343,23 @@ class Run:
             "once in each unit that has it. auto decides from a sample of the input."
         ),
     ] = "auto"
+    encodings_gb: Annotated[
+        float | None,
+        _run(
+            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
+            "which is removed when its rows are scored. (default: half of what is free there)",
+            min=0,
+        ),
+    ] = None
+    store: Annotated[
+        str | None,
+        _run(
+            "Folder in which encodings, or scores of a cross-encoder's pairs, are kept for later jobs. Any number of "
+            "jobs may use it at once.",
+            metavar="DIR",
+            envvar="BATCHSCORE_STORE",
+        ),
+    ] = None
     quiet: Quiet = False
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[

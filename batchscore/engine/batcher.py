@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.engine.scheduler import Pack, plan_packs
+from batchscore.engine.scheduler import Pack, plan_chunks, plan_packs
 from batchscore.engine.setup import Setup
 from batchscore.errors import DeviceMemoryError, UsageError
 from batchscore.models.load import Layout
@@ -27,7 +27,20 @@ from batchscore.runners.base import Arrays, Match
 from batchscore.runners.batch import Batch
 from batchscore.runners.build import build_runner
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Fault, Faults, Items, Outcome, Pairs, Scores, Side, Work, offsets_of, ranges
+from batchscore.types import (
+    Encodings,
+    Fault,
+    Faults,
+    Items,
+    Outcome,
+    Pairs,
+    Scores,
+    Side,
+    Work,
+    offsets_of,
+    ranges,
+    row_faults,
+)
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
 OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output or the DeviceMemoryError of the only one)
@@ -144,14 +157,81 @@ class Batcher:
             encoding.faults.update(dict.fromkeys(encoding.missing().tolist(), fault))
         return encoding.joined()
 
+    def compare(
+        self,
+        queries: Encodings,
+        documents: Encodings,
+        left: NDArray[np.integer],
+        right: NDArray[np.integer],
+        on_rows: Callable[[int], None] = lambda rows: None,
+        *,
+        stop: Stop | None = None,
+    ) -> Outcome:
+        """Score rows from encodings.
+
+        Args:
+            queries: made by `encode`, as all that follows.
+            documents: likewise.
+            left: int [rows], which query each row has.
+            right: int [rows], which document.
+            on_rows: called now and then with the number of rows scored since, in any thread.
+            stop: ends the work between two chunks of rows.
+
+        Raises:
+            StoppedError: `stop` was requested.
+        """
+        raw = np.full((len(left), self.num_scores), np.nan, np.float32)
+        faults = {**row_faults(documents.faults, right), **row_faults(queries.faults, left)}
+        is_good = np.ones(len(left), bool)
+        is_good[list(faults)] = False
+        good = np.flatnonzero(is_good)
+        # each distinct pair once: equal ones have equal bits, which those of a matrix product are not by themselves
+        keys = left[good].astype(np.int64) * len(documents) + right[good]
+        distinct, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        pairs = np.divmod(distinct, max(1, len(documents)))
+        found = np.empty((len(distinct), self.num_scores), np.float32)
+
+        def score(chunk: slice) -> None:
+            found[chunk] = self._compared(queries, documents, pairs[0][chunk], pairs[1][chunk])
+            on_rows(int(counts[chunk].sum()))
+
+        sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (queries, documents)]
+        self._run_all([partial(score, chunk) for chunk in plan_chunks(*pairs, *sizes)], stop or Stop())
+        raw[good] = found[places]
+        for row in good[~np.isfinite(raw[good]).all(axis=1)].tolist():
+            faults[row] = Fault("non-finite", f"its score is {_bad_number(raw[row])}", _OVERFLOW)
+            raw[row] = np.nan
+        return Outcome(raw, faults)
+
+    def _compared(
+        self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """float32 [pairs, k]: raw scores of a chunk of pairs."""
+        distinct, places = np.unique(left, return_inverse=True)
+        sides = [queries.take(distinct), documents.take(right)]
+        held, output = (self._runner.of_arrays(side.values, np.diff(side.offsets)) for side in sides)
+        return self._runner.compare(held, Match(places, np.arange(len(right)), None), output)
+
+    def _run_all(self, tasks: Sequence[Callable[[], None]], stop: Stop) -> None:
+        """Run tasks in the workers."""
+        pending = [self._workers.submit(task) for task in tasks]
+        try:
+            for future in pending:
+                stop.result(future)
+        finally:
+            stop.settle(pending)
+
     def _forward_texts(self, work: Work, side: Side, take: OnOutput, stop: Stop) -> None:
         self._forward_all(work.items, self._plan(work, work.needed()), take, stop, is_query=side == "query")
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
+        return self.scores_of(outcome.raw, work.row_tokens(), work.cut)
+
+    def scores_of(self, raw: NDArray[np.float32], tokens: NDArray[np.int32], cut: NDArray[np.uint8]) -> Scores:
+        """The final scores of rows with these raw scores [rows, k], tokens and cuts."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
-        score = self._runner.activate(outcome.raw)
-        return Scores(score, outcome.raw if is_logit else None, work.row_tokens(), work.cut)
+        return Scores(self._runner.activate(raw), raw if is_logit else None, tokens, cut)
 
     def close(self) -> None:
         """Stop the threads; packs that have not begun are dropped."""
@@ -291,7 +371,7 @@ class Batcher:
         rows = np.flatnonzero(is_bad)
         if not len(rows):
             return
-        values = {int(row): raw[row][~np.isfinite(raw[row])][0] for row in rows}
+        values = {int(row): _bad_number(raw[row]) for row in rows}
         raw[rows] = np.nan
 
         def repeat(other: Batcher) -> None:
@@ -316,6 +396,12 @@ class Batcher:
         except RuntimeError as error:  # two models may be more than the device has memory for
             return f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
         return None
+
+
+def _bad_number(raw: NDArray[np.float32]) -> np.float32:
+    """The first number that is not finite."""
+    number: np.float32 = raw[~np.isfinite(raw)][0]
+    return number
 
 
 @dataclass(frozen=True, slots=True)

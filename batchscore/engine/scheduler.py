@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_CHUNK = 2**21  # numbers: little enough for a core's share of the caches
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -73,3 +75,27 @@ def plan_packs(
         packs.append(Pack(order[start:stop], sorted_costs[start:stop]))
         start, base = stop, int(ends[stop - 1])
     return packs
+
+
+def plan_chunks(
+    left: NDArray[np.integer],
+    right: NDArray[np.integer],
+    query_sizes: NDArray[np.integer],
+    document_sizes: NDArray[np.integer],
+) -> list[slice]:
+    """Divide pairs that are scored from encodings into chunks, which depend on nothing else than the pairs.
+
+    Args:
+        left: int [pairs], the query of each, ascending.
+        right: int [pairs], the document of each.
+        query_sizes: int [queries], numbers of each; a chunk has `_CHUNK` of both sides, or a single pair.
+        document_sizes: int [documents], likewise.
+    """
+    is_first = np.diff(left, prepend=-1) > 0
+    ends = np.cumsum(document_sizes[right] + is_first * query_sizes[left], dtype=np.int64)
+    chunks, start, base = [], 0, 0
+    while start < len(ends):
+        stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))
+        chunks.append(slice(start, stop))
+        start, base = stop, int(ends[stop - 1])
+    return chunks

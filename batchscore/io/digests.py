@@ -36,6 +36,14 @@ def digests_of(texts: Sequence[str]) -> Digests:
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 
 
+def first_of_each(digests: Digests) -> NDArray[np.bool_]:
+    """bool [n]: where a digest stands for the first time."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    is_first = np.ones(len(digests), bool)
+    is_first[order[1:]] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    return is_first
+
+
 class DigestIndex:
     """Digest -> number, in sorted arrays: a few of them, each at least twice as long as the next.
 

@@ -128,7 +128,20 @@ def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
         )
 
 
-def refuse_encoding(command: Command, output: Output, spec: ModelSpec) -> None:
+def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
+    """Raise UsageError if nothing that the model makes can be kept in a store."""
+    if options.store is None:
+        return
+    if spec.listwise:
+        raise UsageError(
+            "--store keeps scores of pairs, and this model reads all documents of a query together",
+            hint="drop --store",
+        )
+    if options.encode == "unit" and spec.score_type != "cross-encoder":
+        raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")
+
+
+def refuse_encoding(command: Command, options: RunOptions, output: Output, spec: ModelSpec) -> None:
     """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
     is_matrix = not output.is_folder and output.path.lower().endswith(NPY)
     if not isinstance(command, EncodeCommand):
@@ -139,6 +152,11 @@ def refuse_encoding(command: Command, output: Output, spec: ModelSpec) -> None:
         raise UsageError(
             "a cross-encoder reads a query and a document together: no text has an encoding of its own",
             hint="encode takes bi-encoders and late interaction models; score and rerank take this one",
+        )
+    if options.encode != "auto" or options.encodings_gb is not None:
+        raise UsageError(
+            "--encode and --encodings-gb are for score and rerank: encode reads each text once in each unit",
+            hint="drop them; --store keeps encodings of texts that come back in other units",
         )
     if is_matrix and spec.score_type == "late-interaction":
         raise UsageError(

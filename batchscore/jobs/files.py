@@ -36,6 +36,8 @@ class FileOptions(SetupOptions, total=False):
     errors: Errors
     max_errors: str | int | None
     encode: EncodeChoice
+    encodings_gb: float | None
+    store: str | None
     max_seconds: float | None
     shard: str | None
     claim: Literal["static", "dynamic"]

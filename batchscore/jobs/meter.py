@@ -95,14 +95,18 @@ class Meter:
         """Count what a pack did for rows."""
         self.merge(Amounts(rows, tokens))
 
+    def add_pairs(self, rows_a_pair: float, pairs: int, tokens: int) -> None:
+        """Count what a pack did for pairs, of which a row may have several."""
+        self.add(pairs * rows_a_pair, tokens)
+
     def add_surveyed(self, rows: int) -> None:
         """Count rows whose texts were collected."""
         self.surveyed += rows
         self.on_change(self)
 
-    def add_texts(self, block: Block, all_tokens: int, texts: int, tokens: int) -> None:
-        """Count what a pack did for a block, whose texts have `all_tokens` tokens."""
-        self.merge(Amounts(0.0, tokens, texts, block.size * tokens / max(1, all_tokens)))
+    def add_texts(self, block: Block, texts: int, tokens: int) -> None:
+        """Count texts of a block that are encoded; those of one block are of similar length."""
+        self.merge(Amounts(0.0, tokens, texts, block.size * texts / block.texts))
 
     def merge(self, amounts: Amounts) -> None:
         """Count what another process did."""

@@ -24,6 +24,8 @@ class RunOptions:
     errors: Errors = "quarantine"
     max_errors: str | None = None
     encode: EncodeChoice = "auto"
+    encodings_gb: float | None = None
+    store: str | None = None
     shard: str | None = None
     claim: Literal["static", "dynamic"] = "static"
     devices: str | None = None

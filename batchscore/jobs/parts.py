@@ -36,7 +36,6 @@ from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
-from batchscore.types import Side
 
 JOB, TEXTS = "_job.json", "texts.json"
 _KEY = b"batchscore"  # of the footer's metadata
@@ -45,8 +44,9 @@ _KEY = b"batchscore"  # of the footer's metadata
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|lease)"
-_PASSING = re.compile(rf"part-\w+\.(progress|lease|failed)|worker-.*\.json|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
+_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|lease)"
+_STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
+_PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
@@ -376,9 +376,20 @@ def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | Non
     return None if _KEY in metadata else part
 
 
-def encoding_fingerprint(fingerprint: Fingerprint, side: Side) -> dict[str, Any]:
-    """What must be equal for two encodings of a text to be the same, from the fingerprint of a job: JSON-able."""
-    return {**{name: fingerprint[name] for name in ("model", "files", "dtype")}, "side": side}
+_OTHER_SIDE = {  # fields of the spec that do not change what the model makes of a side
+    "query": ("document_prompt", "document_length", "max_tokens_per_doc", "similarity"),
+    "document": ("query_prompt", "query_length", "max_tokens_per_query", "similarity"),
+    "pair": (),
+}
+
+
+def encoding_fingerprint(job: Fingerprint, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+    """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
+
+    It is a part of the job's fingerprint, without what is said about the other side alone.
+    """
+    fields = {name: value for name, value in job["model"].items() if name not in _OTHER_SIDE[side]}
+    return {"side": side, "model": fields, "files": job["files"], "dtype": job["dtype"]}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

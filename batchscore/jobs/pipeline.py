@@ -19,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import Errors, RuntimeFailureError
-from batchscore.io.digests import digests_of
 from batchscore.io.source import Source
+from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Blocks
+from batchscore.jobs.blocks import Block, Blocks, Pass
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
+from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
-from batchscore.jobs.scoring import Method, Prepared, Scored, choose_method
+from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Encodings, Faults, Scores, Work
+from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
 
 T = TypeVar("T")
 OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
@@ -49,6 +50,7 @@ class Pipeline:
     source: Source
     parts: Parts
     blocks: Blocks | None  # of a job whose texts are encoded once
+    shelves: Mapping[str, Shelf]  # of the store, by "query" and "document" or "pair"; none without a store
     errors: Errors
     meter: Meter
     stop: Stop
@@ -70,53 +72,97 @@ class Pipeline:
                     self._run_units(cast("Iterator[Unit]", some), on_done)
                 elif kind is Block:
                     self._run_blocks(cast("Iterator[Block]", some), on_done)
+                elif kind is Pass:
+                    self._run_passes(cast("Iterator[Pass]", some), on_done)
                 else:
                     for _ in some:
                         self.stop.check()
                         sleep(_WAIT_SECONDS)
 
-    def tasks(self) -> dict[tuple[str, int], Task]:
-        """The job's blocks and units by their keys."""
-        tasks: list[Task] = [*(self.blocks.blocks if self.blocks else ()), *self.parts.units]
-        return {task.key: task for task in tasks}
+    def task(self, key: tuple[str, int]) -> Task:
+        """The task of the job that has this key."""
+        kind, index = key
+        if self.blocks is None or kind == "unit":
+            return self.parts.units[index]
+        if kind == "block":
+            return self.blocks.blocks[index]
+        group = int(kind.split()[1])
+        return Pass(self.parts.units[index], group, group == len(self.blocks.groups) - 1)
 
     # ---- blocks
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.scorer.batcher, self.shelves)
 
     def _run_blocks(self, blocks: Iterator[Block], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
-            for block, texts, work in prefetch(self._laid_out(blocks), self.stop):
-                on_pack = partial(self.meter.add_texts, block, int(work.items.offsets[-1]))
+            for block, prepared in prefetch(self._prepared(blocks), self.stop):
+                self.meter.add_texts(block, prepared.from_store, 0)
+                on_pack = partial(self.meter.add_texts, block)
                 with self.meter.timed("forward"):
-                    encodings = self.scorer.batcher.encode(work, block.side, on_pack, stop=self.stop)
+                    encodings = self._encoder.encode(prepared, on_pack, self.stop)
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(self._write_block, block, texts, encodings, on_done)
+                writing = writer.submit(self._write_block, block, prepared, encodings, on_done)
             if writing is not None:
                 writing.result()
 
-    def _laid_out(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, list[str], Work]]:
+    def _prepared(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, PreparedTexts]]:
         """Blocks read and tokenized."""
         assert self.blocks is not None
         for block in blocks:
             with self.meter.timed("read"):
                 texts = self.blocks.texts(block)
             with self.meter.timed("tokenize"):
-                work = self.scorer.batcher.lay_out(texts, block.side)
-            yield block, texts, work
+                prepared = self._encoder.prepare(texts, block.side)
+            yield block, prepared
 
-    def _write_block(self, block: Block, texts: list[str], encodings: Encodings, on_done: OnDone) -> None:
+    def _write_block(self, block: Block, prepared: PreparedTexts, encodings: Encodings, on_done: OnDone) -> None:
         assert self.blocks is not None
-        counts = {"texts": len(texts), "tokens": int(encodings.tokens.sum())}
+        counts = {"texts": block.texts, "tokens": prepared.tokens}
+        if self.shelves:
+            counts["from_store"] = prepared.from_store
         with self.meter.timed("write"):
-            self.blocks.write(block, digests_of(texts), encodings, counts)
+            self.blocks.write(block, prepared.digests, encodings, counts)
         on_done(block, counts)
+
+    # ---- passes
+
+    def _run_passes(self, passes: Iterator[Pass], on_done: OnDone) -> None:
+        for task in passes:
+            assert self.blocks is not None
+            self.stop.check()
+            if self.parts.has(task.unit) or self.blocks.passed(task.unit, task.group):  # another process was faster
+                on_done(task, {})
+                continue
+            with self.meter.timed("read"):
+                rows = self.command.load(self.source, task.unit)
+            self._refuse(rows.bad_rows)
+            compare = CompareEncodings(self.scorer.batcher, self.blocks)
+            prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
+            before = self.blocks.saved_pass(task) if task.group else compare.blank(prepared)
+            on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
+            with self.meter.timed("forward"):
+                after = compare.fill(prepared, before, task.group, on_pack, self.stop)
+            self._refuse(_bad_rows(rows, 0, after.faults))
+            if task.is_last:
+                growing = _GrowingUnit(rows, after.values, self.meter.rows)
+                whole = _Window(rows, 0, len(rows.pairs), prepared)
+                growing.add(whole, compare.scored(after), _bad_rows(rows, 0, after.faults))
+                growing.require_a_score()
+                self._write(growing, partial(_on_unit, task, on_done))
+            else:
+                with self.meter.timed("write"):
+                    self.blocks.save_pass(task, after)
+                on_done(task, {})
 
     # ---- units
 
     @cached_property
     def _method(self) -> Method:
-        return choose_method(self.command, self.scorer.batcher, self.blocks)
+        return choose_method(self.command, self.scorer.batcher, self.blocks, self.shelves)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -242,6 +288,8 @@ class _GrowingUnit:
         good = good_rows(window.stop - window.start, scored.outcome.faults)
         scores = scored.scores.take(good)
         self._scored.append((window.start + good, scores))
+        if scored.from_store is not None:
+            self.counts["from_store"] = self.counts.get("from_store", 0) + scored.from_store
         self.counts["texts"] += scored.texts
         self.counts["tokens"] += scored.tokens
         for code, name in enumerate(CUT_NAMES[1:], start=1):
@@ -274,6 +322,11 @@ class _GrowingUnit:
         """(pairs that have a score, their scores window by window)."""
         pairs = [pairs for pairs, _ in self._scored]
         return np.concatenate([np.empty(0, np.int64), *pairs]), [scores for _, scores in self._scored]
+
+
+def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) -> None:
+    """The unit of a last pass is done, and with it the pass."""
+    on_done(task, counts)
 
 
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:

@@ -12,19 +12,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from batchscore.errors import Errors
+from batchscore.io.store import Shelf, open_shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
 from batchscore.jobs.options import EncodeChoice
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Parts, encoding_fingerprint
+from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
-from batchscore.models.spec import ModelSpec
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
+from batchscore.types import SIDES
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
@@ -58,6 +60,25 @@ class Plan:
             "encode": self.encode,
             "unit_rows": self.setup.budget.window_rows,
             "inputs": list(self.inputs),
+        }
+
+    def encoding_fingerprint(self, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+        """As the function of this name has it from the fingerprint of a job."""
+        return encoding_fingerprint(self.fingerprint, side)
+
+    def shelves(self, store: str | None) -> dict[str, Shelf]:
+        """What a store has of this model, by side; UsageError if it is a URL. None without a store."""
+        if store is None:
+            return {}
+        spec = self.setup.spec
+        sides: Sequence[Literal["query", "document", "pair"]] = (
+            ("pair",) if spec.score_type == "cross-encoder" else SIDES
+        )
+        scorer = {name: value for name, value in self.scorer.items() if name != "model"}
+        name = self.setup.checkpoint.name
+        return {
+            side: open_shelf(store, self.encoding_fingerprint(side), {"model": name, "side": side, "scorer": scorer})
+            for side in sides
         }
 
     def describe(self) -> dict[str, Any]:
@@ -126,12 +147,11 @@ def share_lines(files: int, parts: Parts, todo: Sequence[Unit], shard: Shard, *,
     return lines
 
 
-def text_line(blocks: Blocks, rows: int, spec: ModelSpec) -> str:
+def text_line(blocks: Blocks, rows: int, room: Room) -> str:
     """What a person reads about the texts of a job that encodes them once."""
-    size = ""
-    if spec.dimension and spec.score_type == "bi-encoder":
-        size = f", {blocks.num_texts * spec.dimension * 4 / 1e6:,.0f} MB"
-    return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once{size}"
+    size, count = room.needed(blocks.blocks), len(blocks.groups)
+    groups = f" in {count} groups of at most {room.limit / 1e9:.3g} GB" if count > 1 else ""
+    return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once, {size / 1e6:,.0f} MB{groups}"
 
 
 def _version(package: str) -> str | None:

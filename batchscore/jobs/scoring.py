@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.io.digests import Digests, digests_of
+from batchscore.io.store import Shelf
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
+from batchscore.jobs.encoding import Encoder
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Work, row_faults
+from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Work, ranges
 
+_SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
 
 
@@ -36,6 +41,7 @@ class Scored:
     scores: Scores | Encodings
     texts: int  # that the model read for it
     tokens: int
+    from_store: int | None = None  # pairs whose scores a store had; None: there is no store
 
 
 class Method(Protocol):
@@ -55,11 +61,20 @@ class Method(Protocol):
         """What a unit's table is made of: the scores of all its windows."""
 
 
-def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None) -> Method:
-    """How the units of a command are done; `blocks` of a job whose texts are encoded once."""
+def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None, shelves: Mapping[str, Shelf]) -> Method:
+    """How the units of a command are done.
+
+    Args:
+        command: what is made of them.
+        batcher: the model.
+        blocks: of a job whose texts are encoded once.
+        shelves: of the store, if there is one.
+    """
     if isinstance(command, EncodeCommand):
-        return EncodeTexts(batcher, command.side) if blocks is None else TakeEncodings(batcher, command.side, blocks)
-    return ForwardPairs(batcher) if blocks is None else CompareEncodings(batcher, blocks)
+        return EncodeTexts(Encoder(batcher, shelves))
+    if blocks:
+        return CompareEncodings(batcher, blocks)
+    return ForwardNewPairs(batcher, shelves["pair"]) if shelves else ForwardPairs(batcher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +112,65 @@ class ForwardPairs(_ScorePairs):
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardNewPairs(_ScorePairs):
+    """The model reads the pairs that the store does not have, and the store gets their raw scores."""
+
+    shelf: Shelf
+
+    def prepare(self, pairs: Pairs) -> Prepared:
+        """Look pairs up, and tokenize those that are not there."""
+        digests = _pair_digests(pairs)
+        is_known, stored = self.shelf.find(digests)
+        new = np.flatnonzero(~is_known)
+        work = self.batcher.tokenize(pairs.rows(new)).spread(new, len(pairs)) if len(new) else None
+        return Prepared(len(pairs), work.faults if work else {}, (pairs, digests, is_known, stored, work))
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Forward those."""
+        pairs, digests, is_known, stored, work = window.content
+        known = np.flatnonzero(is_known)
+        if len(known):
+            raw[known] = stored.values
+            on_pack(len(known), 0)
+        if work is None:
+            return Scored(Outcome(raw, {}), self.batcher.scores_of(raw, stored.tokens, stored.cut), 0, 0, len(known))
+        outcome = self.batcher.score(work, on_pack, raw=raw, stop=stop)
+        tokens, cut = work.row_tokens(), work.cut.copy()
+        tokens[known], cut[known] = stored.tokens, stored.cut
+        self._keep(pairs, digests, np.flatnonzero(~is_known), outcome, tokens, cut)
+        needed = work.needed()
+        read = int(work.items.lengths[needed].sum())
+        return Scored(outcome, self.batcher.scores_of(raw, tokens, cut), len(needed), read, len(known))
+
+    def _keep(
+        self,
+        pairs: Pairs,
+        digests: Digests,
+        new: NDArray[np.int64],
+        outcome: Outcome,
+        tokens: NDArray[np.int32],
+        cut: NDArray[np.uint8],
+    ) -> None:
+        places = {int(row): place for place, row in enumerate(new)}
+        faults = {places[row]: fault for row, fault in outcome.faults.items()}
+        encodings = Encodings(outcome.raw[new], np.arange(len(new) + 1), tokens[new], cut[new], faults)
+        sides = pairs.queries, pairs.documents
+        samples = {
+            place: (sides[0].values[sides[0].codes[row]], sides[1].values[sides[1].codes[row]])
+            for place, row in enumerate(new[:_SAMPLED].tolist())
+        }
+        self.shelf.add(digests[new], encodings, samples)
+
+
+def _pair_digests(pairs: Pairs) -> Digests:
+    """uint64 [rows, 2]: digests of the digests of both texts."""
+    sides = ((texts.codes, digests_of(texts.values)) for texts in (pairs.queries, pairs.documents))
+    both = np.concatenate([digests[codes] for codes, digests in sides], axis=1)
+    joined = b"".join([blake2b(row, digest_size=16).digest() for row in both])
+    return np.frombuffer(joined, "<u8").reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class CompareEncodings(_ScorePairs):
     """The texts of the job are encoded already, and no model runs."""
 
@@ -110,80 +184,73 @@ class CompareEncodings(_ScorePairs):
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Compare."""
+        rows = self.fill(window, self.blank(window), 0, on_pack, stop)
+        raw[:] = rows.values
+        return self.scored(rows)
+
+    def blank(self, window: Prepared) -> Encodings:
+        """Rows without scores: as if encoded, with the raw score for a vector."""
+        values = np.full((window.size, self.batcher.num_scores), np.nan, np.float32)
+        counts = np.zeros(window.size, np.int32)
+        return Encodings(values, np.arange(window.size + 1), counts, counts.astype(np.uint8))
+
+    def fill(self, window: Prepared, rows: Encodings, group: int, on_pack: OnPack, stop: Stop) -> Encodings:
+        """The same rows, those whose documents are in this group with their scores."""
         (query_numbers, document_numbers), left, right = window.content
         queries = self.blocks.take("query", query_numbers)
-        tokens, cut = queries.tokens[left], queries.cut[left]
-        faults: Faults = {}
-        for documents, rows in self._parts(document_numbers, right):
-            stop.check()
+        values, tokens, cut, faults = rows.values.copy(), rows.tokens.copy(), rows.cut.copy(), dict(rows.faults)
+        for documents, some in self._parts(document_numbers, right, group):
             encodings = self.blocks.take("document", document_numbers[documents])
-            inside = right[rows] - documents.start
-            outcome = self.batcher.compare(queries, encodings, left[rows], inside, stop=stop)
-            raw[rows] = outcome.raw
-            faults |= {int(rows[row]): fault for row, fault in outcome.faults.items()}
-            tokens[rows] += encodings.tokens[inside]
-            cut[rows] |= encodings.cut[inside]
-            on_pack(len(rows), 0)
-        return Scored(Outcome(raw, faults), Scores(raw, None, tokens, cut), 0, 0)
+            inside = np.searchsorted(documents, right[some])
+            outcome = self.batcher.compare(queries, encodings, left[some], inside, stop=stop)
+            values[some] = outcome.raw
+            faults |= {int(some[row]): fault for row, fault in outcome.faults.items()}
+            tokens[some] = queries.tokens[left[some]] + encodings.tokens[inside]
+            cut[some] = queries.cut[left[some]] | encodings.cut[inside]
+            on_pack(len(some), 0)
+        return Encodings(values, rows.offsets, tokens, cut, faults)
+
+    def scored(self, rows: Encodings) -> Scored:
+        """Rows that have all their scores."""
+        return Scored(
+            Outcome(rows.values, rows.faults), self.batcher.scores_of(rows.values, rows.tokens, rows.cut), 0, 0
+        )
 
     def _parts(
-        self, numbers: NDArray[np.int64], right: NDArray[np.integer]
-    ) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-        """(documents whose encodings fit into the memory, rows that need them)."""
+        self, numbers: NDArray[np.int64], right: NDArray[np.integer], group: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """(documents of a group whose encodings fit into the memory, rows that need them)."""
+        documents = np.flatnonzero(self.blocks.group_of(numbers) == group)
         order = np.argsort(right, kind="stable")
-        ends = np.cumsum(self.blocks.sizes("document", numbers))
+        starts = np.searchsorted(right[order], np.arange(len(numbers) + 1))
+        ends = np.cumsum(self.blocks.sizes("document", numbers[documents]))
         start, before = 0, 0
-        while start < len(numbers):
+        while start < len(documents):
             stop = max(start + 1, int(np.searchsorted(ends, before + _DOCUMENT_BYTES, side="right")))
-            first, last = np.searchsorted(right[order], [start, stop])
-            yield slice(start, stop), order[first:last]
+            some = documents[start:stop]
+            yield some, order[ranges(starts[some], starts[some + 1] - starts[some])]
             start, before = stop, int(ends[stop - 1])
 
 
 @dataclass(frozen=True, slots=True)
-class _EncodeRows:
-    """What methods that encode have in common."""
+class EncodeTexts:
+    """The model reads each distinct text of the window, and the encodings are what is written."""
 
-    batcher: Batcher
-    side: Side
+    encoder: Encoder
 
     num_scores: ClassVar[int] = 0
 
-    def join(self, windows: Sequence[Encodings]) -> Encoded:
-        """The encodings of all windows."""
-        return Encoded(Encodings.concat(windows), is_matrix=self.batcher.spec.score_type == "late-interaction")
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeTexts(_EncodeRows):
-    """The model reads each distinct text of the window."""
-
     def prepare(self, rows: OneSide) -> Prepared:
         """Tokenize."""
-        work, codes = self.batcher.lay_out(rows.texts.values, self.side), rows.texts.codes
-        return Prepared(len(rows), row_faults(work.faults, codes), (work, codes))
+        return Prepared(len(rows), {}, (self.encoder.prepare(rows.texts.values, rows.side), rows.texts.codes))
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Encode."""
-        work, codes = window.content
-        rows = self.batcher.encode(work, self.side, on_pack, stop=stop).take(codes)
-        needed = work.needed()
-        return Scored(Outcome(raw, rows.faults), rows, len(needed), int(work.items.lengths[needed].sum()))
+        texts, codes = window.content
+        rows = self.encoder.encode(texts, on_pack, stop).take(codes)
+        from_store = texts.from_store if self.encoder.shelves else None
+        return Scored(Outcome(raw, rows.faults), rows, len(texts.new), texts.tokens, from_store)
 
-
-@dataclass(frozen=True, slots=True)
-class TakeEncodings(_EncodeRows):
-    """The texts of the job are encoded already, and no model runs."""
-
-    blocks: Blocks
-
-    def prepare(self, rows: OneSide) -> Prepared:
-        """Find the texts' numbers."""
-        return Prepared(len(rows), {}, self.blocks.find(self.side, rows.texts.values)[rows.texts.codes])
-
-    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
-        """Collect."""
-        stop.check()
-        rows = self.blocks.take(self.side, window.content)
-        on_pack(window.size, 0)
-        return Scored(Outcome(raw, rows.faults), rows, 0, 0)
+    def join(self, windows: Sequence[Encodings]) -> Encoded:
+        """The encodings of all windows."""
+        return Encoded(Encodings.concat(windows), is_matrix=self.encoder.batcher.spec.score_type == "late-interaction")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -32,6 +33,8 @@ from batchscore.models.resolve.chain import is_multi_vector, module_kinds
 from batchscore.models.resolve.saved_files import is_colbert
 from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.models.spec import ModelSpec
+
+_FIRST = np.zeros(1, np.int64)
 
 Library = Literal["sentence-transformers", "transformers"]
 Score = Callable[[str, str, Sequence[int]], float]
@@ -252,7 +255,7 @@ def _encoded(model: Any, spec: ModelSpec, prompts: Sequence[str | None]) -> Scor
         if spec.score_type == "late-interaction":
             return float(model.similarity_pairwise(queries, documents)[0])
         queries, documents = (side.float()[:, : spec.dimensions or None] for side in (queries, documents))
-        return float(VECTOR_SIMILARITIES[spec.similarity](queries, documents)[0])
+        return float(VECTOR_SIMILARITIES[spec.similarity](queries, documents, _FIRST, _FIRST)[0])
 
     return score
 
@@ -358,7 +361,7 @@ def _similarity(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: 
         left = encode(spec.query_prompt + query, spec.query_length)
         right = encode(spec.document_prompt + document, spec.document_length)
         if spec.score_type == "bi-encoder":
-            return float(VECTOR_SIMILARITIES[spec.similarity](left, right)[0])
+            return float(VECTOR_SIMILARITIES[spec.similarity](left, right, _FIRST, _FIRST)[0])
         best = (left @ right.T).amax(1)
         return float(best.mean() if spec.similarity == "meanmaxsim" else best.sum())
 

@@ -2,27 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+
+from batchscore.types import offsets_of
+
+Index = NDArray[np.integer]
 
 
-def cosine(queries: Tensor, documents: Tensor) -> Tensor:
-    """float32 [n]: cosine of the rows of two float32 [n, dim]."""
-    return cosine_similarity(queries, documents, dim=1)
+_BLOCK = 2**18  # numbers of a product that are made and summed while they are in a core's cache
 
 
-def dot(queries: Tensor, documents: Tensor) -> Tensor:
-    """float32 [n]: dot product of the rows of two float32 [n, dim]."""
-    return (queries * documents).sum(1)
+def cosine(queries: Tensor, documents: Tensor, left: Index, right: Index) -> Tensor:
+    """float32 [n]: cosines of the vectors queries[left] and documents[right] of two float32 [..., dim].
+
+    The same numbers as `torch.nn.functional.cosine_similarity` gives, which would divide each vector by its length
+    once a row.
+    """
+    return dot(_unit(queries), _unit(documents), left, right)
 
 
-VECTOR_SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine, "dot": dot}
+def dot(queries: Tensor, documents: Tensor, left: Index, right: Index) -> Tensor:
+    """float32 [n]: dot products of the vectors queries[left] and documents[right] of two float32 [..., dim]."""
+    size = max(1, _BLOCK // queries.shape[1])
+    scores = torch.empty(len(left), device=queries.device)
+    for start in range(0, len(left), size):
+        rows = slice(start, start + size)
+        torch.sum(_rows(queries, left[rows]) * _rows(documents, right[rows]), 1, out=scores[rows])
+    return scores
 
 
-def maxsim(query: Tensor, documents: Tensor, lengths: Sequence[int]) -> Tensor:
+def _unit(vectors: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / lengths.clamp_min(1e-8)
+
+
+def _rows(vectors: Tensor, index: Index) -> Tensor:
+    """The vectors at `index`, or the only one; not copied if they are neighbours."""
+    steps = np.diff(index)
+    if (steps == 0).all():
+        return vectors[index[0] : index[0] + 1]
+    if (steps == 1).all():
+        return vectors[index[0] : index[-1] + 1]
+    return vectors.index_select(0, torch.from_numpy(index).to(vectors.device))
+
+
+VECTOR_SIMILARITIES: dict[str, Callable[[Tensor, Tensor, Index, Index], Tensor]] = {"cosine": cosine, "dot": dot}
+
+
+def maxsim(query: Tensor, documents: Tensor, lengths: NDArray[np.int64]) -> Tensor:
     """Sum over query tokens of the best-matching token of each document.
 
     One product for all documents, then a maximum over each document's own tokens: padding could win where every true
@@ -38,5 +70,9 @@ def maxsim(query: Tensor, documents: Tensor, lengths: Sequence[int]) -> Tensor:
 
     Source: the MaxSim operator of ColBERT (Khattab & Zaharia 2020).
     """
-    similarities = documents @ query.T
-    return torch.stack([part.amax(0).sum() for part in similarities.split(list(lengths))])
+    similarities = query @ documents.T
+    if similarities.is_cpu:  # several times faster here than torch's
+        best = np.maximum.reduceat(similarities.numpy(), offsets_of(lengths)[:-1], axis=1)
+        return torch.from_numpy(best).sum(0)
+    lengths_there = torch.from_numpy(lengths).to(similarities.device)
+    return torch.segment_reduce(similarities.T.contiguous(), "max", lengths=lengths_there, axis=0, unsafe=True).sum(1)

@@ -37,8 +37,8 @@ class BiEncoder(BaseRunner):
     @torch.inference_mode()
     def compare(self, held: Tensor, match: Match, output: Tensor) -> NDArray[np.float32]:
         """float32 [rows, 1]: similarities."""
-        queries, documents = held[torch.from_numpy(match.query)], output[torch.from_numpy(match.item)]
-        scores: NDArray[np.float32] = VECTOR_SIMILARITIES[self.spec.similarity](queries, documents).cpu().numpy()
+        similarity = VECTOR_SIMILARITIES[self.spec.similarity]
+        scores: NDArray[np.float32] = similarity(held, output, match.query, match.item).cpu().numpy()
         return scores[:, None]
 
     def to_arrays(self, output: Tensor) -> Arrays:
@@ -48,7 +48,7 @@ class BiEncoder(BaseRunner):
 
     def of_arrays(self, values: NDArray[np.float32], counts: NDArray[np.int64]) -> Tensor:
         """float32 [n, dim] on the device."""
-        return torch.from_numpy(values).to(self.device)
+        return torch.from_numpy(np.require(values, requirements="W")).to(self.device)
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

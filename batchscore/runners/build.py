@@ -18,6 +18,7 @@ from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer
+from batchscore.models.weights import UncheckedError
 from batchscore.runners.attention import PACKED
 from batchscore.runners.base import BaseRunner, Runner
 from batchscore.runners.bi_encoder import BiEncoder
@@ -98,6 +99,20 @@ def build_runner(
     runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
     runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
+
+
+def vector_width(checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
+    """Components of an encoding's vectors, found out without weights; None if their shapes are not known."""
+    tokenizer, _ = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    try:
+        model = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
+    except UncheckedError:
+        return None
+    body: Any = model.bodies[0]
+    state = torch.zeros(1, body.config.hidden_size)
+    with torch.inference_mode():
+        vectors: Tensor = model.head(state if model.token_head is None else model.token_head(state))
+    return min(vectors.shape[1], spec.dimensions or vectors.shape[1])
 
 
 # names of settings, in any model's config.json, that may be a number of tokens at which its attention changes

@@ -27,10 +27,12 @@ class Matrices:
     sizes: NDArray[np.int64]  # [n]
 
     def take(self, index: NDArray[np.integer]) -> Matrices:
-        """The matrices at `index`, in that order."""
-        sizes = self.sizes[index]
-        rows = ranges(offsets_of(self.sizes)[:-1][index], sizes)
-        return Matrices(self.vectors[torch.from_numpy(rows)], sizes)
+        """The matrices at `index`, in that order; not copied if they are neighbours."""
+        sizes, starts = self.sizes[index], offsets_of(self.sizes)
+        if (np.diff(index) == 1).all():
+            return Matrices(self.vectors[starts[index[0]] : starts[index[-1] + 1]], sizes)
+        rows = torch.from_numpy(ranges(starts[index], sizes)).to(self.vectors.device)
+        return Matrices(self.vectors.index_select(0, rows), sizes)
 
 
 class LateInteraction(BaseRunner):
@@ -57,12 +59,13 @@ class LateInteraction(BaseRunner):
     @torch.inference_mode()
     def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
         """float32 [rows, 1]: MaxSim, one product for all documents of a query."""
-        left, right = match.query, match.item
-        scores = np.empty(len(left), np.float32)
-        order = np.argsort(left, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(left[order])) + 1):
-            query, documents = held.take(left[rows[:1]]).vectors.float(), output.take(right[rows])
-            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes.tolist()).cpu().numpy()
+        scores = np.empty(len(match.query), np.float32)
+        order = np.argsort(match.query, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(match.query[order])) + 1):
+            query = held.take(match.query[rows[:1]]).vectors.float()
+            distinct, places = np.unique(match.item[rows], return_inverse=True)
+            documents = output.take(distinct)
+            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes).cpu().numpy()[places]
             if self.spec.similarity == "meanmaxsim":
                 scores[rows] /= len(query)
         return scores[:, None]
@@ -79,7 +82,7 @@ class LateInteraction(BaseRunner):
 
     def of_arrays(self, values: NDArray[Any], counts: NDArray[np.int64]) -> Matrices:
         """The vectors on the device."""
-        vectors = torch.from_numpy(values)
+        vectors = torch.from_numpy(np.require(values, requirements="W"))
         return Matrices(
             (vectors.view(torch.bfloat16) if values.dtype == np.uint16 else vectors).to(self.device), counts
         )

@@ -34,6 +34,7 @@ class WorkerJob:
     folder: str  # of the parts
     errors: Errors
     encode: EncodeChoice
+    store: str | None
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device.
@@ -56,7 +57,8 @@ class WorkerJob:
         if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
         blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None
-        return Pipeline(Scorer(setup), self.command, source, parts, blocks, self.errors, meter, stop)
+        shelves = plan.shelves(self.store)
+        return Pipeline(Scorer(setup), self.command, source, parts, blocks, shelves, self.errors, meter, stop)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""Texts of one side to encodings: from the store what it has, from the model the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.io.digests import Digests, digests_of
+from batchscore.io.store import Shelf
+from batchscore.stop import Stop
+from batchscore.types import Encodings, Side, Work
+
+_SAMPLED = 4  # texts of each addition that the store keeps, to be encoded again by `batchscore store verify`
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTexts:
+    """Texts before they are encoded."""
+
+    side: Side
+    texts: Sequence[str]
+    digests: Digests
+    stored: Encodings | None  # of the texts that the store has; None: there is no store
+    new: NDArray[np.int64]  # the other texts
+    work: Work | None  # of those; None: there are none
+
+    @property
+    def from_store(self) -> int:
+        """How many of them the store has."""
+        return len(self.texts) - len(self.new)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model is going to read."""
+        return int(self.work.items.offsets[-1]) if self.work else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A model, and where its encodings are kept for later jobs."""
+
+    batcher: Batcher
+    shelves: Mapping[str, Shelf]  # by side; empty: they are not kept
+
+    def prepare(self, texts: Sequence[str], side: Side) -> PreparedTexts:
+        """Look texts up, and tokenize those that are not there. Called in another thread than `encode`."""
+        digests, stored, new = digests_of(texts), None, np.arange(len(texts))
+        if side in self.shelves:
+            is_known, stored = self.shelves[side].find(digests)
+            new = np.flatnonzero(~is_known)
+        work = self.batcher.lay_out([texts[text] for text in new.tolist()], side) if len(new) else None
+        return PreparedTexts(side, texts, digests, stored, new, work)
+
+    def encode(self, prepared: PreparedTexts, on_pack: OnPack, stop: Stop) -> Encodings:
+        """The encodings in the texts' order; those that are new go to the store.
+
+        Raises:
+            StoppedError: `stop` was requested.
+        """
+        parts, new = [], prepared.new
+        if prepared.from_store and prepared.stored is not None:
+            parts.append(prepared.stored)
+        if prepared.work is not None:
+            encodings = self.batcher.encode(prepared.work, prepared.side, on_pack, stop=stop)
+            self._keep(prepared, encodings)
+            parts.append(encodings)
+        order = np.argsort(np.concatenate([np.setdiff1d(np.arange(len(prepared.texts)), new), new]), kind="stable")
+        return Encodings.concat(parts).take(order) if len(parts) > 1 else parts[0]
+
+    def _keep(self, prepared: PreparedTexts, encodings: Encodings) -> None:
+        if (shelf := self.shelves.get(prepared.side)) is not None:
+            new = prepared.new
+            samples = {row: prepared.texts[text] for row, text in enumerate(new[:_SAMPLED].tolist())}
+            shelf.add(prepared.digests[new], encodings, samples)
