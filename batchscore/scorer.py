@@ -12,12 +12,12 @@ from typing_extensions import Unpack
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.cache import EncodingCache, keys_of
 from batchscore.engine.ranking import rank_rows
-from batchscore.engine.setup import ScorerOptions, Setup, SetupOptions, set_up
+from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.runners.build import vector_width
 from batchscore.types import SIDES, Encodings, Faults, Outcome, Pairs, Side, Texts, row_faults
 
-__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "SetupOptions", "set_up", "vector_width"]
+__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up", "vector_width"]
 
 _LARGE_OUTPUTS = 1024  # held together, of 30,000 numbers or more each
 

@@ -16,8 +16,8 @@ from batchscore.runners.device import Dtype, Placement, choose_device
 from batchscore.types import Budget, ScoreType
 
 
-class SetupOptions(ModelOptions, total=False):
-    """Options of a Scorer and of a job besides what the model reads; the Scorer says what they mean."""
+class ScorerOptions(ModelOptions, total=False):
+    """Options of a Scorer besides what the model reads; the class says what they mean."""
 
     score_type: ScoreType | Literal["auto"]
     dtype: Dtype
@@ -29,12 +29,6 @@ class SetupOptions(ModelOptions, total=False):
     tokenizer: str | None
     trust_remote_code: bool
     padded: bool
-
-
-class ScorerOptions(SetupOptions, total=False):
-    """Options of a Scorer."""
-
-    cache_mb: int
 
 
 @dataclass(frozen=True, slots=True)

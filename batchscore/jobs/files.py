@@ -19,14 +19,14 @@ from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
 from batchscore.jobs.run import prepare
 from batchscore.models.resolve.options import nearest
-from batchscore.scorer import SetupOptions
+from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
 from batchscore.types import Side
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FileOptions(SetupOptions, total=False):
+class FileOptions(ScorerOptions, total=False):
     """Options that all functions take: the flags of the command line, with the same defaults."""
 
     split: str | None
@@ -157,11 +157,11 @@ def _run(
     _refuse_undecodable({"model": model, **options})
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
-    if unknown := left.keys() - SetupOptions.__annotations__.keys():
+    if unknown := left.keys() - ScorerOptions.__annotations__.keys():
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    return prepare(command, {"model": os.fspath(model), "cache_mb": 0, **left}, run, events).execute(stop, events)
+    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:
