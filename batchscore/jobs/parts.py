@@ -44,7 +44,7 @@ _KEY = b"batchscore"  # of the footer's metadata
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|lease)"
+_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
@@ -112,7 +112,9 @@ class Parts:
 
     def is_bare(self) -> bool:
         """Whether no unit has been finished or begun."""
-        return not any(name.startswith("part-") or name.endswith(".safetensors") for name in self.folder.names())
+        return not any(
+            name.startswith("part-") or name.endswith((".safetensors", "progress")) for name in self.folder.names()
+        )
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
