@@ -58,7 +58,6 @@ class Batcher:
             setup.checkpoint,
             setup.spec,
             setup.placement,
-            cache_mb=setup.cache_mb,
             padded=setup.padded,
             trust_remote_code=setup.trust_remote_code,
         )
@@ -118,7 +117,7 @@ class Batcher:
         """
         raw = np.full((len(work), self.num_scores), np.nan, np.float32) if raw is None else raw
         window = _Window(work, raw, dict(work.faults), on_pack, stop or Stop())
-        limit = self.budget.max_held_tokens if self._keeps_much else max(1, len(work.items.ids))
+        limit = self.budget.max_held_tokens if self.has_large_outputs else max(1, len(work.items.ids))
         for queries, rows in work.query_groups(limit):
             self._score_rows(window, queries, rows)
         self._retry_in_float32(window)
@@ -224,6 +223,10 @@ class Batcher:
     def _forward_texts(self, work: Work, side: Side, take: OnOutput, stop: Stop) -> None:
         self._forward_all(work.items, self._plan(work, work.needed()), take, stop, is_query=side == "query")
 
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32, same shape: raw scores to scores."""
+        return self._runner.activate(raw)
+
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
         return self.scores_of(outcome.raw, work.row_tokens(), work.cut)
@@ -231,7 +234,7 @@ class Batcher:
     def scores_of(self, raw: NDArray[np.float32], tokens: NDArray[np.int32], cut: NDArray[np.uint8]) -> Scores:
         """The final scores of rows with these raw scores [rows, k], tokens and cuts."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
-        return Scores(self._runner.activate(raw), raw if is_logit else None, tokens, cut)
+        return Scores(self.activate(raw), raw if is_logit else None, tokens, cut)
 
     def close(self) -> None:
         """Stop the threads; packs that have not begun are dropped."""
@@ -241,8 +244,8 @@ class Batcher:
             self._float32.close()
 
     @property
-    def _keeps_much(self) -> bool:
-        """Whether a query's output is a vector for each token, or a number for each word of the vocabulary."""
+    def has_large_outputs(self) -> bool:
+        """Whether an output is a vector for each token, or a number for each word of the vocabulary."""
         return self.spec.similarity in ("maxsim", "meanmaxsim") or self.spec.pooling == ("splade",)
 
     def _score_rows(self, window: _Window, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
@@ -264,35 +267,22 @@ class Batcher:
         missing = np.zeros(len(work.items), bool)
         missing[work.right[rows[missing_rows]]] = True
         window.on_pack(int((~missing[work.right[rows]]).sum()), 0)
-        known, output = self._runner.recall(work.items, stream.items)
-        if output is not None:
-            stream.compare(stream.items[known], output, 0)
-        packs = [pack.only(missing) for pack in self._plan(work, stream.items[~known])]
-
-        def take(index: NDArray[np.int64], output: Any) -> None:
-            if not isinstance(output, DeviceMemoryError):
-                self._runner.remember(work.items, index, output)
-            stream.take(index, output)
-
-        self._forward_all(work.items, [pack for pack in packs if len(pack)], take, window.stop, is_query=False)
+        packs = [pack.only(missing) for pack in self._plan(work, stream.items)]
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], stream.take, window.stop, is_query=False)
 
     def _encode(self, window: _Window, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
         """(the query items that have an output, their outputs joined in that order)."""
         items = window.work.items
         encoded: list[tuple[NDArray[np.int64], Any]] = []
-        known, recalled = self._runner.recall(items, queries)
-        if recalled is not None:
-            encoded.append((queries[known], recalled))
 
         def take(index: NDArray[np.int64], output: Any) -> None:
             if isinstance(output, DeviceMemoryError):
                 window.refuse(np.flatnonzero(np.isin(window.work.left, index)), output)
             else:
-                self._runner.remember(items, index, output)
                 encoded.append((index, output))
                 window.on_pack(0, int(items.lengths[index].sum()))
 
-        self._forward_all(items, self._plan(window.work, queries[~known]), take, window.stop, is_query=True)
+        self._forward_all(items, self._plan(window.work, queries), take, window.stop, is_query=True)
         if not encoded:
             return np.empty(0, np.int64), None
         joined = np.concatenate([index for index, _ in encoded])
@@ -391,7 +381,7 @@ class Batcher:
         try:
             if self._float32 is None:
                 placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
-                self._float32 = Batcher(replace(self.setup, placement=placement, cache_mb=0))
+                self._float32 = Batcher(replace(self.setup, placement=placement))
             repeat(self._float32)
         except RuntimeError as error:  # two models may be more than the device has memory for
             return f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
@@ -499,19 +489,15 @@ class _Stream:
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
         """Score the rows of forwarded items, or note that they do not fit."""
-        if isinstance(output, DeviceMemoryError):
-            self.window.refuse(self._rows_of(index)[0], output)
-        else:
-            self.compare(index, output, int(self.window.work.items.lengths[index].sum()))
-
-    def compare(self, index: NDArray[np.int64], output: Any, tokens: int) -> None:
-        """Score the rows of these items, of which `tokens` tokens were read for it."""
         rows, item = self._rows_of(index)
+        if isinstance(output, DeviceMemoryError):
+            self.window.refuse(rows, output)
+            return
         work = self.window.work
         slot = None if work.slot is None else work.slot[rows]
         match = Match(np.searchsorted(self.queries, work.left[rows]), item, slot)
         self.window.raw[rows] = self.score(self.held, match, output)
-        self.window.on_pack(len(rows), tokens)
+        self.window.on_pack(len(rows), int(work.items.lengths[index].sum()))
 
     def _rows_of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(rows that need one of these items, position in `index` of the item that each needs)."""

@@ -377,6 +377,22 @@ def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | Non
     return None if _KEY in metadata else part
 
 
+_OTHER_SIDE = {  # fields of the spec that do not change what the model makes of a side
+    "query": ("document_prompt", "document_length", "max_tokens_per_doc", "similarity"),
+    "document": ("query_prompt", "query_length", "max_tokens_per_query", "similarity"),
+    "pair": (),
+}
+
+
+def encoding_fingerprint(job: Fingerprint, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+    """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
+
+    It is a part of the job's fingerprint, without what is said about the other side alone.
+    """
+    fields = {name: value for name, value in job["model"].items() if name not in _OTHER_SIDE[side]}
+    return {"side": side, "model": fields, "files": job["files"], "dtype": job["dtype"]}
+
+
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:
     """The first field in which two fingerprints differ, with both values; None if they are equal."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):

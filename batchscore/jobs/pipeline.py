@@ -28,10 +28,10 @@ from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
-from batchscore.jobs.scoring import CompareEncodings, ForwardNewPairs, ForwardPairs, Method, Prepared, Scored
+from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Encodings, Faults, Scores
+from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
 
 T = TypeVar("T")
 OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
@@ -141,7 +141,7 @@ class Pipeline:
                 rows = self.command.load(self.source, task.unit)
             self._refuse(rows.bad_rows)
             compare = CompareEncodings(self.scorer.batcher, self.blocks)
-            prepared = compare.prepare(rows.pairs)
+            prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
             before = self.blocks.saved_pass(task) if task.group else compare.blank(prepared)
             on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
             with self.meter.timed("forward"):
@@ -162,10 +162,7 @@ class Pipeline:
 
     @cached_property
     def _method(self) -> Method:
-        batcher = self.scorer.batcher
-        if self.blocks:
-            return CompareEncodings(batcher, self.blocks)
-        return ForwardNewPairs(batcher, self.shelves["pair"]) if self.shelves else ForwardPairs(batcher)
+        return choose_method(self.command, self.scorer.batcher, self.blocks, self.shelves)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -191,7 +188,7 @@ class Pipeline:
                         growing.save(self.parts)
 
     def _begin(self, rows: UnitRows) -> _GrowingUnit:
-        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self.scorer.batcher.num_scores)
+        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self._method.num_scores)
         return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
@@ -241,8 +238,9 @@ class Pipeline:
     def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
         unit = growing.rows.unit
         with self.meter.timed("write"):
-            pairs, scores = growing.joined()
-            table, table_counts = growing.rows.table(pairs, scores, keep_bad=self.errors == "null")
+            pairs, results = growing.joined()
+            joined = self._method.join(results)
+            table, table_counts = growing.rows.table(pairs, joined, keep_bad=self.errors == "null")
             bad_rows = growing.bad_rows
             counts: Counts = {
                 "rows": unit.rows,
@@ -280,7 +278,7 @@ class _GrowingUnit:
         self.raw = raw  # [pairs, k], NaN: not scored yet
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
-        self._scored: list[tuple[NDArray[np.int64], Scores]] = []
+        self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
         self._saved = monotonic()
         self._lock = Lock()
 
@@ -288,7 +286,7 @@ class _GrowingUnit:
         """Take the scores of a window."""
         self._bad_rows += bad_rows
         good = good_rows(window.stop - window.start, scored.outcome.faults)
-        scores = scored.scores.rows(good)
+        scores = scored.scores.take(good)
         self._scored.append((window.start + good, scores))
         if scored.from_store is not None:
             self.counts["from_store"] = self.counts.get("from_store", 0) + scored.from_store
@@ -320,10 +318,10 @@ class _GrowingUnit:
             self._saved = monotonic()
             return True
 
-    def joined(self) -> tuple[NDArray[np.int64], Scores]:
-        """(pairs that have a score, their scores)."""
+    def joined(self) -> tuple[NDArray[np.int64], list[Scores | Encodings]]:
+        """(pairs that have a score, their scores window by window)."""
         pairs = [pairs for pairs, _ in self._scored]
-        return np.concatenate([np.empty(0, np.int64), *pairs]), Scores.concat([scores for _, scores in self._scored])
+        return np.concatenate([np.empty(0, np.int64), *pairs]), [scores for _, scores in self._scored]
 
 
 def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) -> None:

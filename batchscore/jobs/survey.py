@@ -46,9 +46,8 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
     for unit in picked:
         on_step()
-        pairs = command.pairs(source, units[unit])
-        for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
-            digests = digests_of(texts)
+        for side, texts in command.pairs(source, units[unit]).sides.items():
+            digests = digests_of(texts.values)
             sizes[side].append(len(digests))
             _add_new(together[side], digests)
     read = distinct = 0.0
@@ -98,9 +97,8 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: 
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
         for unit in parts.units:
-            pairs = command.pairs(source, unit)
-            for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
-                sides[side].add(texts)
+            for side, texts in command.pairs(source, unit).sides.items():
+                sides[side].add(texts.values)
             on_step(unit.rows)
         for collected in sides.values():
             collected.finish()
