@@ -112,10 +112,9 @@ class Parts:
         return len(self.finished()) >= len(self.units)
 
     def is_bare(self) -> bool:
-        """Whether no unit has been finished or begun."""
-        return not any(
-            name.startswith("part-") or name.endswith((".safetensors", "progress")) for name in self.folder.names()
-        )
+        """Whether nothing has been finished or begun."""
+        kept = re.compile(r"part-.*|block-\d+\.(safetensors|progress)")
+        return not any(map(kept.fullmatch, self.folder.names()))
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
