@@ -278,7 +278,7 @@ class LocalFolder:
             return file.read_buffer()
 
     def read_start(self, name: str, size: int) -> pa.Buffer:
-        return self.read(name).slice(0, size)
+        return self.read(name)[:size]
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
         content = self.read(name)

@@ -8,13 +8,21 @@ who encodes it when.
     texts-document.index       digest of a text -> its number among those of its side
     block-00003.texts          the texts of a block, compressed
     block-00003.safetensors    their encodings
+    block-00003.progress       what there is of a block that was interrupted
     block-00003.lease          who is encoding it
+
+Where the encodings of all documents would fill the disk, the blocks of documents form groups. All units are scored as
+far as they need a group while its encodings are there; then these are removed, and the next group is encoded:
+
+    part-00012.pass-1          the scores of a unit as far as groups 0 and 1 give them
+    block-00003.counts         what was counted while a block was encoded that is removed by now
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from tempfile import TemporaryDirectory
@@ -28,7 +36,8 @@ from batchscore.errors import InputError, RuntimeFailureError
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder, LocalFolder
-from batchscore.jobs.parts import TEXTS
+from batchscore.io.units import Unit
+from batchscore.jobs.parts import TEXTS, part_name
 from batchscore.jobs.records import as_json
 from batchscore.types import SIDES, Encodings, Side
 
@@ -55,12 +64,32 @@ class Block:
         return f"block-{self.index:05}.{suffix}"
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The rows of a unit whose documents are in one group of blocks."""
+
+    unit: Unit
+    group: int
+    is_last: bool  # then the unit has all its scores, and is finished
+
+    @property
+    def index(self) -> int:
+        """The unit's."""
+        return self.unit.index
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """By which processes name it to each other."""
+        return f"pass {self.group} of unit", self.index
+
+
 class Blocks:
     """The distinct texts of one job."""
 
     def __init__(self, folder: Folder, job: str, description: Mapping[str, Any]) -> None:
         self.folder, self._job = folder, job
         self.blocks = [Block(index, *fields) for index, fields in enumerate(description["blocks"])]
+        self.groups = [[self.blocks[index] for index in group] for group in description["groups"]]  # of documents
         self._of_side = {side: [block for block in self.blocks if block.side == side] for side in SIDES}
         self._starts = {side: np.array([b.first for b in blocks]) for side, blocks in self._of_side.items()}
         self._open: dict[int, Encodings] = {}
@@ -77,9 +106,24 @@ class Blocks:
             self._known.add(block.index)
         return block.index in self._known
 
+    @property
+    def queries(self) -> list[Block]:
+        """Blocks of queries, whose encodings stay until the job ends."""
+        return self._of_side["query"]
+
     def missing(self) -> list[Block]:
-        """Blocks that are not encoded yet."""
-        return [block for block in self.blocks if not self.has(block)]
+        """Blocks that have not been encoded yet."""
+        removed = {name for name in self.folder.names() if name.endswith(".counts")}
+        return [block for block in self.blocks if block.file("counts") not in removed and not self.has(block)]
+
+    def remove(self, blocks: Sequence[Block]) -> None:
+        """Remove encodings that no unit needs any more."""
+        for block in blocks:
+            if self.has(block):
+                self.folder.write(block.file("counts"), as_json(self._note(block)["counts"]))
+                self.folder.remove(block.file())
+            self._open.pop(block.index, None)
+            self._known.discard(block.index)
 
     def texts(self, block: Block) -> list[str]:
         """The texts of a block, in the order of their numbers."""
@@ -92,10 +136,32 @@ class Blocks:
         note = {"job": self._job, "block": block.index, "counts": dict(counts)}
         self.folder.write(block.file(), EncodingsFile(encodings, digests, note).to_bytes())
         self._known.add(block.index)
+        self.folder.remove(block.file("progress"))
+
+    def save(self, block: Block, digests: Digests, encodings: Encodings) -> None:
+        """Keep what there is of the encodings of these texts, which are those of a block that the model reads."""
+        note = {"job": self._job, "block": block.index}
+        self.folder.write(block.file("progress"), EncodingsFile(encodings, digests, note).to_bytes())
+
+    def saved(self, block: Block, digests: Digests) -> Encodings | None:
+        """What an earlier run kept of the encodings of these very texts."""
+        name = block.file("progress")
+        with suppress(FileNotFoundError, InputError):
+            file = EncodingsFile.of_bytes(self.folder.read(name), name)
+            if file.note == {"job": self._job, "block": block.index} and np.array_equal(file.digests, digests):
+                return file.encodings
+        return None
 
     def counts(self) -> list[Mapping[str, Any]]:
-        """What was counted while blocks that are there were encoded."""
-        return [self._note(block)["counts"] for block in self.blocks if self.has(block)]
+        """What was counted while blocks were encoded."""
+        removed = {name for name in self.folder.names() if name.endswith(".counts")}
+        return [
+            json.loads(bytes(self.folder.read(block.file("counts"))))
+            if block.file("counts") in removed
+            else self._note(block)["counts"]
+            for block in self.blocks
+            if block.file("counts") in removed or self.has(block)
+        ]
 
     def find(self, side: Side, texts: Sequence[str]) -> NDArray[np.int64]:
         """int64 [n]: the number of each text.
@@ -142,6 +208,37 @@ class Blocks:
                 block = self._of_side[side][int(blocks[rows[0]])]
                 yield block, numbers[rows] - block.first
 
+    # ---- passes
+
+    def passed(self, unit: Unit, group: int) -> bool:
+        """Whether a unit that is not finished has the scores that this group gives."""
+        return any(self.folder.has(_pass_file(unit, done)) for done in range(group, len(self.groups) - 1))
+
+    def save_pass(self, task: Pass, rows: Encodings) -> None:
+        """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
+        note = {"job": self._job, "unit": task.index, "group": task.group}
+        digests = np.empty((0, 2), np.uint64)
+        self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
+        for before in range(task.group):
+            self.folder.remove(_pass_file(task.unit, before))
+
+    def saved_pass(self, task: Pass) -> Encodings:
+        """What the pass before this one kept; RuntimeFailureError if it is damaged or gone."""
+        name = _pass_file(task.unit, task.group - 1)
+        try:
+            return EncodingsFile.of_bytes(self.folder.read(name), name).encodings
+        except (FileNotFoundError, InputError) as error:
+            self.folder.remove(name)
+            raise RuntimeFailureError(
+                f"{self.folder.path}/{name} is damaged or gone",
+                hint="run the same command again: only this unit's rows are scored again",
+            ) from error
+
+    def group_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: the group of documents with these numbers."""
+        firsts = np.array([group[0].first for group in self.groups if group])
+        return np.searchsorted(firsts, numbers, side="right") - 1
+
     # ---- files
 
     @cached_property
@@ -187,6 +284,10 @@ class Blocks:
         return json.loads(header["__metadata__"]["batchscore"])["note"]
 
 
+def _pass_file(unit: Unit, group: int) -> str:
+    return part_name(unit.index, f"pass-{group}")
+
+
 def index_file(side: Side) -> str:
     """Name of the index of a side's texts."""
     return f"texts-{side}.index"
@@ -201,6 +302,12 @@ def open_blocks(folder: Folder, job: str) -> Blocks | None:
     return Blocks(folder, job, description) if description.get("job") == job else None
 
 
-def describe(job: str, blocks: Sequence[Block]) -> bytes:
+def describe(job: str, blocks: Sequence[Block], groups: Sequence[Sequence[Block]]) -> bytes:
     """The content of texts.json."""
-    return as_json({"job": job, "blocks": [astuple(block)[1:] for block in blocks]})
+    return as_json(
+        {
+            "job": job,
+            "blocks": [astuple(block)[1:] for block in blocks],
+            "groups": [[block.index for block in group] for group in groups],
+        }
+    )

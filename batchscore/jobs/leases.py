@@ -16,12 +16,12 @@ from typing import Any
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block
+from batchscore.jobs.blocks import Block, Pass
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, part_name
 from batchscore.stop import Stop
 
-Task = Block | Unit
+Task = Block | Unit | Pass
 
 BEAT_SECONDS = 10.0
 _BEATS = 3  # missed in a row, before a process counts as dead: one may be late on a busy disk, three are not
@@ -65,9 +65,11 @@ class Presence:
         self._in_work(task).discard(task.index)
         if isinstance(task, Unit):
             self.finished_rows += task.rows
+        elif isinstance(task, Pass) and task.is_last:
+            self.finished_rows += task.unit.rows
 
     def _in_work(self, task: Task) -> set[int]:
-        return self.units if isinstance(task, Unit) else self.blocks
+        return self.blocks if isinstance(task, Block) else self.units
 
     def _beat(self) -> None:
         while not self._end.wait(self.beat_seconds):
@@ -216,4 +218,4 @@ def _worker(owner: str) -> str:
 
 
 def _lease(task: Task) -> str:
-    return part_name(task.index, "lease") if isinstance(task, Unit) else task.file("lease")
+    return task.file("lease") if isinstance(task, Block) else part_name(task.index, "lease")

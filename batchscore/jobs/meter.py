@@ -95,6 +95,10 @@ class Meter:
         """Count what a pack did for rows."""
         self.merge(Amounts(rows, tokens))
 
+    def add_pairs(self, rows_a_pair: float, pairs: int, tokens: int) -> None:
+        """Count what a pack did for pairs, of which a row may have several."""
+        self.add(pairs * rows_a_pair, tokens)
+
     def add_surveyed(self, rows: int) -> None:
         """Count rows whose texts were collected."""
         self.surveyed += rows

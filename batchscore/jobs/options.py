@@ -24,6 +24,7 @@ class RunOptions:
     errors: Errors = "quarantine"
     max_errors: str | None = None
     encode: EncodeChoice = "auto"
+    encodings_gb: float | None = None
     store: str | None = None
     shard: str | None = None
     claim: Literal["static", "dynamic"] = "static"

@@ -22,7 +22,7 @@ from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
 from batchscore.jobs.blocks import Blocks, open_blocks
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
-from batchscore.jobs.commands import Command
+from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.events import End, Events, Outcome, Silent
 from batchscore.jobs.leases import Leases, Presence, Task, workers
 from batchscore.jobs.merge import assemble, write_errors
@@ -33,6 +33,7 @@ from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_p
 from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan, share_lines, text_line
 from batchscore.jobs.records import exists, read_record, write_record
+from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
@@ -40,10 +41,8 @@ from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
 from batchscore.models.open import pinned_options
 from batchscore.scorer import Scorer, Setup, set_up
 from batchscore.stop import Stop
-from batchscore.types import Side
 
 _POLL_SECONDS = 0.5  # between two looks at what another process is doing
-_BYTES_OF_A_TOKEN = 8  # at most, as a rule
 _NOTHING: Mapping[str, Any] = {"rows": 0, "faulty": 0, "tokens": 0}
 
 
@@ -75,6 +74,8 @@ class PreparedJob:
         units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
+        if isinstance(command, EncodeCommand):
+            return Division(units, "unit", "its encoding is what the unit is for")
         if encode == "auto" and self.options.store is not None:
             return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
@@ -136,6 +137,7 @@ def prepare(
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     checks.refuse_encoding_pairs(options, setup.spec)
     checks.refuse_store(options, setup.spec)
+    checks.refuse_encoding(command, options, output, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
@@ -270,22 +272,20 @@ class _Run:
         """The distinct texts of the job, collected first if nobody has done that; None if units read texts."""
         if parts.encode == "unit":
             return None
-        spec = self.job.plan.setup.spec
-        limits: dict[Side, int] = {side: limit * _BYTES_OF_A_TOKEN for side, limit in spec.lengths.items()}
-
-        def on_step(rows: int) -> None:
-            self.stop.check()
-            self.meter.add_surveyed(rows)
-
+        job = self.job
+        room = Room.of(job.plan.setup, job.options.encodings_gb, parts.folder)
         while (blocks := open_blocks(parts.folder, parts.id)) is None:
             if leases is None or leases.claim_survey():
-                job = self.job
-                survey(parts.folder, parts.id, job.plan.command, job.source, parts.units, limits, on_step)
+                survey(parts, job.plan.command, job.source, room, self._on_surveyed)
             else:
                 self.stop.check()
                 sleep(_POLL_SECONDS)
-        self.events.note(text_line(blocks, parts.rows, spec))
+        self.events.note(text_line(blocks, parts.rows, room))
         return blocks
+
+    def _on_surveyed(self, rows: int) -> None:
+        self.stop.check()
+        self.meter.add_surveyed(rows)
 
     @contextmanager
     def _doing(

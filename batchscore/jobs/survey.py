@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,8 @@ from batchscore.io.storage import Folder
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, describe, index_file
 from batchscore.jobs.commands.base import Command
-from batchscore.jobs.parts import TEXTS, Division
+from batchscore.jobs.parts import TEXTS, Division, Parts
+from batchscore.jobs.room import Room
 from batchscore.types import SIDES, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
@@ -45,9 +46,8 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
     for unit in picked:
         on_step()
-        pairs = command.pairs(source, units[unit])
-        for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
-            digests = digests_of(texts)
+        for side, texts in command.pairs(source, units[unit]).sides.items():
+            digests = digests_of(texts.values)
             sizes[side].append(len(digests))
             _add_new(together[side], digests)
     read = distinct = 0.0
@@ -77,39 +77,32 @@ def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
     return new
 
 
-def survey(
-    folder: Folder,
-    job: str,
-    command: Command,
-    source: Source,
-    units: Sequence[Unit],
-    limits: Mapping[Side, int],
-    on_step: Callable[[int], None],
-) -> None:
-    """Collect the distinct texts of the units and write them into the folder in blocks.
+def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: Callable[[int], None]) -> None:
+    """Collect the distinct texts of a job and write them into its folder in blocks.
 
     Several processes may do this at once: they write the same files.
 
     Args:
-        folder: of the job.
-        job: the job's id.
+        parts: the job.
         command: tells which texts a row has.
         source: the input.
-        units: of the job.
-        limits: bytes of a text of each side that the model reads at most, roughly.
+        room: what encodings take and may take.
         on_step: called with the rows that were read since the last call.
+
+    Raises:
+        UsageError: there is no room even for the queries.
     """
+    folder = parts.folder
     with tempfile.TemporaryDirectory(prefix=".texts-", dir=folder.path if folder.is_local else None) as scratch:
         blocks: list[Block] = []
-        sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, limits[side], blocks) for side in SIDES}
-        for unit in units:
-            pairs = command.pairs(source, unit)
-            for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
-                sides[side].add(texts)
+        sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
+        for unit in parts.units:
+            for side, texts in command.pairs(source, unit).sides.items():
+                sides[side].add(texts.values)
             on_step(unit.rows)
         for collected in sides.values():
             collected.finish()
-    folder.write(TEXTS, describe(job, blocks))
+    folder.write(TEXTS, describe(parts.id, blocks, room.groups(blocks)))
 
 
 class _Side:

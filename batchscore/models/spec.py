@@ -160,12 +160,6 @@ class ModelSpec:
         return {"query": self.query_length, "document": self.document_length}
 
     @property
-    def dimension(self) -> int:
-        """Components of a vector, as far as the files say without the weights; 0: they do not."""
-        dense = [module.out_features for module in self.modules if isinstance(module, DenseSpec)]
-        return self.dimensions or [int(self.config.get("hidden_size") or 0), *dense][-1]
-
-    @property
     def reads_like_vllm(self) -> bool:
         """Whether --compat vllm decided something."""
         return COMPAT_VLLM in self.sources.values()

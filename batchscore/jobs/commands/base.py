@@ -14,7 +14,7 @@ from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import Parts
-from batchscore.types import Fault, Faults, Pairs, Scores
+from batchscore.types import Fault, Faults, OneSide, Pairs
 
 Counts = dict[str, Any]
 
@@ -57,16 +57,19 @@ class UnitRows(Protocol):
     @property
     def unit(self) -> Unit: ...
     @property
-    def pairs(self) -> Pairs: ...  # of the rows that have both texts
+    def pairs(self) -> Pairs | OneSide: ...  # of the rows that have their texts
     @property
     def bad_rows(self) -> Sequence[BadRow]: ...  # of the others
     def bad_row(self, pair: int, fault: Fault) -> BadRow: ...
-    def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
-        """(the unit's part, further counts); `scores` are those of `pairs`, rows without one stay if `keep_bad`."""
+    def table(self, pairs: NDArray[np.int64], scores: Any, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
+        """(the unit's part, further counts); `scores` are those of `pairs`, rows without one stay if `keep_bad`.
+
+        What `scores` are is for the method to say that makes them (`jobs/scoring.py`): `Scores`, or `Encoded` texts.
+        """
 
 
 class Command(Protocol):
-    """What `score` or `rerank` does to the units of a job. Its fields are JSON-able: they describe the job."""
+    """What `score` and the like do to the units of a job. Its fields are JSON-able: they describe the job."""
 
     name: ClassVar[str]
 
@@ -74,7 +77,7 @@ class Command(Protocol):
     def lines(self, source: Source) -> list[str]: ...  # what a person should know of how rows are read
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
-    def pairs(self, source: Source, unit: Unit) -> Pairs: ...  # those of `load`, with nothing else read
+    def pairs(self, source: Source, unit: Unit) -> Pairs | OneSide: ...  # those of `load`, with nothing else read
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
 
 

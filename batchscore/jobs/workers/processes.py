@@ -247,7 +247,7 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
     try:
         report = _Report(send)
         pipeline = job.pipeline(report.meter, stop, device=device)
-        tasks = _Asking(send, messages, pipeline.tasks())
+        tasks = _Asking(send, messages, pipeline.task)
         while not tasks.ended:
             pipeline.run(tasks, report.finish)
         code = 0
@@ -264,8 +264,10 @@ def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection)
 class _Asking:
     """The tasks that a worker gets, up to the next lull."""
 
-    def __init__(self, send: Callable[..., None], messages: Connection, tasks: Mapping[tuple[str, int], Task]) -> None:
-        self._send, self._messages, self._tasks = send, messages, tasks
+    def __init__(
+        self, send: Callable[..., None], messages: Connection, task: Callable[[tuple[str, int]], Task]
+    ) -> None:
+        self._send, self._messages, self._task = send, messages, task
         self._asked = False
         self.ended = False  # there are no more
 
@@ -280,7 +282,7 @@ class _Asking:
             if key is None:
                 self.ended = True
             else:
-                yield self._tasks[key]
+                yield self._task(key)
 
 
 class _Report:

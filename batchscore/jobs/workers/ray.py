@@ -269,7 +269,6 @@ class _Actor:
             self._pipeline = self._job.pipeline(self._meter, self._stop, device=self._device)
         except BatchscoreError as error:
             return error
-        self._tasks = self._pipeline.tasks()
         Thread(target=self._work, name="batchscore-work", daemon=True).start()
         return f"{self._device} of {gethostname()}"
 
@@ -298,7 +297,7 @@ class _Actor:
         """Tasks that follow without a pause. After the last, the pipeline waits for its file to be written."""
         with suppress(Empty):
             while True:
-                yield self._tasks[key]
+                yield self._pipeline.task(key)
                 key = self._wanted.get(timeout=LULL_SECONDS)
 
     def _finish(self, task: Task, counts: Mapping[str, Any]) -> None:
