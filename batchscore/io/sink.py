@@ -54,6 +54,7 @@ def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
         sinks.append(Sink(f"{path}.ids.txt", _IdsWriter))
     return sinks
 
+
 # A unit's texts are at most 32 MiB, so that each of them is written once however often its rows repeat it: for a query's
 # documents among those of others a third of the time and of the bytes. Arrow gives up dictionaries at 1 MiB.
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 32 << 20}
