@@ -54,6 +54,10 @@ def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
         sinks.append(Sink(f"{path}.ids.txt", _IdsWriter))
     return sinks
 
+# A unit's texts are at most 32 MiB, so that each of them is written once however often its rows repeat it: for a query's
+# documents among those of others a third of the time and of the bytes. Arrow gives up dictionaries at 1 MiB.
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 32 << 20}
+
 
 def open_sink(path: str) -> Sink:
     """A sink in the format of the suffix; raises UsageError (suffix) and OutputError (folder)."""
@@ -172,7 +176,7 @@ class _ParquetWriter:
         self._file.close()
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
-        return pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        return pq.ParquetWriter(self._temporary, schema, **PARQUET_OPTIONS)
 
     def _widen(self, schema: pa.Schema) -> None:
         """Rewrite the file with `schema`, or a wider one if its rows need it, one row group at a time."""

@@ -7,7 +7,7 @@ lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchscore.io.storage import writer_id
@@ -75,16 +75,16 @@ class Agenda:
         mine = self.shard.share(wanted)
         own = {block.index for block in mine}
         order = mine + [block for block in wanted if block.index not in own]
-        begun: set[int] = set()  # by this process
+        begun: dict[int, Block] = {}  # by this process
         while missing := [block for block in order if not blocks.has(block)]:
-            self._expect([block for block in missing if block.index not in begun])
+            self._expect([block for block in missing if block.index not in begun], begun.values())
             before = len(begun)
             for block in missing:
                 if block.index not in begun and not blocks.has(block) and self._claim(block, own):
                     if self.leases and blocks.has(block):  # finished while its lease was looked at
                         self.leases.release(block)
                         continue
-                    begun.add(block.index)
+                    begun[block.index] = block
                     yield block
             if len(begun) == before:
                 yield None
@@ -98,8 +98,8 @@ class Agenda:
         """Whether no other process of the job is alive."""
         return all(worker["process"] == writer_id() for worker in workers(self.parts))
 
-    def _expect(self, missing: Sequence[Block]) -> None:
-        """Tell the meter what is left to begin, of which the processes that are alive get equal shares."""
+    def _expect(self, missing: Sequence[Block], begun: Collection[Block]) -> None:
+        """Tell the meter what this process is to encode: what it has begun, and its share of what nobody has."""
         share = max(1, len(workers(self.parts)))
-        self.meter.total_texts = round(self.meter.texts) + sum(block.texts for block in missing) // share
-        self.meter.total_size = self.meter.size + sum(block.size for block in missing) / share
+        self.meter.total_texts = sum(block.texts for block in begun) + sum(block.texts for block in missing) // share
+        self.meter.total_size = sum(block.size for block in begun) + sum(block.size for block in missing) / share

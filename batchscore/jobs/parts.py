@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.parquet import unpacked_size
+from batchscore.io.sink import PARQUET_OPTIONS
 from batchscore.io.storage import TEMPORARY, Folder, is_over
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
@@ -44,7 +45,7 @@ _KEY = b"batchscore"  # of the footer's metadata
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|lease)"
+_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
@@ -111,8 +112,9 @@ class Parts:
         return len(self.finished()) >= len(self.units)
 
     def is_bare(self) -> bool:
-        """Whether no unit has been finished or begun."""
-        return not any(name.startswith("part-") or name.endswith(".safetensors") for name in self.folder.names())
+        """Whether nothing has been finished or begun."""
+        kept = re.compile(r"part-.*|block-\d+\.(safetensors|progress)")
+        return not any(map(kept.fullmatch, self.folder.names()))
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
@@ -133,7 +135,7 @@ class Parts:
         note = {"job": self.id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
-            with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            with pq.ParquetWriter(stream, table.schema, **PARQUET_OPTIONS, write_page_checksum=True) as writer:
                 writer.write_table(table)
                 # not as metadata of the schema: Arrow would store that a second time, with its own description of it
                 writer.add_key_value_metadata({_KEY: as_json(note)})
