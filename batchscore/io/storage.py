@@ -278,7 +278,8 @@ class LocalFolder:
             return file.read_buffer()
 
     def read_start(self, name: str, size: int) -> pa.Buffer:
-        return self.read(name).slice(0, size)
+        content = self.read(name)
+        return content.slice(0, min(size, content.size))
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
         content = self.read(name)
