@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchscore.jobs.events import Outcome
-    from batchscore.jobs.files import rerank_files, score_files
+    from batchscore.jobs.files import encode_files, rerank_files, score_files
     from batchscore.scorer import Ranked, Scorer
 
 __version__ = "0.1.0"
-__all__ = ["Outcome", "Ranked", "Scorer", "__version__", "rerank_files", "score_files"]
+__all__ = ["Outcome", "Ranked", "Scorer", "__version__", "encode_files", "rerank_files", "score_files"]
 
 _MODULES = {
     "Outcome": "batchscore.jobs.events",
     "Ranked": "batchscore.scorer",
     "Scorer": "batchscore.scorer",
+    "encode_files": "batchscore.jobs.files",
     "rerank_files": "batchscore.jobs.files",
     "score_files": "batchscore.jobs.files",
 }

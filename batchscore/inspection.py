@@ -23,7 +23,6 @@ from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.weights import UncheckedError
 from batchscore.runners.build import read_texts_of, runner_kind
-from batchscore.runners.cache import OutputCache
 from batchscore.types import Pairs, Texts
 
 
@@ -87,9 +86,7 @@ def _sample(
 ) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
     # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
-    engine = runner_kind(spec)(
-        spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", OutputCache(0, "cpu"), None
-    )
+    engine = runner_kind(spec)(spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", None)
     work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
     for fault in work.faults.values():
         raise InputError(f"the sample pair: {fault.message}", hint=fault.hint)

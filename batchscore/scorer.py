@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from batchscore.engine.batcher import Batcher
+from batchscore.engine.cache import EncodingCache, keys_of
 from batchscore.engine.ranking import rank_rows
-from batchscore.engine.setup import ScorerOptions, Setup, SetupOptions, set_up
+from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.runners.build import vector_width
-from batchscore.types import Pairs, Scores, Texts
+from batchscore.types import SIDES, Encodings, Faults, Outcome, Pairs, Side, Texts, row_faults
 
-__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "SetupOptions", "set_up", "vector_width"]
+__all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up", "vector_width"]
+
+_LARGE_OUTPUTS = 1024  # held together, of 30,000 numbers or more each
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,14 @@ class Scorer:
 
     Args:
         model: a checkpoint folder or a hub id, or what `set_up` made of it and the options.
+        cache_mb: memory for vectors of texts and logits of pairs that come back in a later window or call; 0 keeps
+            none. They need no tokenizer then, either. Late interaction keeps none.
         score_type: "auto" decides from the checkpoint's files.
         dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
         config: a YAML file, or the name of a shipped one; None takes the shipped one that lists this hub id.
         batch_tokens: tokens of a pack; None fits the device.
         window_rows: rows tokenized and sorted together.
-        cache_mb: memory for outputs of texts or pairs that come back in a later window or call; 0 keeps none.
         revision: of a hub id.
         tokenizer: a folder or hub id with another tokenizer than the model's.
         trust_remote_code: run Python files of the checkpoint.
@@ -55,11 +59,14 @@ class Scorer:
     """
 
     @naming_keywords()
-    def __init__(self, model: str | Setup, **options: Unpack[ScorerOptions]) -> None:
+    def __init__(self, model: str | Setup, *, cache_mb: int = 256, **options: Unpack[ScorerOptions]) -> None:
+        if cache_mb < 0:
+            raise UsageError(f"cache_mb {cache_mb} is less than 0")
         self.setup = model if isinstance(model, Setup) else set_up(model, **options)
         self.checkpoint, self.spec = self.setup.checkpoint, self.setup.spec
         self.placement, self.budget = self.setup.placement, self.setup.budget
         self.batcher = Batcher(self.setup)
+        self._cache = EncodingCache(cache_mb * 2**20)
 
     @naming_keywords()
     def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
@@ -74,7 +81,7 @@ class Scorer:
             RuntimeFailureError: a pair whose score is not a number, or that no memory is large enough for.
         """
         pairs = _pair_up(_as_texts(queries, "queries"), _as_texts(documents, "documents"))
-        return np.concatenate([scores.score[:, 0] for scores in self._windows(pairs)])
+        return self.batcher.activate(self._raw_scores(pairs))[:, 0]
 
     @naming_keywords()
     def rerank(self, query: str, documents: Sequence[str], top_n: int = 0) -> list[Ranked]:
@@ -89,23 +96,88 @@ class Scorer:
         if top_n < 0:
             raise UsageError(f"top_n {top_n} is negative; 0 keeps all documents")
         pairs = _pair_up(_as_texts(query, "query"), _as_texts(documents, "documents"))
-        windows = list(self._windows(pairs))
-        score = np.concatenate([scores.score[:, 0] for scores in windows])
-        rank_by = np.concatenate([scores.rank_by for scores in windows])
-        rows, _ = rank_rows(np.zeros(len(pairs), np.int32), np.arange(len(pairs)), rank_by, top_n)
+        raw = self._raw_scores(pairs)
+        score = self.batcher.activate(raw)[:, 0]
+        rows, _ = rank_rows(np.zeros(len(pairs), np.int32), np.arange(len(pairs)), raw[:, 0], top_n)
         values, codes = pairs.documents.values, pairs.documents.codes
         return [Ranked(int(row), float(score[row]), values[codes[row]]) for row in rows]
 
-    def _windows(self, pairs: Pairs) -> Iterator[Scores]:
-        """The scores of all pairs, a window at a time; a listwise model reads all documents of a query together."""
+    @naming_keywords()
+    def encode(
+        self, texts: str | Sequence[str], side: Side = "document"
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Encode texts by themselves: what scores are made of, with the prompt and the limits of their side.
+
+        Args:
+            texts: one or several; equal ones are encoded once.
+            side: "query" or "document".
+
+        Returns:
+            float32 [n, dim] in the order given, of a bi-encoder; of a late interaction model a list of n float32
+            [tokens, dim], with the tokens that count.
+
+        Raises:
+            UsageError: the model is a cross-encoder; as `score`.
+            InputError: a text that the model cannot read; the message says which.
+            RuntimeFailureError: a text whose encoding is not made of numbers, or that no memory is large enough for.
+        """
+        if side not in SIDES:
+            raise UsageError(f"side {side!r} is unknown; choices: {', '.join(SIDES)}")
+        listed = Texts.of(_as_texts(texts, "texts"))
+        parts: list[Encodings] = []
+        for start in range(0, len(listed.values), self.budget.window_rows):
+            parts.append(self._encoded(listed.values[start : start + self.budget.window_rows], side))
+            faults = {start + text: fault for text, fault in parts[-1].faults.items()}
+            _raise_first("texts[{}]", row_faults(faults, listed.codes))
+        encodings = Encodings.concat(parts).take(listed.codes)
+        vectors = encodings.float32
+        return vectors if self.spec.score_type == "bi-encoder" else np.split(vectors, encodings.offsets[1:-1])
+
+    def _raw_scores(self, pairs: Pairs) -> NDArray[np.float32]:
+        """float32 [pairs, k], a window at a time; a listwise model reads all documents of a query together."""
         size = len(pairs) if self.spec.listwise else self.budget.window_rows
+        is_encoded = self.spec.score_type == "bi-encoder"
+        if is_encoded and self.batcher.has_large_outputs:
+            size = min(size, _LARGE_OUTPUTS)
+        score = self._score_encoded if is_encoded else self._score_together
+        raw = []
         for start in range(0, len(pairs), size):
-            work = self.batcher.tokenize(pairs.rows(slice(start, start + size)))
+            outcome = score(pairs.rows(slice(start, start + size)))
+            _raise_first("pair {}", {start + row: fault for row, fault in outcome.faults.items()})
+            raw.append(outcome.raw)
+        return np.concatenate(raw)
+
+    def _score_encoded(self, pairs: Pairs) -> Outcome:
+        """Score a window from encodings of its texts."""
+        queries = self._encoded(pairs.queries.values, "query")
+        documents = self._encoded(pairs.documents.values, "document")
+        return self.batcher.compare(queries, documents, pairs.queries.codes, pairs.documents.codes)
+
+    def _encoded(self, texts: Sequence[str], side: Side) -> Encodings:
+        """The encodings of distinct texts."""
+
+        def make(places: NDArray[np.int64]) -> Encodings:
+            return self.batcher.encode(self.batcher.lay_out([texts[place] for place in places], side), side)
+
+        if self.spec.score_type != "bi-encoder":
+            return make(np.arange(len(texts)))
+        return self._cache.complete(keys_of(texts, side), make)
+
+    def _score_together(self, pairs: Pairs) -> Outcome:
+        """Score a window of pairs; those of a cross-encoder are kept."""
+
+        def make(rows: NDArray[np.int64]) -> Encodings:
+            work = self.batcher.tokenize(pairs.rows(rows))
             outcome = self.batcher.score(work)
-            for row, fault in sorted(outcome.faults.items()):
-                error = RuntimeFailureError if fault.is_models else InputError
-                raise error(f"pair {start + row}: {fault.message}", hint=fault.hint)
-            yield self.batcher.scores(work, outcome)
+            return Encodings(outcome.raw, np.arange(len(rows) + 1), work.row_tokens(), work.cut, outcome.faults)
+
+        if self.spec.score_type != "cross-encoder" or self.spec.listwise:
+            found = make(np.arange(len(pairs)))
+        else:
+            queries, documents = keys_of(pairs.queries.values, "query"), keys_of(pairs.documents.values, "document")
+            codes = zip(pairs.queries.codes.tolist(), pairs.documents.codes.tolist(), strict=True)
+            found = self._cache.complete([queries[left] + documents[right] for left, right in codes], make)
+        return Outcome(found.values, found.faults)
 
     def close(self) -> None:
         """Stop the workers; packs that have not begun are dropped."""
@@ -116,6 +188,14 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _raise_first(place: str, faults: Faults) -> None:
+    """Raise the error of the first fault, if there is one."""
+    for number in sorted(faults)[:1]:
+        fault = faults[number]
+        error = RuntimeFailureError if fault.is_models else InputError
+        raise error(f"{place.format(number)}: {fault.message}", hint=fault.hint)
 
 
 def _as_texts(texts: str | Sequence[str], name: str) -> list[str]:

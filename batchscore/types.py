@@ -53,11 +53,36 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.queries.codes)
 
+    @property
+    def sides(self) -> dict[Side, Texts]:
+        """The texts of both sides."""
+        return {"query": self.queries, "document": self.documents}
+
     def rows(self, rows: slice | NDArray[np.integer]) -> Pairs:
         """Some rows."""
         return Pairs(
             self.queries.rows(rows), self.documents.rows(rows), None if self.lists is None else self.lists[rows]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class OneSide:
+    """Rows to encode: one text each."""
+
+    side: Side
+    texts: Texts
+
+    def __len__(self) -> int:
+        return len(self.texts.codes)
+
+    @property
+    def sides(self) -> dict[Side, Texts]:
+        """The texts of the only side, as `Pairs` has both."""
+        return {self.side: self.texts}
+
+    def rows(self, rows: slice | NDArray[np.integer]) -> OneSide:
+        """Some rows."""
+        return OneSide(self.side, self.texts.rows(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +302,14 @@ class Encodings:
         """Bytes of the vectors."""
         return int(self.values.nbytes)
 
+    @property
+    def float32(self) -> NDArray[np.float32]:
+        """float32 [vectors, dim]: the values as numbers."""
+        if self.values.dtype == np.uint16:
+            numbers: NDArray[np.float32] = np.left_shift(self.values, 16, dtype=np.uint32).view(np.float32)
+            return numbers
+        return self.values.astype(np.float32, copy=False)
+
     def take(self, index: NDArray[np.integer]) -> Encodings:
         """The texts at `index`, in that order; the values are a view if these are neighbours."""
         counts = np.diff(self.offsets)[index]
@@ -289,7 +322,9 @@ class Encodings:
 
     @classmethod
     def concat(cls, parts: Sequence[Encodings]) -> Encodings:
-        """The texts of all parts, one after the other; at least one part."""
+        """The texts of all parts, one after the other."""
+        nothing = np.empty(0, np.int32), np.empty(0, np.uint8)
+        parts = parts or [cls(np.empty((0, 0), np.float32), np.zeros(1, np.int64), *nothing)]
         starts = offsets_of([len(part) for part in parts]).tolist()
         # texts that all have faults have values of no dimension
         values = [part.values for part in parts if len(part.values)] or [parts[0].values]
@@ -330,7 +365,7 @@ class Scores:
         """float32 [rows]: the logit if there is one: a saturated sigmoid ties what the model tells apart."""
         return (self.score if self.logit is None else self.logit)[:, 0]
 
-    def rows(self, rows: NDArray[np.integer]) -> Scores:
+    def take(self, rows: NDArray[np.integer]) -> Scores:
         """Some rows."""
         logit = None if self.logit is None else self.logit[rows]
         return Scores(self.score[rows], logit, self.num_tokens[rows], self.cut[rows])

@@ -28,7 +28,7 @@ every_kind = pytest.mark.parametrize(("name", "score_type"), KINDS, ids=[kind fo
 
 @contextmanager
 def batcher_of(model: str, score_type: Any, workers: int, **options: Any) -> Iterator[Batcher]:
-    setup = set_up(model, dtype="float32", score_type=score_type, cache_mb=0, batch_tokens=64, **options)
+    setup = set_up(model, dtype="float32", score_type=score_type, batch_tokens=64, **options)
     batcher = Batcher(replace(setup, budget=replace(setup.budget, workers=workers)))
     try:
         yield batcher

@@ -1,108 +1,157 @@
-"""Outputs that come back are the outputs that were computed, within the memory given."""
+"""What comes back is what was computed, within the memory given, and needs neither tokenizer nor model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 import checkpoints
 from batchscore import Scorer
-from batchscore.runners.cache import _KEY_BYTES, OutputCache
-from batchscore.types import Items, Pairs, Texts, offsets_of
-from windows import score_work
+from batchscore.engine.cache import _ENTRY_BYTES, EncodingCache, keys_of
+from batchscore.types import Encodings, Fault
 
 Tiny = Callable[[str], str]
 DIM = 4
 QUERIES, DOCUMENTS = checkpoints.pairs(60, seed=1)
 
 
-def items(*sequences: list[int]) -> Items:
-    ids = np.concatenate([np.array(s, np.int32) for s in sequences])
-    return Items(offsets_of([*map(len, sequences)]), {"ids": ids})
+class Encoder:
+    """A vector for each text, from its letters; remembers what it was asked for."""
+
+    def __init__(self, max_entries: int) -> None:
+        self.cache = EncodingCache(max_entries * (DIM * 4 + _ENTRY_BYTES))
+        self.asked: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> Encodings:
+        def make(places: NDArray[np.int64]) -> Encodings:
+            asked = [texts[place] for place in places]
+            self.asked += asked
+            return made_of(asked)
+
+        return self.cache.complete(keys_of(texts, "document"), make)
 
 
-def vectors(count: int) -> torch.Tensor:
-    return torch.arange(count * DIM, dtype=torch.float32).reshape(count, DIM)
+def made_of(texts: Sequence[str]) -> Encodings:
+    """A text that begins with "bad" has a fault."""
+    faults = {place: Fault("too-long", text) for place, text in enumerate(texts) if text.startswith("bad")}
+    good = [text for text in texts if not text.startswith("bad")]
+    values = np.array([[ord(text[0]), len(text), 0, 1] for text in good], np.float32).reshape(-1, DIM)
+    offsets = np.cumsum([0, *(place not in faults for place in range(len(texts)))])
+    tokens = np.array([len(text) for text in texts], np.int32)
+    return Encodings(values, offsets, tokens, (tokens % 2).astype(np.uint8), faults)
 
 
-def cache_of(entries: int) -> OutputCache:
-    return OutputCache(entries * (DIM * 4 + _KEY_BYTES), "cpu")
+def assert_same(found: Encodings, expected: Encodings) -> None:
+    for column in ("values", "offsets", "tokens", "cut"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
+    assert found.faults == expected.faults
 
 
-def test_what_was_added_is_found_by_its_tokens() -> None:
-    cache, sequences = cache_of(10), items([1, 2], [3], [1, 2, 3])
-    cache.add(sequences, np.array([2, 0]), vectors(2))
+def test_what_was_made_is_found_by_its_text_and_the_rest_is_made() -> None:
+    encoder = Encoder(10)
+    for texts in (["one", "three"], ["three", "two", "one", "four"], ["four", "three", "one", "two"]):
+        assert_same(encoder.encode(texts), made_of(texts))
 
-    hits, found = cache.find(items([3], [1, 2, 3], [1, 2]), np.arange(3))
-
-    assert hits.tolist() == [False, True, True]
-    assert found is not None
-    assert torch.equal(found, vectors(2))
+    assert encoder.asked == ["one", "three", "two", "four"]
 
 
-def test_token_types_and_kept_tokens_are_part_of_the_key() -> None:
-    ids, offsets = np.array([1, 2], np.int32), offsets_of(np.array([2]))
-    plain = Items(offsets, {"ids": ids})
-    typed, kept = plain.with_columns(types=np.array([0, 1], np.int32)), plain.with_columns(keep=np.array([False, True]))
-    cache = cache_of(10)
-    cache.add(plain, np.arange(1), vectors(1))
+def test_texts_with_faults_are_made_again_and_the_others_are_kept() -> None:
+    encoder = Encoder(10)
+    for texts in (["bad", "one"], ["two", "one", "bad"], ["bad"], ["one", "bad", "two"]):
+        assert_same(encoder.encode(texts), made_of(texts))
 
-    assert [cache.find(other, np.arange(1))[0].tolist() for other in (plain, typed, kept)] == [[True], [False], [False]]
+    assert encoder.asked == ["bad", "one", "two", "bad", "bad", "bad"]
+
+
+def test_a_text_of_one_side_is_another_on_the_other() -> None:
+    assert keys_of(["cat", "dog", "cat"], "query")[0] not in keys_of(["cat", "dog"], "document")
+    assert len(set(keys_of(["cat", "dog", "cat"], "query"))) == 2
 
 
 def test_the_oldest_gives_way_when_the_memory_is_full() -> None:
-    cache, sequences = cache_of(3), items([1], [2], [3], [4], [5])
-    for place in range(5):
-        cache.add(sequences, np.array([place]), vectors(5)[[place]])
+    encoder = Encoder(3)
+    for text in ("a", "b", "c", "d", "e"):
+        encoder.encode([text])
+    encoder.asked.clear()
 
-    hits, found = cache.find(sequences, np.arange(5))
-
-    assert hits.tolist() == [False, False, True, True, True]
-    assert found is not None
-    assert torch.equal(found, vectors(5)[2:])
+    assert_same(encoder.encode(["e", "d", "c", "b", "a"]), made_of(["e", "d", "c", "b", "a"]))
+    assert encoder.asked == ["b", "a"]
 
 
-def test_a_pack_larger_than_the_memory_is_survived() -> None:
-    cache, sequences = cache_of(2), items([1], [2], [3], [4], [5])
-    cache.add(sequences, np.arange(5), vectors(5))
+def test_more_texts_than_the_memory_holds_are_survived() -> None:
+    encoder, texts = Encoder(2), ["a", "b", "c", "d", "e"]
+    assert_same(encoder.encode(texts), made_of(texts))
+    encoder.asked.clear()
 
-    hits, found = cache.find(sequences, np.arange(5))
-
-    assert hits.sum() == 2
-    assert found is not None
-    assert torch.equal(found, vectors(5)[torch.from_numpy(hits)])
+    assert_same(encoder.encode(texts), made_of(texts))
+    assert encoder.asked == ["a", "b", "c"]
 
 
-def test_found_outputs_outlive_their_slot() -> None:
-    cache, sequences = cache_of(1), items([1], [2])
-    cache.add(sequences, np.array([0]), vectors(1))
-    _, found = cache.find(sequences, np.array([0]))
-    cache.add(sequences, np.array([1]), vectors(1) + 100)
+def test_equal_keys_take_one_place() -> None:
+    encoder = Encoder(3)
+    assert_same(encoder.encode(["a", "b", "a", "a"]), made_of(["a", "b", "a", "a"]))
+    encoder.encode(["c"])
+    encoder.asked.clear()
+    encoder.encode(["a", "b", "c"])
 
-    assert found is not None
-    assert torch.equal(found, vectors(1))
+    assert encoder.asked == []
+
+
+def test_what_was_found_outlives_its_place() -> None:
+    encoder = Encoder(1)
+    encoder.encode(["a"])
+    found = encoder.encode(["a"])
+    encoder.encode(["b"])
+
+    assert_same(found, made_of(["a"]))
 
 
 def test_no_memory_keeps_nothing() -> None:
-    cache, sequences = OutputCache(0, "cpu"), items([1])
-    cache.add(sequences, np.arange(1), vectors(1))
+    encoder = Encoder(0)
+    encoder.encode(["a"])
+    encoder.encode(["a"])
 
-    assert cache.find(sequences, np.arange(1))[0].tolist() == [False]
+    assert encoder.asked == ["a", "a"]
 
 
-@pytest.mark.parametrize("name", ["bert_ce", "bert_mean"])
-def test_a_second_call_needs_no_forward_and_gives_the_same_scores(tiny: Tiny, name: str) -> None:
-    scorer = Scorer(tiny(name), dtype="float32")
-    first = scorer.score(QUERIES, DOCUMENTS)
-    tokens: list[int] = []
-    columns = scorer.batcher.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))
-    second = score_work(scorer, columns, lambda _, count: tokens.append(count))
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scorer], None]:
+    """Makes a scorer fail where it would tokenize or forward something."""
 
-    np.testing.assert_array_equal(second.score, first)
-    assert sum(tokens) == 0
+    def refuse(scorer: Scorer) -> None:
+        for name in ("tokenize", "lay_out", "encode", "score"):
+            monkeypatch.setattr(scorer.batcher, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+
+    return refuse
+
+
+@pytest.mark.parametrize("name", ["bert_ce", "bert_mean", "bert_splade"])
+def test_a_second_call_needs_no_tokenizer_and_no_model_and_gives_the_same_scores(
+    tiny: Tiny, refusing: Callable[[Scorer], None], name: str
+) -> None:
+    with Scorer(tiny(name), dtype="float32") as scorer:
+        first = scorer.score(QUERIES, DOCUMENTS)
+        order = np.random.default_rng(0).permutation(60)
+        refusing(scorer)
+        shuffled = scorer.score([QUERIES[row] for row in order], [DOCUMENTS[row] for row in order])
+
+    np.testing.assert_array_equal(shuffled, first[order])
+
+
+def test_a_further_query_tokenizes_itself_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scorer(tiny("bert_mean"), dtype="float32") as scorer:
+        scorer.score(QUERIES[0], DOCUMENTS)
+        lay_out, laid_out = scorer.batcher.lay_out, []
+        monkeypatch.setattr(scorer.batcher, "lay_out", lambda *texts: laid_out.append(texts) or lay_out(*texts))
+        found = scorer.score(QUERIES[1], DOCUMENTS)
+    with Scorer(tiny("bert_mean"), dtype="float32", cache_mb=0) as scorer:
+        expected = scorer.score(QUERIES[1], DOCUMENTS)
+
+    assert laid_out == [([QUERIES[1]], "query")]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["roberta_ce", "xlmr_cls", "bert_no_prompt_pooling"])

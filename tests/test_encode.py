@@ -14,9 +14,9 @@ from torch.nn.functional import cosine_similarity
 
 from batchscore.engine import scheduler
 from batchscore.engine.batcher import Batcher
-from batchscore.errors import DeviceMemoryError, StoppedError, UsageError
+from batchscore.errors import DeviceMemoryError, InputError, StoppedError, UsageError
 from batchscore.models.similarity import cosine
-from batchscore.scorer import set_up
+from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
 from batchscore.types import SIDES, Encodings, Fault, Pairs, Side, Texts
 from checkpoints import pairs
@@ -129,7 +129,7 @@ def test_encodings_come_in_the_order_of_the_texts_whatever_the_packs(
 def test_what_ran_before_does_not_change_a_bit_of_an_encoding(
     batchers: Callable[..., Batcher], name: str, score_type: str
 ) -> None:
-    batcher = batchers(name, score_type=score_type, cache_mb=8)
+    batcher = batchers(name, score_type=score_type)
     first = encode(batcher, DOCUMENTS)
     batcher.score(batcher.tokenize(Pairs(Texts.of(QUERIES[:20]), Texts.of(DOCUMENTS[:20]))))
     encode(batcher, DOCUMENTS[::3])
@@ -345,3 +345,101 @@ def test_equal_rows_have_equal_bits(batchers: Callable[..., Batcher], name: str,
     thrice = batcher.compare(queries, documents, np.tile(left, 3), np.repeat(right.reshape(1, -1), 3, 0).ravel()).raw
 
     np.testing.assert_array_equal(thrice, np.tile(once, (3, 1)))
+
+
+# ---- from Python
+
+
+@pytest.fixture
+def scorers(tiny: Tiny) -> Iterator[Callable[..., Scorer]]:
+    """Makes scorers in float32, and closes them."""
+    made: list[Scorer] = []
+
+    def make(name: str, **options: Any) -> Scorer:
+        made.append(Scorer(tiny(name), **{"dtype": "float32", **options}))
+        return made[-1]
+
+    with one_thread():
+        yield make
+    for scorer in made:
+        scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bert_mean", {}),
+        ("bert_mean", {"similarity": "dot", "query_prompt": "the cat ", "window_rows": 7}),
+        ("bert_mean", {"dimensions": 8, "max_length": 12}),
+        ("bert_splade", {}),
+        ("bert_dense", {"score_type": "late-interaction", "window_rows": 7}),
+        ("colbert", {"cache_mb": 0}),
+    ],
+)
+def test_scores_are_the_similarities_of_what_encode_gives(
+    scorers: Callable[..., Scorer], name: str, options: dict[str, Any]
+) -> None:
+    scorer = scorers(name, **options)
+    queries, documents = scorer.encode(QUERIES, "query"), scorer.encode(DOCUMENTS)
+    scores = scorer.score(QUERIES, DOCUMENTS)
+
+    assert len(queries) == len(documents) == len(scores)
+    for query, document, score in zip(queries, documents, scores, strict=True):
+        if query.ndim == 2:
+            expected = (query @ document.T).max(1).sum()
+        else:
+            lengths = 1 if scorer.spec.similarity == "dot" else np.linalg.norm(query) * np.linalg.norm(document)
+            expected = query @ document / lengths
+        assert score == pytest.approx(expected, rel=1e-5, abs=SAME)
+
+
+@pytest.mark.parametrize("name", ["bert_mean", "colbert"])
+def test_encoding_many_texts_is_encoding_each(scorers: Callable[..., Scorer], name: str) -> None:
+    scorer = scorers(name, window_rows=7, cache_mb=0)
+    for found, text in zip(scorer.encode(DOCUMENTS), DOCUMENTS, strict=True):
+        np.testing.assert_allclose(found, scorer.encode(text)[0], rtol=0, atol=SAME)
+
+
+def test_equal_texts_are_encoded_once(scorers: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, laid_out = scorers("bert_mean", cache_mb=0), list[str]()
+    lay_out = scorer.batcher.lay_out
+    monkeypatch.setattr(scorer.batcher, "lay_out", lambda texts, side: laid_out.extend(texts) or lay_out(texts, side))
+    vectors = scorer.encode(["dog", "cat", "dog", "dog"])
+
+    assert laid_out == ["dog", "cat"]
+    np.testing.assert_array_equal(vectors[0], vectors[3])
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+
+
+def test_bfloat16_matrices_come_as_float32_and_give_the_score(scorers: Callable[..., Scorer]) -> None:
+    scorer = scorers("bert_tokens", dtype="bfloat16", score_type="late-interaction")
+    (query,), (document,) = scorer.encode("the cat", "query"), scorer.encode("the dog sat")
+
+    assert query.dtype == document.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(document, axis=1), 1, rtol=0, atol=1e-2)
+    assert scorer.score("the cat", "the dog sat")[0] == pytest.approx((query @ document.T).max(1).sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "side", "error", "message"),
+    [
+        ("bert_ce", ["a"], "document", UsageError, "a cross-encoder reads a query and a document together"),
+        ("bert_mean", ["a"], "documents", UsageError, "side 'documents' is unknown; choices: query, document"),
+        ("bert_mean", [], "query", UsageError, "texts is empty; at least one text must be given"),
+        ("bert_mean", ["a", 1], "query", UsageError, r"texts\[1\] is int, not a string"),
+        (
+            "bert_mean",
+            ["a", "b", "cat " * 40, "cat " * 50],
+            "query",
+            InputError,
+            r"texts\[2\]: longer than max_length 32",
+        ),
+        ("bert_mean", ["a"] * 9 + ["cat " * 40], "query", InputError, r"texts\[9\]: longer than max_length 32"),
+    ],
+)
+def test_what_cannot_be_encoded_is_an_error_that_names_the_text(
+    scorers: Callable[..., Scorer], name: str, texts: Any, side: Any, error: type[Exception], message: str
+) -> None:
+    scorer = scorers(name, max_length=32, truncation="error", window_rows=2)
+    with pytest.raises(error, match=message):
+        scorer.encode(texts, side)

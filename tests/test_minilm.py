@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batchscore import Scorer
@@ -28,6 +29,33 @@ def late_interaction(minilm: Path) -> Iterator[Scorer]:
 
 def test_cosines(bi_encoder: Scorer) -> None:
     assert bi_encoder.score(QUERY, DOCUMENTS).tolist() == pytest.approx([0.879011, 0.402365, 0.043757], abs=CLOSE)
+
+
+def test_vectors(bi_encoder: Scorer) -> None:
+    """Those of sentence-transformers 6.2."""
+    vectors = bi_encoder.encode([QUERY, DOCUMENTS[0], DOCUMENTS[2]])
+    first = [
+        [0.082048, 0.036055, -0.003893, -0.004881],
+        [0.103257, 0.030420, 0.029096, -0.037323],
+        [-0.016865, 0.011751, 0.049171, 0.025585],
+    ]
+    assert isinstance(vectors, np.ndarray)
+    assert (vectors.shape, vectors.dtype) == ((3, 384), np.float32)
+    np.testing.assert_allclose(vectors[:, :4], first, rtol=0, atol=2e-6)
+
+
+def test_matrices(late_interaction: Scorer) -> None:
+    """sentence-transformers' token embeddings, divided by their lengths."""
+    (matrix,) = late_interaction.encode("Horses eat grass")
+    first = [
+        [-0.050699, 0.007339],
+        [0.009376, 0.004210],
+        [-0.005192, -0.028473],
+        [-0.014528, 0.063405],
+        [-0.016363, -0.009897],
+    ]
+    assert (matrix.shape, matrix.dtype) == ((5, 384), np.float32)
+    np.testing.assert_allclose(matrix[:, :2], first, rtol=0, atol=2e-6)
 
 
 def test_late_interaction(late_interaction: Scorer) -> None:

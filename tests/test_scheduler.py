@@ -419,7 +419,7 @@ def test_scores_of_windows_are_joined_and_rows_taken_of_them() -> None:
     first = Scores(np.array([[1.0], [2.0]], np.float32), np.array([[3.0], [4.0]], np.float32), *counts(5, 6))
     second = Scores(np.array([[7.0]], np.float32), np.array([[8.0]], np.float32), *counts(9))
 
-    some = Scores.concat([first, second]).rows(np.array([2, 0]))
+    some = Scores.concat([first, second]).take(np.array([2, 0]))
 
     assert (some.score.tolist(), some.rank_by.tolist(), some.num_tokens.tolist()) == (
         [[7.0], [1.0]],

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from batchscore import __version__
+from batchscore.cli.encode import encode
 from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
@@ -54,6 +55,7 @@ def main(
 
 app.command()(score)
 app.command()(rerank)
+app.command()(encode)
 app.command()(status)
 app.command()(merge)
 app.command()(inspect)

@@ -38,7 +38,7 @@ def _out(text: str) -> Any:
     return _output(text, "--out", "-o", metavar="PATH", show_default=False)
 
 
-MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz and .zst too).")]
+MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz and .zst too), .npy of vectors.")]
 OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of the job.", show_default=False)]
 Partial = Annotated[bool, _output("Merge the units that are done so far.", "--partial")]
 AsJson = Annotated[bool, _output("Print JSON.", "--json")]
@@ -61,7 +61,7 @@ Sample = Annotated[
     int, _run("How many texts of each model and side to encode again. 0 loads no model.", "--sample", min=0)
 ]
 
-# ---- options that both commands have under one name
+# ---- options that several commands have under one name
 
 _QueryColumn = Annotated[str, _input("Column with the query.")]
 _DocumentFields = Annotated[
@@ -111,6 +111,26 @@ class Rerank:
     top_n: Annotated[int, _output("Keep the best N documents of each query. 0 keeps all.", "--top-n", "-k", min=0)] = 0
     return_documents: Annotated[bool, _output("Write the text of each document too.", "--return-documents")] = False
     nested: Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")] = False
+
+
+@dataclass
+class Encode:
+    """What `encode` reads and writes."""
+
+    side: Annotated[
+        Literal["document", "query"],
+        _text("What the texts are: prompts, lengths and marks are those of this side."),
+    ] = "document"
+    text_column: Annotated[
+        str | None,
+        _input("Column with the text. (default: text, document, contents, ...; of queries query, else text)"),
+    ] = None
+    document_fields: _DocumentFields = None
+    id_column: Annotated[
+        str | None, _input("Column that identifies a text. (default: id, _id, document_id, query_id, ... if there)")
+    ] = None
+    limit: _Limit = None
+    keep_columns: Annotated[str, _output("Other input columns to write.", metavar="all|none|A,B")] = "none"
 
 
 @dataclass
@@ -279,7 +299,10 @@ class Run:
     ]
     out: Annotated[
         str,
-        _out("File to write, .parquet or .jsonl (.gz and .zst too), or DIR/ to keep one part file for each unit."),
+        _out(
+            "File to write, .parquet or .jsonl (.gz and .zst too), with encode also .npy, or DIR/ to keep one part "
+            "file for each unit."
+        ),
     ]
     split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
     hive: Annotated[

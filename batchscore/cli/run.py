@@ -1,4 +1,4 @@
-"""What `score` and `rerank` share: flags become keywords of a call, its events a display, its outcome an exit code."""
+"""What commands with jobs share: flags become keywords of a call, its events a display, its outcome an exit code."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import typer
 from batchscore.stop import Stop, leave_on_signals
 
 
-def run(command: Literal["score", "rerank"], model: str, *, quiet: bool, log_format: str, **options: Any) -> None:
+def run(
+    command: Literal["score", "rerank", "encode"], model: str, *, quiet: bool, log_format: str, **options: Any
+) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
     leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
     from batchscore.cli.display import Display, exit_on_error
 
     display = Display(quiet=quiet, log_format=log_format)
     display.loading(model, "files")  # the imports that follow take seconds
-    from batchscore.jobs.files import rerank_files, score_files
+    from batchscore.jobs.files import encode_files, rerank_files, score_files
 
     stop = Stop()
     stop.listen()
-    run_files: Any = {"score": score_files, "rerank": rerank_files}[command]
+    run_files: Any = {"score": score_files, "rerank": rerank_files, "encode": encode_files}[command]
     try:
         with exit_on_error(display, stop), stop.interruptible():
             outcome = run_files(model, stop=stop, events=display, **options)

@@ -24,7 +24,7 @@ def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
 
 
 def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, quiet: o.Quiet = False) -> None:
-    """Assemble the parts of a job: rows in input order for score, whole rankings with their top_n for rerank.
+    """Assemble the parts of a job: rows in input order, or for rerank whole rankings with their top_n.
 
     batchscore merge scores/ --out scores.parquet
     """

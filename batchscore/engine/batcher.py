@@ -58,7 +58,6 @@ class Batcher:
             setup.checkpoint,
             setup.spec,
             setup.placement,
-            cache_mb=setup.cache_mb,
             padded=setup.padded,
             trust_remote_code=setup.trust_remote_code,
         )
@@ -118,7 +117,7 @@ class Batcher:
         """
         raw = np.full((len(work), self.num_scores), np.nan, np.float32) if raw is None else raw
         window = _Window(work, raw, dict(work.faults), on_pack, stop or Stop())
-        limit = self.budget.max_held_tokens if self._keeps_much else max(1, len(work.items.ids))
+        limit = self.budget.max_held_tokens if self.has_large_outputs else max(1, len(work.items.ids))
         for queries, rows in work.query_groups(limit):
             self._score_rows(window, queries, rows)
         self._retry_in_float32(window)
@@ -131,14 +130,18 @@ class Batcher:
         on_pack: OnPack = lambda texts, tokens: None,
         *,
         stop: Stop | None = None,
+        growing: GrowingEncodings | None = None,
     ) -> Encodings:
         """Encode texts. The same texts give the same numbers, whatever was encoded before.
+
+        Packs do not depend on what is known, as in `score`.
 
         Args:
             work: made by `lay_out` for this side.
             side: the texts'.
             on_pack: called after each pack with its texts and tokens, in any thread.
             stop: ends the work between packs.
+            growing: made by `begin`, of which another thread may take snapshots; None: nothing is known.
 
         Returns:
             The encodings in the texts' order.
@@ -147,15 +150,23 @@ class Batcher:
             StoppedError: `stop` was requested.
         """
         stop = stop or Stop()
-        encoding = _Encoding.of(work, self._runner.to_arrays, on_pack)
-        self._forward_texts(work, side, encoding.take, stop)
-        if len(again := encoding.missing()):
-            retried = work.only(again)
-            obstacle = self._repeat_in_float32(lambda other: other._forward_texts(retried, side, encoding.take, stop))
+        growing = growing or self.begin(work)
+
+        def take(index: NDArray[np.int64], output: Any) -> None:
+            growing.take(index, output)
+            on_pack(len(index), int(work.items.lengths[index].sum()))
+
+        self._forward_texts(work, side, growing, take, stop)
+        if len(growing.missing()):
+            obstacle = self._repeat_in_float32(lambda other: other._forward_texts(work, side, growing, take, stop))
             suffix, hint = obstacle or ("", _OVERFLOW)
             fault = Fault("non-finite", f"its vector has a number that is not finite{suffix}", hint)
-            encoding.faults.update(dict.fromkeys(encoding.missing().tolist(), fault))
-        return encoding.joined()
+            growing.faults.update(dict.fromkeys(growing.missing().tolist(), fault))
+        return growing.joined()
+
+    def begin(self, work: Work, known: Encodings | None = None) -> GrowingEncodings:
+        """Texts to encode, of which some are known already: those that have a vector in `known`, a snapshot."""
+        return GrowingEncodings.of(work, self._runner.to_arrays, known)
 
     def compare(
         self,
@@ -221,8 +232,16 @@ class Batcher:
         finally:
             stop.settle(pending)
 
-    def _forward_texts(self, work: Work, side: Side, take: OnOutput, stop: Stop) -> None:
-        self._forward_all(work.items, self._plan(work, work.needed()), take, stop, is_query=side == "query")
+    def _forward_texts(self, work: Work, side: Side, growing: GrowingEncodings, take: OnOutput, stop: Stop) -> None:
+        """Forward the texts that are missing, in packs that depend neither on what is missing nor on the workers."""
+        missing = np.zeros(len(work.items), bool)
+        missing[growing.missing()] = True
+        packs = [pack.only(missing) for pack in self._plan(work, work.needed(), min_packs=1)]
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], take, stop, is_query=side == "query")
+
+    def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32, same shape: raw scores to scores."""
+        return self._runner.activate(raw)
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
@@ -231,7 +250,7 @@ class Batcher:
     def scores_of(self, raw: NDArray[np.float32], tokens: NDArray[np.int32], cut: NDArray[np.uint8]) -> Scores:
         """The final scores of rows with these raw scores [rows, k], tokens and cuts."""
         is_logit = self.spec.score_type == "cross-encoder" and not self.spec.listwise
-        return Scores(self._runner.activate(raw), raw if is_logit else None, tokens, cut)
+        return Scores(self.activate(raw), raw if is_logit else None, tokens, cut)
 
     def close(self) -> None:
         """Stop the threads; packs that have not begun are dropped."""
@@ -241,8 +260,8 @@ class Batcher:
             self._float32.close()
 
     @property
-    def _keeps_much(self) -> bool:
-        """Whether a query's output is a vector for each token, or a number for each word of the vocabulary."""
+    def has_large_outputs(self) -> bool:
+        """Whether an output is a vector for each token, or a number for each word of the vocabulary."""
         return self.spec.similarity in ("maxsim", "meanmaxsim") or self.spec.pooling == ("splade",)
 
     def _score_rows(self, window: _Window, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
@@ -264,48 +283,41 @@ class Batcher:
         missing = np.zeros(len(work.items), bool)
         missing[work.right[rows[missing_rows]]] = True
         window.on_pack(int((~missing[work.right[rows]]).sum()), 0)
-        known, output = self._runner.recall(work.items, stream.items)
-        if output is not None:
-            stream.compare(stream.items[known], output, 0)
-        packs = [pack.only(missing) for pack in self._plan(work, stream.items[~known])]
-
-        def take(index: NDArray[np.int64], output: Any) -> None:
-            if not isinstance(output, DeviceMemoryError):
-                self._runner.remember(work.items, index, output)
-            stream.take(index, output)
-
-        self._forward_all(work.items, [pack for pack in packs if len(pack)], take, window.stop, is_query=False)
+        packs = [pack.only(missing) for pack in self._plan(work, stream.items)]
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], stream.take, window.stop, is_query=False)
 
     def _encode(self, window: _Window, queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
         """(the query items that have an output, their outputs joined in that order)."""
         items = window.work.items
         encoded: list[tuple[NDArray[np.int64], Any]] = []
-        known, recalled = self._runner.recall(items, queries)
-        if recalled is not None:
-            encoded.append((queries[known], recalled))
 
         def take(index: NDArray[np.int64], output: Any) -> None:
             if isinstance(output, DeviceMemoryError):
                 window.refuse(np.flatnonzero(np.isin(window.work.left, index)), output)
             else:
-                self._runner.remember(items, index, output)
                 encoded.append((index, output))
                 window.on_pack(0, int(items.lengths[index].sum()))
 
-        self._forward_all(items, self._plan(window.work, queries[~known]), take, window.stop, is_query=True)
+        self._forward_all(items, self._plan(window.work, queries), take, window.stop, is_query=True)
         if not encoded:
             return np.empty(0, np.int64), None
         joined = np.concatenate([index for index, _ in encoded])
         return np.sort(joined), self._runner.hold([index for index, _ in encoded], [output for _, output in encoded])
 
-    def _plan(self, work: Work, index: NDArray[np.int64]) -> list[Pack]:
-        """Packs of these items; items on the two sides of the model's length limit never share one."""
+    def _plan(self, work: Work, index: NDArray[np.int64], min_packs: int | None = None) -> list[Pack]:
+        """Packs of these items; items on the two sides of the model's length limit never share one.
+
+        Args:
+            work: whose items they are.
+            index: the items.
+            min_packs: what to aim for; None: one for each worker.
+        """
         lengths, costs = work.items.lengths, self._runner.costs(work.items)
         limit = self.spec.regime_length or sys.maxsize
         is_long = lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
-        max_cost, workers = self.budget.max_tokens, self.budget.workers
-        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, workers)]
+        max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
+        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, count)]
 
     # ---- forwards
 
@@ -391,7 +403,7 @@ class Batcher:
         try:
             if self._float32 is None:
                 placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
-                self._float32 = Batcher(replace(self.setup, placement=placement, cache_mb=0))
+                self._float32 = Batcher(replace(self.setup, placement=placement))
             repeat(self._float32)
         except RuntimeError as error:  # two models may be more than the device has memory for
             return f" in {dtype}, and float32 cannot be tried: {error}", "pass --dtype float32"
@@ -405,33 +417,36 @@ def _bad_number(raw: NDArray[np.float32]) -> np.float32:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoding:
+class GrowingEncodings:
     """Texts while they are encoded."""
 
     work: Work
     to_arrays: Callable[[Any], Arrays]
-    on_pack: OnPack
     faults: Faults
     is_done: NDArray[np.bool_]  # [texts]
     parts: list[tuple[NDArray[np.int64], Arrays]]  # (texts, their vectors) of each pack
 
     @classmethod
-    def of(cls, work: Work, to_arrays: Callable[[Any], Arrays], on_pack: OnPack) -> _Encoding:
-        """The texts of this work, none of them encoded yet."""
-        return cls(work, to_arrays, on_pack, dict(work.faults), np.zeros(len(work), bool), [])
+    def of(cls, work: Work, to_arrays: Callable[[Any], Arrays], known: Encodings | None) -> GrowingEncodings:
+        """The texts of this work, encoded as far as they have vectors in `known`."""
+        growing = cls(work, to_arrays, dict(work.faults), np.zeros(len(work), bool), [])
+        if known is not None:
+            counts = np.diff(known.offsets)
+            index = np.flatnonzero(counts)
+            growing.parts.append((index, Arrays(known.values, counts[index], np.ones(len(index), bool))))
+            growing.is_done[index] = True
+        return growing
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
         """Keep what was made of a pack's texts, but for those with a number that is not finite."""
         if isinstance(output, DeviceMemoryError):
             self.faults.update(dict.fromkeys(index.tolist(), Fault("out-of-memory", output.message, output.hint)))
             return
-        tokens = int(self.work.items.lengths[index].sum())
         values, counts, is_finite = self.to_arrays(output)
         if not is_finite.all():
             values, counts, index = values[np.repeat(is_finite, counts)], counts[is_finite], index[is_finite]
         self.parts.append((index, Arrays(values, counts, is_finite)))
         self.is_done[index] = True
-        self.on_pack(len(index), tokens)
 
     def missing(self) -> NDArray[np.int64]:
         """int64: texts that have neither vectors nor a fault."""
@@ -439,18 +454,25 @@ class _Encoding:
         is_missing[list(self.faults)] = False
         return np.flatnonzero(is_missing)
 
+    def snapshot(self) -> Encodings:
+        """What there is so far; the other texts have no vectors."""
+        return self._joined(list(self.parts))
+
     def joined(self) -> Encodings:
         """The encodings in the texts' order; the parts are given up one by one, so that there is little of both."""
+        return self._joined(self.parts)
+
+    def _joined(self, parts: list[tuple[NDArray[np.int64], Arrays]]) -> Encodings:
         counts = np.zeros(len(self.work), np.int64)
-        for index, part in self.parts:
+        for index, part in parts:
             counts[index] = part.counts
         offsets = offsets_of(counts)
-        like = self.parts[0][1].values if self.parts else np.empty((0, 0), np.float32)
+        like = parts[0][1].values if parts else np.empty((0, 0), np.float32)
         values = np.empty((offsets[-1], like.shape[1]), like.dtype)
-        while self.parts:
-            index, part = self.parts.pop()
+        while parts:
+            index, part = parts.pop()
             values[ranges(offsets[index], part.counts)] = part.values
-        return Encodings(values, offsets, self.work.row_tokens(), self.work.cut, self.faults)
+        return Encodings(values, offsets, self.work.row_tokens(), self.work.cut, dict(self.faults))
 
 
 @dataclass(frozen=True)
@@ -499,19 +521,15 @@ class _Stream:
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
         """Score the rows of forwarded items, or note that they do not fit."""
-        if isinstance(output, DeviceMemoryError):
-            self.window.refuse(self._rows_of(index)[0], output)
-        else:
-            self.compare(index, output, int(self.window.work.items.lengths[index].sum()))
-
-    def compare(self, index: NDArray[np.int64], output: Any, tokens: int) -> None:
-        """Score the rows of these items, of which `tokens` tokens were read for it."""
         rows, item = self._rows_of(index)
+        if isinstance(output, DeviceMemoryError):
+            self.window.refuse(rows, output)
+            return
         work = self.window.work
         slot = None if work.slot is None else work.slot[rows]
         match = Match(np.searchsorted(self.queries, work.left[rows]), item, slot)
         self.window.raw[rows] = self.score(self.held, match, output)
-        self.window.on_pack(len(rows), tokens)
+        self.window.on_pack(len(rows), int(work.items.lengths[index].sum()))
 
     def _rows_of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(rows that need one of these items, position in `index` of the item that each needs)."""

@@ -16,8 +16,8 @@ from batchscore.runners.device import Dtype, Placement, choose_device
 from batchscore.types import Budget, ScoreType
 
 
-class SetupOptions(ModelOptions, total=False):
-    """Options of a Scorer and of a job besides what the model reads; the Scorer says what they mean."""
+class ScorerOptions(ModelOptions, total=False):
+    """Options of a Scorer besides what the model reads; the class says what they mean."""
 
     score_type: ScoreType | Literal["auto"]
     dtype: Dtype
@@ -31,12 +31,6 @@ class SetupOptions(ModelOptions, total=False):
     padded: bool
 
 
-class ScorerOptions(SetupOptions, total=False):
-    """Options of a Scorer."""
-
-    cache_mb: int
-
-
 @dataclass(frozen=True, slots=True)
 class Setup:
     """All that is decided about a model before its weights are read."""
@@ -45,7 +39,6 @@ class Setup:
     spec: ModelSpec
     placement: Placement
     budget: Budget
-    cache_mb: int
     padded: bool
     trust_remote_code: bool
 
@@ -59,7 +52,6 @@ def set_up(
     config: str | None = None,
     batch_tokens: int | None = None,
     window_rows: int = 16_384,
-    cache_mb: int = 256,
     revision: str | None = None,
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
@@ -70,12 +62,11 @@ def set_up(
     _require_choice("dtype", dtype, get_args(Dtype))
     _require_least("batch_tokens", batch_tokens, 1)
     _require_least("window_rows", window_rows, 1)
-    _require_least("cache_mb", cache_mb, 0)
     model_options = {"score_type": None if score_type == "auto" else score_type, **options}
     checkpoint, spec = open_model(model, config, model_options, revision=revision, tokenizer=tokenizer)
     placement = choose_device(device, dtype)
     budget = Budget(batch_tokens or placement.max_tokens, window_rows, workers=placement.workers)
-    return Setup(checkpoint, spec, placement, budget, cache_mb, padded, trust_remote_code)
+    return Setup(checkpoint, spec, placement, budget, padded, trust_remote_code)
 
 
 def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:

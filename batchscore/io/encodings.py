@@ -22,6 +22,8 @@ from batchscore.errors import InputError
 from batchscore.io.digests import Digests
 from batchscore.types import Encodings, Fault
 
+VECTOR, MATRIX, DIGEST = "vector", "vectors", "text_digest"  # columns of tables of encodings
+
 _DTYPES = {"F32": "<f4", "F16": "<f2", "U16": "<u2", "U64": "<u8", "I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
 
 

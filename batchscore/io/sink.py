@@ -1,7 +1,8 @@
 """The output file, which is either complete or absent.
 
 Tables go to a hidden temporary file beside it, which is renamed once it is safe on the disk. A killed run leaves no
-partial output and keeps an older one; the price is disk space for both.
+partial output and keeps an older one; the price is disk space for both. A matrix in .npy has a list of ids beside it,
+which is renamed first.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
+from batchscore.io.encodings import VECTOR
 from batchscore.io.schema import join
 from batchscore.io.storage import (
     TEMPORARY,
@@ -34,7 +39,25 @@ from batchscore.io.storage import (
     write_hint,
     writer_id,
 )
-from batchscore.io.values import KEEP_HINT, empty_table, json_values
+from batchscore.io.values import KEEP_HINT, as_text, empty_table, json_values
+
+NPY = ".npy"
+
+
+def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
+    """Sinks that each take every table of these columns, to be entered in this order; raises as `open_sink`.
+
+    For a .npy file the second one lists ids, if there are any.
+    """
+    sinks = [open_sink(path)]
+    if path.lower().endswith(NPY) and columns[0] != VECTOR:
+        sinks.append(Sink(f"{path}.ids.txt", _IdsWriter))
+    return sinks
+
+
+# A unit's texts are at most 32 MiB, so that each of them is written once however often its rows repeat it: for a query's
+# documents among those of others a third of the time and of the bytes. Arrow gives up dictionaries at 1 MiB.
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 32 << 20}
 
 
 def open_sink(path: str) -> Sink:
@@ -50,7 +73,7 @@ def require_writable(path: str) -> Callable[[str, str], _Writer]:
     if writer is None:
         raise UsageError(
             f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
-            hint="end the name with one of these; --out of score and rerank may also be a folder, with / at its end",
+            hint="end the name with one of these; --out of a job may also be a folder, with / at its end",
         )
     if is_url(path):
         require_store(split_url(path)[0])
@@ -154,7 +177,7 @@ class _ParquetWriter:
         self._file.close()
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
-        return pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        return pq.ParquetWriter(self._temporary, schema, **PARQUET_OPTIONS)
 
     def _widen(self, schema: pa.Schema) -> None:
         """Rewrite the file with `schema`, or a wider one if its rows need it, one row group at a time."""
@@ -189,9 +212,67 @@ class _JsonlWriter:
         self._file.close()
 
 
+class _NpyWriter:
+    """The vectors as one matrix, float32 [rows, dimension], for numpy and faiss; NaN where a row has none."""
+
+    def __init__(self, path: str, temporary: str) -> None:
+        self._file = open(temporary, "wb")  # noqa: SIM115  closed by `close`
+        self._rows, self._dimension = 0, 0
+
+    def write(self, table: pa.Table) -> None:
+        kind = table.schema.field(VECTOR).type if VECTOR in table.column_names else None
+        if kind is not None and pa.types.is_null(kind):
+            vectors = np.full((len(table), self._dimension), np.nan, np.float32)
+        elif kind is not None and pa.types.is_fixed_size_list(kind):
+            vectors = self._matrix(table[VECTOR].combine_chunks())
+        else:
+            raise ValueError(f"{NPY} has vectors alone, one for each row")
+        self._rows += len(vectors)
+        self._file.write(vectors.tobytes())
+
+    def _matrix(self, vectors: pa.FixedSizeListArray) -> NDArray[np.float32]:
+        if not self._dimension:
+            self._dimension = vectors.type.list_size
+            self._write_header()
+            self._file.write(np.full((self._rows, self._dimension), np.nan, np.float32).tobytes())
+        matrix = np.full((len(vectors), self._dimension), np.nan, np.float32)
+        has_one = vectors.is_valid().to_numpy(zero_copy_only=False)
+        matrix[has_one] = vectors.flatten().to_numpy().reshape(-1, self._dimension)
+        return matrix
+
+    def _write_header(self) -> None:
+        """Its length does not depend on the number of rows, for which numpy leaves room."""
+        shape = self._rows, self._dimension
+        npy.write_array_header_1_0(self._file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.seek(0)
+            self._write_header()
+            self._file.close()
+
+
+class _IdsWriter:
+    """The first column, a value a line."""
+
+    def __init__(self, path: str, temporary: str) -> None:
+        self._file = pa.output_stream(temporary, compression=None)
+
+    def write(self, table: pa.Table) -> None:
+        for value in as_text(table.column(0)).to_pylist():
+            value = value or ""
+            if len(f"{value}.".splitlines()) > 1:
+                raise ValueError(f"{table.column_names[0]} {value!r} has a line break")
+            self._file.write(f"{value}\n".encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+
 _WRITERS: dict[str, Callable[[str, str], _Writer]] = {
     **dict.fromkeys(parquet.SUFFIXES, _ParquetWriter),
     **dict.fromkeys(jsonl.SUFFIXES, _JsonlWriter),
+    NPY: _NpyWriter,
 }
 
 

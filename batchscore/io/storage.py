@@ -278,8 +278,7 @@ class LocalFolder:
             return file.read_buffer()
 
     def read_start(self, name: str, size: int) -> pa.Buffer:
-        content = self.read(name)
-        return content.slice(0, min(size, content.size))
+        return self.read(name)[:size]
 
     def read_end(self, name: str, size: int) -> pa.Buffer:
         content = self.read(name)

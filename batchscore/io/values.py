@@ -268,7 +268,8 @@ def _leaf_values(column: pa.Array) -> list[Any]:
             raw = column.cast(pa.large_binary()).to_pylist()
             values = [None if value is None else value.decode(errors="replace") for value in raw]
         return values
-    values = column.to_pylist()
+    # of half floats Arrow before 21 makes numpy's, which JSON does not take
+    values = (column.cast(pa.float32()) if pa.types.is_float16(kind) else column).to_pylist()
     if pa.types.is_decimal(kind):
         return [None if value is None else format(value, "f") for value in values]
     if values and any(isinstance(value, bytes) for value in values):

@@ -7,7 +7,7 @@ lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from batchscore.io.storage import writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks, Pass
 from batchscore.jobs.leases import Leases, Task, workers
-from batchscore.jobs.meter import Amounts, Meter
+from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, part_name
 from batchscore.jobs.shards import Shard, find_shard
 
@@ -79,16 +79,15 @@ class Agenda:
 
     def _encode(self, blocks: Blocks, wanted: Sequence[Block]) -> Iterator[Block | None]:
         mine = set(self.shard.share(wanted))
-        begun: set[int] = set()  # by this process
-        done = self.meter.amounts()
+        begun: dict[int, Block] = {}  # by this process
         while missing := blocks.missing(wanted):
             free = [block for block in missing if block.index not in begun]
             others = self._others()
-            self._expect(done, [block for block in wanted if block.index in begun], free, len(others) + 1)
+            self._expect(free, begun.values(), len(others) + 1)
             before = len(begun)
             for block in sorted(free, key=lambda block: block not in mine):
                 if (self.leases or not others or block in mine) and self._claim(blocks, block):
-                    begun.add(block.index)
+                    begun[block.index] = block
                     yield block
             if len(begun) == before:
                 self.parts.require_ours()  # else this would wait in a folder that another run has merged
@@ -106,8 +105,7 @@ class Agenda:
         """The other processes of the job that are alive."""
         return [worker for worker in workers(self.parts) if worker["process"] != writer_id()]
 
-    def _expect(self, done: Amounts, begun: Sequence[Block], free: Sequence[Block], share: int) -> None:
-        """Tell the meter what this process has to encode if all that are alive get equal shares of what is free."""
-        texts = sum(block.texts for block in begun) + sum(block.texts for block in free) // share
-        size = sum(block.size for block in begun) + sum(block.size for block in free) / share
-        self.meter.total_texts, self.meter.total_size = round(done.texts) + texts, done.size + size
+    def _expect(self, free: Sequence[Block], begun: Collection[Block], share: int) -> None:
+        """Tell the meter what this process is to encode: what it has begun, and its share of what nobody has."""
+        self.meter.total_texts = sum(block.texts for block in begun) + sum(block.texts for block in free) // share
+        self.meter.total_size = sum(block.size for block in begun) + sum(block.size for block in free) / share

@@ -8,6 +8,7 @@ who encodes it when.
     texts-document.index       digest of a text -> its number among those of its side
     block-00003.texts          the texts of a block, compressed
     block-00003.safetensors    their encodings
+    block-00003.progress       what there is of a block that was interrupted
     block-00003.lease          who is encoding it
 
 Where the encodings of all documents would fill the disk, the blocks of documents form groups. All units are scored as
@@ -159,6 +160,21 @@ class Blocks:
         note = {"job": self._job, "block": block.index, "counts": dict(counts)}
         self.folder.write(block.file(), EncodingsFile(encodings, digests, note).to_bytes())
         self._known.add(block.index)
+        self.folder.remove(block.file("progress"))
+
+    def save(self, block: Block, digests: Digests, encodings: Encodings) -> None:
+        """Keep what there is of the encodings of these texts, which are those of a block that the model reads."""
+        note = {"job": self._job, "block": block.index}
+        self.folder.write(block.file("progress"), EncodingsFile(encodings, digests, note).to_bytes())
+
+    def saved(self, block: Block, digests: Digests) -> Encodings | None:
+        """What an earlier run kept of the encodings of these very texts."""
+        name = block.file("progress")
+        with suppress(OSError, ValueError, InputError):
+            file = EncodingsFile.of_bytes(self.folder.read(name), name)
+            if file.note == {"job": self._job, "block": block.index} and np.array_equal(file.digests, digests):
+                return file.encodings
+        return None
 
     def counts(self) -> list[Mapping[str, Any]]:
         """What was counted while blocks were encoded."""

@@ -10,8 +10,10 @@ from math import inf
 from typing import Any
 
 from batchscore.errors import OutputError, RuntimeFailureError, UsageError
+from batchscore.io.sink import NPY
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
+from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -137,6 +139,34 @@ def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
         )
     if options.encode == "unit" and spec.score_type != "cross-encoder":
         raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")
+
+
+def refuse_encoding(command: Command, options: RunOptions, output: Output, spec: ModelSpec) -> None:
+    """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
+    is_matrix = not output.is_folder and output.path.lower().endswith(NPY)
+    if not isinstance(command, EncodeCommand):
+        if is_matrix:
+            raise UsageError(f"cannot write {output.path}: a score is no vector", hint="write .parquet or .jsonl")
+        return
+    if spec.score_type == "cross-encoder":
+        raise UsageError(
+            "a cross-encoder reads a query and a document together: no text has an encoding of its own",
+            hint="encode takes bi-encoders and late interaction models; score and rerank take this one",
+        )
+    if options.encode != "auto" or options.encodings_gb is not None:
+        raise UsageError(
+            "--encode and --encodings-gb are for score and rerank: encode reads each text once in each unit",
+            hint="drop them; --store keeps encodings of texts that come back in other units",
+        )
+    if is_matrix and spec.score_type == "late-interaction":
+        raise UsageError(
+            f"cannot write {output.path}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
+        )
+    if is_matrix and command.keep_columns != ():
+        raise UsageError(
+            f"cannot write {output.path} with --keep-columns: beside the matrix there are ids alone",
+            hint="drop --keep-columns, or write .parquet or .jsonl",
+        )
 
 
 def _is_same(one: str, other: str) -> bool:

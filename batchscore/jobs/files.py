@@ -14,19 +14,20 @@ from typing import Any, Literal
 from typing_extensions import Unpack
 
 from batchscore.errors import Errors, UsageError, naming_keywords
-from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
 from batchscore.jobs.run import prepare
 from batchscore.models.resolve.options import nearest
-from batchscore.scorer import SetupOptions
+from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
+from batchscore.types import Side
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FileOptions(SetupOptions, total=False):
-    """Options that both functions take: the flags of the command line, with the same defaults."""
+class FileOptions(ScorerOptions, total=False):
+    """Options that all functions take: the flags of the command line, with the same defaults."""
 
     split: str | None
     hive: bool
@@ -45,7 +46,6 @@ class FileOptions(SetupOptions, total=False):
     engine: Literal["local", "ray"]
     ray_address: str | None
     unit_rows: int  # `window_rows` of a Scorer
-    query_column: str
     document_fields: str | Sequence[str] | None  # "title,text", or names
     limit: int | None
 
@@ -53,6 +53,7 @@ class FileOptions(SetupOptions, total=False):
 class ScoreOptions(FileOptions, total=False):
     """Options of `score_files`."""
 
+    query_column: str
     document_column: str
     score_column: str
     keep_columns: str | Sequence[str]  # "all", "none", or names
@@ -62,12 +63,22 @@ class ScoreOptions(FileOptions, total=False):
 class RerankOptions(FileOptions, total=False):
     """Options of `rerank_files`."""
 
+    query_column: str
     document_column: str | None
     query_id_column: str | None
     document_id_column: str | None
     top_n: int
     return_documents: bool
     nested: bool
+
+
+class EncodeOptions(FileOptions, total=False):
+    """Options of `encode_files`."""
+
+    side: Side
+    text_column: str | None
+    id_column: str | None
+    keep_columns: str | Sequence[str]  # as in `ScoreOptions`, beside the id
 
 
 def score_files(
@@ -92,9 +103,8 @@ def score_files(
     Raises:
         BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
     """
-    kept = options.pop("keep_columns", "all")
-    columns = {"all": None, "none": ()}.get(kept, _names(kept)) if isinstance(kept, str) else tuple(kept)
-    return _run(ScoreCommand, model, inputs, out, {**options, "keep_columns": columns}, events, stop or Stop())
+    kept = _kept(options.pop("keep_columns", "all"))
+    return _run(ScoreCommand, model, inputs, out, {**options, "keep_columns": kept}, events, stop or Stop())
 
 
 def rerank_files(
@@ -108,6 +118,20 @@ def rerank_files(
 ) -> Outcome:
     """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
     return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
+
+
+def encode_files(
+    model: str,
+    inputs: Inputs,
+    out: str | os.PathLike[str],
+    *,
+    events: Events | None = None,
+    stop: Stop | None = None,
+    **options: Unpack[EncodeOptions],
+) -> Outcome:
+    """Write the vectors or matrices of texts in files, as `batchscore encode` does; arguments as in `score_files`."""
+    kept = _kept(options.pop("keep_columns", "none"))
+    return _run(EncodeCommand, model, inputs, out, {**options, "keep_columns": kept}, events, stop or Stop())
 
 
 @naming_keywords()
@@ -133,11 +157,11 @@ def _run(
     _refuse_undecodable({"model": model, **options})
     paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
-    if unknown := left.keys() - SetupOptions.__annotations__.keys():
-        known = {*ScoreOptions.__annotations__, *RerankOptions.__annotations__}
+    if unknown := left.keys() - ScorerOptions.__annotations__.keys():
+        known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    return prepare(command, {"model": os.fspath(model), "cache_mb": 0, **left}, run, events).execute(stop, events)
+    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:
@@ -147,6 +171,13 @@ def _refuse_undecodable(options: Mapping[str, Any]) -> None:
             str(value).encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"{name} {value!r} is not UTF-8", hint="write it in UTF-8") from error
+
+
+def _kept(columns: str | Sequence[str]) -> tuple[str, ...] | None:
+    """The columns to keep; None: all."""
+    if isinstance(columns, str):
+        return {"all": None, "none": ()}.get(columns, _names(columns))
+    return tuple(columns)
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:

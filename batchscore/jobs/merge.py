@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from batchscore.errors import OutputError
-from batchscore.io.sink import open_sink
+from batchscore.io.sink import open_sinks
 from batchscore.jobs.commands import COMMANDS
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -34,10 +34,15 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
         )
     command = COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
-    with closing(command.merged(parts, units, scratch)) as tables, open_sink(file) as sink:
+    with ExitStack() as stack:
+        tables = stack.enter_context(closing(command.merged(parts, units, scratch)))
+        sinks = open_sinks(file, parts.part(units[0]).schema.names)
+        for sink in sinks:
+            stack.enter_context(sink)
         for table in tables:
             stop.check()
-            sink.write(table)
+            for sink in sinks:
+                sink.write(table)
 
 
 def write_errors(parts: Parts, output: Output) -> None:

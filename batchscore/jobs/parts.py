@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.parquet import unpacked_size
+from batchscore.io.sink import PARQUET_OPTIONS
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
@@ -45,7 +46,7 @@ _KEY = b"batchscore"  # of the footer's metadata
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|lease)"
+_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
@@ -113,7 +114,9 @@ class Parts:
 
     def is_bare(self) -> bool:
         """Whether no unit has been finished or begun."""
-        return not any(name.startswith("part-") or name.endswith(".safetensors") for name in self.folder.names())
+        return not any(
+            name.startswith("part-") or name.endswith((".safetensors", "progress")) for name in self.folder.names()
+        )
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
@@ -134,7 +137,7 @@ class Parts:
         note = {"job": self.id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
-            with pq.ParquetWriter(stream, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            with pq.ParquetWriter(stream, table.schema, **PARQUET_OPTIONS, write_page_checksum=True) as writer:
                 writer.write_table(table)
                 # not as metadata of the schema: Arrow would store that a second time, with its own description of it
                 writer.add_key_value_metadata({_KEY: as_json(note)})
@@ -380,6 +383,22 @@ def _foreign(folder: Folder, names: Sequence[str], *, is_job: bool) -> str | Non
     except (pa.ArrowException, OSError, ValueError):
         return part
     return None if _KEY in metadata else part
+
+
+_OTHER_SIDE = {  # fields of the spec that do not change what the model makes of a side
+    "query": ("document_prompt", "document_length", "max_tokens_per_doc", "similarity"),
+    "document": ("query_prompt", "query_length", "max_tokens_per_query", "similarity"),
+    "pair": (),
+}
+
+
+def encoding_fingerprint(job: Fingerprint, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+    """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
+
+    It is a part of the job's fingerprint, without what is said about the other side alone.
+    """
+    fields = {name: value for name, value in job["model"].items() if name not in _OTHER_SIDE[side]}
+    return {"side": side, "model": fields, "files": job["files"], "dtype": job["dtype"]}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

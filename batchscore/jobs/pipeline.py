@@ -28,10 +28,10 @@ from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts
-from batchscore.jobs.scoring import CompareEncodings, ForwardNewPairs, ForwardPairs, Method, Prepared, Scored
+from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Encodings, Faults, Scores
+from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
 
 T = TypeVar("T")
 OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
@@ -99,15 +99,37 @@ class Pipeline:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
             for block, prepared in prefetch(self._prepared(blocks), self.stop):
-                self.meter.add_texts(block, prepared.from_store, 0)
-                on_pack = partial(self.meter.add_texts, block)
                 with self.meter.timed("forward"):
-                    encodings = self._encoder.encode(prepared, on_pack, self.stop)
+                    encodings = self._encode(block, prepared)
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(self._write_block, block, prepared, encodings, on_done)
             if writing is not None:
                 writing.result()
+
+    def _encode(self, block: Block, prepared: PreparedTexts) -> Encodings:
+        """The encodings of a block; what there is of them is saved now and then, and if the run ends early."""
+        assert self.blocks is not None
+        self.meter.add_texts(block, prepared.from_store, 0)
+        if prepared.work is None:
+            return self._encoder.encode(prepared, partial(self.meter.add_texts, block), self.stop)
+        blocks, digests = self.blocks, prepared.digests[prepared.new]
+        growing = self.scorer.batcher.begin(prepared.work, blocks.saved(block, digests))
+        self.meter.add_texts(block, int(growing.is_done.sum()), 0)
+        timer = _Timer()
+
+        def on_pack(texts: int, tokens: int) -> None:
+            self.meter.add_texts(block, texts, tokens)
+            if timer.is_due():
+                blocks.save(block, digests, growing.snapshot())
+
+        try:
+            return self._encoder.encode(prepared, on_pack, self.stop, growing)
+        except BaseException:
+            with suppress(RuntimeFailureError):  # a full disk must not hide what came first
+                if growing.is_done.any():
+                    blocks.save(block, digests, growing.snapshot())
+            raise
 
     def _prepared(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, PreparedTexts]]:
         """Blocks read and tokenized."""
@@ -142,7 +164,7 @@ class Pipeline:
                 rows = self.command.load(self.source, task.unit)
             self._refuse(rows.bad_rows)
             compare = CompareEncodings(self.scorer.batcher, self.blocks)
-            prepared = compare.prepare(rows.pairs)
+            prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
             before = self.blocks.saved_pass(task) if task.group else compare.blank(prepared)
             on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
             with self.meter.timed("forward"):
@@ -163,10 +185,7 @@ class Pipeline:
 
     @cached_property
     def _method(self) -> Method:
-        batcher = self.scorer.batcher
-        if self.blocks:
-            return CompareEncodings(batcher, self.blocks)
-        return ForwardNewPairs(batcher, self.shelves["pair"]) if self.shelves else ForwardPairs(batcher)
+        return choose_method(self.command, self.scorer.batcher, self.blocks, self.shelves)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -192,7 +211,7 @@ class Pipeline:
                         growing.save(self.parts)
 
     def _begin(self, rows: UnitRows) -> _GrowingUnit:
-        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self.scorer.batcher.num_scores)
+        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self._method.num_scores)
         return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
@@ -236,14 +255,15 @@ class Pipeline:
 
     def _on_pack(self, growing: _GrowingUnit, rows_a_pair: float, pairs: int, tokens: int) -> None:
         self.meter.add(pairs * rows_a_pair, tokens)
-        if growing.save_due():
+        if growing.timer.is_due():
             growing.save(self.parts)
 
     def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
         unit = growing.rows.unit
         with self.meter.timed("write"):
-            pairs, scores = growing.joined()
-            table, table_counts = growing.rows.table(pairs, scores, keep_bad=self.errors == "null")
+            pairs, results = growing.joined()
+            joined = self._method.join(results)
+            table, table_counts = growing.rows.table(pairs, joined, keep_bad=self.errors == "null")
             bad_rows = growing.bad_rows
             counts: Counts = {
                 "rows": unit.rows,
@@ -272,6 +292,22 @@ class _Window:
         return self.stop == len(self.rows.pairs)
 
 
+class _Timer:
+    """Tells when it is time to save."""
+
+    def __init__(self) -> None:
+        self._saved = monotonic()
+        self._lock = Lock()
+
+    def is_due(self) -> bool:
+        """Whether it is time; True in one thread."""
+        with self._lock:
+            if monotonic() - self._saved < _SAVE_SECONDS:
+                return False
+            self._saved = monotonic()
+            return True
+
+
 class _GrowingUnit:
     """A unit on its way to a part."""
 
@@ -281,15 +317,14 @@ class _GrowingUnit:
         self.raw = raw  # [pairs, k], NaN: not scored yet
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
-        self._scored: list[tuple[NDArray[np.int64], Scores]] = []
-        self._saved = monotonic()
-        self._lock = Lock()
+        self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
+        self.timer = _Timer()
 
     def add(self, window: _Window, scored: Scored, bad_rows: Sequence[BadRow]) -> None:
         """Take the scores of a window."""
         self._bad_rows += bad_rows
         good = good_rows(window.stop - window.start, scored.outcome.faults)
-        scores = scored.scores.rows(good)
+        scores = scored.scores.take(good)
         self._scored.append((window.start + good, scores))
         if scored.from_store is not None:
             self.counts["from_store"] = self.counts.get("from_store", 0) + scored.from_store
@@ -313,18 +348,10 @@ class _GrowingUnit:
         if np.isfinite(self.raw).any():
             parts.save_scores(self.rows.unit, self.raw)
 
-    def save_due(self) -> bool:
-        """Whether it is time to save; True in one thread."""
-        with self._lock:
-            if monotonic() - self._saved < _SAVE_SECONDS:
-                return False
-            self._saved = monotonic()
-            return True
-
-    def joined(self) -> tuple[NDArray[np.int64], Scores]:
-        """(pairs that have a score, their scores)."""
+    def joined(self) -> tuple[NDArray[np.int64], list[Scores | Encodings]]:
+        """(pairs that have a score, their scores window by window)."""
         pairs = [pairs for pairs, _ in self._scored]
-        return np.concatenate([np.empty(0, np.int64), *pairs]), Scores.concat([scores for _, scores in self._scored])
+        return np.concatenate([np.empty(0, np.int64), *pairs]), [scores for _, scores in self._scored]
 
 
 def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
 from batchscore.jobs.options import EncodeChoice
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Parts, encoding_fingerprint
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
@@ -28,11 +28,6 @@ from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
 from batchscore.types import SIDES
 
-_OTHER_SIDE = {  # fields of the spec that do not change what the model makes of a side
-    "query": ("document_prompt", "document_length", "max_tokens_per_doc", "similarity"),
-    "document": ("query_prompt", "query_length", "max_tokens_per_query", "similarity"),
-    "pair": (),
-}
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
@@ -68,19 +63,8 @@ class Plan:
         }
 
     def encoding_fingerprint(self, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
-        """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
-
-        What is said about the other side alone does not change them.
-        """
-        fields = {name: field["value"] for name, field in self.setup.spec.describe().items()}
-        for name in _OTHER_SIDE[side]:
-            del fields[name]
-        return {
-            "side": side,
-            "model": fields,
-            "files": self.fingerprint["files"],
-            "dtype": self.setup.placement.dtype,
-        }
+        """As the function of this name has it from the fingerprint of a job."""
+        return encoding_fingerprint(self.fingerprint, side)
 
     def shelves(self, store: str | None) -> dict[str, Shelf]:
         """What a store has of this model, by side; UsageError if it is a URL. None without a store."""

@@ -1,4 +1,4 @@
-"""What scoring adds to tables: columns beside the input's for `score`, candidates of queries for `rerank`."""
+"""What a model adds to tables: columns beside the input's for `score` and `encode`, candidates for `rerank`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.values import encode
-from batchscore.types import Texts, offsets_of
+from batchscore.types import Encodings, Texts, offsets_of
 
 
 def rows_with_scores(
-    table: pa.Table, rows: NDArray[np.int64], columns: Mapping[str, NDArray[Any]], *, keep_others: bool
+    table: pa.Table, rows: NDArray[np.int64], columns: Mapping[str, Any], *, keep_others: bool
 ) -> pa.Table:
-    """`table` with further columns, whose values are those of `rows`; other rows are left out, or have null there."""
-    values = {name: pa.array(column) for name, column in columns.items()}
+    """`table` with further columns, whose values are those of `rows`; other rows are left out, or have null there.
+
+    A column is an array of numpy or Arrow.
+    """
+    values = {name: pa.array(column) if isinstance(column, np.ndarray) else column for name, column in columns.items()}
     if not table.num_columns and not keep_others:
         return pa.table(values)  # Arrow loses the length of a table without columns that rows are taken of
     if keep_others and len(rows) < len(table):
@@ -32,6 +35,29 @@ def rows_with_scores(
     for name, column in values.items():
         table = table.append_column(name, column)
     return table
+
+
+def vectors(encodings: Encodings) -> pa.Array:
+    """A fixed-size list for each text, each of which has one vector; nulls if there are none, whose size is unknown."""
+    values, dimension = _floats(encodings), encodings.values.shape[1]
+    if not dimension:
+        return pa.nulls(len(encodings))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimension)
+
+
+def matrices(encodings: Encodings) -> pa.Array:
+    """A list of fixed-size lists for each text."""
+    values, dimension = _floats(encodings), encodings.values.shape[1]
+    if not dimension:
+        return pa.nulls(len(encodings))
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dimension)
+    return pa.ListArray.from_arrays(pa.array(encodings.offsets, pa.int32()), rows)
+
+
+def _floats(encodings: Encodings) -> NDArray[Any]:
+    """float32 or float16 [vectors, dim]: the vectors; bfloat16 as float32."""
+    values = encodings.values
+    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
 
 
 def encode_ids(ids: pa.ChunkedArray, place: str) -> tuple[NDArray[np.int64], pa.Array]:

@@ -22,7 +22,7 @@ from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
 from batchscore.jobs.blocks import Block, Blocks, open_blocks
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
-from batchscore.jobs.commands import Command
+from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.base import UnitRows, input_order
 from batchscore.jobs.events import End, Events, Outcome, Silent
 from batchscore.jobs.leases import Leases, Presence, Task, workers
@@ -75,6 +75,8 @@ class PreparedJob:
         units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
+        if isinstance(command, EncodeCommand):
+            return Division(units, "unit", "its encoding is what the unit is for")
         if encode == "auto" and self.options.store is not None:
             return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
@@ -136,6 +138,7 @@ def prepare(
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
     checks.refuse_encoding_pairs(options, setup.spec)
     checks.refuse_store(options, setup.spec)
+    checks.refuse_encoding(command, options, output, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))

@@ -1,11 +1,11 @@
-"""How the rows of a window get their scores: by forwards of their own, or from encodings that are there."""
+"""How a window gets its scores or encodings: by forwards of its own, or from encodings that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,11 @@ from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.io.digests import Digests, digests_of
 from batchscore.io.store import Shelf
 from batchscore.jobs.blocks import Blocks
+from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.jobs.commands.encode import Encoded
+from batchscore.jobs.encoding import Encoder
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, Outcome, Pairs, Scores, Work, ranges
+from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Work, ranges
 
 _SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
@@ -32,10 +35,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A window's scores."""
+    """A window's scores, or its rows' encodings."""
 
     outcome: Outcome
-    scores: Scores
+    scores: Scores | Encodings
     texts: int  # that the model read for it
     tokens: int
     from_store: int | None = None  # pairs whose scores a store had; None: there is no store
@@ -44,18 +47,55 @@ class Scored:
 class Method(Protocol):
     """How windows are scored."""
 
-    def prepare(self, pairs: Pairs) -> Prepared:
+    @property
+    def num_scores(self) -> int:
+        """Raw scores of a row, which are saved now and then; 0: a unit is done anew after an interruption."""
+
+    def prepare(self, pairs: Any) -> Prepared:
         """Do what needs no scores. Called in another thread, while the window before is scored."""
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Score a window; `raw`, float32 [pairs, k], has what is known already and is filled in pack by pack."""
 
+    def join(self, windows: Sequence[Any]) -> Any:
+        """What a unit's table is made of: the scores of all its windows."""
+
+
+def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None, shelves: Mapping[str, Shelf]) -> Method:
+    """How the units of a command are done.
+
+    Args:
+        command: what is made of them.
+        batcher: the model.
+        blocks: of a job whose texts are encoded once.
+        shelves: of the store, if there is one.
+    """
+    if isinstance(command, EncodeCommand):
+        return EncodeTexts(Encoder(batcher, shelves))
+    if blocks:
+        return CompareEncodings(batcher, blocks)
+    return ForwardNewPairs(batcher, shelves["pair"]) if shelves else ForwardPairs(batcher)
+
 
 @dataclass(frozen=True, slots=True)
-class ForwardPairs:
-    """The model reads what the window needs."""
+class _ScorePairs:
+    """What methods that score have in common."""
 
     batcher: Batcher
+
+    @property
+    def num_scores(self) -> int:
+        """Raw scores of a row."""
+        return self.batcher.num_scores
+
+    def join(self, windows: Sequence[Scores]) -> Scores:
+        """The scores of all windows."""
+        return Scores.concat(windows)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPairs(_ScorePairs):
+    """The model reads what the window needs."""
 
     def prepare(self, pairs: Pairs) -> Prepared:
         """Tokenize."""
@@ -72,10 +112,9 @@ class ForwardPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardNewPairs:
+class ForwardNewPairs(_ScorePairs):
     """The model reads the pairs that the store does not have, and the store gets their raw scores."""
 
-    batcher: Batcher
     shelf: Shelf
 
     def prepare(self, pairs: Pairs) -> Prepared:
@@ -132,10 +171,9 @@ def _pair_digests(pairs: Pairs) -> Digests:
 
 
 @dataclass(frozen=True, slots=True)
-class CompareEncodings:
+class CompareEncodings(_ScorePairs):
     """The texts of the job are encoded already, and no model runs."""
 
-    batcher: Batcher
     blocks: Blocks
 
     def prepare(self, pairs: Pairs) -> Prepared:
@@ -194,3 +232,27 @@ class CompareEncodings:
             some = documents[start:stop]
             yield some, order[ranges(starts[some], starts[some + 1] - starts[some])]
             start, before = stop, int(ends[stop - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTexts:
+    """The model reads each distinct text of the window, and the encodings are what is written."""
+
+    encoder: Encoder
+
+    num_scores: ClassVar[int] = 0
+
+    def prepare(self, rows: OneSide) -> Prepared:
+        """Tokenize."""
+        return Prepared(len(rows), {}, (self.encoder.prepare(rows.texts.values, rows.side), rows.texts.codes))
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Encode."""
+        texts, codes = window.content
+        rows = self.encoder.encode(texts, on_pack, stop).take(codes)
+        from_store = texts.from_store if self.encoder.shelves else None
+        return Scored(Outcome(raw, rows.faults), rows, len(texts.new), texts.tokens, from_store)
+
+    def join(self, windows: Sequence[Encodings]) -> Encoded:
+        """The encodings of all windows."""
+        return Encoded(Encodings.concat(windows), is_matrix=self.encoder.batcher.spec.score_type == "late-interaction")

@@ -46,9 +46,8 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
     for unit in picked:
         on_step()
-        pairs = command.load_pairs(source, units[unit]).pairs
-        for side, texts in zip(SIDES, (pairs.queries.values, pairs.documents.values), strict=True):
-            digests = digests_of(texts)
+        for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
+            digests = digests_of(texts.values)
             sizes[side].append(len(digests))
             _add_new(together[side], digests)
     read = distinct = 0.0
@@ -104,8 +103,8 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_unit: 
         for unit in parts.units:
             rows = command.load_pairs(source, unit)
             on_unit(rows)
-            for side, texts in zip(SIDES, (rows.pairs.queries.values, rows.pairs.documents.values), strict=True):
-                sides[side].add(texts)
+            for side, texts in rows.pairs.sides.items():
+                sides[side].add(texts.values)
         for collected in sides.values():
             collected.finish()
     description = describe(parts.id, blocks, room.groups(blocks))

@@ -22,7 +22,6 @@ from batchscore.models.text.prompts import shortened, shortened_side, side_work
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.runners.batch import Batch, Call, collate
-from batchscore.runners.cache import OutputCache
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.types import Fault, Items, Pairs, Side, Work
 
@@ -72,12 +71,6 @@ class Runner(Protocol):
     def forward(self, batch: Batch) -> Any:
         """The outputs of a pack."""
 
-    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Any]:
-        """(bool [n], which sequences need no forward; their output as of one pack, None if there are none)."""
-
-    def remember(self, items: Items, index: Index, output: Any) -> None:
-        """Keep a pack's output for `recall`."""
-
     def hold(self, packs: Sequence[Index], outputs: Sequence[Any]) -> Any:
         """Join the outputs of several packs in the order of their items."""
 
@@ -106,7 +99,6 @@ class BaseRunner:
     tokenizer: TextTokenizer
     model: LoadedModel
     device: str
-    cache: OutputCache
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
 
     num_scores = 1
@@ -257,16 +249,6 @@ class BaseRunner:
         """Give back what the device's allocator keeps for later."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-
-    # ---- outputs that come back
-
-    def recall(self, items: Items, index: Index) -> tuple[NDArray[np.bool_], Tensor | None]:
-        """Sequences whose output is still in the cache."""
-        return self.cache.find(items, index)
-
-    def remember(self, items: Items, index: Index, output: Any) -> None:
-        """Put a pack's output into the cache."""
-        self.cache.add(items, index, output)
 
 
 _NO_TOKENS = Fault(

@@ -22,7 +22,6 @@ from batchscore.models.weights import UncheckedError
 from batchscore.runners.attention import PACKED
 from batchscore.runners.base import BaseRunner, Runner
 from batchscore.runners.bi_encoder import BiEncoder
-from batchscore.runners.cache import OutputCache
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
@@ -65,7 +64,6 @@ def build_runner(
     spec: ModelSpec,
     placement: Placement,
     *,
-    cache_mb: int,
     padded: bool,
     trust_remote_code: bool,
 ) -> Runner:
@@ -80,13 +78,11 @@ def build_runner(
         packed_attention=None if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
-    # two bodies give one text two outputs, which the cache could not tell apart
-    cache = OutputCache(cache_mb * 2**20 if len(model.bodies) == 1 else 0, placement.device)
     known = spec.architecture in ARCHITECTURES
     if spec.per_sequence and not known:
         model = replace(model, layout="even")  # right whatever its layers do with padding
     else:
-        probe = _Probe(BaseRunner(spec, template, tokenizer, model, placement.device, cache, None))
+        probe = _Probe(BaseRunner(spec, template, tokenizer, model, placement.device, None))
         model = replace(model, layout=probe.layout(known=known))
     # `is_decoder` makes an encoder causal, and a first token sees itself alone
     first_alone = model.layout == "flat" and spec.layers and not getattr(model.bodies[0].config, "is_decoder", False)
@@ -96,7 +92,7 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
-    runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, cache, last_layer)
+    runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, last_layer)
     runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 

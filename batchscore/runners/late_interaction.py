@@ -16,7 +16,7 @@ from batchscore.models.similarity import maxsim
 from batchscore.models.text.prompts import text_work
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
-from batchscore.types import Items, Pairs, Work, offsets_of, ranges
+from batchscore.types import Pairs, Work, offsets_of, ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,6 @@ class LateInteraction(BaseRunner):
         vectors: Tensor = self.model.head(self.kept_states(batch))[:, : self.spec.dimensions or None]
         vectors = normalize(vectors, dim=1) if self.spec.normalize else vectors
         return Matrices(vectors.to(self._dtype), np.array(batch.kept_sizes, np.int64))
-
-    def remember(self, items: Items, index: Index, output: Matrices) -> None:
-        """Nothing: a vector a token would fill the memory at once."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Matrices]) -> Matrices:
         """Matrices in item order."""

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from batchscore.models.text.rendered import list_work
 from batchscore.runners.base import BaseRunner, Index, Match
 from batchscore.runners.batch import Batch
-from batchscore.types import Items, Pairs, Work, offsets_of
+from batchscore.types import Pairs, Work, offsets_of
 
 
 class Listwise(BaseRunner):
@@ -28,9 +28,6 @@ class Listwise(BaseRunner):
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""
         vectors: Tensor = self.model.head(self.kept_states(batch))
         return [cosine_similarity(part[-1:], part[:-1], dim=1) for part in vectors.split(batch.kept_sizes)]
-
-    def remember(self, items: Items, index: Index, output: Sequence[Tensor]) -> None:
-        """Nothing: a list rarely comes back."""
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[object]) -> None:
         """Nothing: a prompt has no other side."""

@@ -50,7 +50,7 @@ def verify_model(
     Raises:
         BatchscoreError: as Scorer; also if the library that was asked for has no score to compare with.
     """
-    chosen: ScorerOptions = {"dtype": "float32", **options, "cache_mb": 0}
+    chosen: ScorerOptions = {"dtype": "float32", **options}
     setup = set_up(model, **chosen)
     spec = setup.spec
     libraries = _libraries(setup, reference)

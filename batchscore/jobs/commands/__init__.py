@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows
+from batchscore.jobs.commands.encode import EncodeCommand
 from batchscore.jobs.commands.rerank import RerankCommand
 from batchscore.jobs.commands.score import ScoreCommand
 
-COMMANDS: dict[str, type[ScoreCommand | RerankCommand]] = {
-    command.name: command for command in (ScoreCommand, RerankCommand)
+COMMANDS: dict[str, type[ScoreCommand | RerankCommand | EncodeCommand]] = {
+    command.name: command for command in (ScoreCommand, RerankCommand, EncodeCommand)
 }
 
-__all__ = ["COMMANDS", "BadRow", "Command", "Counts", "RerankCommand", "ScoreCommand", "UnitRows"]
+__all__ = ["COMMANDS", "BadRow", "Command", "Counts", "EncodeCommand", "RerankCommand", "ScoreCommand", "UnitRows"]

@@ -14,7 +14,7 @@ from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import Parts
-from batchscore.types import Fault, Faults, Pairs, Scores
+from batchscore.types import Fault, Faults, OneSide, Pairs
 
 Counts = dict[str, Any]
 
@@ -57,16 +57,19 @@ class UnitRows(Protocol):
     @property
     def unit(self) -> Unit: ...
     @property
-    def pairs(self) -> Pairs: ...  # of the rows that have both texts
+    def pairs(self) -> Pairs | OneSide: ...  # of the rows that have their texts
     @property
     def bad_rows(self) -> Sequence[BadRow]: ...  # of the others
     def bad_row(self, pair: int, fault: Fault) -> BadRow: ...
-    def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
-        """(the unit's part, further counts); `scores` are those of `pairs`, rows without one stay if `keep_bad`."""
+    def table(self, pairs: NDArray[np.int64], scores: Any, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
+        """(the unit's part, further counts); `scores` are those of `pairs`, rows without one stay if `keep_bad`.
+
+        What `scores` are is for the method to say that makes them (`jobs/scoring.py`): `Scores`, or `Encoded` texts.
+        """
 
 
 class Command(Protocol):
-    """What `score` or `rerank` does to the units of a job. Its fields are JSON-able: they describe the job."""
+    """What `score` and the like do to the units of a job. Its fields are JSON-able: they describe the job."""
 
     name: ClassVar[str]
 
