@@ -162,29 +162,24 @@ class Blocks:
         return numbers
 
     def take(self, side: Side, numbers: NDArray[np.int64]) -> Encodings:
-        """The encodings of texts, in this order; their blocks must be there.
+        """The encodings of texts whose numbers ascend; their blocks must be there.
 
         Raises:
             RuntimeFailureError: a block is damaged; it is removed.
         """
-        order, parts = np.argsort(numbers, kind="stable"), []
-        for block, texts in self._by_block(side, numbers[order]):
-            parts.append(self._encodings(block).take(texts))
-        return Encodings.concat(parts).take(np.argsort(order, kind="stable"))
+        return Encodings.concat([self._encodings(block).take(texts) for block, texts in self._by_block(side, numbers)])
 
     def sizes(self, side: Side, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 [n]: bytes of the encodings of texts; errors as `take`."""
-        order, sizes = np.argsort(numbers, kind="stable"), np.empty(len(numbers), np.int64)
-        parts = []
-        for block, texts in self._by_block(side, numbers[order]):
+        """int64 [n]: bytes of the encodings of texts whose numbers ascend; errors as `take`."""
+        sizes = [np.empty(0, np.int64)]
+        for block, texts in self._by_block(side, numbers):
             encodings = self._encodings(block)
             width = encodings.values.itemsize * encodings.values.shape[1]
-            parts.append(np.diff(encodings.offsets)[texts] * width)
-        sizes[order] = np.concatenate([np.empty(0, np.int64), *parts])
-        return sizes
+            sizes.append(np.diff(encodings.offsets)[texts] * width)
+        return np.concatenate(sizes)
 
     def _by_block(self, side: Side, numbers: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-        """(block, which of its texts) of texts in ascending order."""
+        """(block, which of its texts) of texts whose numbers ascend."""
         blocks = np.searchsorted(self._starts[side], numbers, side="right") - 1
         for rows in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(blocks)) + 1):
             if len(rows):

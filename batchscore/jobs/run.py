@@ -276,16 +276,12 @@ class _Run:
         room = Room.of(job.plan.setup, job.options.encodings_gb, parts.folder)
         while (blocks := open_blocks(parts.folder, parts.id)) is None:
             if leases is None or leases.claim_survey():
-                survey(parts, job.plan.command, job.source, room, self._on_surveyed)
+                survey(parts, job.plan.command, job.source, room, self.meter.add_surveyed, self.stop)
             else:
                 self.stop.check()
                 sleep(_POLL_SECONDS)
         self.events.note(text_line(blocks, parts.rows, room))
         return blocks
-
-    def _on_surveyed(self, rows: int) -> None:
-        self.stop.check()
-        self.meter.add_surveyed(rows)
 
     @contextmanager
     def _doing(

@@ -18,7 +18,7 @@ from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
 from batchscore.jobs.encoding import Encoder
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Work, ranges
+from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
 
 _SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
@@ -178,9 +178,15 @@ class CompareEncodings(_ScorePairs):
 
     def prepare(self, pairs: Pairs) -> Prepared:
         """Find the texts' numbers."""
-        sides = pairs.queries, pairs.documents
-        numbers = self.blocks.find("query", sides[0].values), self.blocks.find("document", sides[1].values)
-        return Prepared(len(pairs), {}, (numbers, sides[0].codes, sides[1].codes))
+        queries, left = self._numbered("query", pairs.queries)
+        documents, right = self._numbered("document", pairs.documents)
+        return Prepared(len(pairs), {}, (queries, documents, left, right))
+
+    def _numbered(self, side: Side, texts: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(numbers of the texts, which of these each row has); they ascend, so that blocks are read front to back."""
+        numbers = self.blocks.find(side, texts.values)
+        order = np.argsort(numbers)
+        return numbers[order], np.argsort(order)[texts.codes]
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Compare."""
@@ -196,7 +202,7 @@ class CompareEncodings(_ScorePairs):
 
     def fill(self, window: Prepared, rows: Encodings, group: int, on_pack: OnPack, stop: Stop) -> Encodings:
         """The same rows, those whose documents are in this group with their scores."""
-        (query_numbers, document_numbers), left, right = window.content
+        query_numbers, document_numbers, left, right = window.content
         queries = self.blocks.take("query", query_numbers)
         values, tokens, cut, faults = rows.values.copy(), rows.tokens.copy(), rows.cut.copy(), dict(rows.faults)
         for documents, some in self._parts(document_numbers, right, group):

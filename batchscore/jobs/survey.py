@@ -22,7 +22,9 @@ from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, describe, index_file
 from batchscore.jobs.commands.base import Command
 from batchscore.jobs.parts import TEXTS, Division, Parts
+from batchscore.jobs.pipeline import prefetch
 from batchscore.jobs.room import Room
+from batchscore.stop import Stop
 from batchscore.types import SIDES, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
@@ -77,7 +79,9 @@ def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
     return new
 
 
-def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: Callable[[int], None]) -> None:
+def survey(
+    parts: Parts, command: Command, source: Source, room: Room, on_step: Callable[[int], None], stop: Stop
+) -> None:
     """Collect the distinct texts of a job and write them into its folder in blocks.
 
     Several processes may do this at once: they write the same files.
@@ -88,16 +92,19 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: 
         source: the input.
         room: what encodings take and may take.
         on_step: called with the rows that were read since the last call.
+        stop: ends it between two units.
 
     Raises:
+        StoppedError: `stop` was requested.
         UsageError: there is no room even for the queries.
     """
     folder = parts.folder
     with tempfile.TemporaryDirectory(prefix=".texts-", dir=folder.path if folder.is_local else None) as scratch:
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
-        for unit in parts.units:
-            for side, texts in command.pairs(source, unit).sides.items():
+        read = ((unit, command.pairs(source, unit)) for unit in parts.units)
+        for unit, pairs in prefetch(read, stop):
+            for side, texts in pairs.sides.items():
                 sides[side].add(texts.values)
             on_step(unit.rows)
         for collected in sides.values():
