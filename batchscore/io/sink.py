@@ -55,8 +55,8 @@ def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
     return sinks
 
 
-# A unit's texts are at most 32 MiB, so that each of them is written once however often its rows repeat it: for a query's
-# documents among those of others a third of the time and of the bytes. Arrow gives up dictionaries at 1 MiB.
+# The texts of a unit are at most 32 MiB: each is written once however often rows repeat it. Arrow's 1 MiB is too small
+# for the documents of a few queries, which took three times as long and as many bytes.
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 32 << 20}
 
 

@@ -279,7 +279,7 @@ class _Run:
         room = Room.of(job.plan.setup, job.options.encodings_gb, parts.folder)
         while (blocks := open_blocks(parts.folder, parts.id)) is None:
             if leases is None or leases.claim_survey():
-                survey(parts, job.plan.command, job.source, room, self._on_surveyed)
+                survey(parts, job.plan.command, job.source, room, self._on_surveyed, self.stop)
             else:
                 self.stop.check()
                 parts.require_ours()  # else this would wait in a folder that another run has merged
@@ -289,7 +289,6 @@ class _Run:
 
     def _on_surveyed(self, rows: UnitRows) -> None:
         """Count a unit whose texts were read; an error of its rows that would end the job does so before the rest."""
-        self.stop.check()
         self.meter.add_surveyed(rows.unit.rows)
         if rows.bad_rows and self.job.options.errors == "fail":
             raise min(rows.bad_rows, key=input_order).error()
