@@ -179,8 +179,8 @@ class CompareEncodings(_ScorePairs):
     def prepare(self, pairs: Pairs) -> Prepared:
         """Find the texts' numbers."""
         sides = pairs.queries, pairs.documents
-        numbers = self.blocks.find("query", sides[0].values), self.blocks.find("document", sides[1].values)
-        return Prepared(len(pairs), {}, (numbers, sides[0].codes, sides[1].codes))
+        found = self.blocks.find("query", sides[0].values), self.blocks.find("document", sides[1].values)
+        return Prepared(len(pairs), {}, (found, sides[0].codes, sides[1].codes))
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Compare."""
@@ -196,11 +196,13 @@ class CompareEncodings(_ScorePairs):
 
     def fill(self, window: Prepared, rows: Encodings, group: int, on_pack: OnPack, stop: Stop) -> Encodings:
         """The same rows, those whose documents are in this group with their scores."""
-        (query_numbers, document_numbers), left, right = window.content
-        queries = self.blocks.take("query", query_numbers)
+        if not window.size:
+            return rows
+        (of_queries, (numbers, digests)), left, right = window.content
+        queries = self.blocks.take("query", *of_queries)
         values, tokens, cut, faults = rows.values.copy(), rows.tokens.copy(), rows.cut.copy(), dict(rows.faults)
-        for documents, some in self._parts(document_numbers, right, group):
-            encodings = self.blocks.take("document", document_numbers[documents])
+        for documents, some in self._parts(numbers, right, group):
+            encodings = self.blocks.take("document", numbers[documents], digests[documents])
             inside = np.searchsorted(documents, right[some])
             outcome = self.batcher.compare(queries, encodings, left[some], inside, stop=stop)
             values[some] = outcome.raw
