@@ -101,7 +101,8 @@ def _encode_again(check: ShelfCheck, sample: int, on_step: Callable[[str], None]
     chosen = [kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, sample).astype(int))]
     on_step(f"loading  {check.shelf.model} to encode {len(chosen)} texts ({check.shelf.side}) again")
     try:
-        keywords = {**check.shelf.about.get("scorer", {}), "device": "auto"}  # it may be another machine
+        # this may be another machine, and whoever wrote to the store does not decide what code it runs
+        keywords = {**check.shelf.about.get("scorer", {}), "device": "auto", "trust_remote_code": False}
         with closing(Scorer(check.shelf.model, **keywords)) as scorer:
             check.tolerance = max(_TOLERANCES[scorer.placement.dtype], _stored_tolerance(whole[0]))
             now = _encoded(scorer, check.shelf.side, [text for _, (_, text) in chosen])
