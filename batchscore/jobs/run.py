@@ -39,7 +39,6 @@ from batchscore.jobs.shards import Shard
 from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
-from batchscore.models.open import pinned_options
 from batchscore.scorer import Scorer, Setup, set_up
 from batchscore.stop import Stop
 
@@ -84,22 +83,11 @@ class PreparedJob:
         return Division(units, encode, "asked for")
 
     def for_worker(self) -> WorkerJob:
-        """What another process needs to score units of this job.
-
-        It fixes what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
-        its branch may have moved on, and the date that a template prints.
-        """
-        setup = self.plan.setup
-        pinned = pinned_options(setup.checkpoint, setup.spec)
-        scorer = {**self.plan.scorer, "dtype": setup.placement.dtype, **pinned}
+        """What another process needs to do tasks of this job."""
+        options, plan = self.options, self.plan
+        addresses, folder = self.source.addresses(), self.output.parts
         return WorkerJob(
-            self.plan.command,
-            scorer,
-            self.source.addresses(),
-            self.output.parts,
-            self.options.errors,
-            self.options.encode,
-            self.options.store,
+            plan.command, plan.pinned_scorer, addresses, folder, options.errors, options.encode, options.store
         )
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
