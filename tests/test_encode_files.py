@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from typer.testing import CliRunner
 import jobs
 from batchscore import Scorer, encode_files, score_files
 from batchscore.cli.main import app
-from batchscore.errors import InputError, OutputError, UsageError
+from batchscore.engine.batcher import Batcher
+from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io.digests import digests_of
 from batchscore.io.sink import open_sinks
 from batchscore.io.source import open_source
@@ -28,6 +30,7 @@ from batchscore.jobs.events import Outcome
 from batchscore.jobs.results import matrices
 from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.types import Encodings
+from threads import one_thread
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -326,21 +329,30 @@ def test_parts_shards_and_a_resumed_run_give_the_bytes_of_one_run(tiny: Tiny) ->
         encode(tiny("bert_mean"), "in.parquet", "parts/", unit_rows=16, side="query")
 
 
-@pytest.mark.slow
-def test_killed_and_run_again_the_output_is_the_same(tiny: Tiny) -> None:
-    jobs.write_rows("in.parquet", jobs.random_rows(1_500))
-    options = ["encode", "--model", tiny("bert_mean"), "--dtype", "float32", "--in", "in.parquet", "--unit-rows", "50"]
-    run = jobs.start(*options, "--out", "out.npy")
-    jobs.wait_until(lambda: len(jobs.parts(".out.npy.parts")) > 3)
-    run.kill()
-    run.communicate()
-    assert 0 < len(jobs.parts(".out.npy.parts")) < 30
-    for out in ("out.npy", "whole.npy"):
-        code, said = jobs.finish(*options, "--out", out)
-        assert code == 0, said
+@pytest.mark.parametrize("name", ["bert_mean", "colbert"])
+def test_a_unit_that_was_interrupted_goes_on_where_it_was(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    jobs.write_rows("in.parquet", jobs.random_rows(80))
+    options: dict[str, Any] = {"batch_tokens": 64, "unit_rows": 50}
+    with one_thread():
+        whole = encode(tiny(name), "in.parquet", "whole.parquet", **options)
+        forward, packs = Batcher._forward, count()
 
-    for suffix in ("", ".ids.txt"):
-        assert Path(f"out.npy{suffix}").read_bytes() == Path(f"whole.npy{suffix}").read_bytes()
+        def failing(*arguments: Any, **keywords: Any) -> None:
+            if next(packs) == 5:
+                raise RuntimeFailureError("the device is gone")
+            forward(*arguments, **keywords)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Batcher, "_forward", failing)
+            with pytest.raises(RuntimeFailureError, match="the device is gone"):
+                encode(tiny(name), "in.parquet", "out.parquet", **options)
+        assert "part-00000.progress" in os.listdir(".out.parquet.parts")
+        outcome = encode(tiny(name), "in.parquet", "out.parquet", **options)
+
+    assert 0 < outcome.counts["tokens_forwarded"] < whole.counts["tokens_forwarded"]
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
 def test_with_a_store_the_second_run_reads_no_text(tiny: Tiny) -> None:

@@ -38,6 +38,7 @@ from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder, LocalFolder
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import TEXTS, part_name
+from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 from batchscore.types import SIDES, Encodings, Side
 
@@ -162,19 +163,9 @@ class Blocks:
         self._known.add(block.index)
         self.folder.remove(block.file("progress"))
 
-    def save(self, block: Block, digests: Digests, encodings: Encodings) -> None:
-        """Keep what there is of the encodings of these texts, which are those of a block that the model reads."""
-        note = {"job": self._job, "block": block.index}
-        self.folder.write(block.file("progress"), EncodingsFile(encodings, digests, note).to_bytes())
-
-    def saved(self, block: Block, digests: Digests) -> Encodings | None:
-        """What an earlier run kept of the encodings of these very texts."""
-        name = block.file("progress")
-        with suppress(OSError, ValueError, InputError):
-            file = EncodingsFile.of_bytes(self.folder.read(name), name)
-            if file.note == {"job": self._job, "block": block.index} and np.array_equal(file.digests, digests):
-                return file.encodings
-        return None
+    def progress(self, block: Block) -> Progress:
+        """What there is of a block that is not finished."""
+        return Progress(self.folder, block.file("progress"), {"job": self._job, "block": block.index})
 
     def counts(self) -> list[Mapping[str, Any]]:
         """What was counted while blocks were encoded."""

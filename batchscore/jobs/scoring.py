@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
@@ -17,6 +17,7 @@ from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
 from batchscore.jobs.encoding import Encoder
+from batchscore.jobs.progress import Progress
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
 
@@ -50,7 +51,7 @@ class Method(Protocol):
 
     @property
     def num_scores(self) -> int:
-        """Raw scores of a row, which are saved now and then; 0: a unit is done anew after an interruption."""
+        """Raw scores of a row, which are saved now and then; 0: there are none, and encodings are saved."""
 
     def prepare(self, pairs: Any) -> Prepared:
         """Do what needs no scores. Called in another thread, while the window before is scored."""
@@ -62,17 +63,18 @@ class Method(Protocol):
         """What a unit's table is made of: the scores of all its windows."""
 
 
-def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None, shelves: Mapping[str, Shelf]) -> Method:
-    """How the units of a command are done.
+def choose_method(command: Command, encoder: Encoder, blocks: Blocks | None, progress: Progress) -> Method:
+    """How a unit of a command is done.
 
     Args:
-        command: what is made of them.
-        batcher: the model.
+        command: what is made of it.
+        encoder: the model and the store.
         blocks: of a job whose texts are encoded once.
-        shelves: of the store, if there is one.
+        progress: of the unit.
     """
+    batcher, shelves = encoder.batcher, encoder.shelves
     if isinstance(command, EncodeCommand):
-        return EncodeTexts(Encoder(batcher, shelves))
+        return EncodeTexts(encoder, progress)
     if blocks:
         return CompareEncodings(batcher, blocks)
     return ForwardNewPairs(batcher, shelves["pair"]) if shelves else ForwardPairs(batcher)
@@ -246,6 +248,7 @@ class EncodeTexts:
     """The model reads each distinct text of the window, and the encodings are what is written."""
 
     encoder: Encoder
+    progress: Progress
 
     num_scores: ClassVar[int] = 0
 
@@ -256,7 +259,7 @@ class EncodeTexts:
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Encode."""
         texts, codes = window.content
-        rows = self.encoder.encode(texts, on_pack, stop).take(codes)
+        rows = self.encoder.encode(texts, on_pack, stop, self.progress).take(codes)
         from_store = texts.from_store if self.encoder.shelves else None
         return Scored(Outcome(raw, rows.faults), rows, len(texts.new), texts.tokens, from_store)
 
