@@ -130,14 +130,18 @@ class Batcher:
         on_pack: OnPack = lambda texts, tokens: None,
         *,
         stop: Stop | None = None,
+        growing: GrowingEncodings | None = None,
     ) -> Encodings:
         """Encode texts. The same texts give the same numbers, whatever was encoded before.
+
+        Packs do not depend on what is known, as in `score`.
 
         Args:
             work: made by `lay_out` for this side.
             side: the texts'.
             on_pack: called after each pack with its texts and tokens, in any thread.
             stop: ends the work between packs.
+            growing: made by `begin`, of which another thread may take snapshots; None: nothing is known.
 
         Returns:
             The encodings in the texts' order.
@@ -146,15 +150,23 @@ class Batcher:
             StoppedError: `stop` was requested.
         """
         stop = stop or Stop()
-        encoding = _Encoding.of(work, self._runner.to_arrays, on_pack)
-        self._forward_texts(work, side, encoding.take, stop)
-        if len(again := encoding.missing()):
-            retried = work.only(again)
-            obstacle = self._repeat_in_float32(lambda other: other._forward_texts(retried, side, encoding.take, stop))
+        growing = growing or self.begin(work)
+
+        def take(index: NDArray[np.int64], output: Any) -> None:
+            growing.take(index, output)
+            on_pack(len(index), int(work.items.lengths[index].sum()))
+
+        self._forward_texts(work, side, growing, take, stop)
+        if len(growing.missing()):
+            obstacle = self._repeat_in_float32(lambda other: other._forward_texts(work, side, growing, take, stop))
             suffix, hint = obstacle or ("", _OVERFLOW)
             fault = Fault("non-finite", f"its vector has a number that is not finite{suffix}", hint)
-            encoding.faults.update(dict.fromkeys(encoding.missing().tolist(), fault))
-        return encoding.joined()
+            growing.faults.update(dict.fromkeys(growing.missing().tolist(), fault))
+        return growing.joined()
+
+    def begin(self, work: Work, known: Encodings | None = None) -> GrowingEncodings:
+        """Texts to encode, of which some are known already: those that have a vector in `known`, a snapshot."""
+        return GrowingEncodings.of(work, self._runner.to_arrays, known)
 
     def compare(
         self,
@@ -220,8 +232,12 @@ class Batcher:
         finally:
             stop.settle(pending)
 
-    def _forward_texts(self, work: Work, side: Side, take: OnOutput, stop: Stop) -> None:
-        self._forward_all(work.items, self._plan(work, work.needed()), take, stop, is_query=side == "query")
+    def _forward_texts(self, work: Work, side: Side, growing: GrowingEncodings, take: OnOutput, stop: Stop) -> None:
+        """Forward the texts that are missing, in packs that depend neither on what is missing nor on the workers."""
+        missing = np.zeros(len(work.items), bool)
+        missing[growing.missing()] = True
+        packs = [pack.only(missing) for pack in self._plan(work, work.needed(), min_packs=1)]
+        self._forward_all(work.items, [pack for pack in packs if len(pack)], take, stop, is_query=side == "query")
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32, same shape: raw scores to scores."""
@@ -288,14 +304,20 @@ class Batcher:
         joined = np.concatenate([index for index, _ in encoded])
         return np.sort(joined), self._runner.hold([index for index, _ in encoded], [output for _, output in encoded])
 
-    def _plan(self, work: Work, index: NDArray[np.int64]) -> list[Pack]:
-        """Packs of these items; items on the two sides of the model's length limit never share one."""
+    def _plan(self, work: Work, index: NDArray[np.int64], min_packs: int | None = None) -> list[Pack]:
+        """Packs of these items; items on the two sides of the model's length limit never share one.
+
+        Args:
+            work: whose items they are.
+            index: the items.
+            min_packs: what to aim for; None: one for each worker.
+        """
         lengths, costs = work.items.lengths, self._runner.costs(work.items)
         limit = self.spec.regime_length or sys.maxsize
         is_long = lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
-        max_cost, workers = self.budget.max_tokens, self.budget.workers
-        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, workers)]
+        max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
+        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, count)]
 
     # ---- forwards
 
@@ -395,33 +417,36 @@ def _bad_number(raw: NDArray[np.float32]) -> np.float32:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoding:
+class GrowingEncodings:
     """Texts while they are encoded."""
 
     work: Work
     to_arrays: Callable[[Any], Arrays]
-    on_pack: OnPack
     faults: Faults
     is_done: NDArray[np.bool_]  # [texts]
     parts: list[tuple[NDArray[np.int64], Arrays]]  # (texts, their vectors) of each pack
 
     @classmethod
-    def of(cls, work: Work, to_arrays: Callable[[Any], Arrays], on_pack: OnPack) -> _Encoding:
-        """The texts of this work, none of them encoded yet."""
-        return cls(work, to_arrays, on_pack, dict(work.faults), np.zeros(len(work), bool), [])
+    def of(cls, work: Work, to_arrays: Callable[[Any], Arrays], known: Encodings | None) -> GrowingEncodings:
+        """The texts of this work, encoded as far as they have vectors in `known`."""
+        growing = cls(work, to_arrays, dict(work.faults), np.zeros(len(work), bool), [])
+        if known is not None:
+            counts = np.diff(known.offsets)
+            index = np.flatnonzero(counts)
+            growing.parts.append((index, Arrays(known.values, counts[index], np.ones(len(index), bool))))
+            growing.is_done[index] = True
+        return growing
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
         """Keep what was made of a pack's texts, but for those with a number that is not finite."""
         if isinstance(output, DeviceMemoryError):
             self.faults.update(dict.fromkeys(index.tolist(), Fault("out-of-memory", output.message, output.hint)))
             return
-        tokens = int(self.work.items.lengths[index].sum())
         values, counts, is_finite = self.to_arrays(output)
         if not is_finite.all():
             values, counts, index = values[np.repeat(is_finite, counts)], counts[is_finite], index[is_finite]
         self.parts.append((index, Arrays(values, counts, is_finite)))
         self.is_done[index] = True
-        self.on_pack(len(index), tokens)
 
     def missing(self) -> NDArray[np.int64]:
         """int64: texts that have neither vectors nor a fault."""
@@ -429,18 +454,25 @@ class _Encoding:
         is_missing[list(self.faults)] = False
         return np.flatnonzero(is_missing)
 
+    def snapshot(self) -> Encodings:
+        """What there is so far; the other texts have no vectors."""
+        return self._joined(list(self.parts))
+
     def joined(self) -> Encodings:
         """The encodings in the texts' order; the parts are given up one by one, so that there is little of both."""
+        return self._joined(self.parts)
+
+    def _joined(self, parts: list[tuple[NDArray[np.int64], Arrays]]) -> Encodings:
         counts = np.zeros(len(self.work), np.int64)
-        for index, part in self.parts:
+        for index, part in parts:
             counts[index] = part.counts
         offsets = offsets_of(counts)
-        like = self.parts[0][1].values if self.parts else np.empty((0, 0), np.float32)
+        like = parts[0][1].values if parts else np.empty((0, 0), np.float32)
         values = np.empty((offsets[-1], like.shape[1]), like.dtype)
-        while self.parts:
-            index, part = self.parts.pop()
+        while parts:
+            index, part = parts.pop()
             values[ranges(offsets[index], part.counts)] = part.values
-        return Encodings(values, offsets, self.work.row_tokens(), self.work.cut, self.faults)
+        return Encodings(values, offsets, self.work.row_tokens(), self.work.cut, dict(self.faults))
 
 
 @dataclass(frozen=True)

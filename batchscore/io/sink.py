@@ -262,7 +262,9 @@ class _IdsWriter:
         for value in as_text(table.column(0)).to_pylist():
             value = value or ""
             if len(f"{value}.".splitlines()) > 1:
-                raise ValueError(f"{table.column_names[0]} {value!r} has a line break")
+                raise ValueError(
+                    f"{table.column_names[0]} {value!r} has a line break, and a line is an id: write .parquet or .jsonl"
+                )
             self._file.write(f"{value}\n".encode())
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.engine.batcher import Batcher, GrowingEncodings, OnPack
 from batchscore.io.digests import Digests, digests_of
 from batchscore.io.store import Shelf
 from batchscore.stop import Stop
@@ -55,8 +55,16 @@ class Encoder:
         work = self.batcher.lay_out([texts[text] for text in new.tolist()], side) if len(new) else None
         return PreparedTexts(side, texts, digests, stored, new, work)
 
-    def encode(self, prepared: PreparedTexts, on_pack: OnPack, stop: Stop) -> Encodings:
+    def encode(
+        self, prepared: PreparedTexts, on_pack: OnPack, stop: Stop, growing: GrowingEncodings | None = None
+    ) -> Encodings:
         """The encodings in the texts' order; those that are new go to the store.
+
+        Args:
+            prepared: the texts.
+            on_pack: called after each pack with its texts and tokens, in any thread.
+            stop: ends the work between packs.
+            growing: what is known of the new texts, and shows what is made of them.
 
         Raises:
             StoppedError: `stop` was requested.
@@ -65,7 +73,7 @@ class Encoder:
         if prepared.from_store and prepared.stored is not None:
             parts.append(prepared.stored)
         if prepared.work is not None:
-            encodings = self.batcher.encode(prepared.work, prepared.side, on_pack, stop=stop)
+            encodings = self.batcher.encode(prepared.work, prepared.side, on_pack, stop=stop, growing=growing)
             self._keep(prepared, encodings)
             parts.append(encodings)
         order = np.argsort(np.concatenate([np.setdiff1d(np.arange(len(prepared.texts)), new), new]), kind="stable")

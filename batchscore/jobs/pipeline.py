@@ -23,7 +23,7 @@ from batchscore.io.source import Source
 from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks, Pass
-from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows, input_order
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
@@ -99,15 +99,37 @@ class Pipeline:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
             writing: Future[None] | None = None
             for block, prepared in prefetch(self._prepared(blocks), self.stop):
-                self.meter.add_texts(block, prepared.from_store, 0)
-                on_pack = partial(self.meter.add_texts, block)
                 with self.meter.timed("forward"):
-                    encodings = self._encoder.encode(prepared, on_pack, self.stop)
+                    encodings = self._encode(block, prepared)
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(self._write_block, block, prepared, encodings, on_done)
             if writing is not None:
                 writing.result()
+
+    def _encode(self, block: Block, prepared: PreparedTexts) -> Encodings:
+        """The encodings of a block; what there is of them is saved now and then, and if the run ends early."""
+        assert self.blocks is not None
+        self.meter.add_texts(block, prepared.from_store, 0)
+        if prepared.work is None:
+            return self._encoder.encode(prepared, partial(self.meter.add_texts, block), self.stop)
+        blocks, digests = self.blocks, prepared.digests[prepared.new]
+        growing = self.scorer.batcher.begin(prepared.work, blocks.saved(block, digests))
+        self.meter.add_texts(block, int(growing.is_done.sum()), 0)
+        timer = _Timer()
+
+        def on_pack(texts: int, tokens: int) -> None:
+            self.meter.add_texts(block, texts, tokens)
+            if timer.is_due():
+                blocks.save(block, digests, growing.snapshot())
+
+        try:
+            return self._encoder.encode(prepared, on_pack, self.stop, growing)
+        except BaseException:
+            with suppress(RuntimeFailureError):  # a full disk must not hide what came first
+                if growing.is_done.any():
+                    blocks.save(block, digests, growing.snapshot())
+            raise
 
     def _prepared(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, PreparedTexts]]:
         """Blocks read and tokenized."""
@@ -137,6 +159,7 @@ class Pipeline:
             if self.parts.has(task.unit) or self.blocks.passed(task.unit, task.group):  # another process was faster
                 on_done(task, {})
                 continue
+            self.blocks.enter(task.group)
             with self.meter.timed("read"):
                 rows = self.command.load(self.source, task.unit)
             self._refuse(rows.bad_rows)
@@ -214,7 +237,7 @@ class Pipeline:
 
     def _refuse(self, bad_rows: Sequence[BadRow]) -> None:
         if self.errors == "fail" and bad_rows:
-            raise min(bad_rows, key=_input_order).error()
+            raise min(bad_rows, key=input_order).error()
 
     def _score(self, window: _Window, growing: _GrowingUnit) -> None:
         """Score a window; its raw scores are saved now and then."""
@@ -232,7 +255,7 @@ class Pipeline:
 
     def _on_pack(self, growing: _GrowingUnit, rows_a_pair: float, pairs: int, tokens: int) -> None:
         self.meter.add(pairs * rows_a_pair, tokens)
-        if growing.save_due():
+        if growing.timer.is_due():
             growing.save(self.parts)
 
     def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
@@ -269,6 +292,22 @@ class _Window:
         return self.stop == len(self.rows.pairs)
 
 
+class _Timer:
+    """Tells when it is time to save."""
+
+    def __init__(self) -> None:
+        self._saved = monotonic()
+        self._lock = Lock()
+
+    def is_due(self) -> bool:
+        """Whether it is time; True in one thread."""
+        with self._lock:
+            if monotonic() - self._saved < _SAVE_SECONDS:
+                return False
+            self._saved = monotonic()
+            return True
+
+
 class _GrowingUnit:
     """A unit on its way to a part."""
 
@@ -279,8 +318,7 @@ class _GrowingUnit:
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
         self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
-        self._saved = monotonic()
-        self._lock = Lock()
+        self.timer = _Timer()
 
     def add(self, window: _Window, scored: Scored, bad_rows: Sequence[BadRow]) -> None:
         """Take the scores of a window."""
@@ -298,7 +336,7 @@ class _GrowingUnit:
     @property
     def bad_rows(self) -> list[BadRow]:
         """All bad rows, in input order."""
-        return sorted(self._bad_rows, key=_input_order)
+        return sorted(self._bad_rows, key=input_order)
 
     def require_a_score(self) -> None:
         """Raise the error of the first row if no row of the job's first unit has a score: the call itself is wrong."""
@@ -309,14 +347,6 @@ class _GrowingUnit:
         """Keep the raw scores, if there are any."""
         if np.isfinite(self.raw).any():
             parts.save_scores(self.rows.unit, self.raw)
-
-    def save_due(self) -> bool:
-        """Whether it is time to save; True in one thread."""
-        with self._lock:
-            if monotonic() - self._saved < _SAVE_SECONDS:
-                return False
-            self._saved = monotonic()
-            return True
 
     def joined(self) -> tuple[NDArray[np.int64], list[Scores | Encodings]]:
         """(pairs that have a score, their scores window by window)."""
@@ -332,10 +362,6 @@ def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) ->
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:
     """The faults of a window that begins at pair `start`."""
     return [rows.bad_row(start + row, fault) for row, fault in faults.items()]
-
-
-def _input_order(bad: BadRow) -> tuple[int, int]:
-    return bad.row, bad.document
 
 
 def prefetch(values: Iterator[T], stop: Stop) -> Iterator[T]:
