@@ -47,7 +47,7 @@ def surveyed(pairs: Pairs, unit_rows: int = 10, room: Room = ROOM, folder: str =
         lambda: Division(command.units(source, unit_rows, listwise=False), "once"),
         overwrite=False,
     )
-    survey(parts, command, source, room, lambda rows: None)
+    survey(parts, command, source, room, lambda rows: None, Stop())
     blocks = open_blocks(parts.folder, parts.id)
     assert blocks is not None
     return blocks, parts, source
