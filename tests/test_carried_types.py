@@ -31,7 +31,7 @@ from batchscore.io.storage import open_folder
 from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
 from batchscore.jobs.merge import assemble
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import Parts, start_parts
+from batchscore.jobs.parts import Division, Parts, start_parts
 from batchscore.jobs.pipeline import Pipeline
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
@@ -347,9 +347,9 @@ class Jobs:
         opened, folder, stop = open_source([source]), open_folder(f".{name}.parts"), Stop()
         command.check(opened)
         job = {"command": command.name, "options": asdict(command), "inputs": []}  # type: ignore[call-overload]
-        parts = start_parts(folder, job, lambda: command.units(opened, UNIT, listwise=False), overwrite=False)
+        parts = start_parts(folder, job, lambda: Division(command.units(opened, UNIT, listwise=False)), overwrite=False)
         todo = [unit for unit in parts.units if unit.index not in parts.finished()][:units]
-        Pipeline(self.scorer, command, opened, parts, "quarantine", Meter(), stop).run(todo, lambda *_: None)
+        Pipeline(self.scorer, command, opened, parts, None, {}, "quarantine", Meter(), stop).run(todo, lambda *_: None)
         if units is None:
             for suffix in ("parquet", "jsonl"):
                 assemble(parts, f"{name}.{suffix}", stop)

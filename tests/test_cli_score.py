@@ -225,6 +225,17 @@ def test_the_traceback_behind_an_error_is_there_for_who_asks(tiny: Tiny, monkeyp
     assert "Traceback" in json.loads(score(*call, "--log-format", "json").stderr.splitlines()[-1])["traceback"]
 
 
+def test_tokens_a_second_are_those_that_were_forwarded(tiny: Tiny) -> None:
+    """What an earlier run has scored takes no time."""
+    rows = write("pairs.jsonl", ROWS[:10] * 4)
+    options = ["--in", rows, "--out", "parts/", "--unit-rows", "10", "--log-format", "json"]
+    score(tiny("bert_ce"), *options)
+    os.remove("parts/part-00002.parquet")
+    counts = json.loads(score(tiny("bert_ce"), *options).stderr.splitlines()[-1])
+
+    assert 4 * counts["tokens_forwarded"] == counts["tokens"] > 0
+
+
 def test_something_is_said_before_torch_is_loaded(tiny: Tiny) -> None:
     call = ["score", "--model", tiny("bert_mean"), "--in", "none.jsonl", "--out", "out.jsonl"]
     code = (

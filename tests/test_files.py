@@ -187,7 +187,7 @@ def test_events_come_in_their_order(tiny: Tiny) -> None:
 def test_preparing_writes_nothing_and_a_prepared_job_can_run(tiny: Tiny) -> None:
     jobs.write_rows("in.jsonl", ROWS)
     job = prepare(ScoreCommand(), {"model": tiny("bert_ce")}, RunOptions(["in.jsonl"], "out.jsonl"))
-    assert (os.listdir(), len(job.units())) == (["in.jsonl"], 1)
+    assert (os.listdir(), len(job.divide().units)) == (["in.jsonl"], 1)
 
     assert job.execute().end == "merged"
     assert len(Path("out.jsonl").read_text().splitlines()) == 200

@@ -21,7 +21,7 @@ from batchscore.io.storage import LocalFolder, open_folder, writer_id
 from batchscore.io.units import Span, Unit
 from batchscore.jobs.leases import Leases, Presence, workers
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import JOB, Parts, start_parts
+from batchscore.jobs.parts import JOB, Division, Parts, start_parts
 from batchscore.stop import Stop
 
 UNITS = [Unit(number, (Span(0, number, number + 1, 1, number),)) for number in range(5)]
@@ -29,7 +29,7 @@ UNITS = [Unit(number, (Span(0, number, number + 1, 1, number),)) for number in r
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Parts:
-    return start_parts(LocalFolder(str(tmp_path / "job")), {"of": "test"}, lambda: UNITS, overwrite=False)
+    return start_parts(LocalFolder(str(tmp_path / "job")), {"of": "test"}, lambda: Division(UNITS), overwrite=False)
 
 
 def presence_of(parts: Parts, owner: str, beat_seconds: float = 10.0) -> Presence:
@@ -99,7 +99,9 @@ def test_workers_are_those_that_were_heard_of_within_three_beats(parts: Parts) -
 
 
 def test_on_a_store_a_worker_is_as_old_as_it_says(tmp_path: Path) -> None:
-    parts = start_parts(open_folder(f"memory://{tmp_path}/job"), {"of": "test"}, lambda: UNITS, overwrite=False)
+    parts = start_parts(
+        open_folder(f"memory://{tmp_path}/job"), {"of": "test"}, lambda: Division(UNITS), overwrite=False
+    )
     with presence_of(parts, "a-1"):
         parts.folder.write("worker-b-2.json", json.dumps({"time": time.time() - 3100, "beat_seconds": 1000}).encode())
         parts.folder.write("worker-c-3.json", json.dumps({"time": time.time() - 2900, "beat_seconds": 1000}).encode())
@@ -132,7 +134,7 @@ def test_of_two_that_claim_a_unit_the_first_has_it(parts: Parts) -> None:
 
 def test_each_unit_goes_to_one_of_many_that_claim_at_once(tmp_path: Path) -> None:
     units = [Unit(number, (Span(0, 0, 1, 1, 0),)) for number in range(40)]
-    job = start_parts(LocalFolder(str(tmp_path)), {"of": "test"}, lambda: units, overwrite=False)
+    job = start_parts(LocalFolder(str(tmp_path)), {"of": "test"}, lambda: Division(units), overwrite=False)
     barrier = Barrier(6)
 
     def work(number: int) -> list[int]:

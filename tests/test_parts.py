@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFile
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.storage import Folder, LocalFolder, open_folder, writer_id
 from batchscore.io.units import Span, Unit
-from batchscore.jobs.parts import JOB, Parts, first_difference, open_parts, start_parts, total
+from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_parts, start_parts, total
 
 FINGERPRINT = {
     "command": "score",
@@ -44,7 +44,7 @@ TABLE = pa.table({"id": ["a", "b", None], "score": pa.array([0.1, 0.2, 0.3], pa.
 
 def start(folder: Folder | Path, fingerprint: dict[str, Any] = FINGERPRINT, *, overwrite: bool = False) -> Parts:
     place = LocalFolder(str(folder)) if isinstance(folder, Path) else folder
-    return start_parts(place, fingerprint, lambda: UNITS, overwrite=overwrite)
+    return start_parts(place, fingerprint, lambda: Division(UNITS), overwrite=overwrite)
 
 
 def finish(parts: Parts, *units: int, table: pa.Table = TABLE) -> None:
@@ -94,7 +94,7 @@ def test_a_column_that_could_not_be_read_again_is_not_written(tmp_path: Path) ->
 
 def test_a_folder_that_is_another_jobs_by_now_takes_no_part(tmp_path: Path) -> None:
     ours = start(tmp_path)
-    other = start_parts(LocalFolder(str(tmp_path)), {"of": "another"}, lambda: UNITS, overwrite=True)
+    other = start_parts(LocalFolder(str(tmp_path)), {"of": "another"}, lambda: Division(UNITS), overwrite=True)
     with pytest.raises(OutputError, match="now holds another job"):
         finish(ours, 0)
     assert other.finished() == set()
@@ -342,7 +342,7 @@ def test_a_job_is_overwritten_only_once_the_input_is_divided(tmp_path: Path) -> 
     """Which can fail, or be stopped."""
     finish(start(tmp_path), 0, 1)
 
-    def divide() -> list[Unit]:
+    def divide() -> Division:
         raise StoppedError("stopped by SIGTERM")
 
     with pytest.raises(StoppedError):
@@ -495,7 +495,7 @@ def test_threads_that_begin_at_once_agree_on_one_job(tmp_path: Path) -> None:
             ) -> list[Unit]:
                 barrier.wait()
                 return start_parts(
-                    LocalFolder(str(folder)), FINGERPRINT, lambda: marked_units(mark), overwrite=overwrite
+                    LocalFolder(str(folder)), FINGERPRINT, lambda: Division(marked_units(mark)), overwrite=overwrite
                 ).units
 
             marks = draw.sample(range(1, 100), count)
@@ -509,14 +509,14 @@ def test_threads_that_begin_at_once_agree_on_one_job(tmp_path: Path) -> None:
 
 BEGIN = """
 import sys
-from batchscore.jobs.parts import start_parts
+from batchscore.jobs.parts import Division, start_parts
 from batchscore.io.storage import LocalFolder
 from batchscore.io.units import Span, Unit
 
 mark = int(sys.argv[1])
 for line in sys.stdin:
     try:
-        cut = lambda: [Unit(0, (Span(0, 0, mark, mark, 0),))]
+        cut = lambda: Division([Unit(0, (Span(0, 0, mark, mark, 0),))])
         print(start_parts(LocalFolder(line.strip()), {"a": 1}, cut, overwrite=False).units[0].rows, flush=True)
     except Exception as error:
         print(repr(error), flush=True)
@@ -561,7 +561,7 @@ class SlowFolder(LocalFolder):
         if self.late:
             return super().names()
         found = [] if self.before else super().names()
-        finish(start_parts(LocalFolder(self.path), FINGERPRINT, lambda: UNITS, overwrite=False), 1)
+        finish(start_parts(LocalFolder(self.path), FINGERPRINT, lambda: Division(UNITS), overwrite=False), 1)
         return super().names() if self.before else found
 
 
@@ -571,7 +571,7 @@ def test_a_process_that_comes_late_removes_nothing_of_what_the_others_have_done(
     tmp_path: Path, late: int, before: bool
 ) -> None:
     folder = SlowFolder(str(tmp_path), late, before=before)
-    parts = start_parts(folder, FINGERPRINT, lambda: marked_units(9), overwrite=False)
+    parts = start_parts(folder, FINGERPRINT, lambda: Division(marked_units(9)), overwrite=False)
     assert folder.late <= 0
     assert parts.units == UNITS
     assert parts.finished() == {1}
@@ -579,9 +579,9 @@ def test_a_process_that_comes_late_removes_nothing_of_what_the_others_have_done(
 
 
 def test_a_folder_taken_by_another_job_meanwhile_is_refused(tmp_path: Path) -> None:
-    def cut() -> list[Unit]:
+    def cut() -> Division:
         start(tmp_path, OTHER)
-        return UNITS
+        return Division(UNITS)
 
     message = refused(lambda: start_parts(LocalFolder(str(tmp_path)), FINGERPRINT, cut, overwrite=False))
     assert message == f"{tmp_path} holds the parts of another job: model.max_length was 256 and is 512"

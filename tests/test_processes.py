@@ -23,6 +23,7 @@ from batchscore.io.storage import open_folder
 from batchscore.io.units import Unit
 from batchscore.jobs.commands import ScoreCommand, UnitRows
 from batchscore.jobs.commands.score import ScoredRows
+from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.parts import Parts, start_parts
@@ -111,7 +112,7 @@ class HangingJob(WorkerJob):
     def __reduce__(self) -> Any:
         is_first = not Path("sent").exists()
         Path("sent").touch()
-        return hang if is_first else WorkerJob, (self.command, self.scorer, self.source, self.folder, self.errors)
+        return hang if is_first else WorkerJob, tuple(getattr(self, field.name) for field in fields(self))
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +132,7 @@ def started(
     """A job of six units, with a folder; `changes` is what workers are told otherwise."""
     options = RunOptions(["in.parquet"], "parts/")
     prepared = prepare(command, {"model": model, "window_rows": 50}, options)
-    parts = start_parts(open_folder("parts"), prepared.plan.fingerprint, prepared.units, overwrite=False)
+    parts = start_parts(open_folder("parts"), prepared.plan.fingerprint, prepared.divide, overwrite=False)
     job = prepared.for_worker()
     return kind(**{**vars(job), **changes}), parts
 
@@ -156,8 +157,9 @@ class Run:
         if self._on_news:
             self._on_news()
 
-    def _note(self, unit: Unit, counts: Mapping[str, Any]) -> None:
+    def _note(self, unit: Task, counts: Mapping[str, Any]) -> None:
         self.done.append(unit.index)
+        assert isinstance(unit, Unit)
         assert counts["rows"] == unit.rows
 
 
@@ -186,7 +188,7 @@ def test_a_unit_that_kills_two_workers_is_given_up_and_the_others_are_done(tiny:
     job, parts = started(tiny("bert_ce"), DeadlyJob(deadly=2, always=True))
     run = Run(job, parts)
 
-    assert run.given_up == {2: "2 workers died on it, the last with exit code 9"}
+    assert run.given_up == {parts.units[2]: "2 workers died on it, the last with exit code 9"}
     assert ids(parts) == [row["id"] for row in ROWS[:100] + ROWS[150:]]
 
 

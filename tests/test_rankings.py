@@ -20,7 +20,7 @@ from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import LocalFolder, writer_id
 from batchscore.io.units import Span, Unit
 from batchscore.jobs import rankings as merge
-from batchscore.jobs.parts import Parts, start_parts
+from batchscore.jobs.parts import Division, Parts, start_parts
 from batchscore.jobs.rankings import merge_rankings, merge_rows
 from batchscore.jobs.results import candidates, encode_ids
 from batchscore.types import Texts
@@ -32,7 +32,7 @@ RESULT = ["index", "document_id", "rank", "relevance_score", "document"]
 
 def make_parts(folder: Path, tables: Sequence[pa.Table]) -> Parts:
     units = [Unit(number, (Span(0, 0, 1, 1, 0),)) for number in range(len(tables))]
-    parts = start_parts(LocalFolder(str(folder)), {"of": "test"}, lambda: units, overwrite=True)
+    parts = start_parts(LocalFolder(str(folder)), {"of": "test"}, lambda: Division(units), overwrite=True)
     for unit, table in zip(units, tables, strict=True):
         found = table["results"].combine_chunks() if "results" in table.column_names else []
         ranked = len(found.flatten()) if len(found) else 0

@@ -220,7 +220,7 @@ def job(tiny: Tiny) -> WorkerJob:
         os.rename(f"parts/part-0000{unit}.parquet", f"whole-{unit}")
     source = open_source(["./in.parquet"]).addresses()
     scorer = {"model": tiny("bert_ce"), "dtype": "float32", "window_rows": 20}
-    return WorkerJob(ScoreCommand(), scorer, source, "parts", "fail")
+    return WorkerJob(ScoreCommand(), scorer, source, "parts", "fail", "auto", None)
 
 
 def test_an_actor_scores_units(job: WorkerJob, here: Path) -> None:

@@ -97,7 +97,7 @@ def test_all_processes_of_a_launcher_have_every_unit_once(found: list[Environmen
     shards = [find_shard(None, one) for one in found]
     assert sorted(shard.index for shard in shards) == list(range(len(found)))
     assert {shard.count for shard in shards} == {len(found)}
-    shares = [shard.units(units) for shard in shards]
+    shares = [shard.share(units) for shard in shards]
     assert sorted((unit for share in shares for unit in share), key=lambda unit: unit.index) == units
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert all(share == sorted(share, key=lambda unit: unit.index) for share in shares)
@@ -107,7 +107,7 @@ def test_all_processes_of_a_launcher_have_every_unit_once(found: list[Environmen
 @pytest.mark.parametrize("total", [0, 1, 2, 9, 10, 11])
 def test_the_shards_of_any_number_of_units_have_each_once(total: int, count: int) -> None:
     units = [Unit(number, ()) for number in range(total)]
-    shares = [Shard(index, count).units(units) for index in range(count)]
+    shares = [Shard(index, count).share(units) for index in range(count)]
     assert sorted((unit for share in shares for unit in share), key=lambda unit: unit.index) == units
     assert all(share == sorted(share, key=lambda unit: unit.index) for share in shares)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -115,7 +115,7 @@ def test_the_shards_of_any_number_of_units_have_each_once(total: int, count: int
 
 def test_more_shards_than_units_leave_some_without_any() -> None:
     units = [Unit(0, ()), Unit(1, ())]
-    assert [Shard(index, 4).units(units) for index in range(4)] == [units[:1], units[1:], [], []]
+    assert [Shard(index, 4).share(units) for index in range(4)] == [units[:1], units[1:], [], []]
 
 
 @pytest.mark.parametrize(

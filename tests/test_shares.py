@@ -332,6 +332,8 @@ def test_status_and_merge_of_a_half_done_folder(tiny: Tiny) -> None:
         "shard": "0/2",
         "units": [0],
         "rows_in_work": 20,
+        "blocks": [],
+        "seconds_left": None,
         "rows_per_second": 50.0,
         "time": time.time(),
         "beat_seconds": 10,

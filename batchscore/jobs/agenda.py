@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchscore.io.storage import writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks, Pass
 from batchscore.jobs.leases import Leases, Task, workers
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import Parts
-from batchscore.jobs.shards import Shard
+from batchscore.jobs.parts import Parts, part_name
+from batchscore.jobs.shards import Shard, find_shard
 
 
 @dataclass(frozen=True)
@@ -58,48 +59,53 @@ class Agenda:
                         yield Pass(unit, number, number == last)
                 if len(begun) == before:
                     yield None
-            # units of processes that are not alive are none to wait for: these encode the group again
-            while number < last and self._left(blocks, self.parts.units, number) and not self._is_alone():
+            while number < last and self._left(blocks, self._units_of_others(), number):
                 yield None
             if number < last:
                 blocks.remove(group)
 
     def _left(self, blocks: Blocks, units: Sequence[Unit], group: int) -> list[Unit]:
         """Units that have not got the scores of a group."""
-        return [unit for unit in units if not self.parts.has(unit) and not blocks.passed(unit, group)]
+        names = set(self.parts.folder.names()) if units else set()
+        return [unit for unit in units if names.isdisjoint((part_name(unit.index), *blocks.pass_files(unit, group)))]
+
+    def _units_of_others(self) -> list[Unit]:
+        """Units of other processes that are alive. One that begins later encodes again what it needs."""
+        shards = {find_shard(worker["shard"], {}) for worker in self._others()}
+        return [unit for shard in shards for unit in shard.share(self.parts.units)]
 
     def _claim_unit(self, unit: Unit) -> bool:
         return not (self.leases and self.is_dynamic) or self.leases.claim(unit)
 
     def _encode(self, blocks: Blocks, wanted: Sequence[Block]) -> Iterator[Block | None]:
-        mine = self.shard.share(wanted)
-        own = {block.index for block in mine}
-        order = mine + [block for block in wanted if block.index not in own]
+        mine = set(self.shard.share(wanted))
         begun: dict[int, Block] = {}  # by this process
-        while missing := [block for block in order if not blocks.has(block)]:
-            self._expect([block for block in missing if block.index not in begun], begun.values())
+        while missing := blocks.missing(wanted):
+            free = [block for block in missing if block.index not in begun]
+            others = self._others()
+            self._expect(free, begun.values(), len(others) + 1)
             before = len(begun)
-            for block in missing:
-                if block.index not in begun and not blocks.has(block) and self._claim(block, own):
-                    if self.leases and blocks.has(block):  # finished while its lease was looked at
-                        self.leases.release(block)
-                        continue
+            for block in sorted(free, key=lambda block: block not in mine):
+                if (self.leases or not others or block in mine) and self._claim(blocks, block):
                     begun[block.index] = block
                     yield block
             if len(begun) == before:
+                self.parts.require_ours()  # else this would wait in a folder that another run has merged
                 yield None
 
-    def _claim(self, block: Block, own: set[int]) -> bool:
-        if self.leases:
-            return self.leases.claim(block)
-        return block.index in own or self._is_alone()
+    def _claim(self, blocks: Blocks, block: Block) -> bool:
+        if blocks.has(block) or not (self.leases is None or self.leases.claim(block)):
+            return False
+        if self.leases and blocks.has(block):  # finished while its lease was looked at
+            self.leases.release(block)
+            return False
+        return True
 
-    def _is_alone(self) -> bool:
-        """Whether no other process of the job is alive."""
-        return all(worker["process"] == writer_id() for worker in workers(self.parts))
+    def _others(self) -> list[dict[str, Any]]:
+        """The other processes of the job that are alive."""
+        return [worker for worker in workers(self.parts) if worker["process"] != writer_id()]
 
-    def _expect(self, missing: Sequence[Block], begun: Collection[Block]) -> None:
+    def _expect(self, free: Sequence[Block], begun: Collection[Block], share: int) -> None:
         """Tell the meter what this process is to encode: what it has begun, and its share of what nobody has."""
-        share = max(1, len(workers(self.parts)))
-        self.meter.total_texts = sum(block.texts for block in begun) + sum(block.texts for block in missing) // share
-        self.meter.total_size = sum(block.size for block in begun) + sum(block.size for block in missing) / share
+        self.meter.total_texts = sum(block.texts for block in begun) + sum(block.texts for block in free) // share
+        self.meter.total_size = sum(block.size for block in begun) + sum(block.size for block in free) / share

@@ -22,16 +22,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchscore.errors import InputError, RuntimeFailureError
+from batchscore.errors import InputError, RuntimeFailureError, first_line
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder, LocalFolder
@@ -92,7 +93,8 @@ class Blocks:
         self.groups = [[self.blocks[index] for index in group] for group in description["groups"]]  # of documents
         self._of_side = {side: [block for block in self.blocks if block.side == side] for side in SIDES}
         self._starts = {side: np.array([b.first for b in blocks]) for side, blocks in self._of_side.items()}
-        self._open: dict[int, Encodings] = {}
+        self._ends = {side: sum(block.texts for block in blocks) for side, blocks in self._of_side.items()}
+        self._open: dict[int, EncodingsFile] = {}
         self._known: set[int] = set()  # blocks that were there when last looked at: none is removed during a run
 
     @property
@@ -111,24 +113,47 @@ class Blocks:
         """Blocks of queries, whose encodings stay until the job ends."""
         return self._of_side["query"]
 
-    def missing(self) -> list[Block]:
+    def missing(self, blocks: Sequence[Block]) -> list[Block]:
+        """Those of these blocks whose encodings are not there; one list, where `has` would ask for each file."""
+        names = set(self.folder.names())
+        self._known |= {block.index for block in blocks if block.file() in names}
+        return [block for block in blocks if block.index not in self._known]
+
+    def to_encode(self) -> list[Block]:
         """Blocks that have not been encoded yet."""
         removed = {name for name in self.folder.names() if name.endswith(".counts")}
-        return [block for block in self.blocks if block.file("counts") not in removed and not self.has(block)]
+        return [block for block in self.missing(self.blocks) if block.file("counts") not in removed]
 
     def remove(self, blocks: Sequence[Block]) -> None:
-        """Remove encodings that no unit needs any more."""
+        """Remove encodings that no unit needs any more; another process may do that at the same time."""
+        self._close(blocks)
         for block in blocks:
-            if self.has(block):
+            with suppress(FileNotFoundError):
                 self.folder.write(block.file("counts"), as_json(self._note(block)["counts"]))
-                self.folder.remove(block.file())
-            self._open.pop(block.index, None)
+            self.folder.remove(block.file())
             self._known.discard(block.index)
 
+    def enter(self, group: int) -> None:
+        """Let go of the files of other groups: the disk keeps the bytes of one that is removed while it is mapped."""
+        for number, blocks in enumerate(self.groups):
+            if number != group:
+                self._close(blocks)
+
+    def _close(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if self._open.pop(block.index, None) is not None and not self.folder.is_local:
+                LocalFolder(self._copies.name).remove(block.file())
+
     def texts(self, block: Block) -> list[str]:
-        """The texts of a block, in the order of their numbers."""
-        with pa.ipc.open_file(self.folder.read(block.file("texts"))) as file:
-            texts: list[str] = file.read_all()["text"].to_pylist()
+        """The texts of a block, in the order of their numbers; RuntimeFailureError if they are damaged or gone."""
+        name = block.file("texts")
+        try:
+            with pa.ipc.open_file(self.folder.read(name)) as file:
+                texts: list[str] = file.read_all()["text"].to_pylist()
+            if len(texts) != block.texts:
+                raise ValueError(f"it has {len(texts):,} texts instead of {block.texts:,}")
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            self._refuse(name, error)
         return texts
 
     def write(self, block: Block, digests: Digests, encodings: Encodings, counts: Mapping[str, Any]) -> None:
@@ -145,53 +170,63 @@ class Blocks:
     def counts(self) -> list[Mapping[str, Any]]:
         """What was counted while blocks were encoded."""
         removed = {name for name in self.folder.names() if name.endswith(".counts")}
-        return [
-            json.loads(bytes(self.folder.read(block.file("counts"))))
-            if block.file("counts") in removed
-            else self._note(block)["counts"]
-            for block in self.blocks
-            if block.file("counts") in removed or self.has(block)
-        ]
+        counts = []
+        for block in self.blocks:
+            with suppress(OSError, ValueError, KeyError):  # not there, or a damaged header that no unit had to read
+                if block.file("counts") in removed:
+                    counts.append(json.loads(bytes(self.folder.read(block.file("counts")))))
+                else:
+                    counts.append(self._note(block)["counts"])
+        return counts
 
-    def find(self, side: Side, texts: Sequence[str]) -> NDArray[np.int64]:
-        """int64 [n]: the number of each text.
+    def find(self, side: Side, texts: Sequence[str]) -> tuple[NDArray[np.int64], Digests]:
+        """(int64 [n], the number of each text; their digests).
 
         Raises:
-            RuntimeFailureError: a text was not there when the job began.
+            RuntimeFailureError: a text was not there when the job began, or the index is damaged or gone.
         """
-        numbers = self._index[side].find(digests_of(texts))
-        if (numbers < 0).any():
-            text = texts[int(np.flatnonzero(numbers < 0)[0])]
+        digests = digests_of(texts)
+        numbers = self._index[side].find(digests)
+        if (is_missing := (numbers < 0) | (numbers >= self._ends[side])).any():
+            text = texts[int(np.flatnonzero(is_missing)[0])]
+            self.folder.remove(TEXTS)
             raise RuntimeFailureError(
-                f"the {side} {text[:60]!r} was not in the input when the job began",
-                hint="the input has changed: start again with --overwrite",
+                f"the {side} {text[:60]!r} is not among the texts that were collected",
+                hint="if the input has changed, start again with --overwrite; else run the same command again",
             )
-        return numbers
+        return numbers, digests
 
-    def take(self, side: Side, numbers: NDArray[np.int64]) -> Encodings:
-        """The encodings of texts, in this order; their blocks must be there.
+    def take(self, side: Side, numbers: NDArray[np.int64], digests: Digests) -> Encodings:
+        """The encodings of texts whose numbers ascend; their blocks must be there.
+
+        Args:
+            side: of the texts.
+            numbers: int64 [n], of the texts.
+            digests: uint64 [n, 2], of the texts: no damage to an index gives a text the vectors of another.
 
         Raises:
             RuntimeFailureError: a block is damaged; it is removed.
         """
-        order, parts = np.argsort(numbers, kind="stable"), []
-        for block, texts in self._by_block(side, numbers[order]):
-            parts.append(self._encodings(block).take(texts))
-        return Encodings.concat(parts).take(np.argsort(order, kind="stable"))
+        parts, start = [], 0
+        for block, texts in self._by_block(side, numbers):
+            file, stop = self._file(block), start + len(texts)
+            if (file.digests[texts] != digests[start:stop]).any():
+                self._refuse(block.file(), ValueError("it has other texts"))
+            parts.append(file.encodings.take(texts))
+            start = stop
+        return Encodings.concat(parts)
 
     def sizes(self, side: Side, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 [n]: bytes of the encodings of texts; errors as `take`."""
-        order, sizes = np.argsort(numbers, kind="stable"), np.empty(len(numbers), np.int64)
-        parts = []
-        for block, texts in self._by_block(side, numbers[order]):
-            encodings = self._encodings(block)
+        """int64 [n]: bytes of the encodings of texts whose numbers ascend; errors as `take`."""
+        sizes = [np.empty(0, np.int64)]
+        for block, texts in self._by_block(side, numbers):
+            encodings = self._file(block).encodings
             width = encodings.values.itemsize * encodings.values.shape[1]
-            parts.append(np.diff(encodings.offsets)[texts] * width)
-        sizes[order] = np.concatenate([np.empty(0, np.int64), *parts])
-        return sizes
+            sizes.append(np.diff(encodings.offsets)[texts] * width)
+        return np.concatenate(sizes)
 
     def _by_block(self, side: Side, numbers: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-        """(block, which of its texts) of texts in ascending order."""
+        """(block, which of its texts) of texts whose numbers ascend."""
         blocks = np.searchsorted(self._starts[side], numbers, side="right") - 1
         for rows in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(blocks)) + 1):
             if len(rows):
@@ -202,11 +237,15 @@ class Blocks:
 
     def passed(self, unit: Unit, group: int) -> bool:
         """Whether a unit that is not finished has the scores that this group gives."""
-        return any(self.folder.has(_pass_file(unit, done)) for done in range(group, len(self.groups) - 1))
+        return any(map(self.folder.has, self.pass_files(unit, group)))
+
+    def pass_files(self, unit: Unit, group: int) -> list[str]:
+        """Files, one of which says that a unit has the scores that this group gives."""
+        return [_pass_file(unit, done) for done in range(group, len(self.groups) - 1)]
 
     def save_pass(self, task: Pass, rows: Encodings) -> None:
         """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
-        note = {"job": self._job, "unit": task.index, "group": task.group}
+        note = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group + 1)}
         digests = np.empty((0, 2), np.uint64)
         self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
         for before in range(task.group):
@@ -215,14 +254,22 @@ class Blocks:
     def saved_pass(self, task: Pass) -> Encodings:
         """What the pass before this one kept; RuntimeFailureError if it is damaged or gone."""
         name = _pass_file(task.unit, task.group - 1)
+        wanted = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group)}
         try:
-            return EncodingsFile.of_bytes(self.folder.read(name), name).encodings
-        except (FileNotFoundError, InputError) as error:
+            file = EncodingsFile.of_bytes(self.folder.read(name), name)
+            if file.note != wanted:
+                raise ValueError("it was made with other groups")
+            return file.encodings
+        except (OSError, InputError, ValueError) as error:
             self.folder.remove(name)
             raise RuntimeFailureError(
                 f"{self.folder.path}/{name} is damaged or gone",
                 hint="run the same command again: only this unit's rows are scored again",
             ) from error
+
+    def _documents_before(self, group: int) -> int:
+        """How many documents the groups before this one have."""
+        return sum(block.texts for blocks in self.groups[:group] for block in blocks)
 
     def group_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [n]: the group of documents with these numbers."""
@@ -233,7 +280,13 @@ class Blocks:
 
     @cached_property
     def _index(self) -> dict[Side, DigestIndex]:
-        return {side: DigestIndex.open(self._mapped(index_file(side)), index_file(side)) for side in SIDES}
+        return {side: self._opened(index_file(side)) for side in SIDES}
+
+    def _opened(self, name: str) -> DigestIndex:
+        try:
+            return DigestIndex.open(self._mapped(name), name)
+        except (InputError, pa.ArrowException, OSError) as error:
+            self._refuse(name, error)
 
     @cached_property
     def _copies(self) -> TemporaryDirectory[str]:
@@ -248,22 +301,26 @@ class Blocks:
             copies.write(name, self.folder.read(name))
         return copies.read(name)
 
-    def _encodings(self, block: Block) -> Encodings:
+    def _file(self, block: Block) -> EncodingsFile:
         if block.index not in self._open:
-            name = f"{self.folder.path}/{block.file()}"
             try:
-                file = EncodingsFile.of_bytes(self._mapped(block.file()), name)
+                file = EncodingsFile.of_bytes(self._mapped(block.file()), block.file())
                 if (file.note["job"], len(file.encodings)) != (self._job, block.texts):
-                    raise InputError(f"{name} belongs to another job")
-            except InputError as error:
-                self._known.discard(block.index)
-                self.folder.remove(block.file())
-                raise RuntimeFailureError(
-                    f"{error.message}; it has been removed",
-                    hint="run the same command again: only its texts are encoded again",
-                ) from error
-            self._open[block.index] = file.encodings
+                    raise ValueError("it belongs to another job")
+            except (InputError, pa.ArrowException, OSError, ValueError, KeyError) as error:
+                self._refuse(block.file(), error)
+            self._open[block.index] = file
         return self._open[block.index]
+
+    def _refuse(self, name: str, error: Exception) -> NoReturn:
+        """Remove a file that is damaged or gone, and the list of blocks, so that the next run collects texts again."""
+        self.folder.remove(TEXTS)
+        self.folder.remove(name)
+        what = "is gone" if isinstance(error, FileNotFoundError) else "was damaged and has been removed"
+        raise RuntimeFailureError(
+            f"{self.folder.path}/{name} {what}: {first_line(error)}",
+            hint="run the same command again: only the texts of this file are encoded again",
+        ) from error
 
     def _note(self, block: Block) -> Any:
         """What was written beside the encodings; of the file only its start is read."""
@@ -287,9 +344,9 @@ def open_blocks(folder: Folder, job: str) -> Blocks | None:
     """The texts of a job, if they were collected already."""
     try:
         description = json.loads(bytes(folder.read(TEXTS)))
-    except (FileNotFoundError, ValueError):
+        return Blocks(folder, job, description) if description["job"] == job else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return Blocks(folder, job, description) if description.get("job") == job else None
 
 
 def describe(job: str, blocks: Sequence[Block], groups: Sequence[Sequence[Block]]) -> bytes:

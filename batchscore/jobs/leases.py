@@ -83,7 +83,7 @@ class Presence:
             "units": sorted(self.units),
             "blocks": sorted(self.blocks),
             "rows_in_work": max(0, round(meter.rows) - self.finished_rows),
-            "rows_per_second": round(meter.rows / meter.elapsed, 1),
+            "rows_per_second": round(meter.rows_per_second, 1),
             "seconds_left": None if meter.seconds_left is None else round(meter.seconds_left, 1),
             "time": time(),
             "beat_seconds": self.beat_seconds,

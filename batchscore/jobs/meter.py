@@ -72,9 +72,14 @@ class Meter:
         if self.is_encoding:
             rows = self.total * _COMPARE_SECONDS
             return rows + self.elapsed * (self.total_size / self.size - 1) if self.size else None
-        spent = perf_counter() - (self._compared or self.started)
-        each = spent / self.rows if self.rows else _COMPARE_SECONDS
+        each = 1 / self.rows_per_second if self.rows else _COMPARE_SECONDS
         return max(0.0, self.total - self.rows) * each
+
+    @property
+    def rows_per_second(self) -> float:
+        """Speed of scoring, without the time in which texts were encoded before."""
+        since = self.started if self._compared is None else self._compared
+        return self.rows / max(perf_counter() - since, 1e-3)
 
     @property
     def is_surveying(self) -> bool:

@@ -33,12 +33,13 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.parquet import unpacked_size
 from batchscore.io.sink import parquet_options
-from batchscore.io.storage import TEMPORARY, Folder, is_over
+from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
 
 JOB, TEXTS = "_job.json", "texts.json"
+SCRATCH = ".texts-"  # begins the name of a folder for one process
 _KEY = b"batchscore"  # of the footer's metadata
 # The end of a part that is read first. A footer has some 100 bytes for each column of each row group, and about 100 for
 # each bad row: this is nearly always all of it, in one request of a size that costs no more than its latency.
@@ -210,13 +211,18 @@ class Parts:
         """Sums over all finished units."""
         return total([self.part(unit).counts for unit in sorted(self.finished())])
 
-    def tidy(self) -> None:
-        """Remove what is not needed once every unit has its part."""
-        self.folder.remove(TEXTS)  # first, so that no later run takes the rest for what it needs
+    def tidy(self, *, keep_texts: bool = False) -> None:
+        """Remove what is not needed once every unit has its part; what other processes still read only without them."""
+        if not keep_texts:
+            self.folder.remove(TEXTS)  # first, so that no later run takes the rest for what it needs
         for name in filter(_PASSING.fullmatch, self.folder.names()):
+            is_kept = keep_texts and re.fullmatch(_TEXTS, name)
             # a temporary file belongs to its writer as long as that lives
-            if TEMPORARY not in name or is_over(name.rpartition(TEMPORARY)[2].rpartition("-")[0]):
+            is_free = TEMPORARY not in name or is_over(name.rpartition(TEMPORARY)[2].rpartition("-")[0])
+            if is_free and not is_kept:
                 self.folder.remove(name)
+        if self.folder.is_local:
+            remove_orphans(self.folder.path, SCRATCH, numbered=True)
 
     def require_ours(self) -> None:
         """Raise OutputError if the folder is gone or belongs to another job by now."""

@@ -22,7 +22,7 @@ from batchscore.io.source import Source
 from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks, Pass
-from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows, input_order
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
@@ -140,6 +140,7 @@ class Pipeline:
             if self.parts.has(task.unit) or self.blocks.passed(task.unit, task.group):  # another process was faster
                 on_done(task, {})
                 continue
+            self.blocks.enter(task.group)
             with self.meter.timed("read"):
                 rows = self.command.load(self.source, task.unit)
             self._refuse(rows.bad_rows)
@@ -219,7 +220,7 @@ class Pipeline:
 
     def _refuse(self, bad_rows: Sequence[BadRow]) -> None:
         if self.errors == "fail" and bad_rows:
-            raise min(bad_rows, key=_input_order).error()
+            raise min(bad_rows, key=input_order).error()
 
     def _score(self, window: _Window, growing: _GrowingUnit) -> None:
         """Score a window; its raw scores are saved now and then."""
@@ -302,7 +303,7 @@ class _GrowingUnit:
     @property
     def bad_rows(self) -> list[BadRow]:
         """All bad rows, in input order."""
-        return sorted(self._bad_rows, key=_input_order)
+        return sorted(self._bad_rows, key=input_order)
 
     def require_a_score(self) -> None:
         """Raise the error of the first row if no row of the job's first unit has a score: the call itself is wrong."""
@@ -328,10 +329,6 @@ def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) ->
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:
     """The faults of a window that begins at pair `start`."""
     return [rows.bad_row(start + row, fault) for row, fault in faults.items()]
-
-
-def _input_order(bad: BadRow) -> tuple[int, int]:
-    return bad.row, bad.document
 
 
 def prefetch(values: Iterator[T], stop: Stop) -> Iterator[T]:

@@ -30,7 +30,7 @@ class Progress:
 
     def saved(self, digests: Digests) -> Encodings | None:
         """What an earlier run kept of the encodings of these very texts."""
-        with suppress(FileNotFoundError, InputError):
+        with suppress(OSError, ValueError, InputError):
             kept = EncodingsFile.of_bytes(self.folder.read(self.file), self.file)
             if kept.note == self.note and np.array_equal(kept.digests, digests):
                 return kept.encodings

@@ -20,9 +20,10 @@ from batchscore.io.storage import open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
-from batchscore.jobs.blocks import Blocks, open_blocks
+from batchscore.jobs.blocks import Block, Blocks, open_blocks
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
 from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.jobs.commands.base import UnitRows, input_order
 from batchscore.jobs.events import End, Events, Outcome, Silent
 from batchscore.jobs.leases import Leases, Presence, Task, workers
 from batchscore.jobs.merge import assemble, write_errors
@@ -239,6 +240,8 @@ class _Run:
         is_dynamic = self.job.options.is_dynamic
         with Presence(parts, str(self.job.shard), self.meter) as presence:
             leases = Leases(parts, presence) if parts.folder.is_local else None
+            done = parts.finished()  # another run that ended by now has removed the texts, if it did not see this one
+            todo = [unit for unit in todo if unit.index not in done]
 
             def finish(task: Task, counts: Mapping[str, Any]) -> None:
                 presence.finish(task)
@@ -248,7 +251,7 @@ class _Run:
                 self.job.limits.check(bad + bad_rows(self.done), parts.rows)
 
             try:
-                blocks = self._texts(parts, leases)
+                blocks = self._texts(parts, leases) if todo else None
                 agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
                 with self._doing(parts, blocks, finish) as do:
                     while todo and not given_up:
@@ -258,7 +261,7 @@ class _Run:
                 if leases:
                     leases.release_all()
         for task, reason in given_up.items():
-            if isinstance(task, Unit):
+            if not isinstance(task, Block):
                 parts.fail(task.index, reason)
         if given_up:
             task, reason = next(iter(given_up.items()))
@@ -276,16 +279,19 @@ class _Run:
         room = Room.of(job.plan.setup, job.options.encodings_gb, parts.folder)
         while (blocks := open_blocks(parts.folder, parts.id)) is None:
             if leases is None or leases.claim_survey():
-                survey(parts, job.plan.command, job.source, room, self._on_surveyed)
+                survey(parts, job.plan.command, job.source, room, self._on_surveyed, self.stop)
             else:
                 self.stop.check()
+                parts.require_ours()  # else this would wait in a folder that another run has merged
                 sleep(_POLL_SECONDS)
         self.events.note(text_line(blocks, parts.rows, room))
         return blocks
 
-    def _on_surveyed(self, rows: int) -> None:
-        self.stop.check()
-        self.meter.add_surveyed(rows)
+    def _on_surveyed(self, rows: UnitRows) -> None:
+        """Count a unit whose texts were read; an error of its rows that would end the job does so before the rest."""
+        self.meter.add_surveyed(rows.unit.rows)
+        if rows.bad_rows and self.job.options.errors == "fail":
+            raise min(rows.bad_rows, key=input_order).error()
 
     @contextmanager
     def _doing(
@@ -345,8 +351,13 @@ class _Run:
 
     def _counts(self, parts: Parts) -> dict[str, Any]:
         """Sums over the whole job."""
-        blocks = open_blocks(parts.folder, parts.id)
-        return total([parts.counts(), *(blocks.counts() if blocks else ())])
+        counts: list[Mapping[str, Any]] = [parts.counts()]
+        if (blocks := open_blocks(parts.folder, parts.id)) is not None:
+            counts += blocks.counts()
+        elif parts.encode == "once":  # the run that removed the texts has counted them
+            before = (read_record(self.job.output.record()) or {}).get("counts", {})
+            counts.append({name: before[name] for name in ("texts", "tokens", "from_store") if name in before})
+        return total(counts)
 
     def _merge(self, parts: Parts) -> bool:
         """Assemble the output, or wait for the process that does. Returns whether this process did it."""
@@ -380,8 +391,8 @@ class _Run:
         write_record(record, self.job.plan.record(counts))
         if end == "merged" and not output.is_folder:
             self.folder.discard()
-        elif end in ("parts", "merged", "share") and output.is_folder:
-            parts.tidy()
+        elif end != "partial" and output.is_folder and self.folder.has(JOB):
+            parts.tidy(keep_texts=any(worker["process"] != writer_id() for worker in workers(parts)))
         return self._outcome(end, counts, record, bad_rows(counts) + (0 if whole else self.bad_before))
 
     def _outcome(self, end: End, counts: Mapping[str, Any], record: str, bad: int) -> Outcome:

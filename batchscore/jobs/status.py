@@ -59,7 +59,7 @@ def job_status(path: str) -> dict[str, Any]:
 
 def _texts(blocks: Blocks, live: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How many distinct texts are encoded."""
-    missing = blocks.missing()
+    missing = blocks.to_encode()
     left = sum(block.texts for block in missing)
     running = {block for worker in live for block in worker["blocks"]} & {block.index for block in missing}
     return {
@@ -79,7 +79,7 @@ def _finished(record: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": [file["name"] for file in record["inputs"]],
         "complete": True,
         "units": None,
-        "encode": record.get("encode"),
+        "encode": counts.get("encode"),
         "texts": None,
         "rows": {"total": counts["rows"], "done": counts["rows"], "faulty": bad_rows(counts)},
         "failed": {},

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.source import Source
-from batchscore.io.storage import Folder
+from batchscore.io.storage import Folder, writer_id
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, describe, index_file
-from batchscore.jobs.commands.base import Command
-from batchscore.jobs.parts import TEXTS, Division, Parts
+from batchscore.jobs.blocks import Block, describe, index_file, open_blocks
+from batchscore.jobs.commands.base import Command, UnitRows
+from batchscore.jobs.parts import SCRATCH, TEXTS, Division, Parts
+from batchscore.jobs.pipeline import prefetch
 from batchscore.jobs.room import Room
+from batchscore.stop import Stop
 from batchscore.types import SIDES, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
@@ -39,14 +41,14 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     If all texts were equally frequent, units with a and b distinct texts would have a * b / N of N in common; so the
     texts that sampled units have in common tell N.
     """
-    if len(units) == 1:
+    if len(units) <= 1:
         return Division(units, "unit", "there is one unit, which reads each text once")
     picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
     together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
     for unit in picked:
         on_step()
-        for side, texts in command.pairs(source, units[unit]).sides.items():
+        for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
             digests = digests_of(texts.values)
             sizes[side].append(len(digests))
             _add_new(together[side], digests)
@@ -77,7 +79,9 @@ def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
     return new
 
 
-def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: Callable[[int], None]) -> None:
+def survey(
+    parts: Parts, command: Command, source: Source, room: Room, on_unit: Callable[[UnitRows], None], stop: Stop
+) -> None:
     """Collect the distinct texts of a job and write them into its folder in blocks.
 
     Several processes may do this at once: they write the same files.
@@ -87,22 +91,32 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_step: 
         command: tells which texts a row has.
         source: the input.
         room: what encodings take and may take.
-        on_step: called with the rows that were read since the last call.
+        on_unit: called with each unit that was read; what it raises ends the survey.
+        stop: ends it between two units.
 
     Raises:
+        StoppedError: `stop` was requested.
         UsageError: there is no room even for the queries.
     """
     folder = parts.folder
-    with tempfile.TemporaryDirectory(prefix=".texts-", dir=folder.path if folder.is_local else None) as scratch:
+    for name in folder.names():
+        if ".pass-" in name:  # of groups that an earlier list of blocks had
+            folder.remove(name)
+    prefix = f"{SCRATCH}{writer_id()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.path if folder.is_local else None) as scratch:
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
-        for unit in parts.units:
-            for side, texts in command.pairs(source, unit).sides.items():
+        read = (command.load_pairs(source, unit) for unit in parts.units)
+        for rows in prefetch(read, stop):
+            on_unit(rows)
+            for side, texts in rows.pairs.sides.items():
                 sides[side].add(texts.values)
-            on_step(unit.rows)
         for collected in sides.values():
             collected.finish()
-    folder.write(TEXTS, describe(parts.id, blocks, room.groups(blocks)))
+    description = describe(parts.id, blocks, room.groups(blocks))
+    # processes with more room would make other groups: the first list is used by all
+    if not folder.create(TEXTS, description) and open_blocks(folder, parts.id) is None:
+        folder.write(TEXTS, description)
 
 
 class _Side:

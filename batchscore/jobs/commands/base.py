@@ -77,13 +77,18 @@ class Command(Protocol):
     def lines(self, source: Source) -> list[str]: ...  # what a person should know of how rows are read
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
-    def pairs(self, source: Source, unit: Unit) -> Pairs | OneSide: ...  # those of `load`, with nothing else read
+    def load_pairs(self, source: Source, unit: Unit) -> UnitRows: ...  # as `load`, with nothing else read
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
 
 
 def joined_line(columns: Sequence[str]) -> list[str]:
     """The line that says which columns or fields are one document; none if it is a single one."""
     return [f"document {' and '.join(columns)}, joined by a space"] if len(columns) > 1 else []
+
+
+def input_order(bad: BadRow) -> tuple[int, int]:
+    """By what bad rows are sorted."""
+    return bad.row, bad.document
 
 
 def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:

@@ -93,9 +93,9 @@ class EncodeCommand:
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
         return EncodedRows(unit, side.rows(good) if faults else side, bad, chunk, good, table)
 
-    def pairs(self, source: Source, unit: Unit) -> OneSide:
+    def load_pairs(self, source: Source, unit: Unit) -> EncodedRows:
         """The texts of a unit, without the columns that stay beside them."""
-        return replace(self, keep_columns=()).load(source, unit).pairs
+        return replace(self, keep_columns=()).load(source, unit)
 
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Rows in input order; what encoded them is in the metadata, for those who look texts up in the file."""

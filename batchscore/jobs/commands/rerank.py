@@ -120,9 +120,9 @@ class RerankCommand:
             rows.bad_rows += [rows.bad_document(document, missing[document]) for document in sorted(missing)]
         return rows
 
-    def pairs(self, source: Source, unit: Unit) -> Pairs:
-        """The pairs of a unit; hardly anything else is read for them."""
-        return self.load(source, unit).pairs
+    def load_pairs(self, source: Source, unit: Unit) -> RankedRows:
+        """The same: hardly anything is read besides the pairs."""
+        return self.load(source, unit)
 
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""

@@ -68,9 +68,9 @@ class ScoreCommand:
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
         return ScoredRows(self, unit, pairs.rows(good) if faults else pairs, bad, chunk, good, table)
 
-    def pairs(self, source: Source, unit: Unit) -> Pairs:
-        """The pairs of a unit, without the columns that stay beside their scores."""
-        return replace(self, keep_columns=()).load(source, unit).pairs
+    def load_pairs(self, source: Source, unit: Unit) -> ScoredRows:
+        """The rows of a unit, without the columns that stay beside their scores."""
+        return replace(self, keep_columns=()).load(source, unit)
 
     def columns(self, scores: Scores) -> dict[str, NDArray[Any]]:
         """The columns that scoring adds."""
