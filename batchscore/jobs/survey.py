@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -46,12 +47,13 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
     together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
     sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
-    for unit in picked:
-        on_step()
-        for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
-            digests = digests_of(texts.values)
-            sizes[side].append(len(digests))
-            _add_new(together[side], digests)
+    with closing(source):
+        for unit in picked:
+            on_step()
+            for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
+                digests = digests_of(texts.values)
+                sizes[side].append(len(digests))
+                _add_new(together[side], digests)
     read = distinct = 0.0
     for side in SIDES:
         count = sum(sizes[side]) * len(units) / len(picked)
@@ -103,7 +105,8 @@ def survey(
         if ".pass-" in name:  # of groups that an earlier list of blocks had
             folder.remove(name)
     prefix = f"{SCRATCH}{writer_id()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.path if folder.is_local else None) as scratch:
+    place = folder.path if folder.is_local else None
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as scratch, closing(source):
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
         read = (command.load_pairs(source, unit) for unit in parts.units)
