@@ -322,7 +322,9 @@ class Encodings:
 
     @classmethod
     def concat(cls, parts: Sequence[Encodings]) -> Encodings:
-        """The texts of all parts, one after the other."""
+        """The texts of all parts, one after the other; a single part is not copied."""
+        if len(parts) == 1:
+            return parts[0]
         nothing = np.empty(0, np.int32), np.empty(0, np.uint8)
         parts = parts or [cls(np.empty((0, 0), np.float32), np.zeros(1, np.int64), *nothing)]
         starts = offsets_of([len(part) for part in parts]).tolist()

@@ -313,7 +313,7 @@ def bytes_(args: argparse.Namespace, work: Path) -> None:
         "cpu:2": work / "two.parquet",
         "killed": work / "killed.parquet",
     }
-    shards = [start(command(work / "shards/", "--shard", f"{shard}/3", "--merge")) for shard in range(3)]
+    shards = [start(command(f"{work}/shards/", "--shard", f"{shard}/3", "--merge")) for shard in range(3)]
     codes = [shard.wait() for shard in shards]
     if any(codes):
         sys.exit(f"exit codes of the shards: {codes}")

@@ -172,7 +172,7 @@ def some_texts(side: Side) -> list[str]:
 @pytest.mark.parametrize(("name", "side"), [("bert_mean", "document"), ("bert_tokens", "query")])
 def test_verify_encodes_texts_again(tiny: Tiny, tmp_path: Path, name: str, side: Side) -> None:
     some, model = some_texts(side), tiny(name)
-    add(tmp_path, model, some, encoded(model, side, some), side, **FLOAT32)
+    add(tmp_path, model, some, encoded(model, side, some), side, device="cuda:7", **FLOAT32)  # another machine's
     result = run("verify", str(tmp_path), "--json")
     (shelf,) = json.loads(result.stdout)["shelves"]
 
@@ -194,6 +194,17 @@ def test_verify_scores_pairs_again(tiny: Tiny, tmp_path: Path) -> None:
 
     result = run("verify", str(tmp_path))
     assert (result.exit_code, result.stdout.count("4 encoded again, largest difference")) == (0, 1)
+
+
+def test_verify_allows_for_the_rounding_of_what_is_kept(tiny: Tiny, tmp_path: Path) -> None:
+    some, model = some_texts("document"), tiny("bert_mean")
+    made = encoded(model, "document", some)
+    bits = (made.values.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16, rounded down
+    add(tmp_path, model, some, replace(made, values=bits), **FLOAT32)
+    result = run("verify", str(tmp_path))
+
+    assert result.exit_code == 0
+    assert "4 encoded again, largest difference" in result.output
 
 
 def test_verify_notices_a_model_that_encodes_differently(tiny: Tiny, tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 import jobs
 from batchscore import rerank_files, score_files
 from batchscore.cli import options as o
+from batchscore.cli.encode import encode
 from batchscore.cli.main import app
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.errors import InputError, OutputError, StoppedError, UsageError
-from batchscore.jobs.commands import RerankCommand, ScoreCommand
+from batchscore.jobs.commands import EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Outcome, Silent
-from batchscore.jobs.files import RerankOptions, ScoreOptions
+from batchscore.jobs.files import EncodeOptions, RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.run import PreparedJob, prepare
@@ -112,7 +113,11 @@ def test_bad_rows_are_in_the_outcome_and_the_limit_is_an_exception(tiny: Tiny) -
     assert (again.end, again.bad_rows) == ("found", 1)
 
 
-@pytest.mark.parametrize(("run", "options"), [(score, ScoreOptions), (rerank, RerankOptions)], ids=["score", "rerank"])
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [(score, ScoreOptions), (rerank, RerankOptions), (encode, EncodeOptions)],
+    ids=["score", "rerank", "encode"],
+)
 def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> None:
     flags = set(signature(run).parameters) - {"model", "in_", "inputs", "out", "quiet", "log_format"}
 
@@ -121,8 +126,13 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
 
 @pytest.mark.parametrize(
     ("flags", "kind", "differing"),
-    [(o.Run, RunOptions, []), (o.Score, ScoreCommand, ["keep_columns"]), (o.Rerank, RerankCommand, [])],
-    ids=["run", "score", "rerank"],
+    [
+        (o.Run, RunOptions, []),
+        (o.Score, ScoreCommand, ["keep_columns"]),
+        (o.Rerank, RerankCommand, []),
+        (o.Encode, EncodeCommand, ["keep_columns"]),
+    ],
+    ids=["run", "score", "rerank", "encode"],
 )
 def test_flags_have_the_defaults_of_the_library(flags: Any, kind: Any, differing: list[str]) -> None:
     defaults = {field.name: field.default for field in fields(kind)}

@@ -72,6 +72,17 @@ def test_parquet_keeps_types_and_metadata_and_is_zstd(tmp_path: Path) -> None:
     assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
 
 
+def test_vectors_have_no_dictionary_and_texts_have_one(tmp_path: Path) -> None:
+    """In a dictionary, numbers that never repeat take ten times the time and half as many bytes again."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([0.5, 1.5, 2.5, 3.5], pa.float32()), 2)
+    matrices = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), vectors.cast(pa.list_(pa.float16(), 2)))
+    path = write(tmp_path / "a.parquet", pa.table({"text": ["a", "a"], "vector": vectors, "vectors": matrices}))
+    group = pq.read_metadata(path).row_group(0)
+
+    assert [group.column(index).has_dictionary_page for index in range(3)] == [True, False, False]
+    assert pq.read_table(path)["vectors"].to_pylist() == [[[0.5, 1.5]], [[2.5, 3.5]]]
+
+
 def test_jsonl_has_no_escapes_and_spells_what_json_lacks(tmp_path: Path) -> None:
     columns = {
         "text": ["東京 🎉"],

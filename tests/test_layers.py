@@ -90,7 +90,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-COMMANDS = ["score", "rerank", "status", "merge", "inspect", "verify", "models", "store"]
+COMMANDS = ["score", "rerank", "encode", "status", "merge", "inspect", "verify", "models", "store"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

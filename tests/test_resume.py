@@ -176,6 +176,23 @@ def test_killed_at_random_moments_the_output_is_the_same(tiny: Tiny, command: st
     assert not Path(f".{out}.parts").exists()
 
 
+@pytest.mark.slow
+def test_vectors_are_the_same_after_a_kill(tiny: Tiny) -> None:
+    jobs.write_rows("in.parquet", jobs.random_rows(1_500))
+    options = ["encode", "--model", tiny("bert_mean"), "--dtype", "float32", "--in", "in.parquet", "--unit-rows", "50"]
+    run = jobs.start(*options, "--out", "out.npy")
+    jobs.wait_until(lambda: len(jobs.parts(".out.npy.parts")) > 3)
+    run.kill()
+    run.communicate()
+    assert 0 < len(jobs.parts(".out.npy.parts")) < 30
+    for out in ("out.npy", "whole.npy"):
+        code, said = jobs.finish(*options, "--out", out)
+        assert code == 0, said
+
+    for suffix in ("", ".ids.txt"):
+        assert Path(f"out.npy{suffix}").read_bytes() == Path(f"whole.npy{suffix}").read_bytes()
+
+
 def test_raw_scores_of_an_unfinished_unit_are_resumed(tiny: Tiny) -> None:
     """What a unit's progress holds is believed, and packs are those of an undisturbed run."""
     jobs.write_rows("in.parquet", ROWS)

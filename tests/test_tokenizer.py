@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from batchscore.errors import CheckpointError, MissingDependencyError
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
+from batchscore.models.text import recent
 from batchscore.models.text import tokenizer as tokenizer_module
 from batchscore.models.text.tokenizer import Pattern, Special, TextTokenizer, assemble, load_tokenizer, num_specials
 from batchscore.types import Items
@@ -510,3 +512,67 @@ def test_special_tokens_are_named_as_tokenizer_config_names_them() -> None:
     assert tokenizer.named("mask_token", "pad_token", "eos_token", "bos_token") == EOS  # the first that is there
     assert tokenizer.named("mask_token", "cls_token") is None
     assert (tokenizer.token_id("a"), tokenizer.token_id("b")) == (A, None)
+
+
+# ---- texts that come back
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that tokenizers are given from now on."""
+    texts: list[str] = []
+    bounded = tokenizer_module._bounded
+
+    def noting(encode: Any, given: Sequence[str], *limits: Any, **ends: Any) -> Any:
+        texts.extend(given)
+        return bounded(encode, given, *limits, **ends)
+
+    monkeypatch.setattr(tokenizer_module, "_bounded", noting)
+    return texts
+
+
+def test_texts_that_come_back_are_read_once_and_give_the_same_tokens(tiny: Tiny, encoded: list[str]) -> None:
+    tokenizer = load(tiny("bert_mean"))
+    texts = ["the cat sat on the mat", "a dog", "", "the cat sat on the mat", "river " * 400]
+    for limit, keep_end in ((4, False), (4, True), (9, False), (4, False), (9, True)):
+        expected, full = tokenizer.tokenize(texts, limit, keep_end=keep_end)
+        for order in (slice(None), slice(None, None, -1), slice(1, 4)):
+            encoded.clear()
+            found, lengths = tokenizer.tokenize_again(texts[order], limit, keep_end=keep_end)
+            again = expected.take(np.arange(5)[order])
+            assert found.ids.tolist() == again.ids.tolist()
+            np.testing.assert_array_equal(found.offsets, again.offsets)
+            np.testing.assert_array_equal(lengths, full[order])
+        assert encoded == []
+
+
+def test_the_texts_that_are_kept_take_no_more_memory_than_they_may(
+    tiny: Tiny, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "_MAX_BYTES", 5_000)
+    tokenizer = load(tiny("bert_mean"))
+    texts = [f"the cat {number} " * 10 for number in range(30)]
+    for text in texts:
+        tokenizer.tokenize_again([text], 9)
+    kept = list(tokenizer._recent._kept)
+    assert [text for text, *_ in kept] == texts[-len(kept) :]
+    assert 5 < len(kept) < 15
+    assert tokenizer._recent._bytes <= 5_000
+
+    encoded.clear()
+    tokenizer.tokenize_again(texts[-3:], 9)
+    assert encoded == []
+    tokenizer.tokenize_again(texts[:1], 9)
+    assert encoded == texts[:1]
+    tokenizer.tokenize_again(["river " * 5_000], 9)  # more than all the memory
+    assert (tokenizer._recent._kept, tokenizer._recent._bytes) == ({}, 0)
+
+
+def test_several_threads_may_read_texts_that_come_back(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "_MAX_BYTES", 5_000)
+    tokenizer = load(tiny("bert_mean"))
+    texts = [f"the cat {number} " * 10 for number in range(30)]
+    expected = tokenizer.tokenize(texts, 9)[0].ids.tolist()
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda _: tokenizer.tokenize_again(texts, 9)[0].ids.tolist(), range(20))
+        assert list(found) == [expected] * 20

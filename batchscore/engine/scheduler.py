@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 2**21  # numbers: little enough for a core's share of the caches
+_CHUNK = 2**20  # numbers: little enough for a core's share of the caches
 
 
 @dataclass(frozen=True, slots=True)

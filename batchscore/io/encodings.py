@@ -70,6 +70,8 @@ class EncodingsFile:
             faults = {int(text): Fault(**fault) for text, fault in note["faults"].items()}
             offsets, tokens, cut = arrays["offsets"], arrays["tokens"], arrays["cut"]
             encodings = Encodings(arrays["values"], offsets, tokens, cut, faults)
+            if offsets[0] != 0 or offsets[-1] != len(encodings.values) or (offsets[1:] < offsets[:-1]).any():
+                raise ValueError("its offsets are wrong")
             if checked and (checksums(encodings, arrays["digests"]) != arrays["crc32"]).any():
                 raise ValueError("a checksum differs")
             return cls(encodings, arrays["digests"], note["note"])

@@ -39,6 +39,7 @@ from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import TEXTS, part_name
+from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 from batchscore.types import SIDES, Encodings, Side
 
@@ -162,19 +163,9 @@ class Blocks:
         self._known.add(block.index)
         self.folder.remove(block.file("progress"))
 
-    def save(self, block: Block, digests: Digests, encodings: Encodings) -> None:
-        """Keep what there is of the encodings of these texts, which are those of a block that the model reads."""
-        note = {"job": self._job, "block": block.index}
-        self.folder.write(block.file("progress"), EncodingsFile(encodings, digests, note).to_bytes())
-
-    def saved(self, block: Block, digests: Digests) -> Encodings | None:
-        """What an earlier run kept of the encodings of these very texts."""
-        name = block.file("progress")
-        with suppress(OSError, ValueError, InputError):
-            file = EncodingsFile.of_bytes(self.folder.read(name), name)
-            if file.note == {"job": self._job, "block": block.index} and np.array_equal(file.digests, digests):
-                return file.encodings
-        return None
+    def progress(self, block: Block) -> Progress:
+        """What there is of a block that is not finished."""
+        return Progress(self.folder, block.file("progress"), {"job": self._job, "block": block.index})
 
     def counts(self) -> list[Mapping[str, Any]]:
         """What was counted while blocks were encoded."""
@@ -206,7 +197,7 @@ class Blocks:
         return numbers, digests
 
     def take(self, side: Side, numbers: NDArray[np.int64], digests: Digests) -> Encodings:
-        """The encodings of texts, in this order; their blocks must be there.
+        """The encodings of texts whose numbers ascend; their blocks must be there.
 
         Args:
             side: of the texts.
@@ -216,28 +207,26 @@ class Blocks:
         Raises:
             RuntimeFailureError: a block is damaged; it is removed.
         """
-        order, parts = np.argsort(numbers, kind="stable"), []
-        wanted = digests[order]
-        for block, texts in self._by_block(side, numbers[order]):
-            file, here, wanted = self._file(block), wanted[: len(texts)], wanted[len(texts) :]
-            if (file.digests[texts] != here).any():
+        parts, start = [], 0
+        for block, texts in self._by_block(side, numbers):
+            file, stop = self._file(block), start + len(texts)
+            if (file.digests[texts] != digests[start:stop]).any():
                 self._refuse(block.file(), ValueError("it has other texts"))
             parts.append(file.encodings.take(texts))
-        return Encodings.concat(parts).take(np.argsort(order, kind="stable"))
+            start = stop
+        return Encodings.concat(parts)
 
     def sizes(self, side: Side, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 [n]: bytes of the encodings of texts; errors as `take`."""
-        order, sizes = np.argsort(numbers, kind="stable"), np.empty(len(numbers), np.int64)
-        parts = []
-        for block, texts in self._by_block(side, numbers[order]):
+        """int64 [n]: bytes of the encodings of texts whose numbers ascend; errors as `take`."""
+        sizes = [np.empty(0, np.int64)]
+        for block, texts in self._by_block(side, numbers):
             encodings = self._file(block).encodings
             width = encodings.values.itemsize * encodings.values.shape[1]
-            parts.append(np.diff(encodings.offsets)[texts] * width)
-        sizes[order] = np.concatenate([np.empty(0, np.int64), *parts])
-        return sizes
+            sizes.append(np.diff(encodings.offsets)[texts] * width)
+        return np.concatenate(sizes)
 
     def _by_block(self, side: Side, numbers: NDArray[np.int64]) -> Iterator[tuple[Block, NDArray[np.int64]]]:
-        """(block, which of its texts) of texts in ascending order."""
+        """(block, which of its texts) of texts whose numbers ascend."""
         blocks = np.searchsorted(self._starts[side], numbers, side="right") - 1
         for rows in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(blocks)) + 1):
             if len(rows):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.engine.batcher import Batcher, GrowingEncodings, OnPack
+from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.errors import RuntimeFailureError
 from batchscore.io.digests import Digests, digests_of
 from batchscore.io.store import Shelf
+from batchscore.jobs.progress import Progress, Timer
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Side, Work
 
@@ -56,7 +59,7 @@ class Encoder:
         return PreparedTexts(side, texts, digests, stored, new, work)
 
     def encode(
-        self, prepared: PreparedTexts, on_pack: OnPack, stop: Stop, growing: GrowingEncodings | None = None
+        self, prepared: PreparedTexts, on_pack: OnPack, stop: Stop, progress: Progress | None = None
     ) -> Encodings:
         """The encodings in the texts' order; those that are new go to the store.
 
@@ -64,7 +67,7 @@ class Encoder:
             prepared: the texts.
             on_pack: called after each pack with its texts and tokens, in any thread.
             stop: ends the work between packs.
-            growing: what is known of the new texts, and shows what is made of them.
+            progress: where what there is of the new texts is saved now and then, and if this ends early.
 
         Raises:
             StoppedError: `stop` was requested.
@@ -73,11 +76,34 @@ class Encoder:
         if prepared.from_store and prepared.stored is not None:
             parts.append(prepared.stored)
         if prepared.work is not None:
-            encodings = self.batcher.encode(prepared.work, prepared.side, on_pack, stop=stop, growing=growing)
+            encodings = self._forward(prepared, prepared.work, on_pack, stop, progress)
             self._keep(prepared, encodings)
             parts.append(encodings)
         order = np.argsort(np.concatenate([np.setdiff1d(np.arange(len(prepared.texts)), new), new]), kind="stable")
         return Encodings.concat(parts).take(order) if len(parts) > 1 else parts[0]
+
+    def _forward(
+        self, prepared: PreparedTexts, work: Work, on_pack: OnPack, stop: Stop, progress: Progress | None
+    ) -> Encodings:
+        """The encodings of the new texts."""
+        if progress is None:
+            return self.batcher.encode(work, prepared.side, on_pack, stop=stop)
+        digests, timer = prepared.digests[prepared.new], Timer()
+        growing = self.batcher.begin(work, progress.saved(digests))
+        on_pack(int(growing.is_done.sum()), 0)
+
+        def on_saved_pack(texts: int, tokens: int) -> None:
+            on_pack(texts, tokens)
+            if timer.is_due():
+                progress.save(digests, growing.snapshot())
+
+        try:
+            return self.batcher.encode(work, prepared.side, on_saved_pack, stop=stop, growing=growing)
+        except BaseException:
+            with suppress(RuntimeFailureError):  # a full disk must not hide what came first
+                if growing.is_done.any():
+                    progress.save(digests, growing.snapshot())
+            raise
 
     def _keep(self, prepared: PreparedTexts, encodings: Encodings) -> None:
         if (shelf := self.shelves.get(prepared.side)) is not None:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
 from batchscore.io.parquet import unpacked_size
-from batchscore.io.sink import PARQUET_OPTIONS
+from batchscore.io.sink import parquet_options
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
@@ -113,10 +113,9 @@ class Parts:
         return len(self.finished()) >= len(self.units)
 
     def is_bare(self) -> bool:
-        """Whether no unit has been finished or begun."""
-        return not any(
-            name.startswith("part-") or name.endswith((".safetensors", "progress")) for name in self.folder.names()
-        )
+        """Whether nothing has been finished or begun."""
+        kept = re.compile(r"part-.*|block-\d+\.(safetensors|progress)")
+        return not any(map(kept.fullmatch, self.folder.names()))
 
     def check(self, units: Sequence[int]) -> list[int]:
         """Remove those of these parts whose footers are damaged; returns which."""
@@ -137,7 +136,9 @@ class Parts:
         note = {"job": self.id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
         table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
-            with pq.ParquetWriter(stream, table.schema, **PARQUET_OPTIONS, write_page_checksum=True) as writer:
+            with pq.ParquetWriter(
+                stream, table.schema, **parquet_options(table.schema), write_page_checksum=True
+            ) as writer:
                 writer.write_table(table)
                 # not as metadata of the schema: Arrow would store that a second time, with its own description of it
                 writer.add_key_value_metadata({_KEY: as_json(note)})

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
-from threading import Lock
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -27,7 +26,8 @@ from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, goo
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Parts, part_name
+from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
@@ -38,7 +38,6 @@ OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has i
 
 LULL_SECONDS = 1.0  # without a further task, after which a worker settles those it has
 _WAIT_SECONDS = 0.2  # between two looks for a task, when others have in work what the next one needs
-_SAVE_SECONDS = 10.0  # between two savings of a unit's scores: what a kill may cost
 
 
 @dataclass(frozen=True)
@@ -108,28 +107,10 @@ class Pipeline:
                 writing.result()
 
     def _encode(self, block: Block, prepared: PreparedTexts) -> Encodings:
-        """The encodings of a block; what there is of them is saved now and then, and if the run ends early."""
         assert self.blocks is not None
         self.meter.add_texts(block, prepared.from_store, 0)
-        if prepared.work is None:
-            return self._encoder.encode(prepared, partial(self.meter.add_texts, block), self.stop)
-        blocks, digests = self.blocks, prepared.digests[prepared.new]
-        growing = self.scorer.batcher.begin(prepared.work, blocks.saved(block, digests))
-        self.meter.add_texts(block, int(growing.is_done.sum()), 0)
-        timer = _Timer()
-
-        def on_pack(texts: int, tokens: int) -> None:
-            self.meter.add_texts(block, texts, tokens)
-            if timer.is_due():
-                blocks.save(block, digests, growing.snapshot())
-
-        try:
-            return self._encoder.encode(prepared, on_pack, self.stop, growing)
-        except BaseException:
-            with suppress(RuntimeFailureError):  # a full disk must not hide what came first
-                if growing.is_done.any():
-                    blocks.save(block, digests, growing.snapshot())
-            raise
+        on_pack = partial(self.meter.add_texts, block)
+        return self._encoder.encode(prepared, on_pack, self.stop, self.blocks.progress(block))
 
     def _prepared(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, PreparedTexts]]:
         """Blocks read and tokenized."""
@@ -183,9 +164,11 @@ class Pipeline:
 
     # ---- units
 
-    @cached_property
-    def _method(self) -> Method:
-        return choose_method(self.command, self.scorer.batcher, self.blocks, self.shelves)
+    def _method(self, unit: Unit) -> Method:
+        progress = Progress(
+            self.parts.folder, part_name(unit.index, "progress"), {"unit": unit.index, "job": self.parts.id}
+        )
+        return choose_method(self.command, self._encoder, self.blocks, progress)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -211,7 +194,7 @@ class Pipeline:
                         growing.save(self.parts)
 
     def _begin(self, rows: UnitRows) -> _GrowingUnit:
-        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self._method.num_scores)
+        raw = self.parts.saved_scores(rows.unit, len(rows.pairs), self._method(rows.unit).num_scores)
         return _GrowingUnit(rows, raw, self.meter.rows)
 
     def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
@@ -228,7 +211,7 @@ class Pipeline:
                     stop = min(start + step, size)
                     pairs = rows.pairs if stop - start == size else rows.pairs.rows(slice(start, stop))
                     with self.meter.timed("tokenize"):
-                        prepared = self._method.prepare(pairs) if size else None
+                        prepared = self._method(unit).prepare(pairs) if size else None
                     if prepared is not None:
                         self._refuse(_bad_rows(rows, start, prepared.faults))
                     yield _Window(rows, start, stop, prepared)
@@ -248,7 +231,7 @@ class Pipeline:
         on_pack = partial(self._on_pack, growing, rows.unit.rows / len(rows.pairs))
         raw = growing.raw[window.start : window.stop]  # a view: filled in place
         with self.meter.timed("forward"):
-            scored = self._method.score(window.prepared, on_pack, raw=raw, stop=self.stop)
+            scored = self._method(rows.unit).score(window.prepared, on_pack, raw=raw, stop=self.stop)
         bad_rows = _bad_rows(rows, window.start, scored.outcome.faults)
         self._refuse(bad_rows)
         growing.add(window, scored, bad_rows)
@@ -262,7 +245,7 @@ class Pipeline:
         unit = growing.rows.unit
         with self.meter.timed("write"):
             pairs, results = growing.joined()
-            joined = self._method.join(results)
+            joined = self._method(unit).join(results)
             table, table_counts = growing.rows.table(pairs, joined, keep_bad=self.errors == "null")
             bad_rows = growing.bad_rows
             counts: Counts = {
@@ -292,22 +275,6 @@ class _Window:
         return self.stop == len(self.rows.pairs)
 
 
-class _Timer:
-    """Tells when it is time to save."""
-
-    def __init__(self) -> None:
-        self._saved = monotonic()
-        self._lock = Lock()
-
-    def is_due(self) -> bool:
-        """Whether it is time; True in one thread."""
-        with self._lock:
-            if monotonic() - self._saved < _SAVE_SECONDS:
-                return False
-            self._saved = monotonic()
-            return True
-
-
 class _GrowingUnit:
     """A unit on its way to a part."""
 
@@ -318,7 +285,7 @@ class _GrowingUnit:
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
         self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
-        self.timer = _Timer()
+        self.timer = Timer()
 
     def add(self, window: _Window, scored: Scored, bad_rows: Sequence[BadRow]) -> None:
         """Take the scores of a window."""

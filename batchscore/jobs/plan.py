@@ -24,6 +24,7 @@ from batchscore.jobs.parts import Parts, encoding_fingerprint
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.models.heads import value_range
+from batchscore.models.open import pinned_options
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
 from batchscore.types import SIDES
@@ -74,12 +75,22 @@ class Plan:
         sides: Sequence[Literal["query", "document", "pair"]] = (
             ("pair",) if spec.score_type == "cross-encoder" else SIDES
         )
-        scorer = {name: value for name, value in self.scorer.items() if name != "model"}
+        scorer = {name: value for name, value in self.pinned_scorer.items() if name != "model"}
         name = self.setup.checkpoint.name
         return {
             side: open_shelf(store, self.encoding_fingerprint(side), {"model": name, "side": side, "scorer": scorer})
             for side in sides
         }
+
+    @property
+    def pinned_scorer(self) -> dict[str, Any]:
+        """Keywords by which another process has the same Scorer.
+
+        They fix what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
+        its branch may have moved on, and the date that a template prints.
+        """
+        pinned = pinned_options(self.setup.checkpoint, self.setup.spec)
+        return {**self.scorer, "dtype": self.setup.placement.dtype, **pinned}
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""

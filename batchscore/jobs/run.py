@@ -39,7 +39,6 @@ from batchscore.jobs.shards import Shard
 from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
-from batchscore.models.open import pinned_options
 from batchscore.scorer import Scorer, Setup, set_up
 from batchscore.stop import Stop
 
@@ -84,22 +83,11 @@ class PreparedJob:
         return Division(units, encode, "asked for")
 
     def for_worker(self) -> WorkerJob:
-        """What another process needs to score units of this job.
-
-        It fixes what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
-        its branch may have moved on, and the date that a template prints.
-        """
-        setup = self.plan.setup
-        pinned = pinned_options(setup.checkpoint, setup.spec)
-        scorer = {**self.plan.scorer, "dtype": setup.placement.dtype, **pinned}
+        """What another process needs to do tasks of this job."""
+        options, plan = self.options, self.plan
+        addresses, folder = self.source.addresses(), self.output.parts
         return WorkerJob(
-            self.plan.command,
-            scorer,
-            self.source.addresses(),
-            self.output.parts,
-            self.options.errors,
-            self.options.encode,
-            self.options.store,
+            plan.command, plan.pinned_scorer, addresses, folder, options.errors, options.encode, options.store
         )
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
@@ -279,7 +267,7 @@ class _Run:
         room = Room.of(job.plan.setup, job.options.encodings_gb, parts.folder)
         while (blocks := open_blocks(parts.folder, parts.id)) is None:
             if leases is None or leases.claim_survey():
-                survey(parts, job.plan.command, job.source, room, self._on_surveyed)
+                survey(parts, job.plan.command, job.source, room, self._on_surveyed, self.stop)
             else:
                 self.stop.check()
                 parts.require_ours()  # else this would wait in a folder that another run has merged
@@ -289,7 +277,6 @@ class _Run:
 
     def _on_surveyed(self, rows: UnitRows) -> None:
         """Count a unit whose texts were read; an error of its rows that would end the job does so before the rest."""
-        self.stop.check()
         self.meter.add_surveyed(rows.unit.rows)
         if rows.bad_rows and self.job.options.errors == "fail":
             raise min(rows.bad_rows, key=input_order).error()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
@@ -17,10 +17,12 @@ from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
 from batchscore.jobs.encoding import Encoder
+from batchscore.jobs.progress import Progress
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Work, ranges
+from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
 
 _SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
+Numbered = tuple[NDArray[np.int64], Digests]  # numbers of texts in ascending order, and their digests
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
 
 
@@ -49,7 +51,7 @@ class Method(Protocol):
 
     @property
     def num_scores(self) -> int:
-        """Raw scores of a row, which are saved now and then; 0: a unit is done anew after an interruption."""
+        """Raw scores of a row, which are saved now and then; 0: there are none, and encodings are saved."""
 
     def prepare(self, pairs: Any) -> Prepared:
         """Do what needs no scores. Called in another thread, while the window before is scored."""
@@ -61,17 +63,18 @@ class Method(Protocol):
         """What a unit's table is made of: the scores of all its windows."""
 
 
-def choose_method(command: Command, batcher: Batcher, blocks: Blocks | None, shelves: Mapping[str, Shelf]) -> Method:
-    """How the units of a command are done.
+def choose_method(command: Command, encoder: Encoder, blocks: Blocks | None, progress: Progress) -> Method:
+    """How a unit of a command is done.
 
     Args:
-        command: what is made of them.
-        batcher: the model.
+        command: what is made of it.
+        encoder: the model and the store.
         blocks: of a job whose texts are encoded once.
-        shelves: of the store, if there is one.
+        progress: of the unit.
     """
+    batcher, shelves = encoder.batcher, encoder.shelves
     if isinstance(command, EncodeCommand):
-        return EncodeTexts(Encoder(batcher, shelves))
+        return EncodeTexts(encoder, progress)
     if blocks:
         return CompareEncodings(batcher, blocks)
     return ForwardNewPairs(batcher, shelves["pair"]) if shelves else ForwardPairs(batcher)
@@ -178,9 +181,15 @@ class CompareEncodings(_ScorePairs):
 
     def prepare(self, pairs: Pairs) -> Prepared:
         """Find the texts' numbers."""
-        sides = pairs.queries, pairs.documents
-        found = self.blocks.find("query", sides[0].values), self.blocks.find("document", sides[1].values)
-        return Prepared(len(pairs), {}, (found, sides[0].codes, sides[1].codes))
+        queries, left = self._numbered("query", pairs.queries)
+        documents, right = self._numbered("document", pairs.documents)
+        return Prepared(len(pairs), {}, (queries, documents, left, right))
+
+    def _numbered(self, side: Side, texts: Texts) -> tuple[Numbered, NDArray[np.int64]]:
+        """(the texts' numbers and digests; which of these each row has); they ascend, so blocks are read in order."""
+        numbers, digests = self.blocks.find(side, texts.values)
+        order = np.argsort(numbers)
+        return (numbers[order], digests[order]), np.argsort(order)[texts.codes]
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Compare."""
@@ -198,8 +207,8 @@ class CompareEncodings(_ScorePairs):
         """The same rows, those whose documents are in this group with their scores."""
         if not window.size:
             return rows
-        (of_queries, (numbers, digests)), left, right = window.content
-        queries = self.blocks.take("query", *of_queries)
+        queries_found, (numbers, digests), left, right = window.content
+        queries = self.blocks.take("query", *queries_found)
         values, tokens, cut, faults = rows.values.copy(), rows.tokens.copy(), rows.cut.copy(), dict(rows.faults)
         for documents, some in self._parts(numbers, right, group):
             encodings = self.blocks.take("document", numbers[documents], digests[documents])
@@ -239,6 +248,7 @@ class EncodeTexts:
     """The model reads each distinct text of the window, and the encodings are what is written."""
 
     encoder: Encoder
+    progress: Progress
 
     num_scores: ClassVar[int] = 0
 
@@ -249,7 +259,7 @@ class EncodeTexts:
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Encode."""
         texts, codes = window.content
-        rows = self.encoder.encode(texts, on_pack, stop).take(codes)
+        rows = self.encoder.encode(texts, on_pack, stop, self.progress).take(codes)
         from_store = texts.from_store if self.encoder.shelves else None
         return Scored(Outcome(raw, rows.faults), rows, len(texts.new), texts.tokens, from_store)
 

@@ -101,8 +101,10 @@ def _encode_again(check: ShelfCheck, sample: int, on_step: Callable[[str], None]
     chosen = [kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, sample).astype(int))]
     on_step(f"loading  {check.shelf.model} to encode {len(chosen)} texts ({check.shelf.side}) again")
     try:
-        with closing(Scorer(check.shelf.model, **check.shelf.about.get("scorer", {}))) as scorer:
-            check.tolerance = _TOLERANCES[scorer.placement.dtype]
+        # this may be another machine, and whoever wrote to the store does not decide what code it runs
+        keywords = {**check.shelf.about.get("scorer", {}), "device": "auto", "trust_remote_code": False}
+        with closing(Scorer(check.shelf.model, **keywords)) as scorer:
+            check.tolerance = max(_TOLERANCES[scorer.placement.dtype], _stored_tolerance(whole[0]))
             now = _encoded(scorer, check.shelf.side, [text for _, (_, text) in chosen])
     except (BatchscoreError, TypeError) as error:  # TypeError: a keyword that Scorer no longer has
         check.obstacle = first_line(error)
@@ -111,6 +113,12 @@ def _encode_again(check: ShelfCheck, sample: int, on_step: Callable[[str], None]
         with suppress(SegmentError):  # it was removed just now
             before = _stored(segment, np.array([digest], np.uint64))
             check.differences.append(_difference(before, now.take(np.array([place]))))
+
+
+def _stored_tolerance(segment: Segment) -> float:
+    """That of the numbers that are kept: bfloat16 as its bits."""
+    dtype = {"<u2": "bfloat16", "<f2": "float16"}.get(segment.kind[0], "float32")
+    return _TOLERANCES[dtype]
 
 
 def _encoded(scorer: Scorer, side: str, texts: Sequence[Any]) -> Encodings:

@@ -23,7 +23,9 @@ from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, describe, index_file, open_blocks
 from batchscore.jobs.commands.base import Command, UnitRows
 from batchscore.jobs.parts import SCRATCH, TEXTS, Division, Parts
+from batchscore.jobs.pipeline import prefetch
 from batchscore.jobs.room import Room
+from batchscore.stop import Stop
 from batchscore.types import SIDES, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
@@ -79,7 +81,9 @@ def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
     return new
 
 
-def survey(parts: Parts, command: Command, source: Source, room: Room, on_unit: Callable[[UnitRows], None]) -> None:
+def survey(
+    parts: Parts, command: Command, source: Source, room: Room, on_unit: Callable[[UnitRows], None], stop: Stop
+) -> None:
     """Collect the distinct texts of a job and write them into its folder in blocks.
 
     Several processes may do this at once: they write the same files.
@@ -90,8 +94,10 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_unit: 
         source: the input.
         room: what encodings take and may take.
         on_unit: called with each unit that was read; what it raises ends the survey.
+        stop: ends it between two units.
 
     Raises:
+        StoppedError: `stop` was requested.
         UsageError: there is no room even for the queries.
     """
     folder = parts.folder
@@ -103,8 +109,8 @@ def survey(parts: Parts, command: Command, source: Source, room: Room, on_unit: 
     with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as scratch, closing(source):
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
-        for unit in parts.units:
-            rows = command.load_pairs(source, unit)
+        read = (command.load_pairs(source, unit) for unit in parts.units)
+        for rows in prefetch(read, stop):
             on_unit(rows)
             for side, texts in rows.pairs.sides.items():
                 sides[side].add(texts.values)

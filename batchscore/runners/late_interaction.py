@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ class Matrices:
 
     vectors: Tensor  # [sum(sizes), dim], in the body's dtype: stored or just made, a matrix gives the same scores
     sizes: NDArray[np.int64]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Each matrix by itself."""
+        return iter(self.vectors.split(self.sizes.tolist()))
 
     def take(self, index: NDArray[np.integer]) -> Matrices:
         """The matrices at `index`, in that order; not copied if they are neighbours."""

@@ -52,7 +52,7 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     limit, room = (spec.max_length + 1, ALL) if slices_ids(spec) else (budget, budget)
     strings = prefixed(pairs.queries, spec.query_prompt), prefixed(pairs.documents, "")
     (queries, query_lengths), (documents, document_lengths) = (
-        tokenizer.tokenize(texts, limit, keep_end=keep_end) for texts in strings
+        tokenizer.tokenize_again(texts, limit, keep_end=keep_end) for texts in strings
     )
     if slices_ids(spec):
         query_lengths, document_lengths = queries.lengths, documents.lengths

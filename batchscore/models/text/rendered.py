@@ -95,7 +95,9 @@ class _Fitter:
     def fit(self, prompts: Sequence[_Prompt], faults: Faults) -> tuple[list[Ids], NDArray[np.uint8]]:
         """(ids of each prompt without special tokens, cut bits); adds to `faults`, which are by prompt."""
         pieces = list(dict.fromkeys(piece for prompt in prompts for piece in prompt.pieces))
-        tokens, _ = self.tokenizer.tokenize(pieces, ALL)
+        # pieces are texts and what stands between them, which come back; a prompt as a whole does not
+        in_pieces = any(len(prompt.pieces) > 1 for prompt in prompts)
+        tokens, _ = (self.tokenizer.tokenize_again if in_pieces else self.tokenizer.tokenize)(pieces, ALL)
         ids_of = {
             piece: tokens.ids[tokens.offsets[index] : tokens.offsets[index + 1]] for index, piece in enumerate(pieces)
         }

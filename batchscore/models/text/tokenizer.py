@@ -27,6 +27,7 @@ from batchscore.errors import CheckpointError, MissingDependencyError, first_lin
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.folder import check_content, inside, vocabularies
 from batchscore.models.quiet import quiet
+from batchscore.models.text.recent import RecentTokens, Tokens
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
@@ -99,6 +100,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._name = name
         self._config = config or {}
+        self._recent = RecentTokens()
         self.single = self._pattern("a")
         self._check_pattern(self.single, 1)
         if restore_specials:
@@ -127,17 +129,27 @@ class TextTokenizer:
         margin: a word that WordPiece does not call unknown has 100 tokens at most; where best paths of Unigram part,
         and how far back a letter changes merges of BPE, is within a few tokens in practice.
         """
-        ids: list[NDArray[np.int32]] = []
-        lengths: list[int] = []
+        return _joined(list(self._read(texts, max_tokens, keep_end=keep_end)), max_tokens)
+
+    def tokenize_again(
+        self, texts: Sequence[str], max_tokens: int, *, keep_end: bool = False
+    ) -> tuple[Items, NDArray[np.int64]]:
+        """As `tokenize`, for texts that come back in one call after the other."""
+        keys = [(text, max_tokens, keep_end) for text in texts]
+        found = self._recent.find(keys)
+        missing = [place for place, tokens in enumerate(found) if tokens is None]
+        made = self._read([texts[place] for place in missing], max_tokens, keep_end=keep_end)
+        for place, tokens in zip(missing, made, strict=True):
+            found[place] = tokens
+            self._recent.add(keys[place], tokens)
+        return _joined([tokens for tokens in found if tokens is not None], max_tokens)
+
+    def _read(self, texts: Sequence[str], max_tokens: int, *, keep_end: bool) -> Iterator[Tokens]:
         kept = slice(-max_tokens, None) if keep_end else slice(max_tokens)
         encode = self._tokenizer.encode_batch_fast
         for text, (piece, encoding) in zip(texts, _bounded(encode, texts, max_tokens, keep_end=keep_end), strict=True):
             of_piece = encoding.ids
-            lengths.append(len(of_piece) * len(text) // max(1, len(piece)))
-            ids.append(np.array(of_piece[kept], np.int32))
-        full = np.array(lengths, np.int64)
-        joined = np.concatenate(ids) if ids else np.empty(0, np.int32)
-        return Items(offsets_of(np.minimum(full, max_tokens)), {"ids": joined}), full
+            yield np.array(of_piece[kept], np.int32), len(of_piece) * len(text) // max(1, len(piece))
 
     def spans(self, texts: Sequence[str]) -> list[Spans]:
         """(ids int32 [n] without special tokens, characters each stands for int64 [n, 2]) of each text."""
@@ -217,6 +229,12 @@ class TextTokenizer:
                     f"{self._name}: its tokenizer does not put fixed tokens around its texts ({texts!r})",
                     hint="pass --chat-template with a prompt for a pair" if texts_count > 1 else None,
                 )
+
+
+def _joined(texts: Sequence[Tokens], max_tokens: int) -> tuple[Items, NDArray[np.int64]]:
+    lengths = np.array([length for _, length in texts], np.int64)
+    joined = np.concatenate([ids for ids, _ in texts]) if texts else np.empty(0, np.int32)
+    return Items(offsets_of(np.minimum(lengths, max_tokens)), {"ids": joined}), lengths
 
 
 def _is_special(part: Special | Slot, token: int) -> bool:
