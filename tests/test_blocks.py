@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import jobs
@@ -178,7 +181,8 @@ def test_a_block_is_waited_for_as_long_as_its_process_lives(tiny: Tiny, whole: W
     state = job_status("out")
 
     assert state["texts"]["total"] == 62
-    assert 4 in {block for worker in state["workers"] for block in worker["blocks"]}
+    assert len(state["workers"]) == 2
+    assert Path("out/block-00004.lease").exists()
     assert state["rows"]["done"] == 0
     assert other.poll() is None
     assert not Path("out/block-00004.safetensors").exists()
@@ -229,11 +233,10 @@ def test_a_run_that_is_stopped_is_resumed_to_the_same_bytes(
             stop.request("a test")
         return filled(folder, name, content)
 
-    monkeypatch.setattr(LocalFolder, "_filled", filling)
-    with pytest.raises(StoppedError, match="of 10 units are done"):
-        run(tiny("bert_mean"), stop=stop)
-    monkeypatch.undo()
-    monkeypatch.setattr(surveys, "_BLOCK_TEXTS", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "_filled", filling)
+        with pytest.raises(StoppedError, match="of 10 units are done"):
+            run(tiny("bert_mean"), stop=stop)
     assert not [name for name in os.listdir("out") if name.endswith(".lease") or name.startswith(("worker", "."))]
     run(tiny("bert_mean"))
 
@@ -341,6 +344,18 @@ def half(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def errors_until_done(model: str) -> list[RuntimeFailureError]:
+    """What runs end with before one does not; four of them are enough."""
+    errors: list[RuntimeFailureError] = []
+    while len(errors) < 4:
+        try:
+            run(model)
+            break
+        except RuntimeFailureError as error:
+            errors.append(error)
+    return errors
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     "name", ["block-00003.safetensors", "block-00000.texts", "block-00003.texts", "texts-document.index", "texts.json"]
@@ -352,15 +367,88 @@ def test_damage_is_found_and_healed_by_the_next_run(
     DAMAGES[damage](Path("out") / name)
     if name.endswith(".texts"):
         (Path("out") / name).with_suffix(".safetensors").unlink()  # else nobody reads them
-    tries = 0
-    while tries < 3:
-        tries += 1
-        try:
-            run(tiny("bert_mean"))
-            break
-        except RuntimeFailureError as error:
-            assert name in error.message or "is not among the texts" in error.message or "other texts" in error.message
-            assert error.hint
-    assert tries < 3
+    errors = errors_until_done(tiny("bert_mean"))
+
+    assert len(errors) <= 1
+    assert all(name in error.message or "is not among the texts" in error.message for error in errors)
+    assert all("run the same command again" in str(error.hint) for error in errors)
     assert outputs("out") == whole
     assert is_tidy("out")
+
+
+# ---- groups: where the encodings of all documents have no room at once
+
+
+def room_for(documents: int) -> float:
+    """--encodings-gb for 12 queries and so many documents of 32 numbers."""
+    return (12 + documents) * 32 * 4 / 1e9
+
+
+@pytest.mark.parametrize("name", ["bert_mean", "colbert"])
+def test_groups_give_the_same_scores(tiny: Tiny, name: str) -> None:
+    run(tiny(name))
+    outcome = run(tiny(name), "groups/", encodings_gb=room_for(20) if name == "bert_mean" else 1e-5)
+    scores = [
+        [row["score"] for part in jobs.parts(folder) for row in pq.read_table(f"{folder}/{part}").to_pylist()]
+        for folder in ("out", "groups")
+    ]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
+    assert outcome.counts["texts"] == 62
+    assert counts("groups")["tokens"] == counts("out")["tokens"] == outcome.counts["tokens_forwarded"]
+    assert is_tidy("groups")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [["--shard", "0/3"], ["--shard", "1/3"]],  # the third begins when they have ended
+        [["--claim", "dynamic"], ["--claim", "dynamic"]],
+        [["--devices", "cpu:2"]],
+        [[], []],
+    ],
+    ids=["shards", "dynamic", "devices", "twice"],
+)
+def test_processes_at_once_go_through_the_groups_together(
+    tiny: Tiny, whole: Whole, shares: Sequence[Sequence[str]]
+) -> None:
+    room = ["--encodings-gb", str(room_for(20))]
+    runs = [jobs.start(*arguments(tiny("bert_mean"), *share, *room), **SMALL) for share in shares]
+    said = [one.communicate(timeout=90)[1] for one in runs]
+
+    assert [one.returncode for one in runs] == [0] * len(runs), said
+    run(tiny("bert_mean"), encodings_gb=room_for(20))
+    assert scores_of(outputs("out")) == pytest.approx(scores_of(whole), abs=1e-6)
+    assert is_tidy("out"), os.listdir("out")
+
+
+def scores_of(parts: Whole) -> list[float]:
+    """Of all rows."""
+    tables = [pq.read_table(pa.BufferReader(parts[name])) for name in sorted(parts)]
+    scores: list[float] = pa.concat_tables(tables)["score"].to_pylist()
+    return scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["block-00003.counts", "block-00004.safetensors", "part-00003.pass-1"])
+def test_groups_are_resumed_where_a_kill_left_them(tiny: Tiny, whole: Whole, point: str) -> None:
+    room = ["--encodings-gb", str(room_for(20))]
+    killed = jobs.start(*arguments(tiny("bert_mean"), *room), KILL_AT=point, **SMALL)
+    killed.communicate()
+    assert killed.returncode == -9
+    run(tiny("bert_mean"))
+
+    assert scores_of(outputs("out")) == pytest.approx(scores_of(whole), abs=1e-6)
+    assert counts()["texts"] == 62
+    assert is_tidy("out")
+
+
+def test_groups_hold_for_units_without_pairs_and_for_bad_rows(tiny: Tiny) -> None:
+    rows = [{**row, "document": None} if 20 <= place < 40 or place == 3 else row for place, row in enumerate(ROWS)]
+    jobs.write_rows("in.parquet", rows)
+    for folder, options in (("once", {}), ("groups", {"encodings_gb": room_for(20)}), ("unit", {"encode": "unit"})):
+        run(tiny("bert_mean"), f"{folder}/", errors="null", max_length=12, truncation="error", **options)
+    listed = [Path(f"{folder}/_errors.jsonl").read_text("utf-8") for folder in ("unit", "once", "groups")]
+    assert listed[0] == listed[1] == listed[2]
+    assert len(listed[0].splitlines()) > 21
+    assert counts("groups")["scored"] == counts("unit")["scored"] > 0

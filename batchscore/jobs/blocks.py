@@ -246,7 +246,7 @@ class Blocks:
     def save_pass(self, task: Pass, rows: Encodings) -> None:
         """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
         note = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group + 1)}
-        digests = np.empty((0, 2), np.uint64)
+        digests = np.zeros((len(rows), 2), np.uint64)  # rows have none
         self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
         for before in range(task.group):
             self.folder.remove(_pass_file(task.unit, before))
@@ -310,10 +310,12 @@ class Blocks:
         return self._open[block.index]
 
     def _refuse(self, name: str, error: Exception) -> NoReturn:
-        """Remove a file that is damaged or gone, and the list of blocks, so that the next run collects texts again."""
-        self.folder.remove(TEXTS)
+        """Remove a damaged file, and the list of blocks where the next run is to collect texts again."""
+        is_gone = isinstance(error, FileNotFoundError)
+        if not (is_gone and name.endswith(".safetensors")):  # these another process may have removed
+            self.folder.remove(TEXTS)
         self.folder.remove(name)
-        what = "is gone" if isinstance(error, FileNotFoundError) else "was damaged and has been removed"
+        what = "is gone" if is_gone else "was damaged and has been removed"
         raise RuntimeFailureError(
             f"{self.folder.path}/{name} {what}: {first_line(error)}",
             hint="run the same command again: only the texts of this file are encoded again",
