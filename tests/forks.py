@@ -1,9 +1,10 @@
 """Starts runs as forks of a process that has loaded everything: a tenth of a second each, where Python takes five.
 
 Reads one JSON object a line: {"start": arguments, "cwd", "environment", "stderr"} answers {"pid"}, {"poll": pid}
-answers {"code"}, null while it runs. Two variables of a run's environment change it: BLOCK_ON names a file that its
+answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names a file that its
 first pack writes before it takes forever, and with SPAWN its workers are started as they are for users. Without,
-they are forks as well.
+they are forks as well. BLOCK_TEXTS is how many texts a block has. KILL_AT and HOLD_AT name a file of the job's folder:
+when it is about to be written, the process is killed, or writes a file of this name where it runs and takes forever.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from batchscore.cli.main import app
+from batchscore.io.storage import LocalFolder
+from batchscore.jobs import survey
 from batchscore.jobs.files import score_files  # noqa: F401  what each fork would load
 from batchscore.jobs.workers import processes
 from batchscore.runners.cross_encoder import CrossEncoder
@@ -36,6 +39,21 @@ def block(path: str) -> None:
     """A pack that takes longer than anybody waits."""
     Path(path).touch()
     time.sleep(600)
+
+
+def obstruct(environment: dict[str, str]) -> None:
+    """Do what BLOCK_TEXTS, KILL_AT and HOLD_AT ask for."""
+    survey._BLOCK_TEXTS = int(environment.get("BLOCK_TEXTS", survey._BLOCK_TEXTS))
+    filled = LocalFolder._filled
+
+    def filling(folder: LocalFolder, name: str, content: Any) -> Any:
+        if name == environment.get("KILL_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == environment.get("HOLD_AT"):
+            block(name)
+        return filled(folder, name, content)
+
+    LocalFolder._filled = filling  # type: ignore[method-assign]
 
 
 def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: str, context: ForkServerContext) -> int:
@@ -57,6 +75,7 @@ def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: s
             processes._CONTEXT = context
             # it is no child of this process, which therefore cannot ask whether it runs
             forkserver._forkserver.ensure_running = lambda: None
+        obstruct(environment)
         if "BLOCK_ON" in environment:
             CrossEncoder.forward = lambda *_: block(environment["BLOCK_ON"])
         app(arguments)

@@ -354,8 +354,8 @@ class Run:
     store: Annotated[
         list[str] | None,
         _run(
-            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file that "
-            "`batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
+            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
+            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
             metavar="DIR|FILE",
             show_default=False,
         ),

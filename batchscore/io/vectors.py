@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ def encoded_by(path: str) -> Any:
         UsageError: it has no encodings that can be looked up.
     """
     try:
-        with pq.ParquetFile(open_file(path)) as file:
+        with open_file(path) as source, pq.ParquetFile(source) as file:
             metadata, names = file.metadata.metadata or {}, file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}", hint="name a Parquet file") from error
@@ -45,11 +44,13 @@ def encoded_by(path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class VectorFile:
-    """The encodings of a file. Its vectors are copied to a disk where they can be read in any order."""
+    """The encodings of a file. Its vectors are copied to a disk where they can be read in any order.
+
+    What is on the disk has no name, and vanishes with the last use.
+    """
 
     index: DigestIndex  # digest of a text -> its row
     encodings: Encodings  # mapped
-    folder: tempfile.TemporaryDirectory[str]  # of that copy
 
     @classmethod
     def open(cls, path: str, dtype: str) -> VectorFile:
@@ -59,10 +60,9 @@ class VectorFile:
             path: of a Parquet file.
             dtype: of the model's body: what the vectors were before they were written.
         """
-        folder = tempfile.TemporaryDirectory(prefix="batchscore-")
-        copy, digests, counts, tokens, cut = Path(folder.name, "vectors"), [], [], [], []
+        digests, counts, tokens, cut = [], [], [], []
         shape, kind = 0, np.dtype(np.float32)
-        with open(copy, "wb") as out:
+        with tempfile.TemporaryFile() as out:
             for batch in _batches(path):
                 values, sizes = _vectors(batch, dtype)
                 if len(values):
@@ -72,13 +72,15 @@ class VectorFile:
                 counts.append(sizes)
                 tokens.append(batch["num_tokens"].to_numpy(zero_copy_only=False).astype(np.int32))
                 cut.append(pc.index_in(batch["truncated"], pa.array(CUT_NAMES)).to_numpy(zero_copy_only=False))
-        offsets = offsets_of(_joined(counts, np.int64))
-        values = np.memmap(copy, kind, "r", shape=(int(offsets[-1]), shape)) if offsets[-1] else np.empty((0, 0), kind)
+            out.flush()
+            offsets = offsets_of(_joined(counts, np.int64))
+            size = int(offsets[-1]), shape
+            values = np.memmap(out, kind, "r", shape=size) if size[0] else np.empty((0, 0), kind)
         encodings = Encodings(values, offsets, _joined(tokens, np.int32), _joined(cut, np.uint8))
-        index, all_digests = DigestIndex(folder.name), np.concatenate([np.empty((0, 2), np.uint64), *digests])
+        index, all_digests = DigestIndex(tempfile.gettempdir()), np.concatenate([np.empty((0, 2), np.uint64), *digests])
         rows = np.flatnonzero(first_of_each(all_digests))
         index.add(all_digests[rows], rows)
-        return cls(index, encodings, folder)
+        return cls(index, encodings)
 
     def find(self, digests: Digests) -> tuple[NDArray[np.bool_], Encodings]:
         """(bool [n]: which texts are there; their encodings, in that order)."""
@@ -88,7 +90,7 @@ class VectorFile:
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     """The rows of a file that have an encoding."""
-    with pq.ParquetFile(open_file(path)) as file:
+    with open_file(path) as source, pq.ParquetFile(source) as file:
         name = VECTOR if VECTOR in file.schema_arrow.names else MATRIX
         for batch in file.iter_batches(1_024, columns=[name, DIGEST, "num_tokens", "truncated"]):
             yield batch.filter(pc.is_valid(batch[name]))

@@ -58,9 +58,9 @@ class Agenda:
                         begun.add(unit.index)
                         yield Pass(unit, number, number == last)
                 if len(begun) == before:
-                    yield None
+                    yield from self._wait()
             while number < last and self._left(blocks, self._units_of_others(), number):
-                yield None
+                yield from self._wait()
             if number < last:
                 blocks.remove(group)
 
@@ -90,8 +90,12 @@ class Agenda:
                     begun[block.index] = block
                     yield block
             if len(begun) == before:
-                self.parts.require_ours()  # else this would wait in a folder that another run has merged
-                yield None
+                yield from self._wait()
+
+    def _wait(self) -> Iterator[None]:
+        """Nothing is ready; OutputError if nothing will be, because another run has merged the folder."""
+        self.parts.require_ours()
+        yield None
 
     def _claim(self, blocks: Blocks, block: Block) -> bool:
         if blocks.has(block) or not (self.leases is None or self.leases.claim(block)):

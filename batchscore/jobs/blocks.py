@@ -21,11 +21,12 @@ far as they need a group while its encodings are there; then these are removed, 
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import numpy as np
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, RuntimeFailureError, first_line
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
-from batchscore.io.storage import Folder, LocalFolder
+from batchscore.io.storage import Folder
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import TEXTS, part_name
 from batchscore.jobs.progress import Progress
@@ -141,8 +142,7 @@ class Blocks:
 
     def _close(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            if self._open.pop(block.index, None) is not None and not self.folder.is_local:
-                LocalFolder(self._copies.name).remove(block.file())
+            self._open.pop(block.index, None)
 
     def texts(self, block: Block) -> list[str]:
         """The texts of a block, in the order of their numbers; RuntimeFailureError if they are damaged or gone."""
@@ -246,7 +246,7 @@ class Blocks:
     def save_pass(self, task: Pass, rows: Encodings) -> None:
         """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
         note = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group + 1)}
-        digests = np.empty((0, 2), np.uint64)
+        digests = np.zeros((len(rows), 2), np.uint64)  # rows are known by their places
         self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
         for before in range(task.group):
             self.folder.remove(_pass_file(task.unit, before))
@@ -288,18 +288,15 @@ class Blocks:
         except (InputError, pa.ArrowException, OSError) as error:
             self._refuse(name, error)
 
-    @cached_property
-    def _copies(self) -> TemporaryDirectory[str]:
-        """Where files of an object store are put to be mapped."""
-        return TemporaryDirectory(prefix="batchscore-")
-
     def _mapped(self, name: str) -> pa.Buffer:
-        if self.folder.is_local:
-            return self.folder.read(name)
-        copies = LocalFolder(self._copies.name)
-        if not copies.has(name):
-            copies.write(name, self.folder.read(name))
-        return copies.read(name)
+        """A file's bytes, from the disk as they are read: a file of an object store is copied there."""
+        content = self.folder.read(name)
+        if self.folder.is_local or not content.size:
+            return content
+        with TemporaryFile() as file:  # it has no name, so that it goes with its mapping, however the process ends
+            file.write(content)
+            file.flush()
+            return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def _file(self, block: Block) -> EncodingsFile:
         if block.index not in self._open:
@@ -313,10 +310,12 @@ class Blocks:
         return self._open[block.index]
 
     def _refuse(self, name: str, error: Exception) -> NoReturn:
-        """Remove a file that is damaged or gone, and the list of blocks, so that the next run collects texts again."""
-        self.folder.remove(TEXTS)
+        """Remove a damaged file, and the list of blocks where the next run is to collect texts again."""
+        is_gone = isinstance(error, FileNotFoundError)
+        if not (is_gone and name.endswith(".safetensors")):  # these another process may have removed
+            self.folder.remove(TEXTS)
         self.folder.remove(name)
-        what = "is gone" if isinstance(error, FileNotFoundError) else "was damaged and has been removed"
+        what = "is gone" if is_gone else "was damaged and has been removed"
         raise RuntimeFailureError(
             f"{self.folder.path}/{name} {what}: {first_line(error)}",
             hint="run the same command again: only the texts of this file are encoded again",

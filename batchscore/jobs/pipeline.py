@@ -137,30 +137,40 @@ class Pipeline:
         for task in passes:
             assert self.blocks is not None
             self.stop.check()
-            if self.parts.has(task.unit) or self.blocks.passed(task.unit, task.group):  # another process was faster
-                on_done(task, {})
-                continue
-            self.blocks.enter(task.group)
-            with self.meter.timed("read"):
-                rows = self.command.load(self.source, task.unit)
-            self._refuse(rows.bad_rows)
-            compare = CompareEncodings(self.scorer.batcher, self.blocks)
-            prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
-            before = self.blocks.saved_pass(task) if task.group else compare.blank(prepared)
-            on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
-            with self.meter.timed("forward"):
-                after = compare.fill(prepared, before, task.group, on_pack, self.stop)
-            self._refuse(_bad_rows(rows, 0, after.faults))
-            if task.is_last:
-                growing = _GrowingUnit(rows, after.values, self.meter.rows)
-                whole = _Window(rows, 0, len(rows.pairs), prepared)
-                growing.add(whole, compare.scored(after), _bad_rows(rows, 0, after.faults))
-                growing.require_a_score()
-                self._write(growing, partial(_on_unit, task, on_done))
-            else:
-                with self.meter.timed("write"):
-                    self.blocks.save_pass(task, after)
-                on_done(task, {})
+            try:
+                if not self._is_passed(task):
+                    self._run_pass(task, self.blocks, on_done)
+                    continue
+            except RuntimeFailureError:
+                if not self._is_passed(task):
+                    raise
+            on_done(task, {})  # another process was faster, and may have removed what this one was reading
+
+    def _is_passed(self, task: Pass) -> bool:
+        return self.parts.has(task.unit) or (self.blocks is not None and self.blocks.passed(task.unit, task.group))
+
+    def _run_pass(self, task: Pass, blocks: Blocks, on_done: OnDone) -> None:
+        blocks.enter(task.group)
+        with self.meter.timed("read"):
+            rows = self.command.load(self.source, task.unit)
+        self._refuse(rows.bad_rows)
+        compare = CompareEncodings(self.scorer.batcher, blocks)
+        prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
+        before = blocks.saved_pass(task) if task.group else compare.blank(prepared)
+        on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
+        with self.meter.timed("forward"):
+            after = compare.fill(prepared, before, task.group, on_pack, self.stop)
+        self._refuse(_bad_rows(rows, 0, after.faults))
+        if task.is_last:
+            growing = _GrowingUnit(rows, after.values, self.meter.rows)
+            whole = _Window(rows, 0, len(rows.pairs), prepared)
+            growing.add(whole, compare.scored(after), _bad_rows(rows, 0, after.faults))
+            growing.require_a_score()
+            self._write(growing, partial(_on_unit, task, on_done))
+        else:
+            with self.meter.timed("write"):
+                blocks.save_pass(task, after)
+            on_done(task, {})
 
     # ---- units
 
