@@ -9,6 +9,7 @@ that has loaded everything, so that a kill costs a second and not ten. Prints wh
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -72,6 +73,11 @@ def moment(out: str) -> str:
         return PART
     if any(name.startswith(f".{out}.tmp-") for name in os.listdir(".")):
         return ASSEMBLY
+    if "texts.json" not in names:
+        return "while texts were collected" if "_job.json" in names else "before the first unit"
+    encoded = sum(name.startswith("block-") and name.endswith(".safetensors") for name in names)
+    if encoded < len(json.loads((folder / "texts.json").read_bytes())["blocks"]):
+        return "while texts were encoded"
     units = -(-ROWS // 500)
     if sum(name.startswith("part-") and name.endswith(".parquet") for name in names) == units:
         return "after the last part"
@@ -129,7 +135,7 @@ def main() -> None:
             same += equal
             lost += not equal
             print(
-                f"kill {kill + 1:3}  {scene:26} {what:24} {'identical' if equal else f'DIFFERENT, code {code}'}",
+                f"kill {kill + 1:3}  {scene:26} {what:27} {'identical' if equal else f'DIFFERENT, code {code}'}",
                 flush=True,
             )
             clean(out)
