@@ -365,6 +365,24 @@ def test_with_a_store_the_second_run_reads_no_text(tiny: Tiny) -> None:
     assert Path("a.parquet").read_bytes() == Path("b.parquet").read_bytes()
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("bert_mean", "float32"), ("colbert", "bfloat16")])
+def test_score_looks_documents_up_in_what_encode_wrote(tiny: Tiny, name: str, dtype: str) -> None:
+    rows = jobs.random_rows(30)
+    jobs.write_rows("in.jsonl", [*rows, {**rows[0], "id": "bad", "document": None}])
+    encode(tiny(name), "in.jsonl", "documents.parquet", dtype=dtype, unit_rows=16, errors="null")
+    options: dict[str, Any] = {"dtype": dtype, "encode": "once"}
+    plain = score_files(tiny(name), "in.jsonl", "plain.jsonl", **options)
+    stored = score_files(tiny(name), "in.jsonl", "stored.jsonl", store=["store", "documents.parquet"], **options)
+
+    assert stored.counts["from_store"] == 30
+    assert 0 < stored.counts["tokens_forwarded"] < plain.counts["tokens_forwarded"] / 2
+    scores = [
+        [json.loads(line)["score"] for line in Path(f"{out}.jsonl").read_text("utf-8").splitlines()]
+        for out in ("plain", "stored")
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=SAME if dtype == "float32" else 5e-2)
+
+
 def test_a_unit_takes_two_megabytes_of_the_input() -> None:
     jobs.write_rows("in.jsonl", [{"text": "x" * 100_000}] * 50)
     units = EncodeCommand().units(open_source(["in.jsonl"]), 16_384, listwise=False)

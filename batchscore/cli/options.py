@@ -352,12 +352,12 @@ class Run:
         ),
     ] = None
     store: Annotated[
-        str | None,
+        list[str] | None,
         _run(
-            "Folder in which encodings, or scores of a cross-encoder's pairs, are kept for later jobs. Any number of "
-            "jobs may use it at once.",
-            metavar="DIR",
-            envvar="BATCHSCORE_STORE",
+            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
+            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
+            metavar="DIR|FILE",
+            show_default=False,
         ),
     ] = None
     quiet: Quiet = False

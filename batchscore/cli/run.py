@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import typer
@@ -20,6 +21,8 @@ def run(
     display.loading(model, "files")  # the imports that follow take seconds
     from batchscore.jobs.files import encode_files, rerank_files, score_files
 
+    if not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
+        options["store"] = [store]
     stop = Stop()
     stop.listen()
     run_files: Any = {"score": score_files, "rerank": rerank_files, "encode": encode_files}[command]

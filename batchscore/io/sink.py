@@ -58,9 +58,9 @@ def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Keywords of Arrow's writer of Parquet for tables of this schema.
 
-    A unit's texts are at most 32 MiB, so that each of them is written once however often its rows repeat it: for a
-    query's documents among those of others a third of the time and of the bytes. Arrow gives up dictionaries at 1 MiB.
-    Vectors have none: a dictionary of numbers that never repeat takes ten times the time, and half as many bytes again.
+    The texts of a unit are at most 32 MiB: each is written once however often rows repeat it. Arrow's 1 MiB is too
+    small for the documents of a few queries, which took three times as long and as many bytes. Vectors have no
+    dictionary: one of numbers that never repeat takes ten times the time, and half as many bytes again.
     """
     stream = pa.BufferOutputStream()
     pq.write_table(empty_table(schema), stream)

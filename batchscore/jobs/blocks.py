@@ -246,7 +246,7 @@ class Blocks:
     def save_pass(self, task: Pass, rows: Encodings) -> None:
         """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
         note = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group + 1)}
-        digests = np.zeros((len(rows), 2), np.uint64)  # rows have none
+        digests = np.zeros((len(rows), 2), np.uint64)  # rows are known by their places
         self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
         for before in range(task.group):
             self.folder.remove(_pass_file(task.unit, before))

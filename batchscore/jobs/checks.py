@@ -130,12 +130,12 @@ def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
 
 def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
     """Raise UsageError if nothing that the model makes can be kept in a store."""
-    if options.store is None:
+    if not options.store:
         return
     if spec.listwise:
         raise UsageError(
             "--store keeps scores of pairs, and this model reads all documents of a query together",
-            hint="drop --store",
+            hint="drop --store, or unset BATCHSCORE_STORE",
         )
     if options.encode == "unit" and spec.score_type != "cross-encoder":
         raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")

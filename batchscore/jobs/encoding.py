@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.digests import Digests, digests_of
-from batchscore.io.store import Shelf
 from batchscore.jobs.progress import Progress, Timer
+from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Side, Work
 
@@ -47,7 +47,7 @@ class Encoder:
     """A model, and where its encodings are kept for later jobs."""
 
     batcher: Batcher
-    shelves: Mapping[str, Shelf]  # by side; empty: they are not kept
+    shelves: Mapping[str, Shelves]  # by side; empty: they are not kept
 
     def prepare(self, texts: Sequence[str], side: Side) -> PreparedTexts:
         """Look texts up, and tokenize those that are not there. Called in another thread than `encode`."""

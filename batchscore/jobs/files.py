@@ -37,7 +37,7 @@ class FileOptions(ScorerOptions, total=False):
     max_errors: str | int | None
     encode: EncodeChoice
     encodings_gb: float | None
-    store: str | None
+    store: str | Sequence[str]  # a folder, files that `encode_files` wrote
     max_seconds: float | None
     shard: str | None
     claim: Literal["static", "dynamic"]
@@ -148,6 +148,8 @@ def _run(
     left = dict(options)
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
+    if isinstance(store := left.get("store"), str | os.PathLike):
+        left["store"] = [os.fspath(store)]
     left["document_fields"] = _names(left.get("document_fields") or ()) or None
     if (seconds := left.pop("max_seconds", None)) is not None:
         stop.after(seconds)

@@ -25,7 +25,7 @@ class RunOptions:
     max_errors: str | None = None
     encode: EncodeChoice = "auto"
     encodings_gb: float | None = None
-    store: str | None = None
+    store: Sequence[str] | None = None  # at most one folder, and files of encodings
     shard: str | None = None
     claim: Literal["static", "dynamic"] = "static"
     devices: str | None = None

@@ -393,7 +393,7 @@ _OTHER_SIDE = {  # fields of the spec that do not change what the model makes of
 }
 
 
-def encoding_fingerprint(job: Fingerprint, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+def encoding_fingerprint(job: Fingerprint, side: str) -> dict[str, Any]:
     """What must be equal for encodings of a side's texts, or raw scores of pairs, to be the same: JSON-able.
 
     It is a part of the job's fingerprint, without what is said about the other side alone.

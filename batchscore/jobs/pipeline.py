@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
-from batchscore.io.store import Shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks, Pass
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows, input_order
@@ -29,6 +28,7 @@ from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, part_name
 from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
+from batchscore.jobs.shelves import Shelves
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop
 from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
@@ -49,7 +49,7 @@ class Pipeline:
     source: Source
     parts: Parts
     blocks: Blocks | None  # of a job whose texts are encoded once
-    shelves: Mapping[str, Shelf]  # of the store, by "query" and "document" or "pair"; none without a store
+    shelves: Mapping[str, Shelves]  # of the store, by "query" and "document" or "pair"; none without a store
     errors: Errors
     meter: Meter
     stop: Stop

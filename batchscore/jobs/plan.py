@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 from batchscore.errors import Errors
-from batchscore.io.store import Shelf, open_shelf
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command
@@ -27,7 +26,6 @@ from batchscore.models.heads import value_range
 from batchscore.models.open import pinned_options
 from batchscore.models.weights import identity, weight_files
 from batchscore.scorer import Setup
-from batchscore.types import SIDES
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
@@ -63,24 +61,9 @@ class Plan:
             "inputs": list(self.inputs),
         }
 
-    def encoding_fingerprint(self, side: Literal["query", "document", "pair"]) -> dict[str, Any]:
+    def encoding_fingerprint(self, side: str) -> dict[str, Any]:
         """As the function of this name has it from the fingerprint of a job."""
         return encoding_fingerprint(self.fingerprint, side)
-
-    def shelves(self, store: str | None) -> dict[str, Shelf]:
-        """What a store has of this model, by side; UsageError if it is a URL. None without a store."""
-        if store is None:
-            return {}
-        spec = self.setup.spec
-        sides: Sequence[Literal["query", "document", "pair"]] = (
-            ("pair",) if spec.score_type == "cross-encoder" else SIDES
-        )
-        scorer = {name: value for name, value in self.pinned_scorer.items() if name != "model"}
-        name = self.setup.checkpoint.name
-        return {
-            side: open_shelf(store, self.encoding_fingerprint(side), {"model": name, "side": side, "scorer": scorer})
-            for side in sides
-        }
 
     @property
     def pinned_scorer(self) -> dict[str, Any]:

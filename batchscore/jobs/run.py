@@ -36,6 +36,7 @@ from batchscore.jobs.plan import Plan, share_lines, text_line
 from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
+from batchscore.jobs.shelves import Stores
 from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
@@ -76,7 +77,7 @@ class PreparedJob:
             return Division(units, "unit", "a cross-encoder reads pairs")
         if isinstance(command, EncodeCommand):
             return Division(units, "unit", "its encoding is what the unit is for")
-        if encode == "auto" and self.options.store is not None:
+        if encode == "auto" and self.options.store:
             return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
             return choose(command, self.source, units, self.source.on_step)
@@ -130,6 +131,7 @@ def prepare(
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
+    Stores.of(plan, options.store or ())
     return PreparedJob(plan, options, output, source, shard, limits, slots)
 
 
@@ -292,7 +294,7 @@ class _Run:
         if not job.slots and options.engine == "local":
             scorer = Scorer(setup)
             command = job.plan.command
-            shelves = job.plan.shelves(options.store)
+            shelves = Stores.of(job.plan, options.store or ()).open(job.plan)
             pipeline = Pipeline(
                 scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
             )

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.io.digests import Digests, digests_of
-from batchscore.io.store import Shelf
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
 from batchscore.jobs.encoding import Encoder
 from batchscore.jobs.progress import Progress
+from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
 
@@ -118,7 +118,7 @@ class ForwardPairs(_ScorePairs):
 class ForwardNewPairs(_ScorePairs):
     """The model reads the pairs that the store does not have, and the store gets their raw scores."""
 
-    shelf: Shelf
+    shelf: Shelves
 
     def prepare(self, pairs: Pairs) -> Prepared:
         """Look pairs up, and tokenize those that are not there."""

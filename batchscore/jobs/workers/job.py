@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from socket import gethostname
 from typing import Any
@@ -18,6 +18,7 @@ from batchscore.jobs.options import EncodeChoice
 from batchscore.jobs.parts import first_difference, open_parts
 from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan
+from batchscore.jobs.shelves import Stores
 from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
 
@@ -34,7 +35,7 @@ class WorkerJob:
     folder: str  # of the parts
     errors: Errors
     encode: EncodeChoice
-    store: str | None
+    store: Sequence[str] | None
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
         """A pipeline with a model of its own on this device.
@@ -57,7 +58,7 @@ class WorkerJob:
         if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
         blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None
-        shelves = plan.shelves(self.store)
+        shelves = Stores.of(plan, self.store or ()).open(plan)
         return Pipeline(Scorer(setup), self.command, source, parts, blocks, shelves, self.errors, meter, stop)
 
 
