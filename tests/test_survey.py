@@ -47,7 +47,7 @@ def surveyed(pairs: Pairs, unit_rows: int = 10, room: Room = ROOM, folder: str =
         lambda: Division(command.units(source, unit_rows, listwise=False), "once"),
         overwrite=False,
     )
-    survey(parts, command, source, room, lambda rows: None)
+    survey(parts, command, source, room, lambda rows: None, Stop())
     blocks = open_blocks(parts.folder, parts.id)
     assert blocks is not None
     return blocks, parts, source
@@ -104,12 +104,12 @@ def test_a_survey_writes_the_same_files_again() -> None:
     pairs = [(f"q {number % 7}", f"document {number % 90}") for number in range(200)]
     _, parts, source = surveyed(pairs)
     before = jobs.contents("job")
-    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None)
+    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None, Stop())
     assert jobs.contents("job") == before
 
     (Path("job") / TEXTS).write_text('{"job": "anothe')
     assert open_blocks(parts.folder, parts.id) is None
-    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None)
+    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None, Stop())
     assert jobs.contents("job") == before
 
 
@@ -118,7 +118,7 @@ def test_groups_are_decided_by_the_first_survey() -> None:
     pairs = [("q", f"document {number}") for number in range(60)]
     blocks, parts, source = surveyed(pairs, room=Room(20 * 128.0, ROOM.limits, 128.0, 0.0))
     assert len(blocks.groups) > 2
-    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None)
+    survey(parts, ScoreCommand(), source, ROOM, lambda rows: None, Stop())
     again = open_blocks(parts.folder, parts.id)
     assert again is not None
     assert again.groups == blocks.groups
@@ -134,7 +134,7 @@ def test_of_a_row_without_both_texts_none_is_collected() -> None:
     def on_unit(rows: UnitRows) -> None:
         seen.append(len(rows.bad_rows))
 
-    survey(parts, command, source, ROOM, on_unit)
+    survey(parts, command, source, ROOM, on_unit, Stop())
     blocks = open_blocks(parts.folder, parts.id)
     assert blocks is not None
     assert (texts_of(blocks, "query"), texts_of(blocks, "document"), seen) == (["a"], ["b"], [1, 1])
@@ -147,7 +147,7 @@ def test_a_survey_that_is_stopped_leaves_no_list_and_no_folder() -> None:
     parts = start_parts(LocalFolder("job"), {"a": 1}, lambda: division, overwrite=False)
     stop.request("a test")
     with pytest.raises(StoppedError):
-        survey(parts, command, source, ROOM, lambda rows: stop.check())
+        survey(parts, command, source, ROOM, lambda rows: None, stop)
     assert [path.name for path in Path("job").iterdir()] == ["_job.json"]
 
 
