@@ -16,7 +16,7 @@ import pytest
 import jobs
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.scheduler import Pack
-from batchscore.errors import UsageError
+from batchscore.errors import InputError, UsageError
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import rerank_files, score_files
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -250,3 +250,55 @@ def test_shards_share_the_encoding(tiny: Tiny, reading: Reading) -> None:
     assert (counts["texts"], counts["tokens"]) == (COUNT, reading.tokens)
     run(score_files, tiny("bert_mean"), "whole.parquet", "once")
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+# ---- rows that cannot be scored
+
+BAD = {
+    "null": [{"query": "cat", "document": None}, {"query": None, "document": "dog"}, {"query": None, "document": None}],
+    "too long": [
+        {"query": "cat", "document": LONG},
+        {"query": LONG, "document": "cat"},
+        {"query": LONG, "document": LONG},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("errors", ["null", "quarantine"])
+def test_the_same_rows_are_bad_for_the_same_reasons(tiny: Tiny, errors: str, kind: str) -> None:
+    rows = [dict(row) for row in ROWS]
+    for place, bad in zip((0, 30, 31, 99, 150, 168), itertools.chain(*BAD.values()), strict=True):
+        rows[place] |= bad
+    source = jobs.write_rows(f"in.{kind}", rows)
+    if kind == "jsonl":
+        lines = Path(source).read_bytes().splitlines(keepends=True)
+        lines[7] = b'{"id": "x", "query": "cat", "document": "\xff"}\n'
+        lines[8] = b'{"id": "x", "query": "cat", "document": "\\ud800"}\n'
+        lines[9] = b'{"id": "x", "query"\n'
+        Path(source).write_bytes(b"".join(lines))
+    for encode in ("unit", "once"):
+        options = {"source": source, "errors": errors, "truncation": "error", "max_length": 60}
+        run(score_files, tiny("bert_mean"), f"{encode}.{kind}", encode, **options)
+    listed = read_errors(f"unit.{kind}")
+
+    codes = Counter(fault["code"] for fault in listed)
+    assert codes["null"] == 3
+    assert codes["too-long"] > 3
+    assert len(codes) == (3 if kind == "jsonl" else 2)
+    assert read_errors(f"once.{kind}") == listed
+    unit, once = ([row for row in read(f"{way}.{kind}") if row["score"] is not None] for way in ("unit", "once"))
+    same(unit, once, 20)
+    assert len(read(f"once.{kind}")) == len(ROWS) - (len(listed) if errors == "quarantine" else 0)
+
+
+def test_fail_ends_both_with_the_first_row_that_is_too_long(tiny: Tiny) -> None:
+    short = [row for row in ROWS if len(row["document"]) < 20]
+    jobs.write_rows("in.parquet", [*short[:9], {"id": "a", "query": "cat", "document": LONG}, *short[9:]])
+    said = []
+    for encode in ("unit", "once"):
+        with pytest.raises(InputError) as caught:
+            run(score_files, tiny("bert_mean"), f"{encode}.parquet", encode, truncation="error", errors="fail")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "row 9: longer than max_length" in said[0]
