@@ -383,32 +383,33 @@ def test_maxsim_sums_the_best_match_of_each_query_token() -> None:
     documents = rows([1, 0], [0.6, 0.8], [-1, 0], [0, 1])
 
     # 1 + 0.8; -1 + 0; 0 + 1
-    assert maxsim(query, documents, [2, 1, 1]).tolist() == pytest.approx([1.8, -1, 1])
+    assert maxsim(query, [2], documents, [2, 1, 1])[0].tolist() == pytest.approx([1.8, -1, 1])
 
 
 def test_maxsim_of_opposite_tokens_is_negative() -> None:
     """A padding token's zero would win here."""
     query = rows([1, 0], [1, 0])
 
-    assert maxsim(query, rows([-1, 0], [-0.6, 0.8], [-1, 0]), [2, 1]).tolist() == pytest.approx([-1.2, -2])
+    assert maxsim(query, [2], rows([-1, 0], [-0.6, 0.8], [-1, 0]), [2, 1])[0].tolist() == pytest.approx([-1.2, -2])
 
 
 def test_maxsim_of_a_text_with_itself_is_its_number_of_tokens() -> None:
     tokens = normalize(torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), dim=1)
 
-    assert maxsim(tokens, tokens, [9]).tolist() == pytest.approx([9])
+    assert maxsim(tokens, [9], tokens, [9])[0].tolist() == pytest.approx([9])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_maxsim_of_a_pack_is_that_of_each_pair(seed: int) -> None:
+def test_maxsim_of_many_is_that_of_each_pair(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 8, 10).tolist()
-    query, documents = (rng.standard_normal((n, 4)).astype(np.float32) for n in (5, sum(lengths)))
+    lengths = rng.integers(1, 8, 10).tolist(), rng.integers(1, 8, 10).tolist()
+    queries, documents = (rng.standard_normal((sum(side), 4)).astype(np.float32) for side in lengths)
 
-    scores = maxsim(torch.from_numpy(query), torch.from_numpy(documents), lengths)
+    scores = maxsim(torch.from_numpy(queries), lengths[0], torch.from_numpy(documents), lengths[1])
 
-    expected = [
-        sum(max(float(q @ d) for d in document) for q in query)
-        for document in np.split(documents, np.cumsum(lengths)[:-1])
-    ]
-    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+    queries, documents = (
+        np.split(side, np.cumsum(counts)[:-1]) for side, counts in zip((queries, documents), lengths, strict=True)
+    )
+    for query, row in zip(queries, scores, strict=True):
+        expected = [sum(max(float(q @ d) for d in document) for q in query) for document in documents]
+        assert row.tolist() == pytest.approx(expected, abs=1e-5)

@@ -195,8 +195,9 @@ def _summary_lines(outcome: Outcome) -> list[str]:
     label = "pairs" if spec.score_type == "cross-encoder" else "texts"
     distinct, tokens, memory = counts.get("texts", 0), counts.get("tokens", 0), counts["peak_rss_mb"]
     once = "each read once" if counts.get("encode") == "once" else "each counted once per unit"
+    stored = f", {counts['from_store']:,} from the store" if "from_store" in counts else ""
     lines = [
-        f"{label}    {distinct:,} distinct, {once}; {tokens:,} tokens; peak memory {memory:,} MB",
+        f"{label}    {distinct:,} distinct, {once}{stored}; {tokens:,} tokens; peak memory {memory:,} MB",
         f"cut      {cut}",
         f"seconds  {stages} (these overlap, and add up over workers)",
         f"record   {outcome.record}",

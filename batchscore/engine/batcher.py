@@ -42,6 +42,8 @@ from batchscore.types import (
     row_faults,
 )
 
+_AGAIN = 16  # the queries of a chunk come again with each of its documents, as a rule
+
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
 OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output or the DeviceMemoryError of the only one)
 
@@ -197,17 +199,21 @@ class Batcher:
         is_good[list(faults)] = False
         good = np.flatnonzero(is_good)
         # each distinct pair once: equal ones have equal bits, which those of a matrix product are not by themselves
-        keys = left[good].astype(np.int64) * len(documents) + right[good]
+        step = -1 if self._runner.document_first else 1  # of the sides: which of them chunks go by
+        (first, outer), (second, inner) = [(left[good], queries), (right[good], documents)][::step]
+        keys = first.astype(np.int64) * len(inner) + second
         distinct, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        pairs = np.divmod(distinct, max(1, len(documents)))
-        found = np.empty((len(distinct), self.num_scores), np.float32)
+        by = np.divmod(distinct, max(1, len(inner)))
+        pairs, found = by[::step], np.empty((len(distinct), self.num_scores), np.float32)
 
         def score(chunk: slice) -> None:
             found[chunk] = self._compared(queries, documents, pairs[0][chunk], pairs[1][chunk])
             on_rows(int(counts[chunk].sum()))
 
-        sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (queries, documents)]
-        self._run_all([partial(score, chunk) for chunk in plan_chunks(*pairs, *sizes)], stop or Stop())
+        sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (outer, inner)]
+        if self._runner.document_first:
+            sizes[1] //= _AGAIN
+        self._run_all([partial(score, chunk) for chunk in plan_chunks(*by, *sizes)], stop or Stop())
         raw[good] = found[places]
         for row in good[~np.isfinite(raw[good]).all(axis=1)].tolist():
             faults[row] = Fault("non-finite", f"its score is {_bad_number(raw[row])}", _OVERFLOW)
@@ -218,10 +224,16 @@ class Batcher:
         self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """float32 [pairs, k]: raw scores of a chunk of pairs."""
-        distinct, places = np.unique(left, return_inverse=True)
-        sides = [queries.take(distinct), documents.take(right)]
-        held, output = (self._runner.of_arrays(side.values, np.diff(side.offsets)) for side in sides)
-        return self._runner.compare(held, Match(places, np.arange(len(right)), None), output)
+        (held, query), (output, item) = (
+            self._on_device(side, index) for side, index in ((queries, left), (documents, right))
+        )
+        return self._runner.compare(held, Match(query, item, None), output)
+
+    def _on_device(self, side: Encodings, index: NDArray[np.integer]) -> tuple[Any, NDArray[np.int64]]:
+        """(the encodings that some rows need, which of these each row has)."""
+        distinct, places = np.unique(index, return_inverse=True)
+        taken = side.take(distinct)
+        return self._runner.of_arrays(taken.values, np.diff(taken.offsets)), places
 
     def _run_all(self, tasks: Sequence[Callable[[], None]], stop: Stop) -> None:
         """Run tasks in the workers."""

@@ -78,21 +78,21 @@ def plan_packs(
 
 
 def plan_chunks(
-    left: NDArray[np.integer],
-    right: NDArray[np.integer],
-    query_sizes: NDArray[np.integer],
-    document_sizes: NDArray[np.integer],
+    outer: NDArray[np.integer],
+    inner: NDArray[np.integer],
+    outer_sizes: NDArray[np.integer],
+    inner_sizes: NDArray[np.integer],
 ) -> list[slice]:
     """Divide pairs that are scored from encodings into chunks, which depend on nothing else than the pairs.
 
     Args:
-        left: int [pairs], the query of each, ascending.
-        right: int [pairs], the document of each.
-        query_sizes: int [queries], numbers of each; a chunk has `_CHUNK` of both sides, or a single pair.
-        document_sizes: int [documents], likewise.
+        outer: int [pairs], the query of each, or the document, ascending.
+        inner: int [pairs], what the pair has of the other side.
+        outer_sizes: int [n], numbers of each; a chunk has `_CHUNK` of both sides, or a single pair.
+        inner_sizes: int [n], likewise.
     """
-    is_first = np.diff(left, prepend=-1) > 0
-    ends = np.cumsum(document_sizes[right] + is_first * query_sizes[left], dtype=np.int64)
+    is_first = np.diff(outer, prepend=-1) > 0
+    ends = np.cumsum(inner_sizes[inner] + is_first * outer_sizes[outer], dtype=np.int64)
     chunks, start, base = [], 0, 0
     while start < len(ends):
         stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))

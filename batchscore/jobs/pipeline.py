@@ -5,7 +5,7 @@ Each stage holds one piece of work and waits for the next to take it, so memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -341,7 +341,7 @@ def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:
     return [rows.bad_row(start + row, fault) for row, fault in faults.items()]
 
 
-def prefetch(values: Iterator[T], stop: Stop) -> Iterator[T]:
+def prefetch(values: Iterator[T], stop: Stop) -> Generator[T]:
     """The same values, each made in a thread while the one before is in use; StoppedError once a stop is requested."""
     end: Any = object()
     thread = ThreadPoolExecutor(1, "batchscore-read")

@@ -403,8 +403,11 @@ class _Run:
             self.folder.discard()  # nothing was done that is worth a folder
         if not is_stop:
             raise error
-        units = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
-        raise StoppedError(f"{error.message}; {units}", hint=error.hint) from error
+        done = f"{len(parts.finished()):,} of {len(parts.units):,} units are done"
+        if blocks := open_blocks(parts.folder, parts.id):
+            left = sum(block.texts for block in blocks.missing(blocks.blocks))
+            done = f"{blocks.num_texts - left:,} of {blocks.num_texts:,} texts are encoded, {done}"
+        raise StoppedError(f"{error.message}; {done}", hint=error.hint) from error
 
     def _list_errors(self, parts: Parts) -> None:
         if self.done["faulty"] or self.bad_before:

@@ -132,18 +132,21 @@ class ForwardNewPairs(_ScorePairs):
         """Forward those."""
         pairs, digests, is_known, stored, work = window.content
         known = np.flatnonzero(is_known)
+        distinct = len(np.unique(digests[known], axis=0))
         if len(known):
             raw[known] = stored.values
             on_pack(len(known), 0)
         if work is None:
-            return Scored(Outcome(raw, {}), self.batcher.scores_of(raw, stored.tokens, stored.cut), 0, 0, len(known))
+            return Scored(
+                Outcome(raw, {}), self.batcher.scores_of(raw, stored.tokens, stored.cut), distinct, 0, len(known)
+            )
         outcome = self.batcher.score(work, on_pack, raw=raw, stop=stop)
         tokens, cut = work.row_tokens(), work.cut.copy()
         tokens[known], cut[known] = stored.tokens, stored.cut
         self._keep(pairs, digests, np.flatnonzero(~is_known), outcome, tokens, cut)
         needed = work.needed()
         read = int(work.items.lengths[needed].sum())
-        return Scored(outcome, self.batcher.scores_of(raw, tokens, cut), len(needed), read, len(known))
+        return Scored(outcome, self.batcher.scores_of(raw, tokens, cut), len(needed) + distinct, read, len(known))
 
     def _keep(
         self,

@@ -110,10 +110,11 @@ def survey(
         blocks: list[Block] = []
         sides: dict[Side, _Side] = {side: _Side(side, folder, scratch, room.limits[side], blocks) for side in SIDES}
         read = (command.load_pairs(source, unit) for unit in parts.units)
-        for rows in prefetch(read, stop):
-            on_unit(rows)
-            for side, texts in rows.pairs.sides.items():
-                sides[side].add(texts.values)
+        with closing(prefetch(read, stop)) as units:  # no thread reads on when the source is closed
+            for rows in units:
+                on_unit(rows)
+                for side, texts in rows.pairs.sides.items():
+                    sides[side].add(texts.values)
         for collected in sides.values():
             collected.finish()
     description = describe(parts.id, blocks, room.groups(blocks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -54,25 +54,30 @@ def _rows(vectors: Tensor, index: Index) -> Tensor:
 VECTOR_SIMILARITIES: dict[str, Callable[[Tensor, Tensor, Index, Index], Tensor]] = {"cosine": cosine, "dot": dot}
 
 
-def maxsim(query: Tensor, documents: Tensor, lengths: NDArray[np.int64]) -> Tensor:
-    """Sum over query tokens of the best-matching token of each document.
+def maxsim(
+    queries: Tensor, query_lengths: Sequence[int] | Index, documents: Tensor, lengths: Sequence[int] | Index
+) -> NDArray[np.float32]:
+    """Sum over the tokens of each query of the best-matching token of each document.
 
-    One product for all documents, then a maximum over each document's own tokens: padding could win where every true
+    One product for all of them, then a maximum over each document's own tokens: padding could win where every true
     similarity is negative.
 
     Args:
-        query: float32 [query tokens, dim], rows of unit length.
-        documents: float32 [sum(lengths), dim], rows of unit length, documents end to end.
+        queries: float32 [sum(query_lengths), dim], rows of unit length, queries end to end.
+        query_lengths: tokens of each query, at least 1.
+        documents: float32 [sum(lengths), dim], likewise.
         lengths: tokens of each document, at least 1.
 
     Returns:
-        float32 [documents]; each at most the number of query tokens.
+        float32 [queries, documents]; each at most the number of the query's tokens.
 
     Source: the MaxSim operator of ColBERT (Khattab & Zaharia 2020).
     """
-    similarities = query @ documents.T
+    similarities = queries @ documents.T
     if similarities.is_cpu:  # several times faster here than torch's
         best = np.maximum.reduceat(similarities.numpy(), offsets_of(lengths)[:-1], axis=1)
-        return torch.from_numpy(best).sum(0)
-    lengths_there = torch.from_numpy(lengths).to(similarities.device)
-    return torch.segment_reduce(similarities.T.contiguous(), "max", lengths=lengths_there, axis=0, unsafe=True).sum(1)
+    else:
+        there = torch.as_tensor(lengths, device=similarities.device)
+        found = torch.segment_reduce(similarities.T.contiguous(), "max", lengths=there, axis=0, unsafe=True)
+        best = found.T.cpu().numpy()
+    return np.add.reduceat(best, offsets_of(query_lengths)[:-1], axis=0)

@@ -53,6 +53,10 @@ class Runner(Protocol):
     def layout(self) -> Layout:
         """How the body takes several sequences."""
 
+    @property
+    def document_first(self) -> bool:
+        """Whether `compare` is quicker with all queries of a document than with all documents of a query."""
+
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """Threads to call `forward` in."""
 
@@ -107,6 +111,11 @@ class BaseRunner:
     def layout(self) -> Layout:
         """How the body takes several sequences."""
         return self.model.layout
+
+    @property
+    def document_first(self) -> bool:
+        """Whether `compare` is quicker with all queries of a document than with all documents of a query."""
+        return False
 
     # ---- texts to sequences
 

@@ -41,6 +41,11 @@ class Matrices:
         rows = torch.from_numpy(ranges(starts[index], sizes)).to(self.vectors.device)
         return Matrices(self.vectors.index_select(0, rows), sizes)
 
+    def distinct(self, index: NDArray[np.integer]) -> tuple[Matrices, NDArray[np.int64]]:
+        """(the matrices at `index`, each of them once, in ascending order; which of these each of `index` is)."""
+        distinct, places = np.unique(index, return_inverse=True)
+        return self.take(distinct), places
+
 
 class LateInteraction(BaseRunner):
     """Distinct queries and distinct documents are the items. Document matrices live no longer than their pack."""
@@ -60,18 +65,26 @@ class LateInteraction(BaseRunner):
         joined = torch.cat([output.vectors for output in outputs])
         return Matrices(joined, np.concatenate([output.sizes for output in outputs])).take(positions_of(packs))
 
+    @property
+    def document_first(self) -> bool:
+        """On a CPU, where a document stays in the core's cache while it is multiplied with its queries."""
+        return self.device == "cpu"
+
     @torch.inference_mode()
     def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
-        """float32 [rows, 1]: MaxSim, one product for all documents of a query."""
-        scores = np.empty(len(match.query), np.float32)
-        order = np.argsort(match.query, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(match.query[order])) + 1):
-            query = held.take(match.query[rows[:1]]).vectors.float()
-            distinct, places = np.unique(match.item[rows], return_inverse=True)
-            documents = output.take(distinct)
-            scores[rows] = maxsim(query, documents.vectors.float(), documents.sizes).cpu().numpy()[places]
-            if self.spec.similarity == "meanmaxsim":
-                scores[rows] /= len(query)
+        """float32 [rows, 1]: MaxSim, one product for each document, or for each query."""
+        queries, left = held.distinct(match.query)
+        queries = Matrices(queries.vectors.float(), queries.sizes)
+        scores = np.empty(len(left), np.float32)
+        shared = match.item if self.document_first else left
+        order = np.argsort(shared, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(shared[order])) + 1):
+            some, above = queries.distinct(left[rows])
+            documents, beside = output.distinct(match.item[rows])
+            found = maxsim(some.vectors, some.sizes, documents.vectors.float(), documents.sizes)
+            scores[rows] = found[above, beside]
+        if self.spec.similarity == "meanmaxsim":
+            scores /= queries.sizes[left]
         return scores[:, None]
 
     def to_arrays(self, output: Matrices) -> Arrays:
