@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def both(model: str, rows: Sequence[dict[str, Any]], kind: str = "parquet", **op
     """The outputs of both ways."""
     source = jobs.write_rows(f"in.{kind}", rows)
     for encode in ("unit", "once"):
-        run(score_files, model, f"{encode}.{kind}", encode, source=source, details=True, **options)
+        out = f"{encode}.{kind}"
+        run(score_files, model, out, encode, source=source, details=True, overwrite=True, **options)
     return read(f"unit.{kind}"), read(f"once.{kind}")
 
 
@@ -135,6 +137,12 @@ def test_rerank_of_lists_of_documents_ranks_the_same(tiny: Tiny, kind: str) -> N
     unit, once = read(f"unit.{kind}"), read(f"once.{kind}")
     same(*[[result for row in rows for result in row["results"]] for rows in (unit, once)], at_least=30)
     assert unit == once
+
+
+def test_shuffled_rows_get_the_same_scores(tiny: Tiny) -> None:
+    shuffled = random.Random(3).sample(ROWS, len(ROWS))
+    by_id = [{row["id"]: row for row in both(tiny("bert_mean"), rows)[1]} for rows in (ROWS, shuffled)]
+    same(*[[rows[row["id"]] for row in ROWS] for rows in by_id], at_least=30)
 
 
 def test_both_columns_may_hold_the_same_texts(tiny: Tiny) -> None:
