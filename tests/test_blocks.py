@@ -233,15 +233,8 @@ def test_the_time_to_go_is_that_of_what_is_left() -> None:
 
 # ---- kills and stops
 
-POINTS = [
-    "texts-query.index",
-    "texts.json",
-    "block-00000.safetensors",
-    "block-00003.safetensors",
-    "part-00000.parquet",
-    "part-00006.parquet",
-    "_run.json",
-]
+# in the survey, in a block, between blocks and units, in a unit, before the end
+POINTS = ["texts-query.index", "block-00003.safetensors", "part-00000.parquet", "part-00006.parquet", "_run.json"]
 
 
 @pytest.mark.slow
@@ -258,7 +251,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bytes(tiny: Tiny, whole: Wh
     assert outcome.counts["tokens"] >= outcome.counts["tokens_forwarded"]
 
 
-@pytest.mark.parametrize("point", POINTS[:-1])
+@pytest.mark.parametrize("point", ["texts.json", *POINTS[1:-1]])
 def test_a_run_that_is_stopped_is_resumed_to_the_same_bytes(
     tiny: Tiny, whole: Whole, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -392,9 +385,14 @@ def errors_until_done(model: str) -> list[RuntimeFailureError]:
     return errors
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    "name", ["block-00003.safetensors", "block-00000.texts", "block-00003.texts", "texts-document.index", "texts.json"]
+    ("name", "damage"),
+    [
+        *(("block-00003.safetensors", damage) for damage in DAMAGES),
+        *(("block-00003.texts", damage) for damage in ("middle", "cut", "gone")),
+        *(("texts-document.index", damage) for damage in ("header", "middle", "end", "cut", "gone")),
+        *(("texts.json", damage) for damage in ("middle", "empty", "gone")),
+    ],
 )
 def test_damage_is_found_and_healed_by_the_next_run(
     tiny: Tiny, whole: Whole, half: Path, name: str, damage: str
@@ -466,7 +464,7 @@ def scores_of(parts: Whole) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["block-00003.counts", "block-00004.safetensors", "part-00003.pass-1"])
+@pytest.mark.parametrize("point", ["block-00003.counts", "part-00003.pass-1"])
 def test_groups_are_resumed_where_a_kill_left_them(tiny: Tiny, whole: Whole, point: str) -> None:
     room = ["--encodings-gb", str(room_for(20))]
     killed = jobs.start(*arguments(tiny("bert_mean"), *room), KILL_AT=point, **SMALL)

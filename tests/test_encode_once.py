@@ -45,7 +45,7 @@ def _here(here: Path) -> Iterator[None]:
 def run(run_files: Callable[..., Outcome], model: str, out: str, encode: str, **options: Any) -> Outcome:
     """A run in float32 with small units and packs."""
     source = options.pop("source", "in.parquet")
-    return run_files(model, source, out, **{"dtype": "float32", "unit_rows": 24, "encode": encode, **options})
+    return run_files(model, source, out, **{"dtype": "float32", "unit_rows": 60, "encode": encode, **options})
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -145,12 +145,12 @@ def test_both_columns_may_hold_the_same_texts(tiny: Tiny) -> None:
 
 def test_a_unit_may_have_no_pairs_and_a_row_two_bad_texts(tiny: Tiny) -> None:
     rows = [dict(row) for row in ROWS]
-    for number in (*range(24, 48), 3, 169):
+    for number in (*range(60, 120), 3, 169):
         rows[number]["document"] = None
-    rows[3]["query"] = rows[100]["query"] = None
+    rows[3]["query"] = rows[130]["query"] = None
     same(*both(tiny("bert_mean"), rows, errors="null"))
     assert read_errors("unit.parquet") == read_errors("once.parquet")
-    assert len(read_errors("once.parquet")) == 27
+    assert len(read_errors("once.parquet")) == 63
 
 
 def read_errors(out: str) -> list[dict[str, Any]]:
@@ -158,10 +158,10 @@ def read_errors(out: str) -> list[dict[str, Any]]:
 
 
 def test_a_limit_holds_for_the_texts_too(tiny: Tiny) -> None:
-    unit, once = both(tiny("bert_mean"), ROWS, limit=60)
-    assert len(once) == 60
+    unit, once = both(tiny("bert_mean"), ROWS, limit=100)
+    assert len(once) == 100
     same(unit, once)
-    texts = {side: {row[side] for row in ROWS[:60]} for side in SIDES}
+    texts = {side: {row[side] for row in ROWS[:100]} for side in SIDES}
     assert record("once.parquet")["texts"] == sum(map(len, texts.values()))
 
 
