@@ -17,9 +17,10 @@ from typing import Any
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Pass
+from batchscore.jobs.blocks import Block
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, part_name
+from batchscore.jobs.passes import Pass
 from batchscore.stop import Stop
 
 Task = Block | Unit | Pass
