@@ -147,6 +147,7 @@ def test_files_of_encode_are_looked_up_beside_the_store(tiny: Tiny, forwarded: C
     [
         ("bert_ce", {"store": "vectors.parquet"}, "--store vectors.parquet has encodings of texts"),
         ("bert_mean", {"store": ["one", "two"]}, "--store names two folders, one and two"),
+        ("bert_mean", {"store": "parts"}, "--store parts is the folder of a job"),
         ("bert_mean", {"store": "s3://bucket/store"}, "s3://bucket/store cannot be a store"),
         ("bert_mean", {"store": "in.parquet"}, "--store in.parquet has no encodings that can be looked up"),
         (
@@ -163,6 +164,7 @@ def test_what_is_no_store_is_refused_before_the_weights_are_read(
 ) -> None:
     jobs.write_rows("corpus.jsonl", [{"id": number, "text": text} for number, text in enumerate(DOCUMENTS)])
     encode_files(tiny("bert_mean"), "corpus.jsonl", "vectors.parquet", dtype="float32")
+    encode_files(tiny("bert_mean"), "corpus.jsonl", "parts/", dtype="float32")
     with pytest.raises(UsageError) as caught:
         score(tiny(name), product(QUERIES, DOCUMENTS), "out.parquet", **options)
 
