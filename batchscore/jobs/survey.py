@@ -44,7 +44,8 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     """
     if len(units) <= 1:
         return Division(units, "unit", "there is one unit, which reads each text once")
-    picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
+    last = min(_SAMPLED_UNITS, len(units)) - 1 if source.is_streamed else len(units) - 1
+    picked = np.unique(np.linspace(0, last, _SAMPLED_UNITS).astype(int)).tolist()
     together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
     counts: dict[Side, list[int]] = {side: [] for side in SIDES}  # distinct texts of each unit
     letters = dict.fromkeys(SIDES, 0)  # of all of them: what reading a text costs
