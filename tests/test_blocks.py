@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import fsspec
@@ -16,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import jobs
-from batchscore.errors import RuntimeFailureError, StoppedError
+from batchscore.errors import OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.storage import LocalFolder, open_folder
 from batchscore.jobs import survey as surveys
 from batchscore.jobs.agenda import Agenda
 from batchscore.jobs.blocks import Block, open_blocks
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import score_files
-from batchscore.jobs.meter import Meter
+from batchscore.jobs.meter import Amounts, Meter
 from batchscore.jobs.parts import open_parts
 from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.run import PreparedJob
@@ -160,15 +161,21 @@ def test_without_leases_a_process_leaves_others_their_share_while_they_live(tiny
     assert blocks is not None
     beside = {"shard": "0/2", "units": [], "blocks": [], "beat_seconds": 10}
     Path("out/worker-there-7.json").write_text(json.dumps(beside))
-    tasks = Agenda(parts, blocks, Shard(1, 2), None, False, Meter()).tasks(parts.units)
+    meter = Meter()
+    tasks = Agenda(parts, blocks, Shard(1, 2), None, False, meter).tasks(parts.units)
 
     own = [next(tasks) for _ in range(4)]
     assert own == blocks.blocks[1::2]
+    assert meter.total_texts == 62 // 2
     assert [next(tasks) for _ in range(3)] == [None] * 3
     os.utime("out/worker-there-7.json", (0, 0))  # silent since
     others = [next(tasks) for _ in range(5)]
     assert others == blocks.blocks[::2]
     assert next(tasks) is None  # until they are written
+    assert meter.total_texts == 62
+    open_folder("out").discard()
+    with pytest.raises(OutputError, match="another run has finished the job"):
+        next(tasks)
 
 
 @pytest.mark.slow
@@ -195,17 +202,39 @@ def test_a_block_is_waited_for_as_long_as_its_process_lives(tiny: Tiny, whole: W
     assert is_tidy("out")
 
 
+@pytest.mark.slow
+def test_a_survey_is_waited_for_as_long_as_its_process_lives(tiny: Tiny, whole: Whole) -> None:
+    held = jobs.start(*arguments(tiny("bert_mean"), "--shard", "0/2"), HOLD_AT="texts.json", **SMALL)
+    jobs.wait_until(Path("texts.json").exists)
+    other = jobs.start(*arguments(tiny("bert_mean"), "--shard", "1/2"), **SMALL)
+    jobs.wait_until(lambda: len(job_status("out")["workers"]) == 2)
+    assert job_status("out")["texts"] is None
+    held.kill()
+    jobs.wait_until(lambda: held.poll() is not None)
+    assert "62 distinct texts" in other.communicate()[1]
+    assert other.returncode == 0
+    run(tiny("bert_mean"))
+    assert outputs("out") == whole
+    assert is_tidy("out")
+
+
+def test_the_time_to_go_is_that_of_what_is_left() -> None:
+    meter = Meter(total=1000, started=perf_counter() - 100)
+    assert meter.seconds_left is None
+    meter.total_size = 100.0
+    meter.merge(Amounts(size=25.0))
+    assert meter.seconds_left == pytest.approx(300, rel=0.01)
+    meter.merge(Amounts(size=75.0))
+    meter._compared = perf_counter() - 2
+    meter.merge(Amounts(rows=400))
+    assert meter.rows_per_second == pytest.approx(200, rel=0.05)
+    assert meter.seconds_left == pytest.approx(3, rel=0.05)
+
+
 # ---- kills and stops
 
-POINTS = [
-    "texts-query.index",
-    "texts.json",
-    "block-00000.safetensors",
-    "block-00003.safetensors",
-    "part-00000.parquet",
-    "part-00006.parquet",
-    "_run.json",
-]
+# in the survey, in a block, between blocks and units, in a unit, before the end
+POINTS = ["texts-query.index", "block-00003.safetensors", "part-00000.parquet", "part-00006.parquet", "_run.json"]
 
 
 @pytest.mark.slow
@@ -222,7 +251,7 @@ def test_a_run_that_is_killed_is_resumed_to_the_same_bytes(tiny: Tiny, whole: Wh
     assert outcome.counts["tokens"] >= outcome.counts["tokens_forwarded"]
 
 
-@pytest.mark.parametrize("point", POINTS[:-1])
+@pytest.mark.parametrize("point", ["texts.json", *POINTS[1:-1]])
 def test_a_run_that_is_stopped_is_resumed_to_the_same_bytes(
     tiny: Tiny, whole: Whole, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -356,9 +385,14 @@ def errors_until_done(model: str) -> list[RuntimeFailureError]:
     return errors
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    "name", ["block-00003.safetensors", "block-00000.texts", "block-00003.texts", "texts-document.index", "texts.json"]
+    ("name", "damage"),
+    [
+        *(("block-00003.safetensors", damage) for damage in DAMAGES),
+        *(("block-00003.texts", damage) for damage in ("middle", "cut", "gone")),
+        *(("texts-document.index", damage) for damage in ("header", "middle", "end", "cut", "gone")),
+        *(("texts.json", damage) for damage in ("middle", "empty", "gone")),
+    ],
 )
 def test_damage_is_found_and_healed_by_the_next_run(
     tiny: Tiny, whole: Whole, half: Path, name: str, damage: str
@@ -430,7 +464,7 @@ def scores_of(parts: Whole) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["block-00003.counts", "block-00004.safetensors", "part-00003.pass-1"])
+@pytest.mark.parametrize("point", ["block-00003.counts", "part-00003.pass-1"])
 def test_groups_are_resumed_where_a_kill_left_them(tiny: Tiny, whole: Whole, point: str) -> None:
     room = ["--encodings-gb", str(room_for(20))]
     killed = jobs.start(*arguments(tiny("bert_mean"), *room), KILL_AT=point, **SMALL)

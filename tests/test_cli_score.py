@@ -335,7 +335,7 @@ def test_a_fault_far_into_the_input_names_its_line_and_keeps_the_older_output(ti
     """What was scored before it stays as well."""
     write("pairs.jsonl", [*ROWS, {"id": "bad", "query": "x", "document": None}])
     Path("out.jsonl").write_text("older\n")
-    options = ["--window-rows", "8", "--errors", "fail", "--overwrite"]
+    options = ["--window-rows", "8", "--errors", "fail", "--overwrite", "--encode", "unit"]
     result = score(tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl", *options)
 
     assert result.exit_code == 5

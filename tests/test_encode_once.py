@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import jobs
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.scheduler import Pack
-from batchscore.errors import UsageError
+from batchscore.errors import InputError, UsageError
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import rerank_files, score_files
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -45,7 +46,7 @@ def _here(here: Path) -> Iterator[None]:
 def run(run_files: Callable[..., Outcome], model: str, out: str, encode: str, **options: Any) -> Outcome:
     """A run in float32 with small units and packs."""
     source = options.pop("source", "in.parquet")
-    return run_files(model, source, out, **{"dtype": "float32", "unit_rows": 24, "encode": encode, **options})
+    return run_files(model, source, out, **{"dtype": "float32", "unit_rows": 60, "encode": encode, **options})
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -59,7 +60,8 @@ def both(model: str, rows: Sequence[dict[str, Any]], kind: str = "parquet", **op
     """The outputs of both ways."""
     source = jobs.write_rows(f"in.{kind}", rows)
     for encode in ("unit", "once"):
-        run(score_files, model, f"{encode}.{kind}", encode, source=source, details=True, **options)
+        out = f"{encode}.{kind}"
+        run(score_files, model, out, encode, source=source, details=True, overwrite=True, **options)
     return read(f"unit.{kind}"), read(f"once.{kind}")
 
 
@@ -137,6 +139,12 @@ def test_rerank_of_lists_of_documents_ranks_the_same(tiny: Tiny, kind: str) -> N
     assert unit == once
 
 
+def test_shuffled_rows_get_the_same_scores(tiny: Tiny) -> None:
+    shuffled = random.Random(3).sample(ROWS, len(ROWS))
+    by_id = [{row["id"]: row for row in both(tiny("bert_mean"), rows)[1]} for rows in (ROWS, shuffled)]
+    same(*[[rows[row["id"]] for row in ROWS] for rows in by_id], at_least=30)
+
+
 def test_both_columns_may_hold_the_same_texts(tiny: Tiny) -> None:
     texts = [f"{word} {other}" for word, other in itertools.permutations(jobs.WORDS[:6], 2)]
     rows = [{"id": f"{a}/{b}", "query": a, "document": b} for a in texts[:12] for b in texts[:12]]
@@ -145,12 +153,12 @@ def test_both_columns_may_hold_the_same_texts(tiny: Tiny) -> None:
 
 def test_a_unit_may_have_no_pairs_and_a_row_two_bad_texts(tiny: Tiny) -> None:
     rows = [dict(row) for row in ROWS]
-    for number in (*range(24, 48), 3, 169):
+    for number in (*range(60, 120), 3, 169):
         rows[number]["document"] = None
-    rows[3]["query"] = rows[100]["query"] = None
+    rows[3]["query"] = rows[130]["query"] = None
     same(*both(tiny("bert_mean"), rows, errors="null"))
     assert read_errors("unit.parquet") == read_errors("once.parquet")
-    assert len(read_errors("once.parquet")) == 27
+    assert len(read_errors("once.parquet")) == 63
 
 
 def read_errors(out: str) -> list[dict[str, Any]]:
@@ -158,10 +166,10 @@ def read_errors(out: str) -> list[dict[str, Any]]:
 
 
 def test_a_limit_holds_for_the_texts_too(tiny: Tiny) -> None:
-    unit, once = both(tiny("bert_mean"), ROWS, limit=60)
-    assert len(once) == 60
+    unit, once = both(tiny("bert_mean"), ROWS, limit=100)
+    assert len(once) == 100
     same(unit, once)
-    texts = {side: {row[side] for row in ROWS[:60]} for side in SIDES}
+    texts = {side: {row[side] for row in ROWS[:100]} for side in SIDES}
     assert record("once.parquet")["texts"] == sum(map(len, texts.values()))
 
 
@@ -250,3 +258,55 @@ def test_shards_share_the_encoding(tiny: Tiny, reading: Reading) -> None:
     assert (counts["texts"], counts["tokens"]) == (COUNT, reading.tokens)
     run(score_files, tiny("bert_mean"), "whole.parquet", "once")
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+# ---- rows that cannot be scored
+
+BAD = {
+    "null": [{"query": "cat", "document": None}, {"query": None, "document": "dog"}, {"query": None, "document": None}],
+    "too long": [
+        {"query": "cat", "document": LONG},
+        {"query": LONG, "document": "cat"},
+        {"query": LONG, "document": LONG},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("errors", ["null", "quarantine"])
+def test_the_same_rows_are_bad_for_the_same_reasons(tiny: Tiny, errors: str, kind: str) -> None:
+    rows = [dict(row) for row in ROWS]
+    for place, bad in zip((0, 30, 31, 99, 150, 168), itertools.chain(*BAD.values()), strict=True):
+        rows[place] |= bad
+    source = jobs.write_rows(f"in.{kind}", rows)
+    if kind == "jsonl":
+        lines = Path(source).read_bytes().splitlines(keepends=True)
+        lines[7] = b'{"id": "x", "query": "cat", "document": "\xff"}\n'
+        lines[8] = b'{"id": "x", "query": "cat", "document": "\\ud800"}\n'
+        lines[9] = b'{"id": "x", "query"\n'
+        Path(source).write_bytes(b"".join(lines))
+    for encode in ("unit", "once"):
+        options = {"source": source, "errors": errors, "truncation": "error", "max_length": 60}
+        run(score_files, tiny("bert_mean"), f"{encode}.{kind}", encode, **options)
+    listed = read_errors(f"unit.{kind}")
+
+    codes = Counter(fault["code"] for fault in listed)
+    assert codes["null"] == 3
+    assert codes["too-long"] > 3
+    assert len(codes) == (3 if kind == "jsonl" else 2)
+    assert read_errors(f"once.{kind}") == listed
+    unit, once = ([row for row in read(f"{way}.{kind}") if row["score"] is not None] for way in ("unit", "once"))
+    same(unit, once, 20)
+    assert len(read(f"once.{kind}")) == len(ROWS) - (len(listed) if errors == "quarantine" else 0)
+
+
+def test_fail_ends_both_with_the_first_row_that_is_too_long(tiny: Tiny) -> None:
+    short = [row for row in ROWS if len(row["document"]) < 20]
+    jobs.write_rows("in.parquet", [*short[:9], {"id": "a", "query": "cat", "document": LONG}, *short[9:]])
+    said = []
+    for encode in ("unit", "once"):
+        with pytest.raises(InputError) as caught:
+            run(score_files, tiny("bert_mean"), f"{encode}.parquet", encode, truncation="error", errors="fail")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "row 9: longer than max_length" in said[0]

@@ -15,9 +15,9 @@ import jobs
 from batchscore.engine.batcher import Batcher
 from batchscore.errors import RuntimeFailureError, StoppedError, UsageError
 from batchscore.jobs import survey
-from batchscore.jobs.blocks import Blocks, Pass
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import score_files
+from batchscore.jobs.passes import Pass, Passes
 from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.room import Room
 from batchscore.types import Encodings
@@ -108,15 +108,15 @@ def test_shards_take_their_passes_one_after_the_other(tiny: Tiny, few: None) -> 
 
 
 def test_a_run_that_ends_in_a_pass_is_resumed(tiny: Tiny, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, saved = Blocks.save_pass, []
+    save, saved = Passes.save, []
 
-    def stopping(blocks: Blocks, task: Pass, rows: Encodings) -> None:
-        save(blocks, task, rows)
+    def stopping(passes: Passes, task: Pass, rows: Encodings) -> None:
+        save(passes, task, rows)
         saved.append(task.key)
         if len(saved) in (3, 11):
             raise StoppedError("enough")
 
-    monkeypatch.setattr(Blocks, "save_pass", stopping)
+    monkeypatch.setattr(Passes, "save", stopping)
     for _ in range(2):
         with pytest.raises(StoppedError, match="enough"):
             score(tiny("bert_mean"), "parts/")
@@ -124,7 +124,8 @@ def test_a_run_that_ends_in_a_pass_is_resumed(tiny: Tiny, few: None, monkeypatch
 
     assert table("parts.parquet") == table("whole.parquet")
     assert len(set(saved)) == len(saved) == 8 * 3  # each unit has a pass for all groups but the last
-    assert {path.name.partition("-")[0] for path in Path("parts").iterdir()} == {"_job.json", "_run.json", "part"}
+    left = {path.name.partition("-")[0] for path in Path("parts").iterdir()}
+    assert left == {"_job.json", "_run.json", "_texts.json", "part"}
 
 
 def test_the_limit_makes_the_groups(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,15 +149,15 @@ def test_the_limit_makes_the_groups(tiny: Tiny, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_pass_that_is_gone_is_made_again(tiny: Tiny, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, damaged = Blocks.saved_pass, []
+    read, damaged = Passes.before, []
 
-    def gone(blocks: Blocks, task: Pass) -> Encodings:
+    def gone(passes: Passes, task: Pass) -> Encodings:
         if task.key == ("pass 1 of unit", 2) and not damaged:
             damaged.append(task)
             Path("parts/part-00002.pass-0").write_bytes(b"")
-        return read(blocks, task)
+        return read(passes, task)
 
-    monkeypatch.setattr(Blocks, "saved_pass", gone)
+    monkeypatch.setattr(Passes, "before", gone)
     with pytest.raises(RuntimeFailureError, match=r"part-00002.pass-0 is damaged or gone"):
         score(tiny("bert_mean"), "parts/")
     score(tiny("bert_mean"), "parts/", merge=True)

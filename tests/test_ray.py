@@ -228,7 +228,7 @@ def test_an_actor_scores_units(job: WorkerJob, here: Path) -> None:
 
     assert "cpu of " in str(actor.load())
     for unit in (2, 1):
-        answer = actor.run(unit)
+        answer = actor.run(("unit", unit))
         assert isinstance(answer, tuple)
         counts, amounts = answer
         assert counts["rows"] == 20
@@ -257,7 +257,7 @@ def test_an_actor_returns_errors(job: WorkerJob, here: Path) -> None:
     actor = ray_workers._Actor(quarantined(job), "cpu", str(here))
     actor.load()
     shutil.rmtree("parts")  # which comes to light when the part is written, with no other unit behind it
-    error = actor.run(1)
+    error = actor.run(("unit", 1))
 
     assert isinstance(error, OutputError)
     assert "parts is gone" in error.message
@@ -270,12 +270,15 @@ class DeathError(Exception):
     pass
 
 
+Key = tuple[str, int]  # of a task
+
+
 class FakeRay:
-    """Calls are answered at once, the latest first; `answer(unit)` is what becomes of one."""
+    """Calls are answered at once, the latest first; `answer(key)` is what becomes of one."""
 
     exceptions = SimpleNamespace(RayError=DeathError)
 
-    def __init__(self, answer: Callable[[int | None], Any]) -> None:
+    def __init__(self, answer: Callable[[Key | None], Any]) -> None:
         self.answer, self.started, self.ended = answer, 0, 0
 
     def remote(self, kind: type) -> Any:
@@ -283,7 +286,7 @@ class FakeRay:
         call = SimpleNamespace
         actor = SimpleNamespace(
             load=call(remote=lambda: (self, self.started, None, object())),
-            run=call(remote=lambda unit: (self, self.started, unit, object())),
+            run=call(remote=lambda key: (self, self.started, key, object())),
             leave=call(remote=lambda: None),
         )
         return SimpleNamespace(options=lambda **_: call(remote=lambda *_: actor))
@@ -301,7 +304,7 @@ class FakeRay:
         self.ended += 1
 
 
-def drive(answer: Callable[[int | None], Any], restarts: int = 3) -> tuple[dict[int, str], list[int], list[str]]:
+def drive(answer: Callable[[Key | None], Any], restarts: int = 3) -> tuple[dict[int, str], list[int], list[str]]:
     """(units given up, units done, what was said) of six units on two workers."""
     ray, meter, done, said = FakeRay(answer), Meter(), list[int](), list[str]()
     job: Any = None
@@ -313,12 +316,13 @@ def drive(answer: Callable[[int | None], Any], restarts: int = 3) -> tuple[dict[
     finally:
         assert ray.ended == ray.started
     assert (meter.rows, meter.tokens, meter.seconds["read"]) == (len(done), 5 * len(done), 1.0 * len(done))
-    return given_up, sorted(done), said
+    return {task.index: reason for task, reason in given_up.items()}, sorted(done), said
 
 
-def counts_or(bad: Mapping[int | None, Any]) -> Callable[[int | None], Any]:
-    return lambda unit: (
-        bad.get(unit) or ("cpu of here" if unit is None else ({}, Amounts(0.5, 5, (1.0, 0.0, 0.0, 0.0))))
+def counts_or(bad: Mapping[int | None, Any]) -> Callable[[Key | None], Any]:
+    return lambda key: (
+        bad.get(key and key[1])
+        or ("cpu of here" if key is None else ({}, Amounts(0.5, 5, seconds=(1.0, 0.0, 0.0, 0.0))))
     )
 
 

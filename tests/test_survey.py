@@ -218,7 +218,7 @@ def test_a_job_keeps_its_choice(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> 
     score(tiny("bert_mean"), shard="0/2")
     job = json.loads(Path("out/_job.json").read_text("utf-8"))
     assert job["encode"] == "once"
-    assert "% of the texts" in job["encode_reason"]
+    assert "% of what units read" in job["encode_reason"]
     monkeypatch.setattr("batchscore.jobs.run.choose", pytest.fail)
     outcome = score(tiny("bert_mean"))
     assert outcome.counts["encode"] == "once"

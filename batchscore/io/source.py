@@ -71,6 +71,8 @@ class Source(Protocol):
 
     @property
     def files(self) -> Sequence[str]: ...  # as the user named them; `Span.file` is an index
+    @property
+    def is_streamed(self) -> bool: ...  # a row is reached only through all rows before it
     def addresses(self) -> Addresses: ...
     def fingerprint(self) -> list[dict[str, Any]]: ...  # JSON-able; differs once the input has changed
     def column_names(self) -> list[str]: ...
@@ -117,6 +119,11 @@ class FileSource:
     @property
     def files(self) -> list[str]:
         return [reader.file for reader in self._readers]
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether a row is reached only through all rows before it, over the network."""
+        return any(file.kind == "hub" for file in self._addresses.inputs)
 
     def addresses(self) -> FileAddresses:
         return self._addresses

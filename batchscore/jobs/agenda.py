@@ -13,10 +13,11 @@ from typing import Any
 
 from batchscore.io.storage import writer_id
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Blocks, Pass
+from batchscore.jobs.blocks import Block, Blocks
 from batchscore.jobs.leases import Leases, Task, workers
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, part_name
+from batchscore.jobs.passes import Pass
 from batchscore.jobs.shards import Shard, find_shard
 
 
@@ -67,7 +68,7 @@ class Agenda:
     def _left(self, blocks: Blocks, units: Sequence[Unit], group: int) -> list[Unit]:
         """Units that have not got the scores of a group."""
         names = set(self.parts.folder.names()) if units else set()
-        return [unit for unit in units if names.isdisjoint((part_name(unit.index), *blocks.pass_files(unit, group)))]
+        return [unit for unit in units if names.isdisjoint((part_name(unit.index), *blocks.passes.files(unit, group)))]
 
     def _units_of_others(self) -> list[Unit]:
         """Units of other processes that are alive. One that begins later encodes again what it needs."""

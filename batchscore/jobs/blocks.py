@@ -10,11 +10,11 @@ who encodes it when.
     block-00003.safetensors    their encodings
     block-00003.progress       what there is of a block that was interrupted
     block-00003.lease          who is encoding it
+    _texts.json                sums of what was counted, once the texts are removed
 
-Where the encodings of all documents would fill the disk, the blocks of documents form groups. All units are scored as
-far as they need a group while its encodings are there; then these are removed, and the next group is encoded:
+Where the encodings of all documents would fill the disk, the blocks of documents form groups, and units are scored
+group by group (`jobs/passes.py`):
 
-    part-00012.pass-1          the scores of a unit as far as groups 0 and 1 give them
     block-00003.counts         what was counted while a block was encoded that is removed by now
 """
 
@@ -37,12 +37,13 @@ from batchscore.errors import InputError, RuntimeFailureError, first_line
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
 from batchscore.io.storage import Folder
-from batchscore.io.units import Unit
-from batchscore.jobs.parts import TEXTS, part_name
+from batchscore.jobs.parts import TEXTS, total
+from batchscore.jobs.passes import Passes
 from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 from batchscore.types import SIDES, Encodings, Side
 
+COUNTS = "_texts.json"
 _HEADER_BYTES = 1 << 12  # the start of a block's file that is read first: its header is nearly always shorter
 
 
@@ -66,25 +67,6 @@ class Block:
         return f"block-{self.index:05}.{suffix}"
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """The rows of a unit whose documents are in one group of blocks."""
-
-    unit: Unit
-    group: int
-    is_last: bool  # then the unit has all its scores, and is finished
-
-    @property
-    def index(self) -> int:
-        """The unit's."""
-        return self.unit.index
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """By which processes name it to each other."""
-        return f"pass {self.group} of unit", self.index
-
-
 class Blocks:
     """The distinct texts of one job."""
 
@@ -92,6 +74,7 @@ class Blocks:
         self.folder, self._job = folder, job
         self.blocks = [Block(index, *fields) for index, fields in enumerate(description["blocks"])]
         self.groups = [[self.blocks[index] for index in group] for group in description["groups"]]  # of documents
+        self.passes = Passes(folder, job, [sum(block.texts for block in group) for group in self.groups])
         self._of_side = {side: [block for block in self.blocks if block.side == side] for side in SIDES}
         self._starts = {side: np.array([b.first for b in blocks]) for side, blocks in self._of_side.items()}
         self._ends = {side: sum(block.texts for block in blocks) for side, blocks in self._of_side.items()}
@@ -167,6 +150,10 @@ class Blocks:
         """What there is of a block that is not finished."""
         return Progress(self.folder, block.file("progress"), {"job": self._job, "block": block.index})
 
+    def sum_up(self) -> None:
+        """Keep the counts, for a record that is written after the blocks are removed."""
+        self.folder.write(COUNTS, as_json(total(self.counts())))
+
     def counts(self) -> list[Mapping[str, Any]]:
         """What was counted while blocks were encoded."""
         removed = {name for name in self.folder.names() if name.endswith(".counts")}
@@ -233,44 +220,6 @@ class Blocks:
                 block = self._of_side[side][int(blocks[rows[0]])]
                 yield block, numbers[rows] - block.first
 
-    # ---- passes
-
-    def passed(self, unit: Unit, group: int) -> bool:
-        """Whether a unit that is not finished has the scores that this group gives."""
-        return any(map(self.folder.has, self.pass_files(unit, group)))
-
-    def pass_files(self, unit: Unit, group: int) -> list[str]:
-        """Files, one of which says that a unit has the scores that this group gives."""
-        return [_pass_file(unit, done) for done in range(group, len(self.groups) - 1)]
-
-    def save_pass(self, task: Pass, rows: Encodings) -> None:
-        """Keep what is known of a unit's rows: raw scores as their vectors, tokens, cuts and faults."""
-        note = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group + 1)}
-        digests = np.zeros((len(rows), 2), np.uint64)  # rows are known by their places
-        self.folder.write(_pass_file(task.unit, task.group), EncodingsFile(rows, digests, note).to_bytes())
-        for before in range(task.group):
-            self.folder.remove(_pass_file(task.unit, before))
-
-    def saved_pass(self, task: Pass) -> Encodings:
-        """What the pass before this one kept; RuntimeFailureError if it is damaged or gone."""
-        name = _pass_file(task.unit, task.group - 1)
-        wanted = {"job": self._job, "unit": task.index, "documents": self._documents_before(task.group)}
-        try:
-            file = EncodingsFile.of_bytes(self.folder.read(name), name)
-            if file.note != wanted:
-                raise ValueError("it was made with other groups")
-            return file.encodings
-        except (OSError, InputError, ValueError) as error:
-            self.folder.remove(name)
-            raise RuntimeFailureError(
-                f"{self.folder.path}/{name} is damaged or gone",
-                hint="run the same command again: only this unit's rows are scored again",
-            ) from error
-
-    def _documents_before(self, group: int) -> int:
-        """How many documents the groups before this one have."""
-        return sum(block.texts for blocks in self.groups[:group] for block in blocks)
-
     def group_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [n]: the group of documents with these numbers."""
         firsts = np.array([group[0].first for group in self.groups if group])
@@ -330,10 +279,6 @@ class Blocks:
         return json.loads(header["__metadata__"]["batchscore"])["note"]
 
 
-def _pass_file(unit: Unit, group: int) -> str:
-    return part_name(unit.index, f"pass-{group}")
-
-
 def index_file(side: Side) -> str:
     """Name of the index of a side's texts."""
     return f"texts-{side}.index"
@@ -346,6 +291,16 @@ def open_blocks(folder: Folder, job: str) -> Blocks | None:
         return Blocks(folder, job, description) if description["job"] == job else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def summed_counts(folder: Folder, job: str) -> Mapping[str, Any]:
+    """What was counted while the texts of a job were encoded, if they were and are."""
+    if (blocks := open_blocks(folder, job)) is not None:
+        return total(blocks.counts())
+    with suppress(OSError, ValueError):
+        counts: Mapping[str, Any] = json.loads(bytes(folder.read(COUNTS)))
+        return counts
+    return {}
 
 
 def describe(job: str, blocks: Sequence[Block], groups: Sequence[Sequence[Block]]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.storage import Folder, LocalFolder, is_over, writer_id
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Pass
+from batchscore.jobs.blocks import Block
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import JOB, Parts, part_name
+from batchscore.jobs.passes import Pass
 from batchscore.stop import Stop
 
 Task = Block | Unit | Pass
@@ -174,17 +176,14 @@ class Leases:
 
     def _take(self, name: str) -> bool:
         owner = self._presence.owner
-        if not self._folder.create(name, owner.encode()):
-            try:
-                holder = bytes(self._folder.read(name)).decode()
-            except FileNotFoundError:
-                return False  # released just now; the next round looks again
+        with suppress(FileNotFoundError):  # looked at first: who waits tries again and again, and each try is a write
+            holder = bytes(self._folder.read(name)).decode()
             # a container that starts again has the same host and process number
             if holder != owner and _state(self._folder, holder) is not None:
                 return False
             self._folder.remove(name)
-            if not self._folder.create(name, owner.encode()):
-                return False
+        if not self._folder.create(name, owner.encode()):
+            return False  # another was faster; the next round looks again
         self._leases.add(name)
         return True
 

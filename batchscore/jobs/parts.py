@@ -49,7 +49,7 @@ _PART = re.compile(r"part-\d+\.parquet")
 _TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
-_OURS = re.compile(rf"{_PART.pattern}|_(job|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
+_OURS = re.compile(rf"{_PART.pattern}|_(job|texts|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
 Encode = Literal["once", "unit"]  # how often a text is read by the model: once a job, or once in each unit that has it

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
-from batchscore.jobs.blocks import Block, Blocks, Pass
+from batchscore.jobs.blocks import Block, Blocks
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows, input_order
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.parts import Parts, part_name
+from batchscore.jobs.passes import Pass
 from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.jobs.shelves import Shelves
@@ -147,7 +148,7 @@ class Pipeline:
             on_done(task, {})  # another process was faster, and may have removed what this one was reading
 
     def _is_passed(self, task: Pass) -> bool:
-        return self.parts.has(task.unit) or (self.blocks is not None and self.blocks.passed(task.unit, task.group))
+        return self.parts.has(task.unit) or (self.blocks is not None and self.blocks.passes.has(task.unit, task.group))
 
     def _run_pass(self, task: Pass, blocks: Blocks, on_done: OnDone) -> None:
         blocks.enter(task.group)
@@ -156,7 +157,7 @@ class Pipeline:
         self._refuse(rows.bad_rows)
         compare = CompareEncodings(self.scorer.batcher, blocks)
         prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
-        before = blocks.saved_pass(task) if task.group else compare.blank(prepared)
+        before = blocks.passes.before(task) if task.group else compare.blank(prepared)
         on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
         with self.meter.timed("forward"):
             after = compare.fill(prepared, before, task.group, on_pack, self.stop)
@@ -169,7 +170,7 @@ class Pipeline:
             self._write(growing, partial(_on_unit, task, on_done))
         else:
             with self.meter.timed("write"):
-                blocks.save_pass(task, after)
+                blocks.passes.save(task, after)
             on_done(task, {})
 
     # ---- units

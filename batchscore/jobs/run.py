@@ -20,7 +20,7 @@ from batchscore.io.storage import open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
-from batchscore.jobs.blocks import Block, Blocks, open_blocks
+from batchscore.jobs.blocks import Block, Blocks, open_blocks, summed_counts
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.base import UnitRows, input_order
@@ -331,23 +331,14 @@ class _Run:
             self.events.note(f"{missing:,} of {len(parts.units):,} units are not done yet: others have them")
             return "partial", {}
         # a limit also counts bad rows that other processes have found since
-        counts = self._counts(parts) if job.is_alone or job.assembles or job.limits.is_set else {}
+        is_wanted = job.is_alone or job.assembles or job.limits.is_set
+        counts = total([parts.counts(), summed_counts(parts.folder, parts.id)]) if is_wanted else {}
         job.limits.check(bad_rows(counts), parts.rows)
         if not job.assembles:
             return ("parts", counts) if job.is_alone else ("share", {})
         with self.meter.timed("write"):
             merged = self._merge(parts)
         return ("merged", counts) if merged else ("merged-elsewhere", {})
-
-    def _counts(self, parts: Parts) -> dict[str, Any]:
-        """Sums over the whole job."""
-        counts: list[Mapping[str, Any]] = [parts.counts()]
-        if (blocks := open_blocks(parts.folder, parts.id)) is not None:
-            counts += blocks.counts()
-        elif parts.encode == "once":  # the run that removed the texts has counted them
-            before = (read_record(self.job.output.record()) or {}).get("counts", {})
-            counts.append({name: before[name] for name in ("texts", "tokens", "from_store") if name in before})
-        return total(counts)
 
     def _merge(self, parts: Parts) -> bool:
         """Assemble the output, or wait for the process that does. Returns whether this process did it."""
@@ -382,7 +373,10 @@ class _Run:
         if end == "merged" and not output.is_folder:
             self.folder.discard()
         elif end != "partial" and output.is_folder and self.folder.has(JOB):
-            parts.tidy(keep_texts=any(worker["process"] != writer_id() for worker in workers(parts)))
+            keep_texts = any(worker["process"] != writer_id() for worker in workers(parts))
+            if not keep_texts and (blocks := open_blocks(parts.folder, parts.id)) is not None:
+                blocks.sum_up()
+            parts.tidy(keep_texts=keep_texts)
         return self._outcome(end, counts, record, bad_rows(counts) + (0 if whole else self.bad_before))
 
     def _outcome(self, end: End, counts: Mapping[str, Any], record: str, bad: int) -> Outcome:

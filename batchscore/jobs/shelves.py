@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from batchscore.errors import UsageError
 from batchscore.io.digests import Digests
+from batchscore.io.storage import open_folder
 from batchscore.io.store import Shelf, Text, open_shelf
 from batchscore.io.upkeep import store_path
 from batchscore.io.vectors import VectorFile, encoded_by
-from batchscore.jobs.parts import first_difference
+from batchscore.jobs.parts import JOB, first_difference
 from batchscore.jobs.plan import Plan
 from batchscore.types import SIDES, Encodings
 
@@ -65,6 +66,12 @@ class Stores:
         folders = [name for name in names if name not in paths]
         if len(folders) > 1:
             raise UsageError(f"--store names two folders, {folders[0]} and {folders[1]}", hint="drop one of them")
+        folder = store_path(folders[0]) if folders else None
+        if folder and open_folder(folder).has(JOB):
+            raise UsageError(
+                f"--store {folder} is the folder of a job",
+                hint="name another folder, or the file that `batchscore merge` makes of what `encode` wrote there",
+            )
         if paths and plan.setup.spec.score_type == "cross-encoder":
             raise UsageError(
                 f"--store {paths[0]} has encodings of texts, and a cross-encoder reads pairs", hint="name a folder"
@@ -78,7 +85,7 @@ class Stores:
                     hint="encode the texts with the same model and options, or drop --store",
                 )
             files.setdefault(note["side"], []).append(path)
-        return cls(store_path(folders[0]) if folders else None, files)
+        return cls(folder, files)
 
     def open(self, plan: Plan) -> dict[str, Shelves]:
         """Encodings by side: "query" and "document", or "pair"; nothing if nothing is named."""

@@ -33,7 +33,7 @@ _BLOCK_TEXTS = 1_024  # of a small job: what a kill may cost
 _BLOCKS = 64  # a block has this share of the texts before it, so that large jobs have some thousands of blocks
 _TEXT_OVERHEAD = 16  # bytes that a text costs besides its own
 _SAMPLED_UNITS = 8
-_WORTH_IT = 0.9  # share of the texts that units read which are left if each is read once
+_WORTH_IT = 0.9  # share of what units read that is left if each text is read once
 
 
 def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Callable[[], None]) -> Division:
@@ -44,23 +44,26 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     """
     if len(units) <= 1:
         return Division(units, "unit", "there is one unit, which reads each text once")
-    picked = np.unique(np.linspace(0, len(units) - 1, _SAMPLED_UNITS).astype(int)).tolist()
+    last = min(_SAMPLED_UNITS, len(units)) - 1 if source.is_streamed else len(units) - 1
+    picked = np.unique(np.linspace(0, last, _SAMPLED_UNITS).astype(int)).tolist()
     together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
-    sizes: dict[Side, list[int]] = {side: [] for side in SIDES}
+    counts: dict[Side, list[int]] = {side: [] for side in SIDES}  # distinct texts of each unit
+    letters = dict.fromkeys(SIDES, 0)  # of all of them: what reading a text costs
     with closing(source):
         for unit in picked:
             on_step()
             for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
                 digests = digests_of(texts.values)
-                sizes[side].append(len(digests))
+                counts[side].append(len(digests))
+                letters[side] += sum(map(len, texts.values))
                 _add_new(together[side], digests)
-    read = distinct = 0.0
+    read = new = 0.0
     for side in SIDES:
-        count = sum(sizes[side]) * len(units) / len(picked)
-        read += count
-        distinct += _expected(count, sizes[side], len(together[side]))
-    share = distinct / max(read, 1.0)
-    reason = f"{share:.0%} of the texts that units read are new to the job, judging by {len(picked)} of {len(units):,}"
+        count = sum(counts[side]) * len(units) / len(picked)
+        read += letters[side]
+        new += letters[side] * _expected(count, counts[side], len(together[side])) / max(1.0, count)
+    share = new / max(read, 1.0)
+    reason = f"{share:.0%} of what units read is new to the job, judging by {len(picked)} of its {len(units):,} units"
     return Division(units, "once" if share < _WORTH_IT else "unit", reason)
 
 
