@@ -9,8 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Event, Timer
 from time import monotonic
@@ -140,3 +140,18 @@ class Stop:
         timer = Timer(min(max(0.0, seconds), TIMEOUT_MAX), self.request, ["--max-seconds"])
         timer.daemon = True
         timer.start()
+
+
+def prefetch(values: Iterator[T], stop: Stop) -> Generator[T]:
+    """The same values, each made in a thread while the one before is in use; StoppedError once a stop is requested."""
+    end: Any = object()
+    thread = ThreadPoolExecutor(1, "batchscore-read")
+    try:
+        following = thread.submit(next, values, end)
+        while (value := stop.result(following)) is not end:
+            following = thread.submit(next, values, end)
+            yield value
+            stop.check()
+    finally:
+        stop.settle([following])
+        thread.shutdown(wait=not stop.unsettled, cancel_futures=True)

@@ -12,7 +12,7 @@ from batchscore.jobs.commands import COMMANDS
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
-from batchscore.stop import Stop
+from batchscore.stop import Stop, prefetch
 
 
 def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> None:
@@ -35,7 +35,8 @@ def assemble(parts: Parts, file: str, stop: Stop, *, partial: bool = False) -> N
     command = COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
     scratch = parts.folder.path if parts.folder.is_local else tempfile.gettempdir()
     with ExitStack() as stack:
-        tables = stack.enter_context(closing(command.merged(parts, units, scratch)))
+        merged = stack.enter_context(closing(command.merged(parts, units, scratch)))
+        tables = stack.enter_context(closing(prefetch(merged, stop)))
         sinks = open_sinks(file, parts.part(units[0]).schema.names)
         for sink in sinks:
             stack.enter_context(sink)

@@ -5,7 +5,7 @@ Each stage holds one piece of work and waits for the next to take it, so memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.jobs.shelves import Shelves
 from batchscore.scorer import Scorer
-from batchscore.stop import Stop
+from batchscore.stop import Stop, prefetch
 from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
 
 T = TypeVar("T")
@@ -340,18 +340,3 @@ def _on_unit(task: Pass, on_done: OnDone, _: Task, counts: Mapping[str, Any]) ->
 def _bad_rows(rows: UnitRows, start: int, faults: Faults) -> list[BadRow]:
     """The faults of a window that begins at pair `start`."""
     return [rows.bad_row(start + row, fault) for row, fault in faults.items()]
-
-
-def prefetch(values: Iterator[T], stop: Stop) -> Generator[T]:
-    """The same values, each made in a thread while the one before is in use; StoppedError once a stop is requested."""
-    end: Any = object()
-    thread = ThreadPoolExecutor(1, "batchscore-read")
-    try:
-        following = thread.submit(next, values, end)
-        while (value := stop.result(following)) is not end:
-            following = thread.submit(next, values, end)
-            yield value
-            stop.check()
-    finally:
-        stop.settle([following])
-        thread.shutdown(wait=not stop.unsettled, cancel_futures=True)

@@ -23,9 +23,8 @@ from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, describe, index_file, open_blocks
 from batchscore.jobs.commands.base import Command, UnitRows
 from batchscore.jobs.parts import SCRATCH, TEXTS, Division, Parts
-from batchscore.jobs.pipeline import prefetch
 from batchscore.jobs.room import Room
-from batchscore.stop import Stop
+from batchscore.stop import Stop, prefetch
 from batchscore.types import SIDES, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
