@@ -433,7 +433,7 @@ def nightly(args: argparse.Namespace, work: Path) -> None:
     with_store, without = (pq.read_table(work / name)["score"] for name in ("two.parquet", "other.parquet"))
     worst = pc.max(pc.abs(pc.subtract(with_store, without))).as_py()
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-    print(f"scores differ by {worst} at most; the store has {size >> 20:,} MB")
+    print(f"scores differ by {worst} at most; the store has {size >> 10:,} kB")
 
 
 def main() -> None:
