@@ -375,7 +375,8 @@ def test_a_similarity_of_two_vectors(name: str, scores: list[float]) -> None:
     """The vector of a text of which nothing counts is zero; its cosine is 0."""
     queries, documents = rows([3, 4], [1, 0], [1, 1]), rows([0, 5], [-2, 0], [0, 0])
 
-    assert VECTOR_SIMILARITIES[name](queries, documents).tolist() == pytest.approx(scores)
+    pairs = np.arange(3), np.arange(3)
+    assert VECTOR_SIMILARITIES[name](queries, documents, *pairs).tolist() == pytest.approx(scores)
 
 
 def test_maxsim_sums_the_best_match_of_each_query_token() -> None:

@@ -18,6 +18,9 @@ from batchscore.io.source import Chunk
 from batchscore.types import Fault, Faults, Texts
 
 
+_OFFSETS_32 = 2**31  # bytes that 32-bit offsets reach; a unit hardly ever has so many, and to copy its texts takes time
+
+
 def document_columns(column: str, names: Sequence[str], fields: Sequence[str] | None) -> tuple[str, ...]:
     """The columns that together are the document of a row: `fields`, or else what the row's layout says.
 
@@ -61,7 +64,8 @@ def encode_texts(
         absent: what a fault says of a null.
     """
     # decoded and 64-bit: a slice's dictionary has texts of other rows, and 2 GiB of texts overflow 32-bit offsets
-    texts = texts.cast(pa.large_string())
+    if not (pa.types.is_string(texts.type) and texts.nbytes < _OFFSETS_32):
+        texts = texts.cast(pa.large_string())
     if texts.null_count:
         _add_nulls(pc.is_null(texts), name, faults, absent)
         texts = texts.fill_null("")

@@ -104,18 +104,13 @@ def side_work(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], s
     rows = np.arange(len(texts), dtype=np.int32)
     work = Work(items, 0, rows, rows, cut, group=np.full(len(texts), -1, np.int32))
     work = work.refused(too_long_faults(spec, np.flatnonzero(cut)))
-    if spec.score_type != "late-interaction" or side == "query":
+    if spec.score_type != "late-interaction":
         return work
     kept = np.concatenate([[0], np.cumsum(items.filled("keep"))])[items.offsets]
     nothing = np.flatnonzero((np.diff(kept) == 0) & (items.lengths > 0))
-    return work.refused(dict.fromkeys(nothing.tolist(), _NOTHING_COUNTS))
-
-
-_NOTHING_COUNTS = Fault(
-    "no-tokens",
-    "every token of the document is on the model's skip list",
-    "leave out rows with such a document",
-)
+    hint = f"leave out rows with such a {side}"
+    fault = Fault("no-tokens", f"every token of the {side} is on the model's skip list", hint)
+    return work.refused(dict.fromkeys(nothing.tolist(), fault))
 
 
 def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
