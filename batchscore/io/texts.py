@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from batchscore.io.source import Chunk
 from batchscore.types import Fault, Faults, Texts
 
-
 _OFFSETS_32 = 2**31  # bytes that 32-bit offsets reach; a unit hardly ever has so many, and to copy its texts takes time
 
 
