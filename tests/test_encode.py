@@ -250,8 +250,9 @@ def test_a_cosine_has_the_bits_of_torchs_whatever_the_dimensions(dim: int) -> No
     queries[0] = 0
     for left, right in (product(3, 5), (np.repeat([0, 1, 2], 5), np.tile(np.arange(5), 3)), ([1], [2])):
         left, right = np.asarray(left), np.asarray(right)
-        expected = cosine_similarity(queries[left], documents[right], dim=1)
-        assert torch.equal(cosine(queries, documents, left, right), expected)
+        with one_thread():  # several add the numbers of long vectors in another order
+            expected = cosine_similarity(queries[left], documents[right], dim=1)
+            assert torch.equal(cosine(queries, documents, left, right), expected)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ def cosine(queries: Tensor, documents: Tensor, left: Index, right: Index) -> Ten
     The same numbers as `torch.nn.functional.cosine_similarity` gives, which would divide each vector by its length
     once a row.
     """
+    queries, left = _needed(queries, left)
+    documents, right = _needed(documents, right)
     return dot(_unit(queries), _unit(documents), left, right)
 
 
@@ -34,6 +36,13 @@ def dot(queries: Tensor, documents: Tensor, left: Index, right: Index) -> Tensor
         rows = slice(start, start + size)
         torch.sum(_rows(queries, left[rows]) * _rows(documents, right[rows]), 1, out=scores[rows])
     return scores
+
+
+def _needed(vectors: Tensor, index: Index) -> tuple[Tensor, Index]:
+    """(vectors, index into them) of the same rows, without the vectors that none of few rows needs."""
+    if len(index) >= len(vectors):
+        return vectors, index
+    return vectors.index_select(0, torch.from_numpy(index).to(vectors.device)), np.arange(len(index))
 
 
 def _unit(vectors: Tensor) -> Tensor:
