@@ -76,7 +76,8 @@ class LateInteraction(BaseRunner):
         queries, left = held.distinct(match.query)
         queries = Matrices(queries.vectors.float(), queries.sizes)
         scores = np.empty(len(left), np.float32)
-        shared = match.item if self.document_first else left
+        # by the side of which there are fewer: each turn of the loop holds Python's lock for a while
+        shared = match.item if len(np.unique(match.item)) < len(queries) else left
         order = np.argsort(shared, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(shared[order])) + 1):
             some, above = queries.distinct(left[rows])
