@@ -184,6 +184,13 @@ def row_faults(faults: Faults, texts: NDArray[np.integer]) -> Faults:
     return {int(row): faults[int(texts[row])] for row in rows}
 
 
+def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:
+    """int64: the rows without a fault."""
+    good = np.ones(size, bool)
+    good[list(faults)] = False
+    return np.flatnonzero(good)
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """A window laid out for the model: the sequences to forward, and which of them each row needs.
@@ -319,6 +326,14 @@ class Encodings:
             values = self.values[ranges(self.offsets[:-1][index], counts)]
         faults = row_faults(self.faults, index)
         return Encodings(values, offsets_of(counts), self.tokens[index], self.cut[index], faults)
+
+    @classmethod
+    def interleave(cls, parts: Sequence[tuple[NDArray[np.int64], Encodings]]) -> Encodings:
+        """The texts of all parts, each at the place that its part says; together these are 0, 1, 2 and so on."""
+        if len(parts) == 1:
+            return parts[0][1]
+        places = np.concatenate([places for places, _ in parts])
+        return cls.concat([part for _, part in parts]).take(np.argsort(places))
 
     @classmethod
     def concat(cls, parts: Sequence[Encodings]) -> Encodings:

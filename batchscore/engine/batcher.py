@@ -37,6 +37,7 @@ from batchscore.types import (
     Scores,
     Side,
     Work,
+    good_rows,
     offsets_of,
     ranges,
     row_faults,
@@ -195,12 +196,28 @@ class Batcher:
         """
         raw = np.full((len(left), self.num_scores), np.nan, np.float32)
         faults = {**row_faults(documents.faults, right), **row_faults(queries.faults, left)}
-        is_good = np.ones(len(left), bool)
-        is_good[list(faults)] = False
-        good = np.flatnonzero(is_good)
-        # each distinct pair once: equal ones have equal bits, which those of a matrix product are not by themselves
+        good = good_rows(len(left), faults)
+        raw[good] = self._compare_distinct(queries, documents, left[good], right[good], on_rows, stop or Stop())
+        for row in good[~np.isfinite(raw[good]).all(axis=1)].tolist():
+            faults[row] = Fault("non-finite", f"its score is {_bad_number(raw[row])}", _OVERFLOW)
+            raw[row] = np.nan
+        return Outcome(raw, faults)
+
+    def _compare_distinct(
+        self,
+        queries: Encodings,
+        documents: Encodings,
+        left: NDArray[np.integer],
+        right: NDArray[np.integer],
+        on_rows: Callable[[int], None],
+        stop: Stop,
+    ) -> NDArray[np.float32]:
+        """float32 [rows, k]: raw scores of rows, each distinct pair of them compared once.
+
+        Equal pairs have equal bits then, which those of a matrix product are not by themselves.
+        """
         step = -1 if self._runner.document_first else 1  # of the sides: which of them chunks go by
-        (first, outer), (second, inner) = [(left[good], queries), (right[good], documents)][::step]
+        (first, outer), (second, inner) = [(left, queries), (right, documents)][::step]
         keys = first.astype(np.int64) * len(inner) + second
         distinct, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
         by = np.divmod(distinct, max(1, len(inner)))
@@ -213,12 +230,8 @@ class Batcher:
         sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (outer, inner)]
         if self._runner.document_first:
             sizes[1] //= _AGAIN
-        self._run_all([partial(score, chunk) for chunk in plan_chunks(*by, *sizes)], stop or Stop())
-        raw[good] = found[places]
-        for row in good[~np.isfinite(raw[good]).all(axis=1)].tolist():
-            faults[row] = Fault("non-finite", f"its score is {_bad_number(raw[row])}", _OVERFLOW)
-            raw[row] = np.nan
-        return Outcome(raw, faults)
+        self._run_all([partial(score, chunk) for chunk in plan_chunks(*by, *sizes)], stop)
+        return found[places]
 
     def _compared(
         self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]

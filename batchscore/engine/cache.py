@@ -54,8 +54,7 @@ class EncodingCache:
         self._add([keys[place] for place in missing.tolist()], made)
         if found is None:
             return made
-        places = np.concatenate([np.flatnonzero(slots >= 0), missing])
-        return Encodings.concat([found, made]).take(np.argsort(places))
+        return Encodings.interleave([(np.flatnonzero(slots >= 0), found), (missing, made)])
 
     def _at(self, slots: NDArray[np.int64]) -> Encodings | None:
         """Copies of what is in these slots; None without any."""

@@ -31,7 +31,8 @@ from batchscore.io.storage import LocalFolder
 from batchscore.io.upkeep import DESCRIPTION, has_many_small, merge_small, store_path
 from batchscore.types import Encodings
 
-_SAMPLES, _SAMPLE_LENGTH = 4, 10_000  # texts kept of an addition, to encode them again; characters of the longest
+SAMPLES = 4  # texts of an addition that are kept, to be encoded again by `batchscore store verify`
+_SAMPLE_LENGTH = 10_000  # characters of the longest of them
 _ROW_BITS = 40  # of a number in the index; the bits above say which segment
 
 Text = str | tuple[str, str]  # of a pair the query and the document
@@ -102,7 +103,7 @@ class Shelf:
             if not len(rows):
                 return
             texts = [(row, text) for row, text in (samples or {}).items() if is_new[row] and _is_short(text)]
-            note = {"samples": [[digests[row].tolist(), text] for row, text in texts[:_SAMPLES]]}
+            note = {"samples": [[digests[row].tolist(), text] for row, text in texts[:SAMPLES]]}
             added = encodings.take(rows)
             kind = added.values.dtype.str, added.values.shape[1:]
             if self._indexed and kind != self._indexed[0].kind:

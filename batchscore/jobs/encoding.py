@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.errors import RuntimeFailureError
 from batchscore.io.digests import Digests, digests_of
+from batchscore.io.store import SAMPLES
 from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Side, Work
-
-_SAMPLED = 4  # texts of each addition that the store keeps, to be encoded again by `batchscore store verify`
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +71,14 @@ class Encoder:
         Raises:
             StoppedError: `stop` was requested.
         """
-        parts, new = [], prepared.new
+        parts = []
         if prepared.from_store and prepared.stored is not None:
-            parts.append(prepared.stored)
+            parts.append((np.setdiff1d(np.arange(len(prepared.texts)), prepared.new), prepared.stored))
         if prepared.work is not None:
             encodings = self._forward(prepared, prepared.work, on_pack, stop, progress)
             self._keep(prepared, encodings)
-            parts.append(encodings)
-        order = np.argsort(np.concatenate([np.setdiff1d(np.arange(len(prepared.texts)), new), new]), kind="stable")
-        return Encodings.concat(parts).take(order) if len(parts) > 1 else parts[0]
+            parts.append((prepared.new, encodings))
+        return Encodings.interleave(parts)
 
     def _forward(
         self, prepared: PreparedTexts, work: Work, on_pack: OnPack, stop: Stop, progress: Progress | None
@@ -108,5 +106,5 @@ class Encoder:
     def _keep(self, prepared: PreparedTexts, encodings: Encodings) -> None:
         if (shelf := self.shelves.get(prepared.side)) is not None:
             new = prepared.new
-            samples = {row: prepared.texts[text] for row, text in enumerate(new[:_SAMPLED].tolist())}
+            samples = {row: prepared.texts[text] for row, text in enumerate(new[:SAMPLES].tolist())}
             shelf.add(prepared.digests[new], encodings, samples)

@@ -21,7 +21,7 @@ from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks
-from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, good_rows, input_order
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, input_order
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
@@ -32,7 +32,7 @@ from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, 
 from batchscore.jobs.shelves import Shelves
 from batchscore.scorer import Scorer
 from batchscore.stop import Stop, prefetch
-from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores
+from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores, good_rows
 
 T = TypeVar("T")
 OnDone = Callable[[Task, Mapping[str, Any]], None]  # a block or unit that has its file, and its counts
@@ -248,7 +248,7 @@ class Pipeline:
         growing.add(window, scored, bad_rows)
 
     def _on_pack(self, growing: _GrowingUnit, rows_a_pair: float, pairs: int, tokens: int) -> None:
-        self.meter.add(pairs * rows_a_pair, tokens)
+        self.meter.add_pairs(rows_a_pair, pairs, tokens)
         if growing.timer.is_due():
             growing.save(self.parts)
 

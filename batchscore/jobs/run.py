@@ -58,6 +58,7 @@ class PreparedJob:
     shard: Shard
     limits: MaxErrors
     slots: Sequence[Slot]  # of worker processes; none: the model runs in this process
+    stores: Stores
 
     @property
     def is_alone(self) -> bool:
@@ -131,8 +132,8 @@ def prepare(
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
-    Stores.of(plan, options.store or ())
-    return PreparedJob(plan, options, output, source, shard, limits, slots)
+    stores = Stores.of(plan, options.store or ())
+    return PreparedJob(plan, options, output, source, shard, limits, slots, stores)
 
 
 def _on_the_jobs_date(setup: Setup, output: Output) -> Setup:
@@ -294,7 +295,7 @@ class _Run:
         if not job.slots and options.engine == "local":
             scorer = Scorer(setup)
             command = job.plan.command
-            shelves = Stores.of(job.plan, options.store or ()).open(job.plan)
+            shelves = job.stores.open(job.plan)
             pipeline = Pipeline(
                 scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
             )

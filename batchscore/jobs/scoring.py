@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
 from batchscore.io.digests import Digests, digests_of
+from batchscore.io.store import SAMPLES
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
@@ -21,7 +22,6 @@ from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
 from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
 
-_SAMPLED = 4  # pairs of each addition that the store keeps, to be scored again by `batchscore store verify`
 Numbered = tuple[NDArray[np.int64], Digests]  # numbers of texts in ascending order, and their digests
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
 
@@ -163,7 +163,7 @@ class ForwardNewPairs(_ScorePairs):
         sides = pairs.queries, pairs.documents
         samples = {
             place: (sides[0].values[sides[0].codes[row]], sides[1].values[sides[1].codes[row]])
-            for place, row in enumerate(new[:_SAMPLED].tolist())
+            for place, row in enumerate(new[:SAMPLES].tolist())
         }
         self.shelf.add(digests[new], encodings, samples)
 

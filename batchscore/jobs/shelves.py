@@ -30,17 +30,14 @@ class Shelves:
     def find(self, digests: Digests) -> tuple[NDArray[np.bool_], Encodings]:
         """(bool [n]: which texts are there; their encodings, in that order); raises as a shelf's."""
         is_known = np.zeros(len(digests), bool)
-        places: list[NDArray[np.int64]] = []
-        parts: list[Encodings] = []
+        parts: list[tuple[NDArray[np.int64], Encodings]] = []
         for one in (*self.files, *([self.shelf] if self.shelf else ())):
             left = np.flatnonzero(~is_known)
             is_found, encodings = one.find(digests[left])
-            places.append(left[is_found])
-            parts.append(encodings)
-            is_known[places[-1]] = True
-        if len(parts) == 1:
-            return is_known, parts[0]
-        return is_known, Encodings.concat(parts).take(np.argsort(np.concatenate(places), kind="stable"))
+            parts.append((left[is_found], encodings))
+            is_known[left[is_found]] = True
+        known = np.flatnonzero(is_known)
+        return is_known, Encodings.interleave([(np.searchsorted(known, places), part) for places, part in parts])
 
     def add(self, digests: Digests, encodings: Encodings, samples: Mapping[int, Text]) -> None:
         """Keep encodings, if there is a store; raises as a shelf's."""

@@ -17,7 +17,8 @@ def job_status(path: str) -> dict[str, Any]:
 
     `running` are units that a live process works on, `failed` those that were given up, `missing` all others without a
     part. The time to go is for the rows that are neither finished nor scored in a running unit, at the summed speed of
-    the live processes. If the parts are gone, the state comes from the run record, which does not list units.
+    the live processes; while these encode texts, it is the longest that one of them expects. If the parts are gone, the
+    state comes from the run record, which does not list units.
 
     Raises:
         OutputError: there are neither parts nor a record.

@@ -14,7 +14,7 @@ from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import Parts
-from batchscore.types import Fault, Faults, OneSide, Pairs
+from batchscore.types import Fault, OneSide, Pairs
 
 Counts = dict[str, Any]
 
@@ -89,10 +89,3 @@ def joined_line(columns: Sequence[str]) -> list[str]:
 def input_order(bad: BadRow) -> tuple[int, int]:
     """By what bad rows are sorted."""
     return bad.row, bad.document
-
-
-def good_rows(size: int, faults: Faults) -> NDArray[np.int64]:
-    """int64: the rows without a fault."""
-    good = np.ones(size, bool)
-    good[list(faults)] = False
-    return np.flatnonzero(good)

@@ -17,12 +17,12 @@ from batchscore.io.schema import ID_FIELDS, text_field
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, good_rows
+from batchscore.jobs.commands.base import BadRow, Counts
 from batchscore.jobs.parts import Parts, encoding_fingerprint
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.records import as_json
 from batchscore.jobs.results import matrices, rows_with_scores, vectors
-from batchscore.types import CUT_NAMES, Encodings, Fault, OneSide, Side
+from batchscore.types import CUT_NAMES, Encodings, Fault, OneSide, Side, good_rows
 
 _ADDED = (VECTOR, MATRIX, DIGEST, "num_tokens", "truncated")
 # Vectors are some forty times as large as their texts, matrices some two hundred: a unit of either fits into memory.

@@ -19,11 +19,11 @@ from batchscore.io.schema import Shape, is_nested, listed_type
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, good_rows, joined_line
+from batchscore.jobs.commands.base import BadRow, Counts, joined_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rankings
 from batchscore.jobs.results import candidates, encode_ids
-from batchscore.types import Fault, Faults, Pairs, Scores, Texts
+from batchscore.types import Fault, Faults, Pairs, Scores, Texts, good_rows
 
 _RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
 _NESTED_SHARE = 64  # rows of a unit that a list of documents counts as; usual lists have 20 to 100

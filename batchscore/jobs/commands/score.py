@@ -14,11 +14,11 @@ from batchscore.errors import UsageError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns, read_texts
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, good_rows, joined_line
+from batchscore.jobs.commands.base import BadRow, Counts, joined_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
-from batchscore.types import CUT_NAMES, Fault, Pairs, Scores
+from batchscore.types import CUT_NAMES, Fault, Pairs, Scores, good_rows
 
 _DETAILS = ("logit", "num_tokens", "truncated")
 _CUT_NAMES = np.array(CUT_NAMES)
