@@ -23,7 +23,7 @@ from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.weights import UncheckedError
 from batchscore.runners.build import read_texts_of, runner_kind
-from batchscore.types import Pairs, Texts
+from batchscore.types import Cells, Pairs
 
 
 @dataclass
@@ -73,7 +73,7 @@ def inspect_model(
         inspection.findings["tensors_unchecked"] = error.message
     except BatchscoreError as error:
         inspection.problems.append(error)
-    pairs = Pairs(Texts.of([query]), Texts.of([document]))
+    pairs = Pairs(Cells.of([query]), Cells.of([document]))
     try:
         inspection.findings |= _sample(spec, tokenizer, template, loaded, pairs)
     except BatchscoreError as error:

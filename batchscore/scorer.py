@@ -15,7 +15,7 @@ from batchscore.engine.ranking import rank_rows
 from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.runners.build import vector_width
-from batchscore.types import SIDES, Encodings, Faults, Outcome, Pairs, Side, Texts, row_faults
+from batchscore.types import SIDES, Cells, Encodings, Faults, Outcome, Pairs, Side, row_faults
 
 __all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up", "vector_width"]
 
@@ -123,7 +123,7 @@ class Scorer:
         """
         if side not in SIDES:
             raise UsageError(f"side {side!r} is unknown; choices: {', '.join(SIDES)}")
-        listed = Texts.of(_as_texts(texts, "texts"))
+        listed = Cells.of(_as_texts(texts, "texts"))
         parts: list[Encodings] = []
         for start in range(0, len(listed.values), self.budget.window_rows):
             parts.append(self._encoded(listed.values[start : start + self.budget.window_rows], side))
@@ -222,8 +222,8 @@ def _pair_up(queries: list[str], documents: list[str]) -> Pairs:
             f"{len(queries)} queries and {len(documents)} documents; lengths must be 1:1, 1:N or N:N",
             hint="to score every query against every document, repeat both lists",
         )
-    encoded = Texts.of(queries)
+    encoded = Cells.of(queries)
     if len(queries) > 1:
-        return Pairs(encoded, Texts.of(documents))
+        return Pairs(encoded, Cells.of(documents))
     together = np.zeros(len(documents), np.int32)
-    return Pairs(Texts(encoded.values, together), Texts.of(documents), lists=together)
+    return Pairs(Cells(encoded.values, together), Cells.of(documents), lists=together)

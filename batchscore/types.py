@@ -6,9 +6,9 @@ and gathering a pack of it is one numpy call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,38 +23,100 @@ CUT_QUERY, CUT_DOCUMENT = 1, 2  # bits of `Work.cut`
 CUT_NAMES = ("none", "query", "document", "both")  # indexed by those bits
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """A text column, dictionary-encoded: each distinct text is held, tokenized and encoded once."""
+class FrameSource(Protocol):
+    """Where the pixels of a medium are."""
 
-    values: Sequence[str]
+    def frames(self, index: Sequence[int], *, on_white: bool) -> list[Any]:
+        """The frames at these positions as PIL images in RGB, upright; an image is its only frame.
+
+        Args:
+            index: ascending, from 0.
+            on_white: lay what is transparent on white; else its colours are taken as they are stored.
+
+        Raises:
+            InputError: it is gone, is not what it was when its header was read, or cannot be decoded.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """An image or a video by reference: what its header says, and where it is. No pixels.
+
+    Media of equal content are equal, wherever they are.
+    """
+
+    kind: Literal["image", "video"]
+    digest: bytes  # 16 bytes of BLAKE2b, of all that decides the pixels
+    width: int  # pixels, upright
+    height: int
+    source: FrameSource = field(compare=False)
+    count: int = 1  # frames
+    fps: float = 0.0  # frames a second of a video; 0: unknown
+    sampled: bool = False  # whether all frames are to be read, since someone chose them; else the model's rule chooses
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A query or document that is not a single text: texts and media."""
+
+    parts: tuple[str | Media, ...]
+    ordered: bool = True  # whether the order is the author's; if not, the model's own rule gives one
+
+    @property
+    def text(self) -> str:
+        """The texts alone, a line each."""
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """The media alone."""
+        return tuple(part for part in self.parts if not isinstance(part, str))
+
+
+Cell = str | Content  # a query or document; a string is the case with one text part
+
+
+def cell_bytes(cell: Cell) -> bytes:
+    """What tells a query or document from all others: of a text its UTF-8, of others bytes that no text has."""
+    if isinstance(cell, str):
+        return cell.encode()
+    parts = [b"t" + part.encode() if isinstance(part, str) else b"m" + part.digest for part in cell.parts]
+    # 0xff begins no UTF-8; lengths keep parts apart
+    return b"\xff%d" % cell.ordered + b"".join(b"%d:" % len(part) + part for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A column of queries or documents, dictionary-encoded: each distinct one is held, laid out and encoded once."""
+
+    values: Sequence[Cell]
     codes: NDArray[np.int32]  # [rows], index into `values`
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Texts:
-        """Encode a plain list, distinct texts in order of first appearance."""
-        first = {text: code for code, text in enumerate(dict.fromkeys(texts))}
-        return cls(list(first), np.fromiter((first[text] for text in texts), np.int32, len(texts)))
+    def of(cls, cells: Sequence[Cell]) -> Cells:
+        """Encode a plain list, distinct cells in order of first appearance."""
+        first = {cell: code for code, cell in enumerate(dict.fromkeys(cells))}
+        return cls(list(first), np.fromiter((first[cell] for cell in cells), np.int32, len(cells)))
 
-    def rows(self, rows: slice | NDArray[np.integer]) -> Texts:
-        """Some rows; texts that none of them has are dropped."""
+    def rows(self, rows: slice | NDArray[np.integer]) -> Cells:
+        """Some rows; cells that none of them has are dropped."""
         codes, inverse = np.unique(self.codes[rows], return_inverse=True)
-        return Texts([self.values[code] for code in codes], inverse.astype(np.int32))
+        return Cells([self.values[code] for code in codes], inverse.astype(np.int32))
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Rows to score: one query and one document each."""
 
-    queries: Texts
-    documents: Texts
+    queries: Cells
+    documents: Cells
     lists: NDArray[np.integer] | None = None  # [rows], which rows a listwise model reads together; None: each alone
 
     def __len__(self) -> int:
         return len(self.queries.codes)
 
     @property
-    def sides(self) -> dict[Side, Texts]:
+    def sides(self) -> dict[Side, Cells]:
         """The texts of both sides."""
         return {"query": self.queries, "document": self.documents}
 
@@ -70,19 +132,56 @@ class OneSide:
     """Rows to encode: one text each."""
 
     side: Side
-    texts: Texts
+    texts: Cells
 
     def __len__(self) -> int:
         return len(self.texts.codes)
 
     @property
-    def sides(self) -> dict[Side, Texts]:
+    def sides(self) -> dict[Side, Cells]:
         """The texts of the only side, as `Pairs` has both."""
         return {self.side: self.texts}
 
     def rows(self, rows: slice | NDArray[np.integer]) -> OneSide:
         """Some rows."""
         return OneSide(self.side, self.texts.rows(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """A medium as one model reads it, decided from the medium's header and the model's own rule."""
+
+    media: Media
+    tokens: int  # of its sequence that stand for its parts; for each the model makes a vector
+    patches: int  # that the vision tower reads
+    grid: tuple[int, ...]  # what it is cut into; what the numbers mean is the business of the model's processor
+    frames: tuple[int, ...] = (0,)  # which are read
+
+
+@dataclass(frozen=True, slots=True)
+class Visuals:
+    """The media of token sequences: those of sequence i from `offsets[i]` to `offsets[i + 1]`, as in `Items`."""
+
+    offsets: NDArray[np.int64]  # [n + 1], first 0
+    values: Sequence[Visual]
+
+    @classmethod
+    def of(cls, listed: Sequence[Sequence[Visual]]) -> Visuals:
+        """The media of each sequence."""
+        return cls(offsets_of([len(visuals) for visuals in listed]), [one for visuals in listed for one in visuals])
+
+    def __getitem__(self, sequence: int) -> Sequence[Visual]:
+        """Those of one sequence."""
+        return self.values[self.offsets[sequence] : self.offsets[sequence + 1]]
+
+    def take(self, index: NDArray[np.integer]) -> Visuals:
+        """Those of the sequences at `index`, in that order."""
+        return Visuals.of([self[sequence] for sequence in index.tolist()])
+
+    def total(self, of: Callable[[Visual], int]) -> NDArray[np.int64]:
+        """int64 [n]: the sum of a number of each medium over each sequence."""
+        numbers = np.array([of(visual) for visual in self.values], np.int64)
+        return np.diff(np.concatenate([[0], np.cumsum(numbers)])[self.offsets])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +194,7 @@ class Items:
 
     offsets: NDArray[np.int64]  # [n + 1], first 0
     columns: Mapping[str, NDArray[Any]]  # each [tokens]
+    visuals: Visuals | None = None  # what stands at the tokens that column "media" marks; None: nothing does
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -116,10 +216,11 @@ class Items:
 
     def take(self, index: NDArray[np.integer]) -> Items:
         """The sequences at `index`, in that order."""
-        return self.slice(self.offsets[:-1][index], self.lengths[index])
+        taken = self.slice(self.offsets[:-1][index], self.lengths[index])
+        return taken if self.visuals is None else replace(taken, visuals=self.visuals.take(index))
 
     def slice(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> Items:
-        """Sequences cut out of the tokens: `lengths[i]` of them from `starts[i]` on."""
+        """Sequences cut out of the tokens: `lengths[i]` of them from `starts[i]` on; no media come with them."""
         tokens = ranges(starts, lengths)
         return Items(offsets_of(lengths), {name: column[tokens] for name, column in self.columns.items()})
 
@@ -129,7 +230,15 @@ class Items:
             name: np.concatenate([part.filled(name) for part in (self, other)])
             for name in (*self.columns, *(name for name in other.columns if name not in self.columns))
         }
-        return Items(offsets_of(np.concatenate([self.lengths, other.lengths])), columns)
+        visuals = None
+        if self.visuals is not None or other.visuals is not None:
+            visuals = Visuals.of([one for part in (self, other) for one in part.media])
+        return Items(offsets_of(np.concatenate([self.lengths, other.lengths])), columns, visuals)
+
+    @property
+    def media(self) -> list[Sequence[Visual]]:
+        """The media of each sequence."""
+        return [() if self.visuals is None else self.visuals[sequence] for sequence in range(len(self))]
 
     def filled(self, name: str) -> NDArray[Any]:
         """A column, full of its default where it is not there."""
@@ -137,15 +246,15 @@ class Items:
 
     def with_columns(self, **columns: NDArray[Any] | None) -> Items:
         """The same sequences with these columns set, or left out where None."""
-        return Items(
-            self.offsets, {name: column for name, column in {**self.columns, **columns}.items() if column is not None}
-        )
+        set_columns = {name: column for name, column in {**self.columns, **columns}.items() if column is not None}
+        return replace(self, columns=set_columns)
 
 
 ABSENT: Mapping[str, Any] = {
     "types": np.int32(0),  # token type ids: one segment
     "keep": np.True_,  # tokens that count in the readout: all
     "seen": np.True_,  # tokens that others attend to: all
+    "media": np.int8(0),  # tokens that stand for a part of an image (1) or a video (2): none
 }
 
 

@@ -43,9 +43,9 @@ from batchscore.errors import DeviceMemoryError
 from batchscore.runners.base import BaseRunner
 
 checkpoints: Any = import_module("checkpoints")  # of the tests
-Texts = list[str]
+Cells = list[str]
 Scores = NDArray[np.float32]
-Peer = Callable[[Texts, Texts], Any]
+Peer = Callable[[Cells, Cells], Any]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def distance(scores: Scores, expected: Scores) -> float:
     return float(np.abs(scores - expected).max())
 
 
-def scores_of(report: Report, model: Model, queries: Texts, documents: Texts, **options: Any) -> Scores:
+def scores_of(report: Report, model: Model, queries: Cells, documents: Cells, **options: Any) -> Scores:
     """Scores in packs; the same bits if asked again, which a resumed job relies on."""
     with Scorer(report.checkpoint(model.name), cache_mb=0, batch_tokens=512, **model.options, **options) as scorer:
         scores: Scores = scorer.score(queries, documents)
@@ -369,7 +369,7 @@ def large_model(report: Report, name: str) -> str:
     return str(folder)
 
 
-def workload(count: int) -> tuple[Texts, Texts]:
+def workload(count: int) -> tuple[Cells, Cells]:
     """Pairs as in throughput.py: queries of 3 to 12 words, documents of 10 to 250 with a median of 60."""
     chance = random.Random(0)
 
@@ -423,7 +423,7 @@ def other_peers(report: Report, folder: str) -> dict[str, Peer]:
 
     model = CrossEncoder(folder, device=report.device, model_kwargs={"dtype": torch.bfloat16})
 
-    def score(queries: Texts, documents: Texts) -> Any:
+    def score(queries: Cells, documents: Cells) -> Any:
         pairs = list(zip(queries, documents, strict=True))
         return model.predict(pairs, batch_size=128, show_progress_bar=False)
 

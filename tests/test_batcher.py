@@ -16,7 +16,7 @@ from batchscore.engine.batcher import _BATCHES_AHEAD, Batcher
 from batchscore.errors import DeviceMemoryError
 from batchscore.runners.base import Match
 from batchscore.scorer import set_up
-from batchscore.types import Items, Pairs, Texts
+from batchscore.types import Cells, Items, Pairs
 from checkpoints import pairs
 
 Tiny = Callable[[str], str]
@@ -37,7 +37,7 @@ def batcher_of(model: str, score_type: Any, workers: int, **options: Any) -> Ite
 
 
 def window() -> Pairs:
-    return Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS))
+    return Pairs(Cells.of(QUERIES), Cells.of(DOCUMENTS))
 
 
 @every_kind
@@ -144,7 +144,7 @@ def test_a_query_that_does_not_fit_is_a_fault_of_its_rows_alone(
     with batcher_of(tiny(name), score_type, workers) as batcher:
         kind = type(batcher._runner)
         forward = kind.forward
-        work = batcher.tokenize(Pairs(Texts.of(queries), Texts.of(documents)))
+        work = batcher.tokenize(Pairs(Cells.of(queries), Cells.of(documents)))
         whole = batcher.score(work).raw
 
         def small(runner: Any, batch: Any) -> Any:

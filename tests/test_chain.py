@@ -23,7 +23,7 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import DenseSpec, ModelSpec, NormalizeSpec
-from batchscore.types import Pairs, Texts
+from batchscore.types import Cells, Pairs
 
 Tiny = Callable[[str], str]
 Weights = dict[str, Tensor]
@@ -101,7 +101,7 @@ def scores(folder: str, **options: Any) -> list[float]:
 
 
 def pairs(queries: list[str], documents: list[str]) -> Pairs:
-    return Pairs(Texts.of(queries), Texts.of(documents))
+    return Pairs(Cells.of(queries), Cells.of(documents))
 
 
 def cosines(folder: str, vector: Callable[[Tensor], Tensor]) -> list[float]:

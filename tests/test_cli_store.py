@@ -19,7 +19,7 @@ from batchscore.cli.main import app
 from batchscore.io.digests import digests_of
 from batchscore.io.store import open_shelf
 from batchscore.scorer import Scorer
-from batchscore.types import Encodings, Pairs, Side, Texts
+from batchscore.types import Cells, Encodings, Pairs, Side
 from checkpoints import pairs
 
 Tiny = Callable[[str], str]
@@ -185,7 +185,7 @@ def test_verify_encodes_texts_again(tiny: Tiny, tmp_path: Path, name: str, side:
 def test_verify_scores_pairs_again(tiny: Tiny, tmp_path: Path) -> None:
     model = tiny("bert_ce")
     with closing(Scorer(model, dtype="float32")) as scorer:
-        work = scorer.batcher.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))
+        work = scorer.batcher.tokenize(Pairs(Cells.of(QUERIES), Cells.of(DOCUMENTS)))
         raw = scorer.batcher.score(work).raw
     encodings = Encodings(raw, np.arange(len(raw) + 1), work.row_tokens(), work.cut)
     shelf = open_shelf(str(tmp_path), {}, {"model": model, "side": "pair", "scorer": FLOAT32})

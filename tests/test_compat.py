@@ -19,7 +19,7 @@ from batchscore.jobs.plan import Plan
 from batchscore.models.open import open_model
 from batchscore.models.spec import COMPAT_VLLM, ModelSpec
 from batchscore.scorer import set_up
-from batchscore.types import CUT_NAMES, Pairs, Texts, Work
+from batchscore.types import CUT_NAMES, Cells, Pairs, Work
 
 Tiny = Callable[[str], str]
 
@@ -41,7 +41,7 @@ def changes(folder: str, **options: Any) -> Mapping[str, Any]:
 
 def laid_out(folder: str, query: str, document: str, **options: Any) -> Work:
     with Scorer(folder, dtype="float32", compat="vllm", **options) as scorer:
-        return scorer.batcher.tokenize(Pairs(Texts.of([query]), Texts.of([document])))
+        return scorer.batcher.tokenize(Pairs(Cells.of([query]), Cells.of([document])))
 
 
 def words(folder: str, work: Work) -> list[str]:
@@ -125,14 +125,14 @@ def test_an_empty_document_loses_its_separators(tiny: Tiny) -> None:
     assert work.items.columns.get("types") is not None
     assert work.items.columns.get("types").tolist() == [0, 0, 0, 0]
     with Scorer(folder, dtype="float32") as scorer:
-        pair = scorer.batcher.tokenize(Pairs(Texts.of(["the cat"]), Texts.of([""])))
+        pair = scorer.batcher.tokenize(Pairs(Cells.of(["the cat"]), Cells.of([""])))
     assert words(folder, pair) == ["[CLS] the cat [SEP] [SEP]"]
 
 
 def test_empty_documents_among_others_are_the_only_ones_that_do(tiny: Tiny) -> None:
     folder = tiny("bert_ce")
     with Scorer(folder, dtype="float32", compat="vllm") as scorer:
-        work = scorer.batcher.tokenize(Pairs(Texts.of(["cat", "", "dog", "cat"]), Texts.of(["", "a", "", "bird"])))
+        work = scorer.batcher.tokenize(Pairs(Cells.of(["cat", "", "dog", "cat"]), Cells.of(["", "a", "", "bird"])))
 
     sequences = words(folder, work)
     assert [sequences[item] for item in work.right] == [
@@ -204,7 +204,7 @@ def test_a_prompt_loses_its_end_whatever_stands_there(tiny: Tiny, side: str | No
 
 @pytest.mark.parametrize("name", ["bert_ce", "bert_mean"])
 def test_what_fits_is_laid_out_the_same(tiny: Tiny, name: str) -> None:
-    texts = Pairs(Texts.of(["the cat", "cat"]), Texts.of(["a dog", "bird, fish"]))
+    texts = Pairs(Cells.of(["the cat", "cat"]), Cells.of(["a dog", "bird, fish"]))
     for side in (None, "left", "right"):
         with Scorer(tiny(name), dtype="float32", compat="vllm", truncation_side=side) as vllm:
             found = vllm.batcher.tokenize(texts)

@@ -18,7 +18,7 @@ from batchscore.errors import DeviceMemoryError, InputError, StoppedError, Usage
 from batchscore.models.similarity import cosine
 from batchscore.scorer import Scorer, set_up
 from batchscore.stop import Stop
-from batchscore.types import SIDES, Encodings, Fault, Pairs, Side, Texts
+from batchscore.types import SIDES, Cells, Encodings, Fault, Pairs, Side
 from checkpoints import pairs
 from threads import one_thread
 
@@ -71,7 +71,7 @@ def test_a_side_is_laid_out_as_it_is_in_a_window(
     batchers: Callable[..., Batcher], name: str, options: dict[str, Any]
 ) -> None:
     batcher = batchers(name, **options)
-    queries, documents = Texts.of(QUERIES), Texts.of(DOCUMENTS)
+    queries, documents = Cells.of(QUERIES), Cells.of(DOCUMENTS)
     window = batcher.tokenize(Pairs(queries, documents))
     work = {
         "query": batcher.lay_out(queries.values, "query"),
@@ -131,7 +131,7 @@ def test_what_ran_before_does_not_change_a_bit_of_an_encoding(
 ) -> None:
     batcher = batchers(name, score_type=score_type)
     first = encode(batcher, DOCUMENTS)
-    batcher.score(batcher.tokenize(Pairs(Texts.of(QUERIES[:20]), Texts.of(DOCUMENTS[:20]))))
+    batcher.score(batcher.tokenize(Pairs(Cells.of(QUERIES[:20]), Cells.of(DOCUMENTS[:20]))))
     encode(batcher, DOCUMENTS[::3])
 
     np.testing.assert_array_equal(encode(batcher, DOCUMENTS).values, first.values)
@@ -272,7 +272,7 @@ def test_encodings_give_the_scores_of_a_window(
     if name == "bert_tokens":
         options |= {"score_type": "late-interaction"}
     batcher = batchers(name, **options)
-    window = batcher.score(batcher.tokenize(Pairs(Texts.of(QUERIES), Texts.of(DOCUMENTS)))).raw
+    window = batcher.score(batcher.tokenize(Pairs(Cells.of(QUERIES), Cells.of(DOCUMENTS)))).raw
     queries, documents = encode(batcher, QUERIES, "query"), encode(batcher, DOCUMENTS)
     for side in (queries, documents):
         side.values.setflags(write=False)  # as those of a file are

@@ -25,7 +25,7 @@ from batchscore.jobs.parts import Parts
 from batchscore.models.text.templates import Template
 from batchscore.runners.batch import Batch
 from batchscore.runners.cross_encoder import CrossEncoder
-from batchscore.types import Pairs, Texts, Work
+from batchscore.types import Cells, Pairs, Work
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -316,7 +316,7 @@ def test_thousands_of_bad_rows_cost_no_layout_and_no_forward_more_than_none(
         for texts in ({}, {row: f"{row} {long}" for row in chosen}):
             work.clear()
             documents = [texts.get(row, f"cat {row}") for row in range(size)]
-            window = scorer.batcher.tokenize(Pairs(Texts.of(["a"] * size), Texts.of(documents)))
+            window = scorer.batcher.tokenize(Pairs(Cells.of(["a"] * size), Cells.of(documents)))
             outcome = scorer.batcher.score(window)
             assert sorted(outcome.faults) == sorted(texts)
             assert np.isfinite(np.delete(outcome.raw, list(texts), axis=0)).all()

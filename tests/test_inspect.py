@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from batchscore import Scorer
 from batchscore.cli.main import app
 from batchscore.models.arch import ARCHITECTURES
-from batchscore.types import Pairs, Texts
+from batchscore.types import Cells, Pairs
 
 Tiny = Callable[[str], str]
 QUERY, DOCUMENT = "what is a bird", "the bird is small, (Paper)"
@@ -55,7 +55,7 @@ def flags(options: dict[str, Any]) -> list[str]:
 def test_the_sample_pair_has_the_tokens_that_a_run_reads(tiny: Tiny, name: str, options: dict[str, Any]) -> None:
     found = inspected(tiny(name), *flags(options))
     with Scorer(tiny(name), dtype="float32", **options) as scorer:
-        items = scorer.batcher.tokenize(Pairs(Texts.of([QUERY]), Texts.of([DOCUMENT]))).items
+        items = scorer.batcher.tokenize(Pairs(Cells.of([QUERY]), Cells.of([DOCUMENT]))).items
 
     assert [token for sequence in found["sample"] for token in sequence["ids"]] == items.ids.tolist()
     assert all(len(sequence["ids"]) == len(sequence["tokens"]) for sequence in found["sample"])

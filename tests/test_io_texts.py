@@ -8,7 +8,7 @@ import pytest
 from batchscore.io.block import Block
 from batchscore.io.source import Chunk
 from batchscore.io.texts import document_columns, read_texts
-from batchscore.types import Fault, Faults, Texts
+from batchscore.types import Cells, Fault, Faults
 
 TEXTS = ["b", "", "a", "b", "東京", "", "b"]
 
@@ -39,7 +39,7 @@ def test_every_text_type_is_encoded_in_order_of_first_appearance(kind: pa.DataTy
     assert faults == {}
     assert texts.values == ["b", "", "a", "東京"]
     assert texts.codes.dtype == "int32"
-    assert texts.codes.tolist() == Texts.of(TEXTS).codes.tolist() == [0, 1, 2, 0, 3, 1, 0]
+    assert texts.codes.tolist() == Cells.of(TEXTS).codes.tolist() == [0, 1, 2, 0, 3, 1, 0]
 
 
 def test_a_slice_of_a_dictionary_brings_only_its_own_texts() -> None:

@@ -23,7 +23,7 @@ from batchscore.models.text.prompts import pair_work, shortened, text_work
 from batchscore.models.text.rendered import list_work, template_work
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import _EDGE, TextTokenizer
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts, Work
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Cells, Pairs, Work
 
 Tiny = Callable[[str], str]
 Lay = Callable[[TextTokenizer, Pairs], Work]
@@ -135,7 +135,7 @@ def pairs_of(chars: int) -> Pairs:
     scripts = ["english", "lines", "code"]
     long = [text_of(script, 6_000) * (chars // 6_000) for script in scripts]
     queries, documents = ["the cat", "Zürich, " + long[0][: chars // 2]], ["a dog", *long]
-    return Pairs(Texts.of([q for q in queries for _ in documents]), Texts.of(documents * len(queries)))
+    return Pairs(Cells.of([q for q in queries for _ in documents]), Cells.of(documents * len(queries)))
 
 
 def laid_out(
@@ -223,7 +223,7 @@ def test_two_texts_that_both_do_not_fit_share_as_the_tokenizers_library_has_it(t
     dense, sparse = "the cat " * 200 + ". " * 200, "the cat " * 200 + "x" * 3_000
 
     for query, document in ((dense, sparse), (sparse, dense), (dense, dense)):
-        work = lay(Pairs(Texts.of([query]), Texts.of([document])))
+        work = lay(Pairs(Cells.of([query]), Cells.of([document])))
 
         assert work.items.ids.tolist() == own.encode(query, document).ids
 
@@ -234,7 +234,7 @@ def test_a_prompt_whose_template_counts_its_texts_is_read_as_it_is(tiny: Tiny) -
     long = text_of("english", 5_000)
 
     assert len(long) > rendered._LONG * 64
-    found, expected = (lay(Pairs(Texts.of(["cat"]), Texts.of([text]))) for text in (long, long + " " * 7))
+    found, expected = (lay(Pairs(Cells.of(["cat"]), Cells.of([text]))) for text in (long, long + " " * 7))
     assert not found.cut.any()
     assert found.items.ids.tolist() != expected.items.ids.tolist()
 
@@ -280,6 +280,6 @@ def test_a_sequence_without_special_tokens_tells_that_it_was_cut(tiny: Tiny, sid
     spec = resolve(open_checkpoint(tiny("bert_ce")), user_options({"max_length": 64}))
     spec = replace(spec, truncation="prompt-end", truncation_side=side)
 
-    work = pair_work(tokenizer, spec, Pairs(Texts.of(["", ""]), Texts.of(["b" * 64, "b" * 65])))
+    work = pair_work(tokenizer, spec, Pairs(Cells.of(["", ""]), Cells.of(["b" * 64, "b" * 65])))
 
     assert (work.items.lengths.tolist(), work.cut.tolist()) == ([64, 64], [0, CUT_QUERY | CUT_DOCUMENT])

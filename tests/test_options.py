@@ -24,7 +24,7 @@ from batchscore.models.spec import ModelSpec, Source
 from batchscore.models.text.prompts import shortened
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.scorer import ScorerOptions, set_up
-from batchscore.types import CUT_NAMES, Pairs, Texts
+from batchscore.types import CUT_NAMES, Cells, Pairs
 from checkpoints import HIDDEN, TOKENS, pairs
 
 Tiny = Callable[[str], str]
@@ -558,7 +558,7 @@ def test_texts_are_cut_to_their_own_limits_before_anything_else(
 ) -> None:
     checkpoint, spec = open_model(tiny("bert_ce"), None, limits)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)
-    rows = Pairs(Texts.of(["cat", "the cat, dog"]), Texts.of(["", "a small old bird"]))
+    rows = Pairs(Cells.of(["cat", "the cat, dog"]), Cells.of(["", "a small old bird"]))
 
     shorter, bits = shortened(tokenizer, spec, rows)
 
@@ -570,7 +570,7 @@ def test_texts_are_cut_to_their_own_limits_before_anything_else(
     "options", [{}, {"chat_template": "Q {{ query }} D {{ document }} ?"}], ids=["pair", "template"]
 )
 def test_a_limit_for_documents_counts_neither_specials_nor_prompts(tiny: Tiny, options: dict[str, Any]) -> None:
-    rows = Pairs(Texts.of(["cat"]), Texts.of(["dog bird fish river"]))
+    rows = Pairs(Cells.of(["cat"]), Cells.of(["dog bird fish river"]))
     with Scorer(tiny("bert_ce"), dtype="float32", **options) as whole:
         lengths = whole.batcher.tokenize(rows).items.lengths
     with Scorer(tiny("bert_ce"), dtype="float32", max_tokens_per_doc=3, query_prompt="find : ", **options) as limited:

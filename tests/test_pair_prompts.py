@@ -9,10 +9,10 @@ import pytest
 
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Cells, Pairs
 
 Tiny = Callable[[str], str]
-PAIR = Pairs(Texts.of(["the cat " * 10]), Texts.of(["a dog " * 10]))
+PAIR = Pairs(Cells.of(["the cat " * 10]), Cells.of(["a dog " * 10]))
 RERANKER = {"config": "qwen3-reranker"}
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from batchscore import Scorer
 from batchscore.cli.main import app
-from batchscore.types import Pairs, Texts
+from batchscore.types import Cells, Pairs
 from windows import score_work
 
 pytestmark = pytest.mark.skipif(
@@ -166,7 +166,7 @@ def engine(row: str, name: str) -> Matrix:
 
 
 def one_pair(case: Json) -> Pairs:
-    return Pairs(Texts.of([case["query"]]), Texts.of([case["document"]]))
+    return Pairs(Cells.of([case["query"]]), Cells.of([case["document"]]))
 
 
 def matrix(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> Matrix:
@@ -275,7 +275,7 @@ def test_a_listwise_reranker_reads_the_same_tokens_and_gives_the_same_scores(
     each = read(f"ce/expected/{row}.json")["lists"][place]
     queries, documents = [each["query"]] * len(each["documents"]), each["documents"]
     loaded = scorer("ce", row, padded=padded, compat=compat, **own_options(each))
-    work = loaded.batcher.tokenize(Pairs(Texts.of(queries), Texts.of(documents), np.zeros(len(documents), np.int64)))
+    work = loaded.batcher.tokenize(Pairs(Cells.of(queries), Cells.of(documents), np.zeros(len(documents), np.int64)))
     assert work.items.ids.tolist() == each["input_ids"]
     assert_close(loaded.score(each["query"], documents), each["scores_vllm" if compat else "scores"], "ce")
 
@@ -357,7 +357,7 @@ def test_a_document_past_the_limit_is_cut(scorer: Scorers, options: Json, name: 
     long = " ".join([documents[3]] * 4)
     loaded = scorer("bi", "x_trunc", padded=padded, **options)
     assert (
-        loaded.batcher.tokenize(Pairs(Texts.of(["a"]), Texts.of([long]))).items.lengths[1] == expected["n_ids"] == 512
+        loaded.batcher.tokenize(Pairs(Cells.of(["a"]), Cells.of([long]))).items.lengths[1] == expected["n_ids"] == 512
     )
     assert_close(matrix(loaded, queries, [long, documents[0]]), expected[name], "bi")
 

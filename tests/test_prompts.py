@@ -19,7 +19,7 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import pair_work, shortened, text_work
 from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer, num_specials
 from batchscore.scorer import Scorer
-from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
+from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
 
 Tiny = Callable[[str], str]
 
@@ -43,7 +43,7 @@ def own(tiny: Tiny, name: str) -> Tokenizer:
 
 
 def pairs(queries: list[str], documents: list[str]) -> Pairs:
-    return Pairs(Texts.of(queries), Texts.of(documents))
+    return Pairs(Cells.of(queries), Cells.of(documents))
 
 
 def lists(items: Items) -> list[list[int]]:

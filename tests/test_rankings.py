@@ -23,7 +23,7 @@ from batchscore.jobs import rankings as merge
 from batchscore.jobs.parts import Division, Parts, start_parts
 from batchscore.jobs.rankings import merge_rankings, merge_rows
 from batchscore.jobs.results import candidates, encode_ids
-from batchscore.types import Texts
+from batchscore.types import Cells
 
 Row = dict[str, Any]  # query, score, rank_by, id, text; a score of None is at fault, a text of None no document at all
 
@@ -56,7 +56,7 @@ def part_of(
     kept = listed[order]
     values = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
     document_ids = pa.array([row["id"] for row in documents]) if ids else None
-    found = Texts.of([row["text"] for row in documents]) if texts else None
+    found = Cells.of([row["text"] for row in documents]) if texts else None
     return candidates("query", queries, counts, groups[kept], values, document_ids, found, kept)
 
 
@@ -313,7 +313,7 @@ def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path, monke
         queries, groups = np.unique(groups, return_inverse=True)
         score = draw.random(size, np.float32)
         values = {"index": np.arange(size, dtype=np.int32), "relevance_score": score, "rank_by": score}
-        texts = Texts.of([f"{number} {place:0>300}" for place in range(size)])
+        texts = Cells.of([f"{number} {place:0>300}" for place in range(size)])
         counts = np.bincount(groups)
         tables.append(candidates("query", pa.array(queries), counts, groups, values, None, texts, np.arange(size)))
     parts = make_parts(tmp_path / "job", tables)

@@ -22,7 +22,7 @@ from batchscore.models.text.rendered import list_work, template_work
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import TextTokenizer, num_specials
 from batchscore.runners.build import read_texts_of
-from batchscore.types import CUT_NAMES, Items, Pairs, Texts, Work
+from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
 
 Tiny = Callable[[str], str]
 
@@ -48,7 +48,7 @@ def laid_out(
 
 
 def pairs(queries: Sequence[str], documents: Sequence[str]) -> Pairs:
-    return Pairs(Texts.of(queries), Texts.of(documents))
+    return Pairs(Cells.of(queries), Cells.of(documents))
 
 
 def own(tiny: Tiny, name: str) -> Tokenizer:

@@ -27,7 +27,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.open import open_model
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Pairs, Texts
+from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Cells, Pairs
 from checkpoints import WORDS
 from threads import one_thread
 from windows import score_work
@@ -715,7 +715,7 @@ def opened(folder: str, name: str, **options: Any) -> Scorer:
 
 
 def columns(queries: Sequence[str], documents: Sequence[str]) -> Pairs:
-    return Pairs(Texts.of(queries), Texts.of(documents))
+    return Pairs(Cells.of(queries), Cells.of(documents))
 
 
 def rank_by(scorer: Scorer, queries: Sequence[str], documents: Sequence[str]) -> Floats:

@@ -10,7 +10,7 @@ import pytest
 from batchscore.engine.scheduler import Pack, plan_packs
 from batchscore.runners.attention import runs_of
 from batchscore.runners.batch import Batch, collate, position_ids
-from batchscore.types import Fault, Items, Pairs, Scores, Texts, Work, offsets_of, ranges
+from batchscore.types import Cells, Fault, Items, Pairs, Scores, Work, offsets_of, ranges
 
 
 def lengths_of(seed: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def lists_of(items: Items) -> list[list[int]]:
     return [items.ids[start:stop].tolist() for start, stop in pairwise(items.offsets)]
 
 
-def texts_of(texts: Texts) -> list[str]:
+def texts_of(texts: Cells) -> list[str]:
     return [texts.values[code] for code in texts.codes]
 
 
@@ -305,31 +305,31 @@ def test_take_makes_no_types_and_keep_where_there_are_none() -> None:
     assert (taken.columns.get("types"), taken.columns.get("keep"), len(taken)) == (None, None, 1)
 
 
-# ---- Texts and Pairs
+# ---- Cells and Pairs
 
 
 def test_distinct_texts_are_numbered_by_first_appearance() -> None:
-    texts = Texts.of(["b", "", "a", "b"])
+    texts = Cells.of(["b", "", "a", "b"])
 
     assert (texts.values, texts.codes.tolist(), str(texts.codes.dtype)) == (["b", "", "a"], [0, 1, 2, 0], "int32")
 
 
 def test_no_texts_are_an_empty_column() -> None:
-    assert (Texts.of([]).values, Texts.of([]).codes.tolist()) == ([], [])
+    assert (Cells.of([]).values, Cells.of([]).codes.tolist()) == ([], [])
 
 
 @pytest.mark.parametrize("rows", [slice(0, 5), slice(1, 3), slice(4, 9), slice(2, 2)], ids=str)
 def test_some_rows_hold_their_own_texts_and_no_others(rows: slice) -> None:
     column = ["b", "c", "a", "b", "a"]
 
-    texts = Texts.of(column).rows(rows)
+    texts = Cells.of(column).rows(rows)
 
     assert texts_of(texts) == column[rows]
     assert sorted(texts.values) == sorted(set(column[rows]))
 
 
 def test_some_rows_of_pairs_keep_query_and_document_together() -> None:
-    pairs = Pairs(Texts.of(["q", "q", "r", "q"]), Texts.of(["a", "b", "a", "c"]))
+    pairs = Pairs(Cells.of(["q", "q", "r", "q"]), Cells.of(["a", "b", "a", "c"]))
 
     some = pairs.rows(slice(1, 3))
 

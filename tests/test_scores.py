@@ -24,7 +24,7 @@ from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.load import load_model
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.stop import Stop
-from batchscore.types import CUT_NAMES, Pairs, Texts
+from batchscore.types import CUT_NAMES, Cells, Pairs
 from checkpoints import TOKENS, WORDS, pairs
 from threads import one_thread
 from windows import score_work
@@ -60,7 +60,7 @@ def scorer(tiny: Tiny) -> Iterator[Scorers]:
 
 
 def columns(queries: list[str], documents: list[str]) -> Pairs:
-    return Pairs(Texts.of(queries), Texts.of(documents))
+    return Pairs(Cells.of(queries), Cells.of(documents))
 
 
 # ---- references: no code of batchscore's

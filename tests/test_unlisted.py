@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from batchscore import Scorer
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.open import open_model
-from batchscore.types import Pairs, Texts
+from batchscore.types import Cells, Pairs
 
 Tiny = Callable[[str], str]
 QUERY, DOCUMENTS = "what is a bird", ["the bird is small", "A river runs from the mountain, and the bridge is over it!"]
@@ -152,7 +152,7 @@ def test_other_answers_of_a_monot5_can_be_named(tiny: Tiny) -> None:
 
 def test_the_end_of_a_monot5_prompt_survives_a_long_document(tiny: Tiny) -> None:
     with Scorer(tiny("monot5"), dtype="float32", max_length=40) as scorer:
-        work = scorer.batcher.tokenize(Pairs(Texts.of([QUERY]), Texts.of([DOCUMENTS[1] * 9])))
+        work = scorer.batcher.tokenize(Pairs(Cells.of([QUERY]), Cells.of([DOCUMENTS[1] * 9])))
     tokenizer = Tokenizer.from_file(str(Path(tiny("monot5")) / "tokenizer.json"))
     end = tokenizer.encode(" Relevant:").ids
 

@@ -17,7 +17,7 @@ from batchscore.errors import InputError
 from batchscore.io.schema import ID_FIELDS, TEXT_FIELDS, is_nested, text_field
 from batchscore.io.source import Chunk
 from batchscore.io.texts import document_columns, encode_joined
-from batchscore.types import Fault, Faults, Texts
+from batchscore.types import Cells, Fault, Faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Documents:
     """The documents of a unit, in row order."""
 
     parents: NDArray[np.int64]  # [documents], row of the unit
-    texts: Texts  # [documents]
+    texts: Cells  # [documents]
     ids: pa.Array | None  # [documents]
 
 

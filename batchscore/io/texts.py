@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.io.source import Chunk
-from batchscore.types import Fault, Faults, Texts
+from batchscore.types import Cells, Fault, Faults
 
 _OFFSETS_32 = 2**31  # bytes that 32-bit offsets reach; a unit hardly ever has so many, and to copy its texts takes time
 
@@ -31,7 +31,7 @@ def document_columns(column: str, names: Sequence[str], fields: Sequence[str] | 
     return ("title", "text") if column == "text" and "title" in names else (column,)
 
 
-def read_texts(chunk: Chunk, columns: str | Sequence[str], faults: Faults) -> Texts:
+def read_texts(chunk: Chunk, columns: str | Sequence[str], faults: Faults) -> Cells:
     """One text a row, of one column or joined from several; rows that have none are added to `faults`."""
     columns = [columns] if isinstance(columns, str) else columns
     return encode_joined([chunk.table[column] for column in columns], lambda row: columns[-1], faults)
@@ -39,7 +39,7 @@ def read_texts(chunk: Chunk, columns: str | Sequence[str], faults: Faults) -> Te
 
 def encode_joined(
     columns: Sequence[pa.ChunkedArray], name: Callable[[int], str], faults: Faults, *, absent: str = "is null"
-) -> Texts:
+) -> Cells:
     """Encode columns of strings as one, as BEIR joins title and text: with blanks between, and none at the ends.
 
     A single column is left as it is. Nulls and empty texts are skipped, and a row with nothing but nulls is a fault.
@@ -53,7 +53,7 @@ def encode_joined(
 
 def encode_texts(
     texts: pa.ChunkedArray, name: Callable[[int], str], faults: Faults, *, absent: str = "is null"
-) -> Texts:
+) -> Cells:
     """Encode a column of strings.
 
     Args:
@@ -80,7 +80,7 @@ def encode_texts(
                 row, Fault("not-utf8", "is not UTF-8", hint="convert the text to UTF-8", column=name(row))
             )
         values = [text or "" for text in values]
-    return Texts(values, encoded.indices.to_numpy())
+    return Cells(values, encoded.indices.to_numpy())
 
 
 _NULL_HINT = "drop the row, or fill it in: an empty string is a text"
@@ -91,18 +91,18 @@ def _add_nulls(is_null: pa.ChunkedArray, name: Callable[[int], str], faults: Fau
         faults.setdefault(row, Fault("null", absent, _NULL_HINT, column=name(row)))
 
 
-def _joined(columns: Sequence[Texts]) -> Texts:
+def _joined(columns: Sequence[Cells]) -> Cells:
     """Each distinct combination of texts is joined once."""
     codes: NDArray[np.int32] = np.stack([column.codes for column in columns])
     combinations, rows = np.unique(codes, axis=1, return_inverse=True)
-    texts = Texts.of(
+    texts = Cells.of(
         [
             " ".join(filter(None, (column.values[code] for column, code in zip(columns, combination, strict=True))))
             .strip()
             for combination in combinations.T.tolist()
         ]
     )  # fmt: skip
-    return Texts(texts.values, texts.codes[rows.ravel()])
+    return Cells(texts.values, texts.codes[rows.ravel()])
 
 
 def _decoded(text: bytes) -> str | None:

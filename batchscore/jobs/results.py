@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.values import encode
-from batchscore.types import Encodings, Texts, offsets_of
+from batchscore.types import Cells, Encodings, offsets_of
 
 
 def rows_with_scores(
@@ -84,7 +84,7 @@ def candidates(
     groups: NDArray[np.int64],
     values: Mapping[str, NDArray[Any]],
     document_ids: pa.Array | None,
-    texts: Texts | None,
+    texts: Cells | None,
     rows: NDArray[np.int64],
 ) -> pa.Table:
     """One row a query: its id, how many documents it has here, and those of them that are kept.

@@ -20,7 +20,7 @@ from batchscore.jobs.encoding import Encoder
 from batchscore.jobs.progress import Progress
 from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Texts, Work, ranges
+from batchscore.types import Cells, Encodings, Faults, OneSide, Outcome, Pairs, Scores, Side, Work, ranges
 
 Numbered = tuple[NDArray[np.int64], Digests]  # numbers of texts in ascending order, and their digests
 _DOCUMENT_BYTES = 128 << 20  # of documents' encodings that are in memory at once
@@ -188,7 +188,7 @@ class CompareEncodings(_ScorePairs):
         documents, right = self._numbered("document", pairs.documents)
         return Prepared(len(pairs), {}, (queries, documents, left, right))
 
-    def _numbered(self, side: Side, texts: Texts) -> tuple[Numbered, NDArray[np.int64]]:
+    def _numbered(self, side: Side, texts: Cells) -> tuple[Numbered, NDArray[np.int64]]:
         """(the texts' numbers and digests; which of these each row has); they ascend, so blocks are read in order."""
         numbers, digests = self.blocks.find(side, texts.values)
         order = np.argsort(numbers)

@@ -14,7 +14,7 @@ from batchscore.errors import BatchscoreError, VerificationError, first_line
 from batchscore.io.segments import Segment, SegmentError, current
 from batchscore.io.upkeep import ShelfFiles, shelves
 from batchscore.scorer import Scorer
-from batchscore.types import SIDES, Encodings, Pairs, Texts
+from batchscore.types import SIDES, Cells, Encodings, Pairs
 
 # of the length of a text's vectors: what rounding leaves, also on another machine
 _TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -127,7 +127,7 @@ def _encoded(scorer: Scorer, side: str, texts: Sequence[Any]) -> Encodings:
         if side == known:
             return scorer.batcher.encode(scorer.batcher.lay_out(texts, known), known)
     queries, documents = zip(*texts, strict=True)
-    work = scorer.batcher.tokenize(Pairs(Texts.of(queries), Texts.of(documents)))
+    work = scorer.batcher.tokenize(Pairs(Cells.of(queries), Cells.of(documents)))
     raw = scorer.batcher.score(work).raw
     return Encodings(raw, np.arange(len(raw) + 1), work.row_tokens(), work.cut)
 

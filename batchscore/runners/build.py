@@ -27,7 +27,7 @@ from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.runners.listwise import Listwise
-from batchscore.types import Items, Pairs, ScoreType, Texts, offsets_of
+from batchscore.types import Cells, Items, Pairs, ScoreType, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
@@ -93,7 +93,7 @@ def build_runner(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
     runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, last_layer)
-    runner.sequences(Pairs(Texts.of(["a"]), Texts.of(["a"])))  # raises where no text could be laid out as asked for
+    runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 
 

@@ -18,7 +18,7 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.text.prompts import ALL, pair_work, prefixed
 from batchscore.models.text.rendered import template_work
 from batchscore.runners.build import read_texts_of
-from batchscore.types import Pairs, Texts, Work
+from batchscore.types import Cells, Pairs, Work
 from batchscore.verification.pairs import NamedPair, built_in_pairs
 from batchscore.verification.result import Comparison, Floats, Verification, Wanted
 
@@ -86,7 +86,7 @@ def _compare_layouts(found: Verification, on_step: Callable[[str], None]) -> tup
 
 
 def _texts(pairs: Sequence[NamedPair]) -> Pairs:
-    return Pairs(Texts.of([pair.query for pair in pairs]), Texts.of([pair.document for pair in pairs]))
+    return Pairs(Cells.of([pair.query for pair in pairs]), Cells.of([pair.document for pair in pairs]))
 
 
 def _scored(batcher: Batcher, pairs: Pairs, found: Verification, first: int = 0) -> tuple[Work, Floats]:
@@ -233,7 +233,7 @@ def _token_notes(found: Verification, reference: Reference) -> list[str]:
     other = []
     for row in rows:
         texts = [found.pairs[row].query, found.pairs[row].document]
-        items, _ = tokenizer.tokenize(prefixed(Texts(texts, np.arange(2, dtype=np.int32)), ""), ALL)
+        items, _ = tokenizer.tokenize(prefixed(Cells(texts, np.arange(2, dtype=np.int32)), ""), ALL)
         if items.ids.tolist() != [token for text in texts for token in reference.tokenize(text)]:
             other.append(str(row + 1))
     if not other:

@@ -23,7 +23,7 @@ from batchscore.jobs.commands.base import BadRow, Counts, joined_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rankings
 from batchscore.jobs.results import candidates, encode_ids
-from batchscore.types import Fault, Faults, Pairs, Scores, Texts, good_rows
+from batchscore.types import Cells, Fault, Faults, Pairs, Scores, good_rows
 
 _RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
 _NESTED_SHARE = 64  # rows of a unit that a list of documents counts as; usual lists have 20 to 100
@@ -96,12 +96,12 @@ class RerankCommand:
         good = good_rows(len(parents), missing)
         good = good[~np.isin(parents[good], list(row_faults))]
         groups = groups[parents]
-        pairs = Pairs(Texts(queries.values, queries.codes[parents]), texts, lists=groups)
+        pairs = Pairs(Cells(queries.values, queries.codes[parents]), texts, lists=groups)
         shown = None
         if self.return_documents:
             codes = texts.codes.copy()
             codes[list(missing)] = -1
-            shown = Texts(texts.values, codes)
+            shown = Cells(texts.values, codes)
         rows = RankedRows(
             command=self,
             unit=unit,
@@ -185,7 +185,7 @@ class RankedRows:
     groups: NDArray[np.int64]  # [documents], which query; -1: none
     ids: pa.Array  # [queries]
     document_ids: pa.Array | None  # [documents]
-    texts: Texts | None  # code -1: none
+    texts: Cells | None  # code -1: none
 
     def bad_row(self, pair: int, fault: Fault) -> BadRow:
         """A pair's fault as that of its document."""

@@ -19,12 +19,12 @@ from batchscore.models.text.truncation import LIBRARY_LIMITS, Lengths, rule_of
 from batchscore.types import (
     CUT_DOCUMENT,
     CUT_QUERY,
+    Cells,
     Fault,
     Faults,
     Items,
     Pairs,
     Side,
-    Texts,
     Truncation,
     Work,
     offsets_of,
@@ -118,7 +118,7 @@ def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[
     queries, query_cut = shortened_side(tokenizer, spec, pairs.queries.values, "query")
     documents, document_cut = shortened_side(tokenizer, spec, pairs.documents.values, "document")
     left, right = pairs.queries.codes, pairs.documents.codes
-    shorter = replace(pairs, queries=Texts(queries, left), documents=Texts(documents, right))
+    shorter = replace(pairs, queries=Cells(queries, left), documents=Cells(documents, right))
     return shorter, query_cut[left] | document_cut[right]
 
 
@@ -150,7 +150,7 @@ def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bi
     return (CUT_QUERY * (kept[0] < full[0]) + CUT_DOCUMENT * (kept[1] < full[1])).astype(np.uint8)
 
 
-def prefixed(texts: Texts, prompt: str) -> list[str]:
+def prefixed(texts: Cells, prompt: str) -> list[str]:
     """The strings to tokenize."""
     return [prompt + text for text in texts.values] if prompt else list(texts.values)
 
@@ -200,7 +200,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str]
 
 def _prompt_length(tokenizer: TextTokenizer, spec: ModelSpec, prompt: str, budget: int, max_length: int) -> int:
     """Tokens of the text before a side's texts."""
-    length = int(tokenizer.tokenize(prefixed(Texts.of([""]), prompt), budget)[1][0])
+    length = int(tokenizer.tokenize(prefixed(Cells.of([""]), prompt), budget)[1][0])
     if length >= budget:
         raise UsageError(f"the prompt {prompt!r} leaves no room for text in max_length {max_length}")
     return length
