@@ -79,8 +79,8 @@ def notice() -> Page:
         " be fetched from the tank wagon in front of the fire station."
     )
     page.paragraph(
-        "The water may look brown when it comes back. This is rust, and it does no harm. Let the cold tap in the kitchen"
-        " run for five minutes before you drink from it. Do not wash white clothes before the water is clear."
+        "The water may look brown when it comes back. This is rust, and it does no harm. Let the cold tap in the"
+        " kitchen run for five minutes before you drink from it. Do not wash white clothes before the water is clear."
     )
     page.paragraph("If your water is still off after 6 in the evening, call 555 0137 at any hour.")
     page.paragraph("With kind regards,")
@@ -98,11 +98,13 @@ def article() -> Page:
     )
     page.heading("A ball that breathes")
     page.paragraph(
-        "The bees inside shiver: they work the muscles of their wings without moving the wings, and this makes heat. The"
-        " bees outside stand close together with their heads inwards, like the tiles of a roof. In the middle of the"
-        " ball it is 20 to 30 degrees, even when the hive is covered with snow. The colder it gets, the tighter they sit."
+        "The bees inside shiver: they work the muscles of their wings without moving the wings, and this makes heat."
+        " The bees outside stand close together with their heads inwards, like the tiles of a roof. In the middle of"
+        " the ball it is 20 to 30 degrees, even when snow covers the hive. The colder it is, the tighter they sit."
     )
-    page.paragraph("Nobody stays outside for long. Bees that have cooled down move in, and warm ones take their places.")
+    page.paragraph(
+        "Nobody stays outside for long. Bees that have cooled down move in, and warm ones take their places."
+    )
     page.heading("What they live on")
     page.paragraph(
         "A colony eats 10 to 15 kilograms of honey before the first willows flower. Slowly the ball climbs up the combs"
@@ -187,7 +189,9 @@ def flood() -> Page:
     for a, b in points:
         page.draw.ellipse((a - 4, b - 4, a + 4, b + 4), fill=BLUE)
     page.text(points[5][0], points[5][1] - 10, "548", 14, anchor="md")
-    page.paragraph("Snow on High Moor melted within two days, while it rained without a break from the 11th to the 13th.")
+    page.paragraph(
+        "Snow on High Moor melted within two days, while it rained without a break from the 11th to the 13th."
+    )
     return page
 
 
@@ -239,7 +243,9 @@ def invoice() -> Page:
     page.text(MARGIN, page.y, "To pay", 20)
     page.text(WIDTH - MARGIN - 4, page.y, "441.60", 20, anchor="ra")
     page.y += 60
-    page.paragraph("Two years of guarantee on the pump. Account 0042 1177 at the Harbour Bank; please name the number 2041.")
+    page.paragraph(
+        "Two years of guarantee on the pump. Account 0042 1177 at the Harbour Bank; please name the number 2041."
+    )
     return page
 
 
@@ -284,8 +290,8 @@ def newspaper() -> Page:
     page.heading("Wind park gets a permit")
     page.paragraph(
         "The district has allowed nine wind turbines on High Moor. They are to turn from next spring on and to supply"
-        " eleven thousand homes. Two farmers have gone to court because of the noise. The town wants to use its share of"
-        " the rent to mend the roof of the swimming hall.",
+        " eleven thousand homes. Two farmers have gone to court because of the noise. The town wants to use its share"
+        " of the rent to mend the roof of the swimming hall.",
         columns=34,
     )
     page.heading("Goats on the line")
@@ -369,7 +375,13 @@ def recipe() -> Page:
 def electricity() -> Page:
     page = Page("Where our electricity comes from")
     page.paragraph("Linden Municipal Energy, shares of all electricity supplied last year.")
-    shares = (("Wind", 41, BLUE), ("Gas", 24, GREY), ("Water", 17, "#7fb2d9"), ("Sun", 12, "#e3b23c"), ("Other", 6, PALE))
+    shares = (
+        ("Wind", 41, BLUE),
+        ("Gas", 24, GREY),
+        ("Water", 17, "#7fb2d9"),
+        ("Sun", 12, "#e3b23c"),
+        ("Other", 6, PALE),
+    )
     box, start = (130, page.y + 20, 490, page.y + 380), -90.0
     for number, (name, share, color) in enumerate(shares):
         end = start + 3.6 * share
@@ -429,7 +441,9 @@ def main(folder: Path) -> None:
     judged = [(query, images[page], gain) for query, gains in QUERIES.items() for page, gain in gains.items()]
     write_lines(folder / "pages.jsonl", [{"id": name, "image": image} for name, image in images.items()])
     write_lines(folder / "queries.jsonl", [{"id": id_, "query": query} for id_, query in queries])
-    write_lines(folder / "pairs.jsonl", [{"query": query, "image": image, "label": gain} for query, image, gain in judged])
+    write_lines(
+        folder / "pairs.jsonl", [{"query": query, "image": image, "label": gain} for query, image, gain in judged]
+    )
     candidates = [
         {"query_id": id_, "query": query, "document_id": name, "image": image}
         for id_, query in queries
