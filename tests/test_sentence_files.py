@@ -24,7 +24,7 @@ from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import Marks, ModelSpec
 from batchscore.models.text.prompts import text_work
 from batchscore.models.text.tokenizer import load_tokenizer
-from batchscore.runners.build import read_texts_of
+from batchscore.runners.build import input_reader
 from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
 
 Tiny = Callable[[str], str]
@@ -215,7 +215,7 @@ def test_a_saved_template_for_query_and_document_makes_the_prompt(edit: Edit, pl
     checkpoint = edit("bert_ce", {place: in_place, SAVED: prompts})
 
     spec = spec_of(checkpoint)
-    _, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    template = input_reader(checkpoint, spec, trust_remote_code=False).template
 
     assert template is not None
     assert template.render("Q", "D") == ["[Find.]query Q document D "]  # the prompt is a message, no prefix
@@ -228,7 +228,7 @@ def test_a_saved_template_is_given_its_saved_variables(edit: Edit) -> None:
     variables = {"processing_kwargs": {"chat_template": {"think": True, "restore_suffix": True}}}
     checkpoint = edit("bert_ce", {"chat_template.jinja": text, "sentence_bert_config.json": variables})
 
-    _, template = read_texts_of(checkpoint, spec_of(checkpoint), trust_remote_code=False)
+    template = input_reader(checkpoint, spec_of(checkpoint), trust_remote_code=False).template
 
     assert template is not None
     assert template.render("Q", "D") == ["query Q document D <think>"]

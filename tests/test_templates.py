@@ -19,7 +19,7 @@ from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
 from batchscore.models.text.templates import Template, find_template, uses
 from batchscore.resources import shipped_files
-from batchscore.runners.build import read_texts_of
+from batchscore.runners.build import input_reader
 
 Tiny = Callable[[str], str]
 
@@ -101,7 +101,7 @@ def test_special_tokens_of_the_checkpoint_are_variables(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("roberta_ce"))
     spec = resolve(checkpoint, user_options({"chat_template": text}))
 
-    _, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    template = input_reader(checkpoint, spec, trust_remote_code=False).template
 
     assert template is not None
     assert template.render("Q", "D") == ["<s>Q</s>D<s>"]
@@ -140,7 +140,7 @@ def test_the_date_of_a_prompt_is_decided_with_the_spec(tiny: Tiny, today: Callab
     today("2026-01-31")
     checkpoint, spec = open_model(tiny("bert_ce"), None, {"chat_template": DATED})
     today("2026-02-01")
-    _, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    template = input_reader(checkpoint, spec, trust_remote_code=False).template
 
     assert (spec.template_date, str(spec.sources["template_date"])) == ("2026-01-31", "today")
     assert template is not None
