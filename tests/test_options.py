@@ -439,7 +439,7 @@ def test_a_key_of_pooler_config_that_scores_nothing_is_refused(
             "--instruction 'x': this model's query prompt has no place for an instruct",
         ),
         ("bert_mean", {"chat_template": "basic"}, "--chat-template 'basic': a bi-encoder of texts has none"),
-        ("bert_mean", {"pooler_config": {"logit_mean": 1}}, "--pooler-config 1: a bi-encoder of texts has none"),
+        ("bert_mean", {"pooler_config": {"logit_mean": 1}}, "--pooler-config 1: a bi-encoder has none"),
         ("bert_mean", {"use_activation": False}, "--use-activation False: a cosine does not depend on it"),
         ("bert_mean", {"use_activation": True}, "--use-activation True: a cosine does not depend on it"),
         (
