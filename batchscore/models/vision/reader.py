@@ -78,6 +78,15 @@ class MediaReader:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
 
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """JSON-able: how a medium is cut."""
+        return {"tokens": visual.tokens, "patches": visual.patches, "grid": list(visual.grid)}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """JSON-able: which frames of a video are read; empty if none is."""
+        return {}
+
     # ---- texts with placeholders
 
     def planned(self, content: Content) -> tuple[Visual, ...]:
