@@ -48,7 +48,7 @@ class MediaReader:
         self.config: Json = dict(spec.config)
         self.checkpoint, self.spec, self.tokenizer = checkpoint, spec, tokenizer
         self.on_white = spec.reads_like_vllm
-        self.image_id = self._token(self.image_token)
+        self.image_id = self._token(self.image_token) if self.vision.image else -1
         self.video_id = self._token(self.video_token) if self.vision.video else -1
 
     # ---- for each family to say
@@ -77,6 +77,10 @@ class MediaReader:
     def positions(self, items: Items) -> NDArray[np.int64] | None:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
+
+    def ended(self, items: Items, length: int) -> Items:
+        """Texts by themselves, of at most `length` tokens, as the model reads them; most models as they are."""
+        return items
 
     # ---- texts with placeholders
 
