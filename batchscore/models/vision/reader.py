@@ -95,7 +95,7 @@ class MediaReader:
         if any(media.kind == "video" for media in content.media) and not self.vision.video:
             raise MediaFaultError(Fault("media", "this model reads images, and no video", "pass some of its frames"))
         if self.vision.alone and (len(content.media) > 1 or (content.media and content.text)):
-            message = "this model reads a text or one image, not both at once"
+            message = "this model reads a text or an image, one at a time"
             raise MediaFaultError(Fault("media", message, "put them into separate rows"))
         return tuple(self.visual(media) for media in self._media(content))
 
