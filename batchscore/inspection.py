@@ -83,7 +83,7 @@ def _sample(reader: InputReader, loaded: LoadedModel | None, pairs: Pairs) -> di
     """The prompt and the token ids the model would read for a pair."""
     # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
     spec, tokenizer, template = reader.spec, reader.tokenizer, reader.template
-    engine = runner_kind(spec)(spec, reader, cast("LoadedModel", loaded), "cpu", None)
+    engine = runner_kind(spec)(reader, cast("LoadedModel", loaded), "cpu", None)
     work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
     for fault in work.faults.values():
         raise InputError(f"the sample pair: {fault.message}", hint=fault.hint)

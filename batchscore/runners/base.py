@@ -102,7 +102,6 @@ class Runner(Protocol):
 class BaseRunner:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
-    spec: ModelSpec
     reader: InputReader
     model: LoadedModel
     device: str
@@ -110,6 +109,11 @@ class BaseRunner:
     media: MediaMemory | None = None  # of a model that reads media
 
     num_scores = 1
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the checkpoint means."""
+        return self.reader.spec
 
     @property
     def layout(self) -> Layout:
@@ -177,7 +181,7 @@ class BaseRunner:
         return workers
 
     def costs(self, items: Items) -> NDArray[np.int64]:
-        """A sequence costs its tokens and the patches of its media; packs are sorted, so padding adds next to nothing."""
+        """A sequence costs its tokens, and its media's patches. Packs are sorted, so padding adds next to nothing."""
         if items.visuals is None:
             return items.lengths
         return items.lengths + items.visuals.total(lambda visual: visual.patches)

@@ -56,7 +56,8 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     context = Context(checkpoint, arch, {**config, **config.get("text_config", {})}, options, score_type[0])
     _check_effect(context)
     if not context.vllm:
-        files.check_backbone(checkpoint, is_pair=context.is_pair)
+        has_template = context.is_pair or (arch.vision is not None and arch.template != "")
+        files.check_backbone(checkpoint, has_template=has_template)
     sourced: dict[str, Sourced] = {
         "score_type": score_type,
         "architecture": (checkpoint.architecture, CONFIG_JSON),

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscore.models.arch.entry import Vision
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -34,9 +35,7 @@ class Reader(MediaReader):
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         super().__init__(checkpoint, spec, tokenizer)
-        # ColQwen3's own processor has a limit of visual tokens, which stands above the base model's of pixels
-        settings = checkpoint.read_backbone_json("preprocessor_config.json")
-        self.processor = image_processor(checkpoint, spec, **_token_limit(spec, settings))
+        self.processor = image_processor(checkpoint, spec, **_token_limit(self.vision, spec, checkpoint))
         self.merge = int(self.processor.merge_size)
         self.patch = int(self.processor.patch_size)
         self.per_frame = int(self.processor.temporal_patch_size)
@@ -164,10 +163,11 @@ def _sequences(items: Items) -> list[tuple[NDArray[np.int8], Sequence[Visual]]]:
     return list(zip(kinds, items.media, strict=True))
 
 
-def _token_limit(spec: ModelSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The size within which images of a model with a limit of visual tokens are resized."""
-    tokens = spec.config.get("max_num_visual_tokens") or settings.get("max_num_visual_tokens")
-    if not tokens:
+def _token_limit(vision: Vision, spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The size of images by ColQwen3's limit of visual tokens, which its processor sets above the file's of pixels."""
+    settings = checkpoint.read_backbone_json("preprocessor_config.json")
+    tokens = settings.get("max_num_visual_tokens") or vision.max_tokens
+    if not tokens or {"max_pixels", "size"} & spec.processor_options.keys():
         return {}
     side = int(settings["patch_size"]) * int(settings["merge_size"])
     return {"size": {**settings["size"], "longest_edge": int(tokens) * side**2}}
