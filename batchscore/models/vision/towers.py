@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from batchscore.errors import CheckpointError, UsageError
+from batchscore.errors import BatchscoreError, CheckpointError, UsageError, first_line
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -35,25 +35,29 @@ class Reader(MediaReader):
         """Patches of any image, found by trying one.
 
         Raises:
-            CheckpointError: the processor's size is not the tower's.
+            CheckpointError: the processor fails, or its size is not the tower's.
             UsageError: the same, by an option.
         """
-        if most := getattr(self.processor, "max_num_patches", 0):
-            return int(most)  # SigLIP 2 keeps an image's proportions, and fills up what is left
         side, patch = self.images.get("image_size", 224), self.images.get("patch_size", 16)
-        made = self.processor(images=[np.zeros((side, side + 1, 3), np.uint8)], return_tensors="np")["pixel_values"]
+        blank = np.zeros((side, side + 1, 3), np.uint8)
+        try:
+            made = self.processor(images=[blank], return_tensors="np")["pixel_values"]
+        except Exception as error:  # any, by settings of a wrong kind
+            raise self._unfit(first_line(error)) from error
+        if made.ndim == 3:  # SigLIP 2 keeps an image's proportions, and fills up with patches that are not seen
+            return int(made.shape[1])
         if made.shape[-2:] != (side, side):
-            problem = f"images become {made.shape[-1]} x {made.shape[-2]}, and the model reads {side} x {side}"
-            source = self.spec.sources["processor_options"]
-            if self.spec.processor_options:
-                raise UsageError(
-                    f"{source.spell('mm_processor_kwargs')}: {problem}", hint="leave the sizes as they are"
-                )
-            raise CheckpointError(
-                f"{self.checkpoint.name}: by preprocessor_config.json {problem}",
-                hint="it is not the file this model was trained with",
-            )
+            raise self._unfit(f"it makes images of {made.shape[-1]} x {made.shape[-2]} for a model of {side} x {side}")
         return int((side // patch) ** 2)
+
+    def _unfit(self, problem: str) -> BatchscoreError:
+        if self.spec.processor_options:
+            source = self.spec.sources["processor_options"]
+            return UsageError(f"{source.spell('mm_processor_kwargs')}: the image processor does not fit: {problem}")
+        return CheckpointError(
+            f"{self.checkpoint.name}: the image processor of preprocessor_config.json does not fit: {problem}",
+            hint="it is not the file this model was trained with",
+        )
 
     def visual(self, media: Media) -> Visual:
         """One vector, whatever the image's size."""
