@@ -129,7 +129,7 @@ def _image_sample(reader: InputReader, media: MediaReader, query: str, image: st
 def _sample(reader: InputReader, loaded: LoadedModel | None, pairs: Pairs) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
     # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
-    spec, tokenizer, template = reader.spec, reader.tokenizer, reader.template
+    spec, tokenizer = reader.spec, reader.tokenizer
     engine = runner_kind(spec)(reader, cast("LoadedModel", loaded), "cpu", None)
     work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
     for fault in work.faults.values():
