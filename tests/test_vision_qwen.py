@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -335,6 +336,13 @@ def test_an_image_that_cannot_be_decoded_is_a_fault_of_its_rows_alone(load: Load
     assert {fault.message for fault in outcome.faults.values()} == {"page.png is gone"}
     _, alone = scored(scorer, ["q"] * 3, [documents[row] for row in good])
     np.testing.assert_allclose(outcome.raw[good, 0], alone, rtol=0, atol=1e-5)
+
+
+def test_a_job_ends_where_the_memory_for_pixels_holds_a_single_batch(load: Load) -> None:
+    setup = load("colqwen2", batch_tokens=40).setup
+    with closing(Scorer(replace(setup, budget=replace(setup.budget, max_media_bytes=1)))) as scorer:
+        pages: list[Cell] = [Content((FINDER.image(picture(60 + number, 60, number)),)) for number in range(12)]
+        close(encoded(scorer, pages), encoded(load("colqwen2"), pages))
 
 
 def test_similarity_of_an_image_with_itself_is_one(load: Load) -> None:

@@ -67,8 +67,12 @@ class MediaMemory:
         self._seen_bytes = 0
         self._lock = Lock()
 
-    def views(self, items: Items) -> Views:
+    def views(self, items: Items, *, ahead: bool) -> Views:
         """The media of a pack, ready for the tower.
+
+        Args:
+            items: the pack.
+            ahead: whether this thread may wait until other packs are done; one that would forward them may not.
 
         Raises:
             UnreadableMediaError: some cannot be decoded.
@@ -82,7 +86,7 @@ class MediaMemory:
         if faults := _faults(items, pixels):
             raise UnreadableMediaError(faults)
         views = [View(visual, found[visual], pixels.get(visual)) for visual in places]
-        self._hold(views)
+        self._hold(views, ahead=ahead)
         return Views(views, [places[visual] for visual in visuals])
 
     def _decode(self, visual: Visual) -> Any:
@@ -92,13 +96,14 @@ class MediaMemory:
         except InputError as error:
             return Fault("media", error.message, error.hint)
 
-    def _hold(self, views: Sequence[View]) -> None:
-        """Count the pixels of a pack, once there is room for them, until they are given up."""
+    def _hold(self, views: Sequence[View], *, ahead: bool) -> None:
+        """Count the pixels of a pack until they are given up; wait first until there is room for them."""
         size = sum(array.nbytes for view in views for array in (view.pixels or {}).values())
         if not size:
             return
         with self._fewer:
-            self._fewer.wait_for(lambda: not self._waiting or self._waiting + size <= self._max_bytes)
+            if ahead:
+                self._fewer.wait_for(lambda: not self._waiting or self._waiting + size <= self._max_bytes)
             self._waiting += size
         weakref.finalize(views[0], self._give_up, size)
 
