@@ -18,11 +18,9 @@ from batchscore.models.arch.entry import Architecture
 from batchscore.models.heads import value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.open import open_model
-from batchscore.models.spec import ModelSpec
-from batchscore.models.text.templates import Template
-from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.text.sides import InputReader
 from batchscore.models.weights import UncheckedError
-from batchscore.runners.build import read_texts_of, runner_kind
+from batchscore.runners.build import input_reader, runner_kind
 from batchscore.types import Cells, Pairs
 
 
@@ -61,13 +59,13 @@ def inspect_model(
             "score_range": value_range(spec.activation, spec.similarity),
             "listed": spec.architecture in ARCHITECTURES,
         }
-        tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
+        reader = input_reader(checkpoint, spec, trust_remote_code=trust_remote_code)
     except BatchscoreError as error:
         inspection.problems.append(error)
         return inspection
     loaded: LoadedModel | None = None
     try:
-        loaded = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
+        loaded = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
         inspection.findings["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
     except UncheckedError as error:
         inspection.findings["tensors_unchecked"] = error.message
@@ -75,18 +73,17 @@ def inspect_model(
         inspection.problems.append(error)
     pairs = Pairs(Cells.of([query]), Cells.of([document]))
     try:
-        inspection.findings |= _sample(spec, tokenizer, template, loaded, pairs)
+        inspection.findings |= _sample(reader, loaded, pairs)
     except BatchscoreError as error:
         inspection.problems.append(error)
     return inspection
 
 
-def _sample(
-    spec: ModelSpec, tokenizer: TextTokenizer, template: Template | None, loaded: LoadedModel | None, pairs: Pairs
-) -> dict[str, Any]:
+def _sample(reader: InputReader, loaded: LoadedModel | None, pairs: Pairs) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
     # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
-    engine = runner_kind(spec)(spec, template, tokenizer, cast("LoadedModel", loaded), "cpu", None)
+    spec, tokenizer, template = reader.spec, reader.tokenizer, reader.template
+    engine = runner_kind(spec)(reader, cast("LoadedModel", loaded), "cpu", None)
     work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
     for fault in work.faults.values():
         raise InputError(f"the sample pair: {fault.message}", hint=fault.hint)
@@ -100,9 +97,10 @@ def _sample(
         if "keep" in item.columns:
             sequence["counted"] = item.columns["keep"].tolist()
         sequences.append(sequence)
-    query, document = spec.query_prompt + pairs.queries.values[0], spec.document_prompt + pairs.documents.values[0]
+    query = f"{spec.query_prompt}{pairs.queries.values[0]}"
+    document = f"{spec.document_prompt}{pairs.documents.values[0]}"
     prompt = {"query": query, "document": document}
-    if template is not None:
+    if template is not None and spec.score_type == "cross-encoder":
         pieces = template.render_list(query, [document]) if spec.listwise else template.render(query, document)
         prompt = {"pair": "".join(pieces)}
     return {"prompt": prompt, "sample": sequences}

@@ -72,12 +72,14 @@ class Scorer:
         revision: of a hub id.
         tokenizer: a folder or hub id with another tokenizer than the model's.
         trust_remote_code: run Python files of the checkpoint.
+        media_mb: memory for pixels that wait for the model, and again for what it saw in images that come back.
         padded: run padded batches through transformers' own attention, to compare.
         options: what the model reads and how its score is made; None takes the checkpoint's own. These are
             max_length (or max_model_len), truncation, truncation_side, truncate_prompt_tokens, max_tokens_per_query,
             max_tokens_per_doc, chat_template, instruction, query_prompt, document_prompt, query_prompt_name,
             document_prompt_name, no_prompts, query_length, document_length, hf_overrides, pooler_config, convert,
-            use_activation, dimensions, similarity, task and compat.
+            use_activation, dimensions, similarity, task, compat, image_backend, mm_processor_kwargs, max_pixels and
+            limit_mm_per_prompt.
 
     Raises:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.

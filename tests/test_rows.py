@@ -823,7 +823,7 @@ def test_the_end_of_a_prompt_survives_every_max_length(tiny: Tiny, name: str) ->
         """[] where there is no room for a text. Weights, tokenizer and template are the same for every length."""
         try:
             _, spec = open_model(tiny(name), config, {**options, "max_length": max_length})
-            ids: list[int] = replace(runner, spec=spec).tokenize(pair).items.ids.tolist()
+            ids: list[int] = replace(runner, reader=replace(runner.reader, spec=spec)).tokenize(pair).items.ids.tolist()
         except UsageError:
             return []
         return ids

@@ -22,6 +22,7 @@ def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 
 _input, _model, _text = partial(_option, "Input"), partial(_option, "Model"), partial(_option, "Text")
+_media = partial(_option, "Images and video")
 _output, _run = partial(_option, "Output"), partial(_option, "Run")
 _LENGTH = "N[k|K]"
 
@@ -211,7 +212,7 @@ class Settings:
         int | None, _text("Same as --max-length for a single sequence. -1 is the model's limit.", min=-1)
     ] = None
     truncation: Annotated[
-        Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"] | None,
+        Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "qwen3-vl", "error"] | None,
         _text(
             "What to cut when a text or pair is too long. error makes it a bad row. (default: document-first, or the "
             "rule of the model's library)"
@@ -235,7 +236,8 @@ class Settings:
     chat_template: Annotated[
         str | None,
         _text(
-            "Jinja template that turns a pair into a prompt. none puts the document directly after the query.",
+            "Jinja template that turns a pair into a prompt, or a query or document of a model that reads images. none "
+            "puts the document directly after the query.",
             metavar="FILE|NAME|TEXT|none",
         ),
     ] = None
@@ -253,6 +255,22 @@ class Settings:
     query_prompt_name: Annotated[str | None, _text("Name of the checkpoint's prompt to use for queries.")] = None
     document_prompt_name: Annotated[str | None, _text("Name of the checkpoint's prompt to use for documents.")] = None
     no_prompts: Annotated[bool, _text("Put no prompt before queries and documents.", "--no-prompts")] = False
+    max_pixels: Annotated[
+        int | None,
+        _media("Shrink larger images to N pixels, of a model that takes images of any size. Fewer tokens.", min=1),
+    ] = None
+    mm_processor_kwargs: Annotated[
+        str | None,
+        _media("Settings of the model's image and video processors: min_pixels, max_pixels, fps, ...", metavar="JSON"),
+    ] = None
+    limit_mm_per_prompt: Annotated[
+        str | None,
+        _media('Most images and videos of a query or document, like {"image": 4, "video": 0}.', metavar="JSON"),
+    ] = None
+    image_backend: Annotated[
+        Literal["pil", "torchvision"] | None,
+        _media("Library that resizes images; scores differ slightly by it. (default: pil)"),
+    ] = None
 
 
 _Dtype = Annotated[
@@ -276,6 +294,10 @@ class Execution:
     unit_rows: Annotated[
         int, _run("Rows in a unit. A unit is read, sorted by length, written and resumed as a whole.", min=1)
     ] = 16_384
+    media_mb: Annotated[
+        int,
+        _media("Memory for pixels that wait for the model, and again for what it saw in images that come back.", min=1),
+    ] = 512
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
     ] = False

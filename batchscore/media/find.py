@@ -46,9 +46,9 @@ class MediaFinder:
             MediaError: it is none of these, is not allowed, or cannot be read.
         """
         if isinstance(reference, Image.Image):
-            return _of_pixels(reference, "the image")
+            return self._pixels(reference)
         if isinstance(reference, np.ndarray):
-            return _of_pixels(_from_array(reference), "the image")
+            return self._pixels(_from_array(reference))
         return self._file("image", reference, 0.0)
 
     def video(self, reference: Any, fps: float = 0.0) -> Media:
@@ -88,6 +88,14 @@ class MediaFinder:
             raise MediaError(outcome.code, outcome.message, outcome.hint)
         return outcome
 
+    def _pixels(self, image: Image.Image) -> Media:
+        """An image that came decoded: as transformers passes it on, so EXIF does not turn it."""
+        images.check_pixels(*image.size, "the image", self._policy.max_image_pixels)
+        colour = images.in_colour(image, "the image")
+        data = colour.tobytes()
+        digest = sources.digest_of(f"{colour.mode} {colour.size}".encode(), data)
+        return Media("image", digest, *colour.size, Pixels(colour.mode, colour.size, data))
+
     def _outcome(self, kind: _Kind, place: Place, fps: float) -> Media | Fault:
         """What is found at a place, or why nothing is."""
         try:
@@ -108,21 +116,11 @@ class MediaFinder:
         return Media("image", digest, *size, ImageFile(place, digest, size, limit))
 
 
-def _of_pixels(image: Image.Image, name: str) -> Media:
-    """An image that came decoded: as transformers passes it on, so EXIF does not turn it."""
-    colour = images.in_colour(image, name)
-    data = colour.tobytes()
-    digest = sources.digest_of(f"{colour.mode} {colour.size}".encode(), data)
-    return Media("image", digest, *colour.size, Pixels(colour.mode, colour.size, data))
-
-
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     """A PIL image of an array of pixels."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         message = f"is an array of {array.dtype} with shape {list(array.shape)}"
         raise MediaError("not-media", message, "an image is uint8 [height, width] or [height, width, 3 or 4]")
-    if not array.size:
-        raise MediaError("media-damaged", "the image has no pixels")
     return Image.fromarray(array)
 
 

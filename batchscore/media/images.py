@@ -55,14 +55,14 @@ def upright_size(data: bytes, name: str, max_pixels: int) -> tuple[int, int]:
 
 
 def decoded(data: bytes, name: str, size: tuple[int, int], max_pixels: int) -> Image.Image:
-    """The image upright, in RGB, or in RGBA if it has transparency; `size` is what its header promised."""
+    """The image upright, in RGB, or in RGBA if it has transparency; `size` is what was read from its header."""
     image = _opened(data, name, max_pixels)
     _load(image, name)
     turn = _TURNS.get(_orientation(image, data, name))
     upright = image if turn is None else image.transpose(turn)
-    if upright.size != size:  # an icon whose directory hides the size of what is inside
-        wrong, right = ("x".join(map(str, numbers)) for numbers in (upright.size, size))
-        raise MediaError("media-damaged", f"{name} has {wrong} pixels, and its header says {right}")
+    if upright.size != size:  # tokens were counted by it
+        right, wrong = (f"{width} x {height}" for width, height in (upright.size, size))
+        raise MediaError("media-damaged", f"{name} has {right} pixels, and {wrong} were read from its header")
     return in_colour(upright, name)
 
 
@@ -159,7 +159,9 @@ def _not_an_image(data: bytes, name: str) -> MediaError:
     for pattern, what, hint in _OTHERS:
         if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
             return MediaError("media-damaged", f"{name} is {what}, not an image", hint)
-    return MediaError("media-damaged", f"{name} is not an image in a format that is read", "convert it to PNG or JPEG")
+    return MediaError(
+        "media-damaged", f"{name} is damaged, or not an image in a format that is read", "convert it to PNG or JPEG"
+    )
 
 
 @lru_cache(maxsize=1)

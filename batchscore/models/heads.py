@@ -138,7 +138,9 @@ def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, 
             if len(matches) > 1:
                 raise CheckpointError(f"the head's {name} could be any of {', '.join(matches)}")
             if matches:
-                head[name] = tensors.pop(matches[0])
+                found = tensors.pop(matches[0])
+                if part == "weight" or layer.bias:
+                    head[name] = found
         is_vocabulary = layer.name.endswith(("decoder", "vocab_projector"))
         if is_vocabulary and f"{layer.name}.weight" not in head:
             head[f"{layer.name}.weight"] = embeddings_of(tensors)  # tied: one table for input and output

@@ -39,6 +39,7 @@ from batchscore.models.resolve import unsupported
 from batchscore.models.resolve.options import nearest
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.vision import family
 from batchscore.models.weights import empty_tensors, fetch_weights, pickle_problem, read_tensors
 
 # buffers in old files, and heads for other tasks: a body may leave them unread
@@ -230,6 +231,10 @@ def _load_body(
     for name, stored, expected in sorted(report["mismatched_keys"]):
         raise CheckpointError(f"{name} is {list(stored)}, and by config.json it should be {list(expected)}")
     _check_report(report["missing_keys"], report["unexpected_keys"], spec)
+    if spec.arch.vision is not None:
+        model = family(spec.arch.vision).Body(model)
+        if not spec.arch.final_norm:
+            model.language_model.norm = nn.Identity()
     return PER_SEQUENCE[spec.per_sequence](model) if spec.per_sequence else model, report["unexpected_keys"]
 
 
