@@ -117,6 +117,11 @@ def is_documents(kind: pa.DataType) -> bool:
     return not ("type" in names and names <= PART_FIELDS)
 
 
+def has_bytes(kind: pa.DataType) -> bool:
+    """Whether values of this type have bytes in them, as images do: such rows are long."""
+    return _is_bytes(kind) or any(has_bytes(kind.field(index).type) for index in range(kind.num_fields))
+
+
 def _is_medium(kind: pa.DataType) -> bool:
     if is_nested(kind):
         kind = kind.value_type

@@ -119,7 +119,8 @@ def joined(texts: Sequence[Any], media: Sequence[Media]) -> Cell:
     known = [text for text in texts if text is not None]
     text = known[0] if len(texts) == len(known) == 1 else " ".join(filter(None, known)).strip()
     if media:
-        return Content((*media, text) if text else tuple(media), ordered=False)
+        parts = (*media, text) if text else tuple(media)
+        return Content(parts, ordered=len(parts) == 1)
     if not known:
         raise MediaError("null", "is null, or has neither text nor media", NULL_HINT)
     return text
@@ -135,8 +136,8 @@ def find_images(value: Any, finder: MediaFinder) -> list[Media]:
 
 
 def find_video(value: Any, finder: MediaFinder, fps: float = 0.0) -> list[Media]:
-    """The video of a value, if it is not None: a file, or a list of frames."""
-    if value is None:
+    """The video of a value, if it has one: a file, or a list of frames."""
+    if value is None or (isinstance(value, list | tuple) and not value):
         return []
     if isinstance(value, list | tuple):
         return [finder.video([_reference(frame) for frame in value], fps)]
@@ -173,8 +174,14 @@ def _part(part: Any, finder: MediaFinder) -> str | Media:
         raise MediaError("content", f"is of type {name!r} and has no {_FIELDS[kind][0]}", _TYPES_HINT)
     if kind == "text":
         return str(value)
-    found = find_video(value, finder, float(part.get("fps") or 0)) if kind == "video" else find_images([value], finder)
-    return found[0]
+    if kind == "image":
+        return finder.image(_reference(value))
+    fps = part.get("fps") or 0
+    if isinstance(fps, bool) or not isinstance(fps, int | float):
+        raise MediaError("content", f"has the fps {fps!r}, not a number", _TYPES_HINT)
+    for video in find_video(value, finder, fps):
+        return video
+    raise MediaError("content", f"is of type {name!r} and has no frames", _TYPES_HINT)
 
 
 def _type_of(part: Mapping[str, Any]) -> tuple[str, Kind]:
