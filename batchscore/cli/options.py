@@ -75,7 +75,7 @@ _DocumentFields = Annotated[
 
 def _media_column(side: str, kind: str) -> Any:
     what = f"Column with the {side}'s {kind}s" if kind == "image" else f"Column with the {side}'s {kind}"
-    return _input(f"{what}: paths, URLs or bytes, beside its text or instead of it.")
+    return _media(f"{what}: paths, URLs or bytes, beside its text or instead of it.")
 
 
 _QueryImages = Annotated[str | None, _media_column("query", "image")]
@@ -353,16 +353,16 @@ class Run:
     ] = True
     media_root: Annotated[
         str | None,
-        _input(
+        _media(
             "Folder below which images and videos may lie, and at which relative paths begin. (default: the folder of "
             "the file that names them)",
             metavar="DIR",
         ),
     ] = None
     allow_remote_media: Annotated[
-        bool, _input("Fetch images and videos that http and https URLs name.", "--allow-remote-media")
+        bool, _media("Fetch images and videos that http and https URLs name.", "--allow-remote-media")
     ] = False
-    allowed_media_domains: Annotated[str | None, _input("Fetch them from these hosts only.", metavar="HOST,HOST")] = (
+    allowed_media_domains: Annotated[str | None, _media("Fetch them from these hosts only.", metavar="HOST,HOST")] = (
         None
     )
     overwrite: Annotated[

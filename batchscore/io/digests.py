@@ -32,7 +32,7 @@ def digests_of(texts: Sequence[Cell]) -> Digests:
     begun, digests = blake2b(digest_size=16), []
     for text in texts:
         hasher = begun.copy()  # a third faster for short texts than to begin anew
-        hasher.update(cell_bytes(text))
+        hasher.update(text.encode() if isinstance(text, str) else cell_bytes(text))
         digests.append(hasher.digest())
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 

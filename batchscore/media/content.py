@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from batchscore.media.faults import MediaError
 from batchscore.media.find import MediaFinder
-from batchscore.media.stored import pack
 from batchscore.types import Cell, Content, Media
 
 Kind = Literal["text", "image", "video"]
@@ -213,14 +212,10 @@ def _reference(value: Any) -> Any:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as one string: its texts or, without any, its media as JSON, by their place or else by their digest."""
+    """A cell as one string: its texts or, without any, its media as JSON, by their digests.
+
+    Not by their places: media of equal content are one, and may be in several.
+    """
     if isinstance(cell, str):
         return cell
-    return cell.text or json.dumps([_named(media) for media in cell.media], ensure_ascii=False)
-
-
-def _named(media: Media) -> dict[str, str]:
-    packed = pack(media)
-    if packed["bytes"] is None:
-        return {"type": media.kind, media.kind: packed["where"]}
-    return {"type": media.kind, "digest": media.digest.hex()}
+    return cell.text or json.dumps([{"type": media.kind, "digest": media.digest.hex()} for media in cell.media])
