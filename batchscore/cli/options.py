@@ -33,6 +33,9 @@ Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", sho
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
+SampleImage = Annotated[
+    str | None, _media("Image of a document, for a model that reads images. (default: a blank page)", "--image")
+]
 
 
 def _out(text: str) -> Any:

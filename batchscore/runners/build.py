@@ -113,7 +113,8 @@ def vector_width(checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
     except UncheckedError:
         return None
     body: Any = model.bodies[0]
-    state = torch.zeros(1, getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim))
+    width = getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim)
+    state = torch.zeros(1, getattr(body, "width", width))
     with torch.inference_mode():
         vectors: Tensor = model.head(state if model.token_head is None else model.token_head(state))
     return min(vectors.shape[1], spec.dimensions or vectors.shape[1])

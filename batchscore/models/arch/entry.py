@@ -38,6 +38,7 @@ class Vision:
     media_first: bool = False  # media come before texts, whatever the author's order
     max_tokens: int = 0  # of one image, where this stands above the processor's file; 0: the file alone counts
     alone: bool = False  # a query or document is a text or one image, not both
+    fills: bool = False  # texts are filled up to their greatest length with padding, which is read like any token
 
 
 def same(config: Json) -> Json:
@@ -87,6 +88,7 @@ class Architecture:
     document_prompt: str = ""
     instruct: str = ""  # query prompt with {instruction}
     include_prompt: bool = True
+    lower_case: bool = False  # texts are lower-cased, which the tokenizer's file may leave to others
     special_tokens: bool = True  # False: texts have none around them
 
 

@@ -22,7 +22,7 @@ _JINA = Architecture(
     "cross-encoder",
     hub="jinaai/jina-reranker-m0",
     pooling="lasttoken",
-    renames=_OLD_QWEN,
+    renames=_BARE,
     head=(Layer("score.0", "relu"), Layer("score.2")),
     logit_mean=2.65,
     template="jina-reranker-m0",

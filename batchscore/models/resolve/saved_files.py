@@ -122,7 +122,8 @@ def check_backbone(checkpoint: Checkpoint, *, has_template: bool) -> None:
         )
     for name, way in modalities.items():
         output = way.get("method_output_name") if isinstance(way, dict) else way
-        if name in ("text", "message") and output not in _OUTPUTS:
+        is_towers = isinstance(way, dict) and way.get("method") == "get_text_features" and output == "pooler_output"
+        if name in ("text", "message") and output not in _OUTPUTS and not is_towers:
             raise CheckpointError(f"{checkpoint.name}: {file}: the output {output!r} of its backbone is not supported")
 
 

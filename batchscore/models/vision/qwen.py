@@ -108,6 +108,17 @@ class Reader(MediaReader):
         groups = padded.reshape(-1, self.per_frame)
         return [float(first + last) / 2 for first, last in zip(groups[:, 0], groups[:, -1], strict=True)]
 
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """With the size after resizing."""
+        _, rows, columns = visual.grid
+        return {**super().describe(visual), "resized": [columns * self.patch, rows * self.patch]}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """So many frames a second of a file; of a list of frames all."""
+        names = ("fps", "min_frames", "max_frames", "size") if self.vision.video else ()
+        return {name: self._video[name] for name in names}
+
     def pixels(self, visual: Visual) -> Pixels:
         """Patches, end to end."""
         frames = visual.media.source.frames(visual.frames, on_white=self.on_white)

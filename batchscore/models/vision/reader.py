@@ -48,7 +48,7 @@ class MediaReader:
         self.config: Json = dict(spec.config)
         self.checkpoint, self.spec, self.tokenizer = checkpoint, spec, tokenizer
         self.on_white = spec.reads_like_vllm
-        self.image_id = self._token(self.image_token)
+        self.image_id = self._token(self.image_token) if self.vision.image else -1
         self.video_id = self._token(self.video_token) if self.vision.video else -1
 
     # ---- for each family to say
@@ -78,6 +78,19 @@ class MediaReader:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
 
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """JSON-able: how a medium is cut."""
+        return {"tokens": visual.tokens, "patches": visual.patches, "grid": list(visual.grid)}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """JSON-able: which frames of a video are read; empty if none is."""
+        return {}
+
+    def ended(self, items: Items, length: int) -> Items:
+        """Texts by themselves, of at most `length` tokens, as the model reads them; most models as they are."""
+        return items
+
     # ---- texts with placeholders
 
     def planned(self, content: Content) -> tuple[Visual, ...]:
@@ -91,7 +104,7 @@ class MediaReader:
         if any(media.kind == "video" for media in content.media) and not self.vision.video:
             raise MediaFaultError(Fault("media", "this model reads images, and no video", "pass some of its frames"))
         if self.vision.alone and (len(content.media) > 1 or (content.media and content.text)):
-            message = "this model reads a text or one image, not both at once"
+            message = "this model reads a text or an image, one at a time"
             raise MediaFaultError(Fault("media", message, "put them into separate rows"))
         return tuple(self.visual(media) for media in self._media(content))
 
