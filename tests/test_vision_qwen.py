@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -312,6 +314,44 @@ def test_more_images_than_the_limit_are_a_fault(load: Load) -> None:
     work = load("qwen3_embedding", limit_mm_per_prompt={"image": 1}).batcher.lay_out(CELLS, "document")
     assert list(work.faults) == [4]
     assert "2 images, and --limit-mm-per-prompt allows 1" in work.faults[4].message
+
+
+# ---- embeddings in place of images
+
+
+def saved(tensor: torch.Tensor) -> str:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("name", ["qwen3_embedding", "colqwen2"])
+def test_what_the_tower_made_of_an_image_may_stand_for_it(folders: Callable[[str], Any], load: Load, name: str) -> None:
+    folder, model, _ = folders(name)
+    frames = DOG.source.frames([0], on_white=False)
+    made = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=frames, return_tensors="pt")
+    with torch.no_grad():
+        output = model.get_image_features(made["pixel_values"], made["image_grid_thw"])
+    levels = getattr(output, "deepstack_features", None) or []
+    features = torch.cat([torch.cat(list(level)) for level in (output.pooler_output, *levels)], dim=1)
+    grid = made["image_grid_thw"][0]
+    given = FINDER.embeddings({"image_embeds": saved(features), "image_grid_thw": saved(grid)})
+    close(encoded(load(name), [Content((given, "a dog"))]), encoded(load(name), [Content((DOG, "a dog"))]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("!", "its image_embeds cannot be read"),
+        ([[1.0] * 5], r"are \[1, 5\], and this model takes \[tokens, 32\]"),
+        ([[1.0] * 32], "its image_grid_thw is missing"),
+        ({"image_embeds": [[1.0] * 32], "image_grid_thw": [[1, 4, 4]]}, r"image_grid_thw is \[1, 4, 4\]"),
+    ],
+)
+def test_embeddings_of_another_model_are_a_fault(load: Load, given: Any, message: str) -> None:
+    work = load("colqwen2").batcher.lay_out([Content((FINDER.embeddings(given),)), "text"], "document")
+    assert list(work.faults) == [0]
+    assert re.search(message, work.faults[0].message)
 
 
 # ---- bad images

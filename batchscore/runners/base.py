@@ -221,7 +221,7 @@ class BaseRunner:
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
-        seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views, self.device)
+        seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
         hidden = torch.cat([self._run(body, call, seen[slice(*call.media)]) for call in batch.calls])
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
