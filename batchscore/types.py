@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ScoreType = Literal["cross-encoder", "bi-encoder", "late-interaction"]
-Truncation = Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "prompt-end", "error"]
+Truncation = Literal[
+    "document-first", "longest-first", "flag-embedding", "mxbai-rerank", "qwen3-vl", "prompt-end", "error"
+]
 TRUNCATION_SIDES = ("left", "right")
 Side = Literal["query", "document"]
 SIDES: tuple[Side, ...] = ("query", "document")
@@ -475,6 +477,7 @@ class Budget:
     window_rows: int = 16_384  # read, tokenized and length-sorted together
     max_held_tokens: int = 65_536  # whose per-token outputs are kept while documents stream by
     workers: int = 1  # packs in the model at the same time
+    max_media_bytes: int = 512 << 20  # of pixels that wait for the model, and of what it saw and may see again
 
 
 @dataclass(frozen=True, slots=True)

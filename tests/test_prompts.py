@@ -16,7 +16,8 @@ from batchscore.errors import BatchscoreError, UsageError
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import pair_work, shortened, text_work
+from batchscore.models.text.prompts import pair_work
+from batchscore.models.text.sides import InputReader
 from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer, num_specials
 from batchscore.scorer import Scorer
 from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
@@ -35,6 +36,10 @@ def opened(tiny: Tiny, name: str, **changes: Any) -> tuple[TextTokenizer, ModelS
         spec = replace(spec, query_length=spec.max_length, document_length=spec.max_length)
     settings = {"restore_specials": spec.restore_specials, "lower_case": spec.lower_case}
     return load_tokenizer(checkpoint, trust_remote_code=False, **settings), spec
+
+
+def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
+    return InputReader(spec, tokenizer, None, None).text_work(pairs)
 
 
 def own(tiny: Tiny, name: str) -> Tokenizer:
@@ -329,7 +334,7 @@ def test_max_tokens_count_the_letters_that_the_model_reads(tiny: Tiny) -> None:
     document = "the cat sat on the mat".upper()
     assert as_written.count(document) > tokenizer.count(document) > 4
 
-    shorter, _ = shortened(tokenizer, spec, pairs(["cat"], [document]))
+    shorter, _ = InputReader(spec, tokenizer, None, None).shortened(pairs(["cat"], [document]))
 
     assert tokenizer.count(shorter.documents.values[0]) == 4
     assert document.startswith(shorter.documents.values[0])

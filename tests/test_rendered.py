@@ -18,13 +18,19 @@ from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.rendered import list_work, template_work
+from batchscore.models.text.lists import list_work
+from batchscore.models.text.rendered import template_work as rendered_work
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import TextTokenizer, num_specials
-from batchscore.runners.build import read_texts_of
+from batchscore.runners.build import input_reader
 from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
 
 Tiny = Callable[[str], str]
+
+
+def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
+    return rendered_work(tokenizer, spec, template, None, pairs)
+
 
 FAMILIES = ["bert_ce", "roberta_ce", "xlmr_ce"]
 JUDGE = "read the page : {{ query }} . is it on the line : {{ document }} ? open answer :"
@@ -36,7 +42,8 @@ QUERIES, DOCUMENTS = checkpoints.pairs(16)
 def opened(tiny: Tiny, name: str, text: str, **changes: Any) -> tuple[TextTokenizer, ModelSpec, Template]:
     checkpoint = open_checkpoint(tiny(name))
     spec = replace(resolve(checkpoint, user_options({"chat_template": text})), **changes)
-    tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    reader = input_reader(checkpoint, spec, trust_remote_code=False)
+    tokenizer, template = reader.tokenizer, reader.template
     assert template is not None
     return tokenizer, spec, template
 

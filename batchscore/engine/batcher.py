@@ -26,8 +26,10 @@ from batchscore.models.load import Layout
 from batchscore.runners.base import Arrays, Match
 from batchscore.runners.batch import Batch
 from batchscore.runners.build import build_runner
+from batchscore.runners.media import UnreadableMediaError
 from batchscore.stop import Stop
 from batchscore.types import (
+    Cell,
     Encodings,
     Fault,
     Faults,
@@ -46,7 +48,7 @@ from batchscore.types import (
 _AGAIN = 16  # the queries of a chunk come again with each of its documents, as a rule
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
-OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output or the DeviceMemoryError of the only one)
+OnOutput = Callable[[NDArray[np.int64], Any], None]  # (items, their output, or the Fault of the only one)
 
 _OVERFLOW = "the checkpoint's weights overflow"
 _BATCHES_AHEAD = 2  # collated for each worker before it asks: one to take, one in case a pack is done early
@@ -61,6 +63,7 @@ class Batcher:
             setup.checkpoint,
             setup.spec,
             setup.placement,
+            budget=setup.budget,
             padded=setup.padded,
             trust_remote_code=setup.trust_remote_code,
         )
@@ -83,8 +86,8 @@ class Batcher:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
         return self._runner.tokenize(pairs)
 
-    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
-        """The token sequences of texts of one side, which are the rows. Safe to call in any thread.
+    def lay_out(self, texts: Sequence[Cell], side: Side) -> Work:
+        """The token sequences of one side's cells, which are the rows. Safe to call in any thread.
 
         Raises:
             UsageError: the model reads a query and a document together.
@@ -317,7 +320,7 @@ class Batcher:
         encoded: list[tuple[NDArray[np.int64], Any]] = []
 
         def take(index: NDArray[np.int64], output: Any) -> None:
-            if isinstance(output, DeviceMemoryError):
+            if isinstance(output, Fault):
                 window.refuse(np.flatnonzero(np.isin(window.work.left, index)), output)
             else:
                 encoded.append((index, output))
@@ -351,7 +354,7 @@ class Batcher:
 
         When one fails or a stop is requested, those that have begun are waited for.
         """
-        collate = partial(self._runner.collate, items, is_query=is_query)
+        collate = partial(self._runner.collate, items, is_query=is_query, ahead=True)
         pending: deque[Future[None]] = deque()
         try:
             for pack in packs:
@@ -377,9 +380,19 @@ class Batcher:
         What did not fit is remembered, so that later packs are halved without a try.
         """
         if len(pack) == 1 or pack.cost <= self._fitting_cost:
-            output = self._attempt(items, pack, collated, is_query=is_query)
-            if len(pack) == 1 or not isinstance(output, DeviceMemoryError):
+            try:
+                output = self._attempt(items, pack, collated, is_query=is_query)
+            except UnreadableMediaError as error:
+                for place, fault in error.faults.items():
+                    take(pack.index[[place]], fault)
+                if len(rest := pack.without(list(error.faults))):
+                    self._forward(items, rest, None, take, is_query=is_query)
+                return
+            if not isinstance(output, DeviceMemoryError):
                 take(pack.index, output)
+                return
+            if len(pack) == 1:
+                take(pack.index, Fault("out-of-memory", output.message, output.hint))
                 return
             self._fitting_cost = min(self._fitting_cost, pack.cost // 2)
         for half in pack.halves():
@@ -464,8 +477,8 @@ class GrowingEncodings:
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
         """Keep what was made of a pack's texts, but for those with a number that is not finite."""
-        if isinstance(output, DeviceMemoryError):
-            self.faults.update(dict.fromkeys(index.tolist(), Fault("out-of-memory", output.message, output.hint)))
+        if isinstance(output, Fault):
+            self.faults.update(dict.fromkeys(index.tolist(), output))
             return
         values, counts, is_finite = self.to_arrays(output)
         if not is_finite.all():
@@ -510,10 +523,10 @@ class _Window:
     on_pack: OnPack
     stop: Stop
 
-    def refuse(self, rows: NDArray[np.int64], error: DeviceMemoryError) -> None:
-        """Note rows that the memory is too small for."""
+    def refuse(self, rows: NDArray[np.int64], fault: Fault) -> None:
+        """Note rows that the memory is too small for, or whose media cannot be decoded."""
         for row in rows.tolist():
-            self.faults.setdefault(row, Fault("out-of-memory", error.message, error.hint))
+            self.faults.setdefault(row, fault)
 
 
 @dataclass(frozen=True)
@@ -545,9 +558,9 @@ class _Stream:
         return cls(window, score, queries, held, items.astype(np.int64), by_item, starts, counts)
 
     def take(self, index: NDArray[np.int64], output: Any) -> None:
-        """Score the rows of forwarded items, or note that they do not fit."""
+        """Score the rows of forwarded items, or note why they have no score."""
         rows, item = self._rows_of(index)
-        if isinstance(output, DeviceMemoryError):
+        if isinstance(output, Fault):
             self.window.refuse(rows, output)
             return
         work = self.window.work

@@ -10,6 +10,7 @@ Pure functions over arrays; numpy only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,10 @@ class Pack:
         """The pack without the items for which `wanted`, bool [items of the window], is false."""
         kept = wanted[self.index]
         return Pack(self.index[kept], self.costs[kept])
+
+    def without(self, places: Sequence[int]) -> Pack:
+        """The pack without the items at these places."""
+        return Pack(np.delete(self.index, places), np.delete(self.costs, places))
 
     def halves(self) -> tuple[Pack, Pack]:
         """Two packs of half as many items each."""

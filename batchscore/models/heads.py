@@ -111,13 +111,19 @@ def load_head(
     """
     if spec.answer_tokens:
         scale, cap = (1.0, 0.0) if spec.reads_like_vllm else _logit_rules(native)
-        rows = _answer_rows(spec, tokenizer, tensors, is_tied=getattr(native, "tie_word_embeddings", True))
+        rows = _answer_rows(spec, tokenizer, tensors, is_tied=_is_tied(native))
         return answer_head(rows, spec.method, scale, cap)
     if not spec.head:
         return nn.Identity()
     config = checkpoint.config
     epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
     return Head(spec.head, take_head(spec.head, tensors), epsilon)
+
+
+def _is_tied(native: PreTrainedConfig | None) -> bool:
+    """Whether the input embeddings are the output's too; of a model of images its language model says so."""
+    configs = [native, getattr(native, "text_config", None)]
+    return any(getattr(config, "tie_word_embeddings", config is native) for config in configs)
 
 
 def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -138,7 +144,9 @@ def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, 
             if len(matches) > 1:
                 raise CheckpointError(f"the head's {name} could be any of {', '.join(matches)}")
             if matches:
-                head[name] = tensors.pop(matches[0])
+                found = tensors.pop(matches[0])
+                if part == "weight" or layer.bias:
+                    head[name] = found
         is_vocabulary = layer.name.endswith(("decoder", "vocab_projector"))
         if is_vocabulary and f"{layer.name}.weight" not in head:
             head[f"{layer.name}.weight"] = embeddings_of(tensors)  # tied: one table for input and output

@@ -124,6 +124,12 @@ class ModelSpec:
     layers: str  # set where only first tokens are read: the name of the body's layers; the last runs for them alone
     adapters: tuple[str, str]  # names of LoRA adapters to merge, for queries and for documents; empty: none
 
+    # media
+    image_backend: Literal["pil", "torchvision"]  # what resizes images; scores differ by it
+    processor_options: Mapping[str, Any]  # of the image processor, beside its own file's
+    video_options: Mapping[str, Any]  # of the video processor, likewise
+    media_limits: Mapping[str, int]  # most images and videos of a query or document; none for a kind that is not there
+
     # readout
     pooling: tuple[PoolingMode, ...]  # several: concatenated; empty where every token's state is used
     include_prompt: bool  # whether the prompt's tokens count in the pooling

@@ -18,12 +18,12 @@ from batchscore.errors import CheckpointError, DeviceLostError, DeviceMemoryErro
 from batchscore.models.load import Layout, LoadedModel
 from batchscore.models.readouts import States, pool
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import shortened, shortened_side, side_work
-from batchscore.models.text.templates import Template
-from batchscore.models.text.tokenizer import TextTokenizer
+from batchscore.models.text.sides import InputReader
+from batchscore.models.vision.body import Seen
 from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.first_token import last_layer_at_first_tokens
-from batchscore.types import Fault, Items, Pairs, Side, Work
+from batchscore.runners.media import MediaMemory
+from batchscore.types import Cell, Cells, Fault, Items, Pairs, Side, Work, row_faults
 
 Index = NDArray[np.integer]
 
@@ -63,14 +63,24 @@ class Runner(Protocol):
     def tokenize(self, pairs: Pairs) -> Work:
         """The window's token sequences; rows that cannot have one are its faults."""
 
-    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
-        """The token sequences of texts of one side, which are its rows, of a model that reads texts by themselves."""
+    def lay_out(self, cells: Sequence[Cell], side: Side) -> Work:
+        """The token sequences of one side's cells, which are its rows, of a model that reads the sides separately."""
 
     def costs(self, items: Items) -> NDArray[np.int64]:
         """int64 [n]: what each sequence adds to a pack."""
 
-    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
-        """The pack of the items at `index`, ready for `forward`. Called in a thread ahead of it."""
+    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
+        """The pack of the items at `index`, ready for `forward`.
+
+        Args:
+            items: of the window.
+            index: int [n], the pack's.
+            is_query: they are queries.
+            ahead: called in a thread of its own, ahead of the forward, which may wait for the packs before.
+
+        Raises:
+            UnreadableMediaError: some of them have media that cannot be decoded.
+        """
 
     def forward(self, batch: Batch) -> Any:
         """The outputs of a pack."""
@@ -98,14 +108,18 @@ class Runner(Protocol):
 class BaseRunner:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
-    spec: ModelSpec
-    template: Template | None  # for a pair; None: the tokenizer's own pair of segments
-    tokenizer: TextTokenizer
+    reader: InputReader
     model: LoadedModel
     device: str
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
+    media: MediaMemory | None = None  # of a model that reads media
 
     num_scores = 1
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the checkpoint means."""
+        return self.reader.spec
 
     @property
     def layout(self) -> Layout:
@@ -125,17 +139,20 @@ class BaseRunner:
         Raises:
             CheckpointError: the model has no vector for one of the tokens.
         """
-        shorter, cut = shortened(self.tokenizer, self.spec, pairs)
-        return self._checked(self.sequences(shorter), cut)
+        (queries, left), (documents, right) = map(self.reader.without_media, pairs.sides.values())
+        shorter, cut = self.reader.shortened(replace(pairs, queries=queries, documents=documents))
+        work = self._checked(self.sequences(shorter), cut)
+        return work.refused(row_faults(left, queries.codes)).refused(row_faults(right, documents.codes))
 
-    def lay_out(self, texts: Sequence[str], side: Side) -> Work:
-        """The token sequences of texts of one side, which are its rows.
+    def lay_out(self, cells: Sequence[Cell], side: Side) -> Work:
+        """The token sequences of one side's cells, which are its rows.
 
         Raises:
             CheckpointError: as `tokenize`.
         """
-        shorter, cut = shortened_side(self.tokenizer, self.spec, texts, side)
-        return self._checked(side_work(self.tokenizer, self.spec, shorter, side), cut)
+        readable, faults = self.reader.without_media(Cells(cells, np.arange(len(cells), dtype=np.int32)))
+        shorter, cut = self.reader.shortened_side(readable.values, side)
+        return self._checked(self.reader.side_work(shorter, side), cut).refused(faults)
 
     def _checked(self, work: Work, cut: NDArray[np.uint8]) -> Work:
         highest = int(work.items.ids.max(initial=0))
@@ -170,12 +187,16 @@ class BaseRunner:
         return workers
 
     def costs(self, items: Items) -> NDArray[np.int64]:
-        """A sequence costs its tokens: packs are sorted by length, so padding adds next to nothing."""
-        return items.lengths
+        """A sequence costs its tokens, and its media's patches. Packs are sorted, so padding adds next to nothing."""
+        if items.visuals is None:
+            return items.lengths
+        return items.lengths + items.visuals.total(lambda visual: visual.patches)
 
-    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
+    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
         """The pack of the items at `index`, ready for `forward`."""
         pack = items.take(index)
+        has_media = self.media is not None and pack.visuals is not None and len(pack.visuals.values) > 0
+        views = self.media.views(pack, ahead=ahead) if self.media is not None and has_media else None
         with self.device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
             return collate(
                 pack,
@@ -184,6 +205,8 @@ class BaseRunner:
                 first_position=self.spec.first_position,
                 padding=self.spec.pad_token_id,
                 is_query=is_query,
+                positions=self.reader.positions,
+                views=views,
             )
 
     def forward(self, batch: Batch) -> Any:
@@ -198,7 +221,8 @@ class BaseRunner:
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
-        hidden = torch.cat([self._run(body, call) for call in batch.calls])
+        seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
+        hidden = torch.cat([self._run(body, call, seen[slice(*call.media)]) for call in batch.calls])
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
         return States(hidden, batch.sizes, batch.lengths, batch.keep)
@@ -219,9 +243,11 @@ class BaseRunner:
         hidden = self.states(batch).hidden
         return (hidden if batch.kept is None else hidden[batch.kept]).float()
 
-    def _run(self, body: Any, call: Call) -> Tensor:
+    def _run(self, body: Any, call: Call, seen: Sequence[Seen]) -> Tensor:
         """[tokens, dim] of the real tokens, or [n, dim] of first tokens."""
-        keywords = {} if call.sequences is None else call.sequences.keywords()
+        keywords: dict[str, Any] = {} if call.sequences is None else call.sequences.keywords()
+        if call.places is not None:
+            keywords |= {"seen": seen, "places": call.places}
         states: Tensor = body(**call.inputs, **keywords).last_hidden_state.flatten(0, 1)
         if call.sequences is not None and self.last_layer is not None:
             return last_layer_at_first_tokens(self.last_layer, states, call.sequences)

@@ -7,7 +7,7 @@ make the CPU wait for all that is queued before it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.runners.attention import Sequences, runs_of
+from batchscore.runners.media import Views
 from batchscore.types import Items
 
 
@@ -26,6 +27,8 @@ class Call:
     inputs: dict[str, Tensor]  # its keywords
     sequences: Sequences | None  # what attention without padding reads; None where there is padding
     tokens: Tensor | None  # int64 [tokens], where each real token stands in the padded output; None: nothing is padded
+    places: Tensor | None = None  # int64, where the tokens of media stand in it; None: there are none
+    media: tuple[int, int | None] = (0, None)  # from, to: which of the pack's these are
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Batch:
     kept: Tensor | None  # int64, their positions
     calls: tuple[Call, ...]
     is_query: bool  # a model with an adapter for each side needs to know
+    views: Views | None = None  # the pack's media
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -54,7 +58,20 @@ class Batch:
         return max(self.sizes, default=0)
 
 
-def collate(items: Items, layout: str, device: str, *, first_position: int, padding: int, is_query: bool) -> Batch:
+Positions = Callable[[Items], NDArray[np.int64] | None]  # [axes, tokens] where a model has several
+
+
+def collate(
+    items: Items,
+    layout: str,
+    device: str,
+    *,
+    first_position: int,
+    padding: int,
+    is_query: bool,
+    positions: Positions = lambda items: None,
+    views: Views | None = None,
+) -> Batch:
     """Lay sequences out as a body takes them.
 
     Args:
@@ -65,6 +82,8 @@ def collate(items: Items, layout: str, device: str, *, first_position: int, padd
         first_position: position id of a sequence's first token: 0, or pad_token_id + 1 for RoBERTa and its like.
         padding: token id that fills padded sequences.
         is_query: the sequences are queries.
+        positions: of the model's own kind, where there are media.
+        views: of the pack's media.
     """
 
     def tensor(column: NDArray[Any]) -> Tensor:
@@ -80,26 +99,43 @@ def collate(items: Items, layout: str, device: str, *, first_position: int, padd
         lengths=tensor(lengths),
         keep=None if keep is None else tensor(keep),
         kept=None if keep is None else tensor(np.flatnonzero(keep)),
-        calls=_CALLS[layout](items, tensor, first_position, padding),
+        calls=_CALLS[layout](items, tensor, first_position, padding, positions),
         is_query=is_query,
+        views=views,
     )
 
 
 _ToTensor = Callable[[NDArray[Any]], Tensor]
 
 
-def _flat(items: Items, tensor: _ToTensor, first_position: int, padding: int) -> tuple[Call, ...]:
+def _flat(items: Items, tensor: _ToTensor, first_position: int, padding: int, positions: Positions) -> tuple[Call, ...]:
     """One (1, tokens) forward."""
+    axes = positions(items)
     inputs = {
         "input_ids": tensor(items.ids.astype(np.int64))[None],
-        "position_ids": tensor(position_ids(items, first_position))[None],
+        "position_ids": tensor(position_ids(items, first_position))[None] if axes is None else tensor(axes)[:, None],
     }
     if "types" in items.columns:
         inputs["token_type_ids"] = tensor(items.columns["types"].astype(np.int64))[None]
-    return (Call(inputs, Sequences.of(items.lengths, items.columns.get("seen"), tensor), None),)
+    places = _media_places(items)
+    return (
+        Call(
+            inputs,
+            Sequences.of(items.lengths, items.columns.get("seen"), tensor),
+            None,
+            None if places is None else tensor(places),
+        ),
+    )
 
 
-def _padded(items: Items, tensor: _ToTensor, first_position: int, padding: int) -> tuple[Call, ...]:
+def _media_places(items: Items) -> NDArray[np.int64] | None:
+    """int64: the tokens that stand for media; None if there are none."""
+    return None if items.visuals is None or not len(items.visuals.values) else np.flatnonzero(items.filled("media"))
+
+
+def _padded(
+    items: Items, tensor: _ToTensor, first_position: int, padding: int, positions: Positions
+) -> tuple[Call, ...]:
     """One right-padded (n, longest) forward, for models with an attention of their own, which count positions."""
     shape = len(items), int(items.lengths.max(initial=0))
     tokens = np.repeat(np.arange(shape[0]) * shape[1], items.lengths) + items.positions
@@ -112,20 +148,33 @@ def _padded(items: Items, tensor: _ToTensor, first_position: int, padding: int) 
     inputs = {"input_ids": padded(items.ids, padding), "attention_mask": padded(items.filled("seen"), 0)}
     if "types" in items.columns:
         inputs["token_type_ids"] = padded(items.columns["types"], 0)
-    return (Call(inputs, None, None if len(tokens) == shape[0] * shape[1] else tensor(tokens)),)
+    if (axes := positions(items)) is not None:
+        inputs["position_ids"] = torch.stack([padded(axis, 0) for axis in axes])
+    places = _media_places(items)
+    return (
+        Call(
+            inputs,
+            None,
+            None if len(tokens) == shape[0] * shape[1] else tensor(tokens),
+            None if places is None else tensor(tokens[places]),
+        ),
+    )
 
 
-def _even(items: Items, tensor: _ToTensor, first_position: int, padding: int) -> tuple[Call, ...]:
+def _even(items: Items, tensor: _ToTensor, first_position: int, padding: int, positions: Positions) -> tuple[Call, ...]:
     """A forward for each length, for models whose layers see padding."""
     calls: list[Call] = []
-    done = 0
+    done = seen = 0
     for _, count, _ in runs_of(items.lengths):
-        calls += _padded(items.take(np.arange(done, done + count)), tensor, first_position, padding)
-        done += count
+        some = items.take(np.arange(done, done + count))
+        (call,) = _padded(some, tensor, first_position, padding, positions)
+        media = 0 if some.visuals is None else len(some.visuals.values)
+        calls.append(replace(call, media=(seen, seen + media)))
+        done, seen = done + count, seen + media
     return tuple(calls)
 
 
-_CALLS: dict[str, Callable[[Items, _ToTensor, int, int], tuple[Call, ...]]] = {
+_CALLS: dict[str, Callable[[Items, _ToTensor, int, int, Positions], tuple[Call, ...]]] = {
     "flat": _flat,
     "padded": _padded,
     "even": _even,

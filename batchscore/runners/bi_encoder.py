@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from batchscore.models.similarity import VECTOR_SIMILARITIES
-from batchscore.models.text.prompts import text_work
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work
@@ -22,7 +21,7 @@ class BiEncoder(BaseRunner):
 
     def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct text."""
-        return text_work(self.tokenizer, self.spec, pairs)
+        return self.reader.text_work(pairs)
 
     def outputs(self, batch: Batch) -> Tensor:
         """float32 [n, dim]: sentence vectors."""

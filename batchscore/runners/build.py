@@ -16,8 +16,10 @@ from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.load import Layout, load_model
 from batchscore.models.spec import ModelSpec
+from batchscore.models.text.sides import InputReader
 from batchscore.models.text.templates import Template
-from batchscore.models.text.tokenizer import TextTokenizer, load_tokenizer
+from batchscore.models.text.tokenizer import Special, load_tokenizer
+from batchscore.models.vision import family
 from batchscore.models.weights import UncheckedError
 from batchscore.runners.attention import PACKED
 from batchscore.runners.base import BaseRunner, Runner
@@ -27,7 +29,8 @@ from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.runners.listwise import Listwise
-from batchscore.types import Cells, Items, Pairs, ScoreType, offsets_of
+from batchscore.runners.media import MediaMemory
+from batchscore.types import Budget, Cells, Items, Pairs, ScoreType, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
@@ -41,10 +44,8 @@ def runner_kind(spec: ModelSpec) -> type[CrossEncoder | BiEncoder | LateInteract
     return Listwise if spec.listwise else _RUNNERS[spec.score_type]
 
 
-def read_texts_of(
-    checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool
-) -> tuple[TextTokenizer, Template | None]:
-    """The tokenizer, and the template if pairs go through one."""
+def input_reader(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool) -> InputReader:
+    """What makes token sequences of the model's inputs; no weights are read."""
     tokenizer = load_tokenizer(
         checkpoint,
         trust_remote_code=trust_remote_code,
@@ -52,11 +53,16 @@ def read_texts_of(
         special_tokens=spec.special_tokens,
         lower_case=spec.lower_case,
     )
+    if spec.arch.end_token is not None and not spec.reads_like_vllm:  # vLLM's truncation may cut it off again
+        tokenizer.single = (*tokenizer.single, Special(spec.arch.end_token, 0))
+    vision = spec.arch.vision
+    media = None if vision is None else family(vision).Reader(checkpoint, spec, tokenizer)
     if not spec.chat_template:
-        return tokenizer, None
+        return InputReader(spec, tokenizer, None, media)
     variables = {**tokenizer.specials(), **spec.template_variables}
     prompts = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
-    return tokenizer, Template(spec.chat_template, variables, date=spec.template_date, **prompts)
+    template = Template(spec.chat_template, variables, date=spec.template_date, **prompts)
+    return InputReader(spec, tokenizer, template, media)
 
 
 def build_runner(
@@ -64,15 +70,16 @@ def build_runner(
     spec: ModelSpec,
     placement: Placement,
     *,
+    budget: Budget,
     padded: bool,
     trust_remote_code: bool,
 ) -> Runner:
     """Load tokenizer and weights; options are those of Scorer."""
-    tokenizer, template = read_texts_of(checkpoint, spec, trust_remote_code=trust_remote_code)
+    reader = input_reader(checkpoint, spec, trust_remote_code=trust_remote_code)
     model = load_model(
         checkpoint,
         spec,
-        tokenizer,
+        reader.tokenizer,
         dtype=placement.dtype,
         device=placement.device,
         packed_attention=None if padded else PACKED,
@@ -82,7 +89,7 @@ def build_runner(
     if spec.per_sequence and not known:
         model = replace(model, layout="even")  # right whatever its layers do with padding
     else:
-        probe = _Probe(BaseRunner(spec, template, tokenizer, model, placement.device, None))
+        probe = _Probe(BaseRunner(reader, model, placement.device, None))
         model = replace(model, layout=probe.layout(known=known))
     # `is_decoder` makes an encoder causal, and a first token sees itself alone
     first_alone = model.layout == "flat" and spec.layers and not getattr(model.bodies[0].config, "is_decoder", False)
@@ -92,20 +99,26 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
-    runner = runner_kind(spec)(spec, template, tokenizer, model, placement.device, last_layer)
+    media = (
+        None
+        if reader.media is None
+        else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
+    )
+    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 
 
 def vector_width(checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
     """Components of an encoding's vectors, found out without weights; None if their shapes are not known."""
-    tokenizer, _ = read_texts_of(checkpoint, spec, trust_remote_code=False)
+    reader = input_reader(checkpoint, spec, trust_remote_code=False)
     try:
-        model = load_model(checkpoint, spec, tokenizer, dtype="float32", device="cpu", dry=True)
+        model = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
     except UncheckedError:
         return None
     body: Any = model.bodies[0]
-    state = torch.zeros(1, getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim))
+    width = getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim)
+    state = torch.zeros(1, getattr(body, "width", width))
     with torch.inference_mode():
         vectors: Tensor = model.head(state if model.token_head is None else model.token_head(state))
     return min(vectors.shape[1], spec.dimensions or vectors.shape[1])

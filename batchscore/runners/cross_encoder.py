@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.models.heads import activate
-from batchscore.models.text.prompts import pair_work
-from batchscore.models.text.rendered import template_work
 from batchscore.runners.base import BaseRunner, Index, Match
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work
@@ -22,9 +20,7 @@ class CrossEncoder(BaseRunner):
 
     def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct pair."""
-        if self.template is None:
-            return pair_work(self.tokenizer, self.spec, pairs)
-        return template_work(self.tokenizer, self.spec, self.template, pairs)
+        return self.reader.pair_work(pairs)
 
     def outputs(self, batch: Batch) -> Tensor:
         """float32 [n]: logits."""

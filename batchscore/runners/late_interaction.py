@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from batchscore.models.similarity import maxsim
-from batchscore.models.text.prompts import text_work
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work, offsets_of, ranges
@@ -52,7 +51,7 @@ class LateInteraction(BaseRunner):
 
     def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each distinct text."""
-        return text_work(self.tokenizer, self.spec, pairs)
+        return self.reader.text_work(pairs)
 
     def outputs(self, batch: Batch) -> Matrices:
         """Unit vectors of the tokens that count, special ones included, through head and Dense chain."""

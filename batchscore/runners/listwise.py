@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from batchscore.models.text.rendered import list_work
 from batchscore.runners.base import BaseRunner, Index, Match
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work, offsets_of
@@ -21,8 +20,7 @@ class Listwise(BaseRunner):
 
     def sequences(self, pairs: Pairs) -> Work:
         """One sequence for each list; `slot` says which of its documents a row is."""
-        assert self.template is not None
-        return list_work(self.tokenizer, self.spec, self.template, pairs)
+        return self.reader.pair_work(pairs)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """For each prompt float32 [documents]: cosines. Kept are the documents' tokens and, last, the query's."""

@@ -15,9 +15,8 @@ from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import CheckpointError, RuntimeFailureError, UsageError, first_line
 from batchscore.models.reference import Library, Reference, obstacle, open_reference
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import ALL, pair_work, prefixed
-from batchscore.models.text.rendered import template_work
-from batchscore.runners.build import read_texts_of
+from batchscore.models.text.prompts import ALL, prefixed
+from batchscore.runners.build import input_reader
 from batchscore.types import Cells, Pairs, Work
 from batchscore.verification.pairs import NamedPair, built_in_pairs
 from batchscore.verification.result import Comparison, Floats, Verification, Wanted
@@ -175,11 +174,8 @@ def _cut_otherwise(setup: Setup, pairs: Pairs, work: Work) -> NDArray[np.bool_]:
         return np.asarray(work.cut > 0)
     if spec.score_type != "cross-encoder" or spec.truncation != "document-first":
         return np.zeros(len(work), bool)
-    tokenizer, template = read_texts_of(setup.checkpoint, spec, trust_remote_code=setup.trust_remote_code)
-    theirs = replace(spec, truncation="longest-first")
-    other = (
-        pair_work(tokenizer, theirs, pairs) if template is None else template_work(tokenizer, theirs, template, pairs)
-    )
+    reader = input_reader(setup.checkpoint, spec, trust_remote_code=setup.trust_remote_code)
+    other = replace(reader, spec=replace(spec, truncation="longest-first")).pair_work(pairs)
     same = [row in work.faults or np.array_equal(_ids(work, row), _ids(other, row)) for row in range(len(work))]
     is_other: NDArray[np.bool_] = (work.cut > 0) & ~np.array(same)
     return is_other
@@ -215,6 +211,8 @@ def _reference_notes(spec: ModelSpec, reference: Reference, work: Work) -> list[
         notes.append(
             f"not passed on to the reference, which reads the checkpoint's own files: {', '.join(sorted(others))}"
         )
+    if spec.arch.vision is not None:
+        notes.append("the pairs are texts: how images are read is not compared")
     if not work.cut.any():
         notes.append(
             f"no pair is as long as max_length {spec.max_length}: a lower --max-length would test how texts are cut"
@@ -229,11 +227,11 @@ def _token_notes(found: Verification, reference: Reference) -> list[str]:
     if not rows or reference.given_ids:
         return []
     spec = found.setup.spec
-    tokenizer, _ = read_texts_of(found.setup.checkpoint, spec, trust_remote_code=found.setup.trust_remote_code)
+    reader = input_reader(found.setup.checkpoint, spec, trust_remote_code=found.setup.trust_remote_code)
     other = []
     for row in rows:
         texts = [found.pairs[row].query, found.pairs[row].document]
-        items, _ = tokenizer.tokenize(prefixed(Cells(texts, np.arange(2, dtype=np.int32)), ""), ALL)
+        items, _ = reader.tokenizer.tokenize(prefixed(Cells(texts, np.arange(2, dtype=np.int32)), ""), ALL)
         if items.ids.tolist() != [token for text in texts for token in reference.tokenize(text)]:
             other.append(str(row + 1))
     if not other:

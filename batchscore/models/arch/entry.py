@@ -24,6 +24,21 @@ class Layer(NamedTuple):
 
     name: str  # of the tensors, without ".weight"
     activation: str = ""  # one of transformers' activation functions; none if empty
+    bias: bool = True  # whether its bias is read, if it has one
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """How an architecture reads media."""
+
+    family: str  # the module of models/vision/ with its `Reader`, of media, and its `Body`, which sees them
+    image: str  # what stands for an image in a text; one token of it becomes as many as the image has parts
+    video: str = ""  # the same for a video; none is read if empty
+    vllm_video: str = ""  # where vLLM writes something else
+    media_first: bool = False  # media come before texts, whatever the author's order
+    max_tokens: int = 0  # of one image, where this stands above the processor's file; 0: the file alone counts
+    alone: bool = False  # a query or document is a text or one image, not both
+    fills: bool = False  # texts are filled up to their greatest length with padding, which is read like any token
 
 
 def same(config: Json) -> Json:
@@ -54,18 +69,26 @@ class Architecture:
     # what transformers' own class gives for each sequence is read instead of a body's states: the logit of its
     # classifier, or the state of its decoder's first step
     per_sequence: Literal["", "logit", "decoder"] = ""
+    final_norm: bool = True  # False: states are read before the language model's last norm
+    dimensions: int = 0  # components of a vector that are kept; 0: all
     answers: tuple[str, ...] = ()  # tokens, false and true, whose rows of the output embeddings are the head
     head: tuple[Layer, ...] = ()  # from states to a cross-encoder's logit, or to the vectors of other score types
     mlm_head: tuple[Layer, ...] = ()  # from states to the vocabulary, for SPLADE
+    logit_mean: float = 0.0
     logit_sigma: float = 1.0
 
     # prompt, where the architecture fixes it
     listwise: bool = False  # all documents of a query share one prompt
-    template: str = ""  # name of a shipped template
+    template: str = ""  # name of a shipped template, for its own score type
+    vision: Vision | None = None  # None: it reads texts alone
+    end_token: int | None = None  # id of a token behind each prompt
+
+    in_vllm: Architecture | None = None  # what vLLM makes of it, for --compat vllm; None: the same
     query_prompt: str = ""
     document_prompt: str = ""
     instruct: str = ""  # query prompt with {instruction}
     include_prompt: bool = True
+    lower_case: bool = False  # texts are lower-cased, which the tokenizer's file may leave to others
     special_tokens: bool = True  # False: texts have none around them
 
 

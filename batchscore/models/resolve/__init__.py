@@ -19,6 +19,7 @@ from batchscore.models.checkpoint import SAVED, Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import module_kinds, saved_score_type
 from batchscore.models.resolve.context import Context
+from batchscore.models.resolve.media_fields import media_fields
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
 from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
@@ -39,7 +40,7 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
         UsageError: an option that has no effect on this checkpoint.
     """
     module_kinds(checkpoint)  # an unknown one is refused by its name, before anything is asked of its files
-    arch = _architecture(checkpoint)
+    arch = _architecture(checkpoint, is_vllm="compat" in options)
     with _reading_config(checkpoint):
         config = arch.translate(checkpoint.config)
     score_type = options.get("score_type") or _score_type(checkpoint, arch)
@@ -47,15 +48,22 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
         raise UsageError(
             f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model reads all documents of a query at once"
         )
-    context = Context(checkpoint, arch, config, options, score_type[0])
+    if arch.vision is not None and arch.vision.alone and score_type[0] != "bi-encoder":
+        raise UsageError(
+            f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model gives a text or an image one vector",
+            hint="its score type is bi-encoder",
+        )
+    context = Context(checkpoint, arch, {**config, **config.get("text_config", {})}, options, score_type[0])
     _check_effect(context)
     if not context.vllm:
-        files.check_backbone(checkpoint, is_pair=context.is_pair)
+        has_template = context.is_pair or (arch.vision is not None and arch.template != "")
+        files.check_backbone(checkpoint, has_template=has_template)
     sourced: dict[str, Sourced] = {
         "score_type": score_type,
         "architecture": (checkpoint.architecture, CONFIG_JSON),
         **prompt_fields(context),
         **length_fields(context),
+        **media_fields(context),
         **backbone_fields(context),
         **(pair_fields(context) if context.is_pair else vector_fields(context)),
     }
@@ -81,14 +89,16 @@ def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _architecture(checkpoint: Checkpoint) -> Architecture:
+def _architecture(checkpoint: Checkpoint, *, is_vllm: bool) -> Architecture:
     """The registry's entry for the checkpoint's architecture and layout."""
     with _reading_config(checkpoint):
         arch = architecture_of(checkpoint.architecture, checkpoint.config)
+    if arch is not None and arch.in_vllm is not None and is_vllm:
+        arch = arch.in_vllm
     if arch is None:
         error = unsupported(checkpoint.architecture)
         raise CheckpointError(f"{checkpoint.name}: {error.message}", hint=error.hint)
-    if "vision_config" in checkpoint.config:
+    if "vision_config" in checkpoint.config and arch.vision is None:
         raise CheckpointError(f"{checkpoint.name}: {checkpoint.architecture} reads images, which is not supported")
     if "SpladePooling" in module_kinds(checkpoint):
         files.check_splade(checkpoint)
@@ -126,7 +136,8 @@ def _score_type(checkpoint: Checkpoint, arch: Architecture) -> Sourced:
 
 # ---- options without effect
 
-_PAIR_ONLY = {"chat_template", "template_date", "logit_mean", "logit_sigma"}
+_PAIR_ONLY = {"template_date", "logit_mean", "logit_sigma"}
+_MEDIA_ONLY = {"image_backend", "mm_processor_kwargs", "max_pixels", "limit_mm_per_prompt"}
 _SIDES_ONLY = {"document_prompt", "document_prompt_name", "query_length", "document_length", "dimensions", "similarity"}
 _NOT_LISTWISE = {"chat_template", "pooling", "use_activation", "logit_mean", "logit_sigma", "truncation_side"}
 
@@ -149,6 +160,10 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield "a cross-encoder reads both sides at once"
     if name in _PAIR_ONLY and not context.is_pair:
         yield f"a {kind} has none"
+    if name == "chat_template" and not context.is_pair and arch.vision is None:
+        yield f"a {kind} of texts has none"
+    if name in _MEDIA_ONLY and arch.vision is None:
+        yield "this model reads text only"
     if name in _NOT_LISTWISE and arch.listwise:
         yield "a listwise model has a prompt and a readout of its own"
     if name == "pooling" and context.is_pair and arch.per_sequence:
@@ -157,6 +172,8 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield f"a {kind} has a similarity of its own"
     if name == "pooling" and kind == "late-interaction":
         yield "late interaction does not pool the states of tokens"
+    if name == "pooling" and arch.vision is not None and arch.vision.alone:
+        yield "this architecture has a readout of its own"
     if name == "use_activation" and kind == "bi-encoder" and similarity == "cosine":
         yield "a cosine does not depend on it"
     if name == "instruction" and not context.is_pair and not (options.get("instruct") or arch.instruct):

@@ -77,11 +77,21 @@ RULES: dict[str, Rule] = {
     "document_length": _LENGTH,
     "max_tokens_per_query": _COUNT,
     "max_tokens_per_doc": _COUNT,
+    "image_backend": _one_of("pil", "torchvision"),
+    "mm_processor_kwargs": _OBJECT,
+    "max_pixels": (_length, "must be a number of pixels"),
+    "limit_mm_per_prompt": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(kind in ("image", "video") and type(count) is int and count >= 0 for kind, count in value.items())
+        ),
+        'must be like {"image": 4, "video": 0}',
+    ),
 }
 
 _FEW = 40  # an error lists at most this many names
 _LENGTHS = ("max_length", "max_model_len", "query_length", "document_length")
-_JSON = ("hf_overrides", "pooler_config")
+_JSON = ("hf_overrides", "pooler_config", "mm_processor_kwargs", "limit_mm_per_prompt")
 _UNITS = {"": 1, "k": 1_000, "K": 1_024, "m": 1_000_000, "M": 1_048_576}
 
 

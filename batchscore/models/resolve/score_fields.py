@@ -111,7 +111,7 @@ def pair_fields(context: Context) -> dict[str, Sourced]:
         "layers": _first_token_layers(context, pooling, include_prompt),
         **_modules(context, chain, len(pooling[0]), by_width=not answers),
         "activation": activation,
-        "logit_mean": context.option("logit_mean", (0.0, DEFAULT)),
+        "logit_mean": context.option("logit_mean", (float(arch.logit_mean), context.source)),
         "logit_sigma": context.option("logit_sigma", (sigma, context.source)),
         **constant(SCORE_TYPE, drop_first=False, dimensions=0, similarity="identity", normalize=False),
     }
@@ -195,15 +195,16 @@ def vector_fields(context: Context) -> dict[str, Sourced]:
     # neither a classifier's head makes vectors, nor SPLADE's with another pooling
     makes_vectors = arch.score_type != "cross-encoder" and (arch.pooling != "splade" or pooling[0] == ("splade",))
     head = arch.head if makes_vectors else ()
+    is_alone = arch.vision is not None and arch.vision.alone  # then projections stand between the states and vectors
     return {
         "pooling": pooling,
         "include_prompt": include_prompt,
         "drop_first": (multi_vector, _BGE_M3 if multi_vector else DEFAULT),
         "layers": _first_token_layers(context, pooling, include_prompt),
         "head": (head, context.source),
-        **_modules(context, chain, len(pooling[0]), by_width=not head),
+        **_modules(context, chain, len(pooling[0]), by_width=not head and not is_alone),
         **({"modules": _bge_m3_head(context)} if multi_vector else {}),
-        "dimensions": context.option("dimensions", _dimensions(context) if is_bi else (0, DEFAULT)),
+        "dimensions": context.option("dimensions", _dimensions(context)),
         "similarity": _similarity(context, multi_vector),
         "normalize": _normalize(context, chain),
         **constant(SCORE_TYPE, answer_tokens=(), method="no_post_processing", logit_mean=0.0, logit_sigma=1.0),
@@ -255,7 +256,10 @@ def _pooling(context: Context, chain: Value | None) -> tuple[Sourced, Sourced]:
 
 
 def _dimensions(context: Context) -> Sourced:
-    saved = 0 if context.vllm else int(context.checkpoint.saved.get("truncate_dim") or 0)
+    if context.arch.dimensions:
+        return context.arch.dimensions, CONFIG_JSON
+    is_saved = context.score_type == "bi-encoder" and not context.vllm
+    saved = int(context.checkpoint.saved.get("truncate_dim") or 0) if is_saved else 0
     return saved, files.SAVED_SETTINGS if saved else DEFAULT
 
 

@@ -20,7 +20,7 @@ _UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no limi
 def prompt_fields(context: Context) -> dict[str, Sourced]:
     """How texts become sequences, lengths aside."""
     saved, saved_variables = _saved_template(context)
-    template = _chat_template(context, saved) if context.is_pair else ("", SCORE_TYPE)
+    template = _chat_template(context, saved) if context.is_pair else _side_template(context)
     query, document = (_side_prompt(context, side) for side in ("query", "document"))
     system: Sourced = ("", DEFAULT)
     if saved:  # sentence-transformers passes the query's prompt to its templates as a system message
@@ -31,8 +31,6 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
     if _has_marks(context):
         saved_marks, _, _, source = files.marks(context.checkpoint)
         marks = saved_marks, source
-    sentence_file, sentence = context.checkpoint.sentence_config
-    lower_case = bool(sentence.get("do_lower_case", False)) and not (context.vllm and context.is_pair)
     return {
         "listwise": (context.arch.listwise, context.source),
         "chat_template": template,
@@ -47,8 +45,17 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
         "special_tokens": (False, template[1]) if saved else (context.arch.special_tokens, context.source),
         "restore_specials": (reference and not context.is_pair, rule),
         "pair_of_empty": (reference, rule),
-        "lower_case": (lower_case, Source("file", sentence_file) if sentence_file else DEFAULT),
+        "lower_case": _lower_case(context),
     }
+
+
+def _lower_case(context: Context) -> Sourced:
+    """Whether texts are lower-cased before they are tokenized."""
+    if context.arch.lower_case and context.checkpoint.tokenizer_config.get("do_lower_case", True):
+        return True, context.source
+    file, settings = context.checkpoint.sentence_config
+    lower_case = bool(settings.get("do_lower_case", False)) and not (context.vllm and context.is_pair)
+    return lower_case, Source("file", file) if file else DEFAULT
 
 
 def _saved_template(context: Context) -> tuple[str, dict[str, Any]]:
@@ -57,12 +64,23 @@ def _saved_template(context: Context) -> tuple[str, dict[str, Any]]:
     return ("", {}) if overruled or not context.is_pair else files.chat_template(context.checkpoint)
 
 
+def _side_template(context: Context) -> Sourced:
+    """What makes a prompt of a query or document by itself."""
+    if "chat_template" in context.options:
+        name, source = context.options["chat_template"]
+        return find_template(name, exact=not context.vllm), source
+    arch = context.arch
+    if arch.template and arch.score_type == context.score_type and not context.vllm:
+        return find_template(arch.template, exact=True), context.source
+    return "", SCORE_TYPE
+
+
 def _chat_template(context: Context, saved: str) -> Sourced:
     checkpoint = context.checkpoint
     if "chat_template" in context.options:
         name, source = context.options["chat_template"]
         return find_template(name, exact=not context.vllm), source
-    if context.arch.template:
+    if context.arch.template and context.arch.score_type == context.score_type:
         return find_template(context.arch.template, exact=True), context.source
     if saved:
         source = Source("file", "chat_template of the checkpoint")

@@ -29,12 +29,11 @@ from batchscore.types import (
     Work,
     offsets_of,
     ranges,
-    row_faults,
 )
 
 ALL = 2**31 - 1  # tokens, where nothing is cut while tokenizing
 Bits = NDArray[np.uint8]
-_CUT_BITS: dict[Side, int] = {"query": CUT_QUERY, "document": CUT_DOCUMENT}
+CUT_BITS: dict[Side, int] = {"query": CUT_QUERY, "document": CUT_DOCUMENT}
 
 
 def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
@@ -82,24 +81,8 @@ def pair_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
     return Work(items, 0, codes, codes, cut[codes], group=left).refused(too_long)
 
 
-def text_work(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> Work:
-    """One sequence for each distinct query, then one for each distinct document: a window of every other score type."""
-    queries = side_work(tokenizer, spec, pairs.queries.values, "query")
-    documents = side_work(tokenizer, spec, pairs.documents.values, "document")
-    left, right, count = pairs.queries.codes, pairs.documents.codes, np.int32(len(queries))
-    work = Work(
-        items=queries.items.concat(documents.items),
-        queries=len(queries),
-        left=left,
-        right=right + count,
-        cut=queries.cut[left] | documents.cut[right],
-        group=np.concatenate([np.arange(count, dtype=np.int32), documents.group]),
-    )
-    return work.refused(row_faults(queries.faults, left)).refused(row_faults(documents.faults, right))
-
-
-def side_work(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side) -> Work:
-    """One sequence for each text of one side; the texts are the rows."""
+def plain_side_work(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side) -> Work:
+    """One sequence for each text of one side, without a template; the texts are the rows."""
     items, cut = _encode_side(tokenizer, spec, texts, side)
     rows = np.arange(len(texts), dtype=np.int32)
     work = Work(items, 0, rows, rows, cut, group=np.full(len(texts), -1, np.int32))
@@ -111,31 +94,6 @@ def side_work(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], s
     hint = f"leave out rows with such a {side}"
     fault = Fault("no-tokens", f"every token of the {side} is on the model's skip list", hint)
     return work.refused(dict.fromkeys(nothing.tolist(), fault))
-
-
-def shortened(tokenizer: TextTokenizer, spec: ModelSpec, pairs: Pairs) -> tuple[Pairs, Bits]:
-    """(the pairs with their texts cut to max_tokens_per_query and max_tokens_per_doc, cut bits of each row)."""
-    queries, query_cut = shortened_side(tokenizer, spec, pairs.queries.values, "query")
-    documents, document_cut = shortened_side(tokenizer, spec, pairs.documents.values, "document")
-    left, right = pairs.queries.codes, pairs.documents.codes
-    shorter = replace(pairs, queries=Cells(queries, left), documents=Cells(documents, right))
-    return shorter, query_cut[left] | document_cut[right]
-
-
-def shortened_side(
-    tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str], side: Side
-) -> tuple[Sequence[str], Bits]:
-    """(the texts of one side cut to its limit, cut bits of each)."""
-    limit = spec.max_tokens_per_query if side == "query" else spec.max_tokens_per_doc
-    if not limit:
-        return texts, np.zeros(len(texts), np.uint8)
-    values = list(texts)
-    # in the letters that the model reads: capitals often fall into more tokens
-    is_long = tokenizer.tokenize(values, limit)[1] > limit
-    # one by one, since a shortened text has to be tokenized again until it fits; few texts are that long
-    for text in np.flatnonzero(is_long).tolist():
-        values[text] = tokenizer.shorten(values[text], limit)
-    return values, (_CUT_BITS[side] * is_long).astype(np.uint8)
 
 
 def distinct_pairs(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -151,8 +109,8 @@ def cut_bits(full: tuple[Lengths, Lengths], kept: tuple[Lengths, Lengths]) -> Bi
 
 
 def prefixed(texts: Cells, prompt: str) -> list[str]:
-    """The strings to tokenize."""
-    return [prompt + text for text in texts.values] if prompt else list(texts.values)
+    """The strings to tokenize, of cells that are texts."""
+    return [prompt + str(text) for text in texts.values]
 
 
 def too_long_faults(spec: ModelSpec, rows: Lengths) -> Faults:
@@ -173,7 +131,7 @@ def _encode_side(tokenizer: TextTokenizer, spec: ModelSpec, texts: Sequence[str]
     is_query = side == "query"
     prompt = spec.query_prompt if is_query else spec.document_prompt
     length = spec.query_length if is_query else spec.document_length
-    bit = _CUT_BITS[side]
+    bit = CUT_BITS[side]
     pattern = tokenizer.single
     if spec.marks is not None:
         pattern = _marked(tokenizer, pattern, spec.marks.query if is_query else spec.marks.document)

@@ -1,73 +1,209 @@
-"""Token sequences of prompts that a template makes of a pair, or of a query and all its documents.
+"""Token sequences of prompts that a template makes of a pair, or of a query or document by itself.
 
 A prompt is tokenized whole, or in the pieces its template marks; a text inside it is found by its characters. What is
-too long loses tokens of its document, then of its query, never of the template: the token a score is read at survives
-every length.
+too long loses tokens of its document, then of its query, never of the template and never of an image: the token a
+score is read at survives every length. An image stands in the text as a placeholder, of which one token becomes as many
+as the image has parts when all is cut.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import CheckpointError, UsageError, first_line
+from batchscore.errors import UsageError, first_line
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import ALL, cut_bits, distinct_pairs, prefixed, sliced, slices_ids, too_long_faults
+from batchscore.models.text.prompts import (
+    ALL,
+    CUT_BITS,
+    Bits,
+    cut_bits,
+    distinct_pairs,
+    sliced,
+    slices_ids,
+    too_long_faults,
+)
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
-from batchscore.models.text.truncation import LIBRARY_LIMITS, Limits, rule_of
-from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Fault, Faults, Items, Pairs, Work, offsets_of
+from batchscore.models.text.truncation import BY_PIECES, LIBRARY_LIMITS, Limits, rule_of
+from batchscore.models.vision.reader import MediaFaultError, MediaReader, too_large
+from batchscore.types import (
+    CUT_DOCUMENT,
+    Cell,
+    Content,
+    Fault,
+    Faults,
+    Items,
+    Pairs,
+    Side,
+    Visual,
+    Visuals,
+    Work,
+    offsets_of,
+)
 
 _LONG = 64  # characters a token: a text of more cannot fit, so its middle is dropped before it is rendered
 _AT_ONCE = 512  # prompts whose characters are held by token
-_QUERY, _DOCUMENT = "\ue000", "\ue001"  # stand for the texts where the template's own characters are looked for
+# stand for what is cut, where the template's own characters are looked for; a side by itself is written in two ways
+_QUERY, _DOCUMENT, _TEXT = "\ue000", "\ue001", "\ue002"
 _UNCUTTABLE = Fault(
     "too-long",
     "too long for max_length, and the chat template changes its texts, so that they cannot be cut inside it",
     "shorten the text, or use a template that writes query and document as they are",
 )
 Ids = NDArray[np.int32]
+Fills = Mapping[str, str]  # by stand-in, what the template writes there
+Render = Callable[[Fills], list[str]]  # the pieces of a prompt
 
 
-class _Prompt(NamedTuple):
-    query: str
-    document: str
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    fills: Fills
     pieces: list[str]
+    # each piece as the template's own characters and the stand-ins, in order; [] if it refuses these
+    layout: list[list[str]] = field(default_factory=list)
+    visuals: tuple[Visual, ...] = ()  # in the order of their placeholders
+    extra: int = 0  # tokens that these have beside the placeholders
+
+    @property
+    def writes_texts(self) -> bool:
+        """Whether the template writes these texts as they are, so that they are found in the prompt."""
+        return filled(self.layout, self.fills) == self.pieces
 
 
-def template_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
+_EMPTY = _Prompt({}, [""])
+
+
+def filled(layout: list[list[str]], fills: Fills) -> list[str]:
+    """The pieces of a prompt, if the template writes its texts as they are."""
+    return ["".join(fills.get(part, part) for part in parts) for parts in layout]
+
+
+def template_work(
+    tokenizer: TextTokenizer, spec: ModelSpec, template: Template, media: MediaReader | None, pairs: Pairs
+) -> Work:
     """One sequence for each distinct pair; an empty one for a pair that the template refuses."""
     first, codes = distinct_pairs(pairs)
-    queries, documents = prefixed(pairs.queries, ""), prefixed(pairs.documents, "")
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
-    fitter = _Fitter(tokenizer, spec, template)
+    queries, documents = (
+        [_written(media, cell) for cell in cells.values] for cells in (pairs.queries, pairs.documents)
+    )
+
+    def render(fills: Fills) -> list[str]:
+        return template.render(spec.query_prompt + fills[_QUERY], fills[_DOCUMENT])
+
+    prompter = _Prompter(media, {"": render})
     faults: Faults = {}  # by prompt
     prompts = []
-    for index, (query, document) in enumerate(zip(left, right, strict=True)):
-        prompt = _rendered(template, spec, queries[query], documents[document])
-        if isinstance(prompt, Fault):
-            faults[index] = prompt
-            prompt = _Prompt("", "", [""])
-        prompts.append(fitter.bounded(prompt))
-    bodies, cut = fitter.fit(prompts, faults)
-    work = Work(fitter.framed(bodies), 0, codes, codes, cut[codes], group=left)
+    for index, (query, document) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+        cells = {_QUERY: pairs.queries.values[query], _DOCUMENT: pairs.documents.values[document]}
+        fills = {_QUERY: queries[query], _DOCUMENT: documents[document]}
+        prompts.append(prompter.prompt("", fills, cells, index, faults))
+    fitter = _Fitter(tokenizer, spec, media, (_QUERY, _DOCUMENT))
+    items, cut = fitter.fit([fitter.bounded(prompt) for prompt in prompts], faults)
+    work = Work(items, 0, codes, codes, cut[codes], group=left)
     rows = np.flatnonzero(np.isin(codes, list(faults)))
     return work.refused({int(row): faults[int(codes[row])] for row in rows})
 
 
-def _rendered(template: Template, spec: ModelSpec, query: str, document: str) -> _Prompt | Fault:
-    # the mark of a cut between pieces must not come from a text
-    query, document = (text.replace(PIECE, "") if PIECE in text else text for text in (query, document))
-    try:
-        return _Prompt(query, document, template.render(spec.query_prompt + query, document))
-    except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
-        return Fault("template", f"the chat template refuses it: {first_line(error)}")
+def side_template_work(
+    tokenizer: TextTokenizer,
+    spec: ModelSpec,
+    template: Template,
+    media: MediaReader | None,
+    cells: Sequence[Cell],
+    side: Side,
+) -> Work:
+    """One sequence for each query or document of one side, which are the rows."""
+    prompt_text = spec.query_prompt if side == "query" else spec.document_prompt
+    instruction, before = (prompt_text, "") if template.reads_instruction else ("", prompt_text)
+
+    def renderer(placeholders: str) -> Render:
+        return lambda fills: template.render_side(side, fills[_DOCUMENT], fills[_TEXT], placeholders, instruction)
+
+    prompter, faults, prompts = _Prompter(media, {}), Faults(), []
+    for index, cell in enumerate(cells):
+        written = before + _written(media, cell)
+        text = (before + _plain(cell.text)) if isinstance(cell, Content) else written
+        placeholders = media.media_text(cell) if media and isinstance(cell, Content) else ""
+        prompter.renders.setdefault(placeholders, renderer(placeholders))
+        fills = {_DOCUMENT: written, _TEXT: text}
+        prompts.append(prompter.prompt(placeholders, fills, {_DOCUMENT: cell}, index, faults))
+    sides = (_DOCUMENT + _TEXT, "") if side == "query" else ("", _DOCUMENT + _TEXT)
+    fitter = _Fitter(tokenizer, replace(spec, max_length=spec.lengths[side]), media, sides)
+    items, cut = fitter.fit([fitter.bounded(prompt) for prompt in prompts], faults)
+    rows = np.arange(len(cells), dtype=np.int32)
+    bits = (CUT_BITS[side] * (cut > 0)).astype(np.uint8)
+    return Work(items, 0, rows, rows, bits, group=np.full(len(cells), -1, np.int32)).refused(faults)
+
+
+def _written(media: MediaReader | None, cell: Cell) -> str:
+    return _plain(cell) if isinstance(cell, str) else "" if media is None else _plain(media.written(cell))
+
+
+def _plain(text: str) -> str:
+    """Without the mark of a cut between pieces, which must not come from a text."""
+    return text.replace(PIECE, "") if PIECE in text else text
+
+
+@dataclass(frozen=True)
+class _Prompter:
+    """Renders prompts, and plans their media."""
+
+    media: MediaReader | None
+    renders: dict[str, Render]  # by what else the prompt depends on
+    _layouts: dict[tuple[str, ...], list[list[str]]] = field(default_factory=dict)
+    _planned: dict[Content, tuple[Visual, ...]] = field(default_factory=dict)
+
+    def prompt(self, key: str, fills: Fills, cells: Mapping[str, Cell], index: int, faults: Faults) -> _Prompt:
+        """The prompt of some texts; an empty one, and a fault at `index`, if it is refused."""
+        try:
+            pieces = self.renders[key](fills)
+        except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
+            faults[index] = Fault("template", f"the chat template refuses it: {first_line(error)}")
+            return _EMPTY
+        layout = self._layout(key, fills)
+        if all(isinstance(cell, str) for cell in cells.values()):
+            return _Prompt(fills, pieces, layout)
+        try:
+            by_stand_in = {stand_in: self._visuals(cell) for stand_in, cell in cells.items()}
+        except MediaFaultError as error:
+            faults[index] = error.fault
+            return _EMPTY
+        # in the order in which the template writes them
+        order = [part for parts in layout for part in parts if part in by_stand_in]
+        order += [stand_in for stand_in in by_stand_in if stand_in not in order]
+        visuals = tuple(visual for stand_in in order for visual in by_stand_in[stand_in])
+        assert self.media is not None
+        extra = sum(len(self.media.expansion(visual)) - 1 for visual in visuals)
+        return _Prompt(fills, pieces, layout, visuals, extra)
+
+    def _visuals(self, cell: Cell) -> tuple[Visual, ...]:
+        if isinstance(cell, str):
+            return ()
+        if self.media is None:
+            raise MediaFaultError(
+                Fault("media", "this model reads text only", "score it with a model that reads images")
+            )
+        if cell not in self._planned:
+            self._planned[cell] = self.media.planned(cell)
+        return self._planned[cell]
+
+    def _layout(self, key: str, fills: Fills) -> list[list[str]]:
+        # beside media, whether there is a text may decide what a template writes
+        stand_ins = {stand_in: stand_in if text or not key else "" for stand_in, text in fills.items()}
+        place = (key, *stand_ins.values())
+        if place not in self._layouts:
+            try:
+                pieces = self.renders[key](stand_ins)
+            except Exception:  # as in `prompt`
+                pieces = []
+            self._layouts[place] = [re.split(f"([{_QUERY}{_DOCUMENT}{_TEXT}])", piece) for piece in pieces]
+        return self._layouts[place]
 
 
 @dataclass(frozen=True)
@@ -76,24 +212,28 @@ class _Fitter:
 
     tokenizer: TextTokenizer
     spec: ModelSpec
-    template: Template
+    media: MediaReader | None
+    sides: tuple[str, str]  # the stand-ins for queries, and those for documents
 
     def bounded(self, prompt: _Prompt) -> _Prompt:
         """The prompt with less of texts that do not fit, so that it is not tokenized whole."""
-        whole, texts = self._limits.whole, (prompt.query, prompt.document)
-        if max(map(len, texts)) <= _LONG * whole or self.spec.truncation == "longest-first":  # which compares lengths
+        longest, least = max(map(len, prompt.fills.values()), default=0), _LONG * self.spec.max_length
+        if longest <= least or prompt.visuals or longest <= _LONG * (whole := self._limits(prompt).whole):
             return prompt
-        if not self._writes_texts(prompt):  # which matters only if it is too long
+        # the longest is found by comparing lengths; and it only matters if it is too long
+        if self.spec.truncation == "longest-first" or not prompt.writes_texts:
             return prompt
         keep_end = self.spec.truncation_side == "left"
-        query, document = (
-            self.tokenizer.without_middle(text, whole, keep_end=keep_end) if len(text) > _LONG * whole else text
-            for text in texts
-        )
-        return _Prompt(query, document, self._filled(query, document))
+        fills = {
+            stand_in: self.tokenizer.without_middle(text, whole, keep_end=keep_end)
+            if len(text) > _LONG * whole
+            else text
+            for stand_in, text in prompt.fills.items()
+        }
+        return replace(prompt, fills=fills, pieces=filled(prompt.layout, fills))
 
-    def fit(self, prompts: Sequence[_Prompt], faults: Faults) -> tuple[list[Ids], NDArray[np.uint8]]:
-        """(ids of each prompt without special tokens, cut bits); adds to `faults`, which are by prompt."""
+    def fit(self, prompts: Sequence[_Prompt], faults: Faults) -> tuple[Items, NDArray[np.uint8]]:
+        """(the sequences, cut bits); adds to `faults`, which are by prompt."""
         pieces = list(dict.fromkeys(piece for prompt in prompts for piece in prompt.pieces))
         # pieces are texts and what stands between them, which come back; a prompt as a whole does not
         in_pieces = any(len(prompt.pieces) > 1 for prompt in prompts)
@@ -101,27 +241,62 @@ class _Fitter:
         ids_of = {
             piece: tokens.ids[tokens.offsets[index] : tokens.offsets[index + 1]] for index, piece in enumerate(pieces)
         }
-        bodies = [np.concatenate([ids_of[piece] for piece in prompt.pieces]) for prompt in prompts]
-        lengths = np.array([len(body) for body in bodies])
+        end = [self.spec.arch.end_token] if self.spec.arch.end_token is not None and self.spec.reads_like_vllm else []
+        bodies = [
+            np.concatenate([*(ids_of[piece] for piece in prompt.pieces), np.array(end, np.int32)]) for prompt in prompts
+        ]
         cut = np.zeros(len(prompts), np.uint8)
-        specials = num_specials(self.tokenizer.single)
+        self._check_placeholders(prompts, bodies, faults)
         if self.spec.truncation == "prompt-end":  # vLLM's way: the prompt loses its end, whatever stands there
-            room = lengths.max(initial=0) if slices_ids(self.spec) else self.spec.max_length - specials
-            cut[lengths + specials > self.spec.max_length] = CUT_DOCUMENT
-            return [body[:room] for body in bodies], cut
-        is_long = lengths + specials > self._limits.whole
+            self._cut_ends(prompts, bodies, cut, faults)
+        else:
+            self._cut_texts(prompts, bodies, ids_of, cut, faults)
+        return self._expanded(prompts, bodies, faults), cut
+
+    def _check_placeholders(self, prompts: Sequence[_Prompt], bodies: list[Ids], faults: Faults) -> None:
+        """A text that spells a placeholder out would shift the images behind it."""
+        if self.media is None:
+            return
+        for index, (prompt, body) in enumerate(zip(prompts, bodies, strict=True)):
+            found = np.isin(body, self.media.placeholder_ids)
+            if found.sum() != len(prompt.visuals) or np.isin(body[~found], self.media.feature_ids).any():
+                message = "its text has a token that stands for an image, or the chat template leaves an image out"
+                faults.setdefault(index, Fault("media", message, "leave such tokens out of texts"))
+
+    def _cut_ends(self, prompts: Sequence[_Prompt], bodies: list[Ids], cut: Bits, faults: Faults) -> None:
+        specials = num_specials(self.tokenizer.single)
+        slices = slices_ids(self.spec)
+        for index, (prompt, body) in enumerate(zip(prompts, bodies, strict=True)):
+            room = self.spec.max_length - specials - prompt.extra
+            if len(body) <= room:
+                continue
+            cut[index] = CUT_DOCUMENT
+            if prompt.visuals and (slices or np.isin(body[max(room, 0) :], self.media.placeholder_ids).any()):  # type: ignore[union-attr]
+                faults.setdefault(index, too_large(len(body) + specials + prompt.extra, self.spec.max_length))
+            bodies[index] = body if slices else body[: max(room, 0)]
+
+    def _cut_texts(
+        self, prompts: Sequence[_Prompt], bodies: list[Ids], ids_of: Mapping[str, Ids], cut: Bits, faults: Faults
+    ) -> None:
+        specials = num_specials(self.tokenizer.single)
+        limits = next((self._limits(prompt) for prompt in prompts if prompt.layout), Limits(ALL, ALL, ALL))
+        lengths = np.array([len(body) + prompt.extra for prompt, body in zip(prompts, bodies, strict=True)], np.int64)
+        is_long = lengths + specials > limits.whole
         if self.spec.truncation in LIBRARY_LIMITS:  # a side's share may be less than what fits
-            least = min(self._limits)
+            least = min(limits)
             is_long |= np.array([any(len(ids_of[piece]) > least for piece in prompt.pieces) for prompt in prompts])
+        is_long[list(faults)] = False
         if too_long := too_long_faults(self.spec, np.flatnonzero(is_long)):
             faults |= too_long
-            return bodies, cut
+            return
         for index, encoded in self._encoded(prompts, np.flatnonzero(is_long).tolist()):
-            if self._writes_texts(prompts[index]):
-                bodies[index], cut[index] = self._cut(prompts[index], encoded, self._limits.whole - specials)
-            else:
+            prompt = prompts[index]
+            if not prompt.writes_texts:
                 faults[index] = _UNCUTTABLE
-        return bodies, cut
+            elif isinstance(made := self._cut(prompt, encoded, limits.whole - specials), Fault):
+                faults[index] = made
+            else:
+                bodies[index], cut[index] = made
 
     def _encoded(self, prompts: Sequence[_Prompt], indices: Sequence[int]) -> Iterator[tuple[int, list[Spans]]]:
         """(index, the tokens of each piece with the characters they stand for) of some prompts, a few at a time.
@@ -134,53 +309,54 @@ class _Fitter:
             spans = dict(zip(pieces, self.tokenizer.spans(pieces), strict=True))
             yield from ((index, [spans[piece] for piece in prompts[index].pieces]) for index in some)
 
-    def framed(self, bodies: Sequence[Ids]) -> Items:
-        """Sequences with the special tokens the tokenizer puts around any text."""
-        joined = np.concatenate([np.empty(0, np.int32), *bodies])
-        texts = Items(offsets_of([len(body) for body in bodies]), {"ids": joined})
-        items = assemble(self.tokenizer.single, [(texts, np.arange(len(texts)), texts.lengths)])
-        if slices_ids(self.spec):
-            items, _ = sliced(items, self.spec, 0)
-        return items.with_columns(types=None)
+    def _expanded(self, prompts: Sequence[_Prompt], bodies: list[Ids], faults: Faults) -> Items:
+        """The sequences, in which each placeholder has become the tokens of its image."""
+        kept = [
+            prompt.visuals if index not in faults else () for index, prompt in enumerate(prompts)
+        ]  # a row with a fault needs no sequence
+        for index, visuals in enumerate(kept):
+            if visuals and self.media is not None:
+                places = np.flatnonzero(np.isin(bodies[index], self.media.placeholder_ids))
+                parts = np.split(bodies[index], places)
+                expansions = [self.media.expansion(visual) for visual in visuals]
+                joined = [
+                    part
+                    for expansion, rest in zip(expansions, parts[1:], strict=True)
+                    for part in (expansion, rest[1:])
+                ]
+                bodies[index] = np.concatenate([parts[0], *joined])
+            elif index in faults:
+                bodies[index] = bodies[index][:0]
+        items = framed(self.tokenizer, self.spec, bodies)
+        if self.media is None or not any(kept):
+            return items
+        return replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
 
-    @cached_property
-    def _layout(self) -> list[list[str]]:
-        """Each piece as the template's own characters and the texts' stand-ins, in order; [] if it refuses these."""
-        try:
-            pieces = self.template.render(self.spec.query_prompt + _QUERY, _DOCUMENT)
-        except Exception:  # as in `_rendered`
-            return []
-        return [re.split(f"([{_QUERY}{_DOCUMENT}])", piece) for piece in pieces]
-
-    def _filled(self, query: str, document: str) -> list[str]:
-        """The pieces of the prompt of two texts, if the template writes them as they are."""
-        texts = {_QUERY: query, _DOCUMENT: document}
-        return ["".join(texts.get(part, part) for part in parts) for parts in self._layout]
-
-    def _writes_texts(self, prompt: _Prompt) -> bool:
-        """Whether the template writes these texts as they are, so that they are found in the prompt."""
-        return self._filled(prompt.query, prompt.document) == prompt.pieces
-
-    @cached_property
-    def _limits(self) -> Limits:
+    def _limits(self, prompt: _Prompt) -> Limits:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
         if rule is None:
             return Limits(length, length, length)
-        fixed = ["".join(parts) for parts in self._layout if len(parts) == 1]
-        if len(self._layout) - len(fixed) != 2 or len(fixed) < 2:
+        fixed = ["".join(parts) for parts in prompt.layout if len(parts) == 1]
+        if self.spec.truncation in BY_PIECES and (len(prompt.layout) - len(fixed) != 2 or len(fixed) < 2):
             raise UsageError(
                 f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
                 "the document",
                 hint="pass --truncation document-first",
             )
-        limits = rule(length, [self.tokenizer.count(piece) for piece in fixed])
+        limits = rule(length, [len(self.tokenizer.tokenize_again([piece], ALL)[0].ids) for piece in fixed])
         return limits._replace(whole=min(limits.whole, self.spec.position_limit))
 
-    def _cut(self, prompt: _Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int]:
-        """(ids, cut bits) of a prompt that is too long; UsageError if there is no room beside the template."""
+    def _cut(self, prompt: _Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int] | Fault:
+        """(ids, cut bits) of a prompt that is too long, or why it cannot fit.
+
+        Raises:
+            UsageError: there is no room beside the template.
+        """
         sides = self._text_tokens(prompt, encoded)
-        fixed = sum(len(ids) for ids, _ in encoded) - len(sides[0]) - len(sides[1])
+        fixed = sum(len(ids) for ids, _ in encoded) - len(sides[0]) - len(sides[1]) + prompt.extra
         if fixed >= budget:
+            if prompt.visuals:
+                return too_large(fixed + self.spec.max_length - budget, self.spec.max_length)
             raise UsageError(
                 f"max_length {self.spec.max_length} leaves no room for text beside the {fixed} tokens of the prompt",
                 hint="raise --max-length",
@@ -189,8 +365,8 @@ class _Fitter:
         allowed = full
         if self.spec.truncation in LIBRARY_LIMITS:
             query, document = (
-                np.minimum(count, max(0, limit - self._beside(encoded, stand_in, len(side))))
-                for count, limit, stand_in, side in zip(full, self._limits[1:], (_QUERY, _DOCUMENT), sides, strict=True)
+                np.minimum(count, max(0, limit - self._beside(prompt, encoded, stand_ins, len(side))))
+                for count, limit, stand_ins, side in zip(full, self._limits(prompt)[1:], self.sides, sides, strict=True)
             )
             allowed = query, document
         kept = rule_of(self.spec.truncation)(*allowed, budget - fixed)
@@ -201,121 +377,34 @@ class _Fitter:
         ids = np.concatenate([ids for ids, _ in encoded])
         return np.delete(ids, np.concatenate(dropped)), int(cut_bits(full, kept)[0])
 
-    def _beside(self, encoded: Sequence[Spans], stand_in: str, text_tokens: int) -> int:
+    def _beside(self, prompt: _Prompt, encoded: Sequence[Spans], stand_ins: str, text_tokens: int) -> int:
         """Tokens of the piece with a text that are not the text's."""
-        pieces = zip(self._layout, encoded, strict=True)
-        return sum(len(ids) for parts, (ids, _) in pieces if stand_in in parts) - text_tokens
+        pieces = zip(prompt.layout, encoded, strict=True)
+        return sum(len(ids) for parts, (ids, _) in pieces if stand_ins in parts) - text_tokens
 
     def _text_tokens(self, prompt: _Prompt, encoded: Sequence[Spans]) -> list[NDArray[np.int64]]:
-        """For the query and for the document int64: places, in the whole prompt, of tokens that end inside the text."""
-        texts = {_QUERY: prompt.query, _DOCUMENT: prompt.document}
-        found: dict[str, list[NDArray[np.int64]]] = {_QUERY: [], _DOCUMENT: []}
+        """For each side int64: places, in the whole prompt, of tokens that end inside its text; none of an image's."""
+        found: list[list[NDArray[np.int64]]] = [[], []]
         before = 0
-        for parts, (ids, spans) in zip(self._layout, encoded, strict=True):
+        for parts, (ids, spans) in zip(prompt.layout, encoded, strict=True):
             start = 0
             for part in parts:
-                stop = start + len(texts.get(part, part))
-                if part in found:
+                stop = start + len(prompt.fills.get(part, part))
+                if part in prompt.fills:
                     inside = (spans[:, 1] > start) & (spans[:, 1] <= stop) & (spans[:, 0] < stop)
-                    found[part].append(before + np.flatnonzero(inside))
+                    if prompt.visuals and self.media is not None:
+                        inside &= ~np.isin(ids, self.media.uncut_ids)
+                    found[part not in self.sides[0]].append(before + np.flatnonzero(inside))
                 start = stop
             before += len(ids)
-        return [np.concatenate([np.empty(0, np.int64), *places]) for places in found.values()]
+        return [np.concatenate([np.empty(0, np.int64), *places]) for places in found]
 
 
-# ---- listwise
-
-LIST_MARKS = ("<|rerank_token|>", "<|embed_token|>")  # whose states stand for the query, for a document
-_SLACK = 8  # tokens; texts fall into a few more or less beside others than alone
-
-
-def list_work(tokenizer: TextTokenizer, spec: ModelSpec, template: Template, pairs: Pairs) -> Work:
-    """One sequence for each list of documents, split where it would pass max_length; a row without a list is its own.
-
-    `slot` holds which document of its prompt a row is.
-
-    Raises:
-        CheckpointError: the vocabulary lacks the marks.
-        UsageError: max_length leaves no room for text.
-    """
-    marks = _mark_ids(tokenizer)
-    bare, beside, most = _list_costs(tokenizer, spec, template)
-    queries = _without_marks(prefixed(pairs.queries, spec.query_prompt))
-    documents = _without_marks(prefixed(pairs.documents, ""))
-    query_lengths, document_lengths = (tokenizer.tokenize(texts, spec.max_length)[1] for texts in (queries, documents))
-    bodies: list[Ids] = []
-    group: list[int] = []
-    faults: Faults = {}
-    slot, right, cut = np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.int32), np.zeros(len(pairs), np.uint8)
-    for rows in _groups(np.arange(len(pairs)) if pairs.lists is None else pairs.lists):
-        query = int(pairs.queries.codes[rows[0]])
-        text, length = queries[query], int(query_lengths[query])
-        if length > most:
-            faults |= too_long_faults(spec, rows)
-            text, length, cut[rows] = tokenizer.shorten(text, most), most, CUT_QUERY
-        room = spec.max_length - bare - 2 * length
-        is_long = document_lengths[pairs.documents.codes[rows]] + beside > room
-        faults |= too_long_faults(spec, rows[is_long])
-        rows = rows[~np.isin(rows, list(faults))]
-        for block in _blocks(document_lengths[pairs.documents.codes[rows]] + beside, room):
-            members = rows[block]
-            codes = pairs.documents.codes[members]
-            texts = [documents[code] for code in codes]
-            if document_lengths[codes[0]] + beside > room:  # such a document is alone in its block
-                texts = [tokenizer.shorten(texts[0], room - beside)]
-                cut[members] |= CUT_DOCUMENT
-            slot[members], right[members] = np.arange(len(members)), len(bodies)
-            pieces = template.render_list(text, texts)
-            bodies.append(np.concatenate([ids for ids, _ in tokenizer.spans(pieces)]))
-            group.append(query)
-    items = _Fitter(tokenizer, spec, template).framed(bodies)
-    items = items.with_columns(keep=np.isin(items.ids, marks))
-    return Work(items, 0, right, right, cut, np.array(group, np.int32), slot).refused(faults)
-
-
-def _mark_ids(tokenizer: TextTokenizer) -> list[int]:
-    ids = [token for mark in LIST_MARKS if (token := tokenizer.token_id(mark)) is not None]
-    if len(ids) < len(LIST_MARKS):
-        raise CheckpointError(f"its vocabulary lacks {' or '.join(LIST_MARKS)}, which its prompt is read at")
-    return ids
-
-
-def _list_costs(tokenizer: TextTokenizer, spec: ModelSpec, template: Template) -> tuple[int, int, int]:
-    """Tokens (of a prompt without texts, of each document beside its text, that a query may have at most)."""
-    none, one, two = (tokenizer.count("".join(template.render_list("", [""] * number))) for number in range(3))
-    bare, beside = none + _SLACK, two - one + _SLACK
-    most = (spec.max_length - bare - beside) // 4  # it stands in the prompt twice, and as much stays for documents
-    if most < 1:
-        raise UsageError(
-            f"max_length {spec.max_length} leaves no room for text in the prompt", hint="raise --max-length"
-        )
-    return bare, beside, most
-
-
-def _without_marks(texts: Sequence[str]) -> list[str]:
-    """Texts that cannot pass for several, or for none."""
-
-    def cleaned(text: str) -> str:
-        # taking one out may put another together
-        while any(mark in text for mark in LIST_MARKS):
-            text = text.replace(LIST_MARKS[0], "").replace(LIST_MARKS[1], "")
-        return text
-
-    return [cleaned(text) for text in texts]
-
-
-def _groups(lists: NDArray[Any]) -> list[NDArray[np.int64]]:
-    """The rows of each list, in order."""
-    order = np.argsort(lists, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(lists[order])) + 1) if len(order) else []
-
-
-def _blocks(lengths: NDArray[np.int64], room: int) -> list[slice]:
-    """Consecutive documents that fit together; one that does not fit alone has a block of its own."""
-    blocks, start, total = [], 0, 0
-    for index, length in enumerate(lengths):
-        if index > start and total + length > room:
-            blocks.append(slice(start, index))
-            start, total = index, 0
-        total += int(length)
-    return [*blocks, slice(start, len(lengths))] if len(lengths) else []
+def framed(tokenizer: TextTokenizer, spec: ModelSpec, bodies: Sequence[Ids]) -> Items:
+    """Sequences with the special tokens the tokenizer puts around any text."""
+    joined = np.concatenate([np.empty(0, np.int32), *bodies])
+    texts = Items(offsets_of([len(body) for body in bodies]), {"ids": joined})
+    items = assemble(tokenizer.single, [(texts, np.arange(len(texts)), texts.lengths)])
+    if slices_ids(spec):
+        items, _ = sliced(items, spec, 0)
+    return items.with_columns(types=None)

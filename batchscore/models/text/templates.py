@@ -1,9 +1,11 @@
 """Score templates: Jinja text that makes one prompt of a query and a document.
 
 A template sees `messages` with the roles `query` and `document` (after `system`, if there is a system prompt),
-`instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). At `{{ piece }}` the
-prompt is divided before it is tokenized, so that no token spans the two parts: some libraries tokenize their prompts in
-pieces. Other engines leave the name undefined, which renders as nothing.
+`instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). Of a model that reads
+the sides separately it makes a prompt of one side, which is `content`, with `role` "query" or "document"; `text` and
+`media` are its texts and the placeholders of its images by themselves. At `{{ piece }}` the prompt is divided before it
+is tokenized, so that no token spans the two parts: some libraries tokenize their prompts in pieces. Other engines leave
+the name undefined, which renders as nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batchscore.errors import UsageError
 from batchscore.resources import find_resource, shipped_files
+from batchscore.types import Side
 
 # by these phrases sentence-transformers recognizes a template that expects message contents as lists of parts
 _PARTS = ("content[0]", ".type", "'type'", '"type"')
@@ -60,7 +63,7 @@ def compiled_text(text: str, name: str) -> str:
         variables = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"{name}, line {error.lineno}: {error.message}", hint="the template is Jinja") from error
-    if not variables & {"messages", "query", "document", "documents"}:
+    if not variables & {"messages", "query", "document", "documents", "content", "text"}:
         raise UsageError(
             f"{name} reads neither `messages` nor `query` and `document`", hint="all pairs would get the same prompt"
         )
@@ -94,6 +97,7 @@ class Template:
             self._constants["instruction"] = instruction
         if date:
             self._constants["strftime_now"] = datetime.fromisoformat(date).strftime
+        self.reads_instruction = uses(text, "instruction")
         self._in_parts = any(phrase in text for phrase in _PARTS)
         self._system = [self._message("system", system_prompt)] if system_prompt else []
 
@@ -106,12 +110,21 @@ class Template:
         messages = [*self._system, self._message("query", query), self._message("document", document)]
         return self._pieces(query, document=document, messages=messages)
 
+    def render_side(self, role: Side, content: str, text: str, media: str, instruction: str) -> list[str]:
+        """The pieces of the prompt of a query or document by itself.
+
+        Raises:
+            jinja2.TemplateError: the template raises it.
+        """
+        given = {"instruction": instruction} if instruction else {}
+        return self._pieces("", role=role, content=content, text=text, media=media, **given)
+
     def render_list(self, query: str, documents: Sequence[str]) -> list[str]:
         """The pieces of a prompt that holds all documents of a query."""
         return self._pieces(query, documents=documents)
 
     def _pieces(self, query: str, **variables: Any) -> list[str]:
-        return self._template.render(**self._constants, query=query, piece=PIECE, **variables).split(PIECE)
+        return self._template.render({**self._constants, "query": query, "piece": PIECE, **variables}).split(PIECE)
 
     def _message(self, role: str, text: str) -> Mapping[str, Any]:
         return {"role": role, "content": [{"type": "text", "text": text}] if self._in_parts else text}

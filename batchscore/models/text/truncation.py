@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from batchscore.types import Truncation
 
 Lengths = NDArray[np.integer]
+_NO_LIMIT = 2**31 - 1
 Cut = tuple[Lengths, Lengths]  # tokens to keep of each query, of each document
 
 
@@ -49,4 +50,7 @@ LIBRARY_LIMITS: dict[Truncation, Callable[[int, Sequence[int]], Limits]] = {
     "flag-embedding": lambda length, fixed: Limits(length + sum(fixed) + fixed[-1], length * 3 // 4, length),
     # mxbai-rerank: query + separator + document within max_length; the rest of the prompt is extra
     "mxbai-rerank": lambda length, fixed: Limits(length + sum(fixed) - fixed[1], length * 3 // 4, length),
+    # Qwen3-VL's reranker: the last five tokens, which end its prompt, are added once all others are within max_length
+    "qwen3-vl": lambda length, fixed: Limits(length + 5, _NO_LIMIT, _NO_LIMIT),
 }
+BY_PIECES: tuple[Truncation, ...] = ("flag-embedding", "mxbai-rerank")  # rules that speak of a template's pieces
