@@ -21,7 +21,7 @@ from batchscore.media.faults import MediaError
 from batchscore.media.find import MediaFinder
 from batchscore.types import Cell, Content, Media
 
-Kind = Literal["text", "image", "video"]
+Kind = Literal["text", "image", "video", "embeddings"]
 
 TYPES: Mapping[str, Kind] = {  # of parts; the first of each kind is the one that the scoring API documents
     "text": "text",
@@ -32,6 +32,7 @@ TYPES: Mapping[str, Kind] = {  # of parts; the first of each kind is the one tha
     "input_text": "text",
     "input_image": "image",
     "image_pil": "image",
+    "image_embeds": "embeddings",
 }
 MEDIA_FIELDS: Mapping[Literal["image", "video"], tuple[str, ...]] = {
     "image": ("image", "image_url"),
@@ -42,9 +43,16 @@ _FIELDS: Mapping[Kind, tuple[str, ...]] = {  # of a part, in which its text or m
     "text": ("text",),
     "image": ("image_url", "image", "image_pil", "url", "path"),
     "video": ("video_url", "video", "url", "path"),
+    "embeddings": ("image_embeds",),
 }
-_BARE_TYPES = ("image_url", "video_url", "image", "video")  # a part may lack `type` beside one of these fields
-_EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds")
+_BARE_TYPES = (
+    "image_url",
+    "video_url",
+    "image",
+    "video",
+    "image_embeds",
+)  # a part may lack `type` beside one of these fields
+_EMBEDDED = ("video_embeds", "audio_embeds")
 _SETTINGS = (  # in other libraries' parts; to leave them out in silence would give other scores
     "min_pixels",
     "max_pixels",
@@ -175,6 +183,8 @@ def _part(part: Any, finder: MediaFinder) -> str | Media:
         return str(value)
     if kind == "image":
         return finder.image(_reference(value))
+    if kind == "embeddings":
+        return finder.embeddings(value)
     fps = part.get("fps") or 0
     if isinstance(fps, bool) or not isinstance(fps, int | float):
         raise MediaError("content", f"has the fps {fps!r}, not a number", _TYPES_HINT)
@@ -193,7 +203,7 @@ def _type_of(part: Mapping[str, Any]) -> tuple[str, Kind]:
         name = present[0]
     if name in _EMBEDDED:
         message = f"holds {name}, made outside of this job, which is not supported"
-        raise MediaError("not-supported", message, "give the image itself, as image_url")
+        raise MediaError("not-supported", message, "give the images themselves, as image_url")
     if name not in TYPES:
         raise MediaError("content", f"has the unknown type {name!r}", _TYPES_HINT)
     return str(name), TYPES[name]
