@@ -26,9 +26,10 @@ from batchscore.media.policy import MediaPolicy
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.types import Cell, Cells, Content, Pairs
+from checkpoints import WORDS
 from towers_checkpoints import ROWS
 
-pytest.importorskip("sentencepiece")
+sentencepiece = pytest.importorskip("sentencepiece")
 
 Folders = Callable[[str], tuple[Path, Any]]
 Load = Callable[..., Scorer]
@@ -233,7 +234,16 @@ TEXTS += [
     "\u3000wide\u3000",
     "x▁ ",
     "(a) [b] {c} ^&~",
+    "a </s> the dog",
+    "</s>cat",
 ]
+
+
+def same_tokens(folder: Path) -> None:
+    own = SiglipTokenizer.from_pretrained(folder)
+    found = load_tokenizer(open_checkpoint(str(folder)), trust_remote_code=False, restore_specials=True)
+    ids = [[*found.tokenize([text], 100)[0].ids.tolist(), 1] for text in TEXTS]
+    assert ids == [own(text)["input_ids"] for text in TEXTS]
 
 
 @pytest.mark.parametrize("lower", [True, False])
@@ -242,10 +252,25 @@ def test_siglips_tokens_are_those_of_its_class_in_python(folders: Folders, tmp_p
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "SiglipTokenizer", "do_lower_case": lower})
     )
-    own = SiglipTokenizer.from_pretrained(tmp_path)
-    found = load_tokenizer(open_checkpoint(str(tmp_path)), trust_remote_code=False, restore_specials=True)
-    ids = [[*found.tokenize([text], 100)[0].ids.tolist(), 1] for text in TEXTS]
-    assert ids == [own(text)["input_ids"] for text in TEXTS]
+    # transformers does not read it, nor its other tokens
+    shutil.copy(folders("siglip2")[0] / "tokenizer.json", tmp_path)
+    same_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("rules", ["nmt_nfkc", "identity"])
+def test_so_are_those_of_a_trained_vocabulary(folders: Folders, tmp_path: Path, kind: str, rules: str) -> None:
+    shutil.copytree(folders("siglip")[0], tmp_path, dirs_exist_ok=True)
+    options = {"vocab_size": 90, "hard_vocab_limit": False, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS[n : n + 9]) for n in range(80)]),
+        model_prefix=str(tmp_path / "spiece"),
+        model_type=kind,
+        normalization_rule_name=rules,
+        minloglevel=2,
+        **options,
+    )
+    same_tokens(tmp_path)
 
 
 # ---- layouts of files
