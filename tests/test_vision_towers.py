@@ -309,6 +309,8 @@ def test_configs_of_2021_say_the_towers_settings_twice_or_not_at_all(
     config |= {"text_config": {}, "text_config_dict": config["text_config"], "vision_config_dict": None}
     del config["text_config_dict"]["max_position_embeddings"]
     (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with Scorer(str(tmp_path), dtype="float32", cache_mb=0) as scorer:
         close(encoded(scorer, CELLS), encoded(load("clip"), CELLS), 1e-6)
 
