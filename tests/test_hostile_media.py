@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from media_files import GREEN, RED, chunk, corners, png, saved
 from PIL import Image, ImageFile
 
 from batchscore.errors import InputError
 from batchscore.media import images
 from batchscore.media.find import MediaError, MediaFinder
 from batchscore.media.policy import MediaPolicy
+from media_files import GREEN, RED, chunk, corners, png, saved
 
 GOOD = saved(Image.new("RGB", (1, 1), RED))
 

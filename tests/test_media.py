@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import BLUE, GREEN, RED, WHITE, chunk, corners, exif_of, png, saved, turned, with_segment
 from PIL import Image, ImageFile
 
 from batchscore.errors import InputError
@@ -22,6 +21,7 @@ from batchscore.media.find import MediaError, MediaFinder
 from batchscore.media.policy import MediaPolicy
 from batchscore.media.stored import pack, unpack
 from batchscore.types import Media
+from media_files import BLUE, GREEN, RED, WHITE, chunk, corners, exif_of, png, saved, turned, with_segment
 
 
 @pytest.fixture

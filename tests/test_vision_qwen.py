@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -313,6 +316,44 @@ def test_more_images_than_the_limit_are_a_fault(load: Load) -> None:
     assert "2 images, and --limit-mm-per-prompt allows 1" in work.faults[4].message
 
 
+# ---- embeddings in place of images
+
+
+def saved(tensor: torch.Tensor) -> str:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("name", ["qwen3_embedding", "colqwen2"])
+def test_what_the_tower_made_of_an_image_may_stand_for_it(folders: Callable[[str], Any], load: Load, name: str) -> None:
+    folder, model, _ = folders(name)
+    frames = DOG.source.frames([0], on_white=False)
+    made = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=frames, return_tensors="pt")
+    with torch.no_grad():
+        output = model.get_image_features(made["pixel_values"], made["image_grid_thw"])
+    levels = getattr(output, "deepstack_features", None) or []
+    features = torch.cat([torch.cat(list(level)) for level in (output.pooler_output, *levels)], dim=1)
+    grid = made["image_grid_thw"][0]
+    given = FINDER.embeddings({"image_embeds": saved(features), "image_grid_thw": saved(grid)})
+    close(encoded(load(name), [Content((given, "a dog"))]), encoded(load(name), [Content((DOG, "a dog"))]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("!", "its image_embeds cannot be read"),
+        ([[1.0] * 5], r"are \[1, 5\], and this model takes \[tokens, 32\]"),
+        ([[1.0] * 32], "its image_grid_thw is missing"),
+        ({"image_embeds": [[1.0] * 32], "image_grid_thw": [[1, 4, 4]]}, r"image_grid_thw is \[1, 4, 4\]"),
+    ],
+)
+def test_embeddings_of_another_model_are_a_fault(load: Load, given: Any, message: str) -> None:
+    work = load("colqwen2").batcher.lay_out([Content((FINDER.embeddings(given),)), "text"], "document")
+    assert list(work.faults) == [0]
+    assert re.search(message, work.faults[0].message)
+
+
 # ---- bad images
 
 
@@ -335,6 +376,13 @@ def test_an_image_that_cannot_be_decoded_is_a_fault_of_its_rows_alone(load: Load
     assert {fault.message for fault in outcome.faults.values()} == {"page.png is gone"}
     _, alone = scored(scorer, ["q"] * 3, [documents[row] for row in good])
     np.testing.assert_allclose(outcome.raw[good, 0], alone, rtol=0, atol=1e-5)
+
+
+def test_a_job_ends_where_the_memory_for_pixels_holds_a_single_batch(load: Load) -> None:
+    setup = load("colqwen2", batch_tokens=40).setup
+    with closing(Scorer(replace(setup, budget=replace(setup.budget, max_media_bytes=1)))) as scorer:
+        pages: list[Cell] = [Content((FINDER.image(picture(60 + number, 60, number)),)) for number in range(12)]
+        close(encoded(scorer, pages), encoded(load("colqwen2"), pages))
 
 
 def test_similarity_of_an_image_with_itself_is_one(load: Load) -> None:

@@ -33,6 +33,9 @@ Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", sho
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
+SampleImage = Annotated[
+    str | None, _media("Image of a document, for a model that reads images. (default: a blank page)", "--image")
+]
 
 
 def _out(text: str) -> Any:
@@ -71,6 +74,17 @@ _DocumentFields = Annotated[
         "Fields of a document to score, joined by a space. (default: title and text where it has both)", metavar="A,B"
     ),
 ]
+
+
+def _media_column(side: str, kind: str) -> Any:
+    what = f"Column with the {side}'s {kind}s" if kind == "image" else f"Column with the {side}'s {kind}"
+    return _media(f"{what}: paths, URLs or bytes, beside its text or instead of it.")
+
+
+_QueryImages = Annotated[str | None, _media_column("query", "image")]
+_QueryVideo = Annotated[str | None, _media_column("query", "video")]
+_DocumentImages = Annotated[str | None, _media_column("document", "image")]
+_DocumentVideo = Annotated[str | None, _media_column("document", "video")]
 _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
 
 
@@ -79,8 +93,12 @@ class Score:
     """What `score` reads and writes."""
 
     query_column: _QueryColumn = "query"
+    query_image_column: _QueryImages = None
+    query_video_column: _QueryVideo = None
     document_column: Annotated[str, _input("Column with the document.")] = "document"
     document_fields: _DocumentFields = None
+    document_image_column: _DocumentImages = None
+    document_video_column: _DocumentVideo = None
     limit: _Limit = None
     score_column: Annotated[str, _output("Name of the score column.")] = "score"
     keep_columns: Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")] = "all"
@@ -94,6 +112,8 @@ class Rerank:
     """What `rerank` reads and writes."""
 
     query_column: _QueryColumn = "query"
+    query_image_column: _QueryImages = None
+    query_video_column: _QueryVideo = None
     document_column: Annotated[
         str | None,
         _input(
@@ -101,6 +121,8 @@ class Rerank:
         ),
     ] = None
     document_fields: _DocumentFields = None
+    document_image_column: _DocumentImages = None
+    document_video_column: _DocumentVideo = None
     query_id_column: Annotated[str | None, _input("Column that identifies a query. (default: the query's text)")] = None
     document_id_column: Annotated[
         str | None,
@@ -127,6 +149,8 @@ class Encode:
         _input("Column with the text. (default: text, document, contents, ...; of queries query, else text)"),
     ] = None
     document_fields: _DocumentFields = None
+    image_column: Annotated[str | None, _media_column("row", "image")] = None
+    video_column: Annotated[str | None, _media_column("row", "video")] = None
     id_column: Annotated[
         str | None, _input("Column that identifies a text. (default: id, _id, document_id, query_id, ... if there)")
     ] = None
@@ -330,6 +354,20 @@ class Run:
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
     ] = True
+    media_root: Annotated[
+        str | None,
+        _media(
+            "Folder below which images and videos may lie, and at which relative paths begin. (default: the folder of "
+            "the file that names them)",
+            metavar="DIR",
+        ),
+    ] = None
+    allow_remote_media: Annotated[
+        bool, _media("Fetch images and videos that http and https URLs name.", "--allow-remote-media")
+    ] = False
+    allowed_media_domains: Annotated[str | None, _media("Fetch them from these hosts only.", metavar="HOST,HOST")] = (
+        None
+    )
     overwrite: Annotated[
         bool,
         _output(

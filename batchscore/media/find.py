@@ -6,6 +6,7 @@ server that does not answer is not asked for every row.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from batchscore.media import images, sources
 from batchscore.media.faults import MediaError
 from batchscore.media.places import Memory, Place, locate
 from batchscore.media.policy import MediaPolicy
-from batchscore.media.sources import FrameList, ImageFile, Pixels
+from batchscore.media.sources import Embeddings, FrameList, ImageFile, Pixels
 from batchscore.types import Fault, Media
 
 __all__ = ["MediaError", "MediaFinder"]
@@ -50,6 +51,16 @@ class MediaFinder:
         if isinstance(reference, np.ndarray):
             return self._pixels(_from_array(reference))
         return self._file("image", reference, 0.0)
+
+    def embeddings(self, value: Any) -> Media:
+        """What stands for an image: base64 of a tensor that torch saved, an array, or an object of several by name."""
+        named = value if isinstance(value, Mapping) else {"image_embeds": value}
+        try:
+            plain = {name: part.tolist() if hasattr(part, "tolist") else part for name, part in named.items()}
+            data = json.dumps({name: part for name, part in plain.items() if part is not None}, sort_keys=True).encode()
+        except (TypeError, ValueError) as error:
+            raise MediaError("media", f"its image_embeds are no numbers: {error}", "give base64 or lists") from error
+        return Media("image", sources.digest_of(b"embeddings", data), 0, 0, Embeddings(data))
 
     def video(self, reference: Any, fps: float = 0.0) -> Media:
         """A video.

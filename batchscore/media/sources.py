@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from batchscore.errors import InputError
 from batchscore.media import images
 from batchscore.media.faults import MediaError, as_input_error
 from batchscore.media.places import Place
@@ -48,6 +49,17 @@ class Pixels:
     def frames(self, index: Sequence[int], *, on_white: bool) -> list[Any]:
         """As of `FrameSource`."""
         return [images.flat(Image.frombytes(self.mode, self.size, self.data), on_white=on_white)]
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What a model's tower made of an image before this job, in place of the image."""
+
+    data: bytes  # a JSON object: name -> base64 of a tensor that torch saved, or nested lists of numbers
+
+    def frames(self, index: Sequence[int], *, on_white: bool) -> list[Any]:
+        """None: InputError."""
+        raise InputError("embeddings have no pixels", hint="give the image itself")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from typing import Any, cast
 from batchscore.media.faults import shown
 from batchscore.media.places import LocalFile, Memory, Place, Remote
 from batchscore.media.policy import MediaPolicy
-from batchscore.media.sources import FrameList, ImageFile, Pixels
+from batchscore.media.sources import Embeddings, FrameList, ImageFile, Pixels
 from batchscore.media.video import VideoFile
 from batchscore.types import FrameSource, Media
 
 _FIELDS = ("kind", "digest", "width", "height", "count", "fps", "sampled")
 _PIXELS = "pixels:"  # before the mode, in place of a path
+_EMBEDDINGS = "embeddings:"  # in place of a path
 
 
 def pack(media: Media) -> dict[str, Any]:
@@ -46,6 +47,8 @@ def _parts(media: Media) -> tuple[str | None, bytes | None]:
             frames.append({"where": where, "digest": frame.digest.hex(), "size": len(data or b"")})
             joined += data or b""
         return json.dumps(frames), joined
+    if isinstance(source, Embeddings):
+        return _EMBEDDINGS, source.data
     if isinstance(source, Pixels):
         return _PIXELS + source.mode, source.data
     place = cast("ImageFile | VideoFile", source).place
@@ -59,6 +62,8 @@ def _source(row: Mapping[str, Any], policy: MediaPolicy) -> FrameSource:
     where, data, size = row["where"], row["bytes"], (row["width"], row["height"])
     if where and where.startswith("["):
         return FrameList(tuple(_frames(row, json.loads(where), policy)))
+    if where == _EMBEDDINGS:
+        return Embeddings(data)
     if where and where.startswith(_PIXELS):
         return Pixels(where.removeprefix(_PIXELS), size, data)
     place = _place(row["kind"], where, data, policy)

@@ -99,7 +99,11 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
-    media = None if reader.media is None else MediaMemory(reader.media, budget.max_media_bytes, budget.workers)
+    media = (
+        None
+        if reader.media is None
+        else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
+    )
     runner = runner_kind(spec)(reader, model, placement.device, last_layer, media)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscore.media.sources import Embeddings
 from batchscore.models.arch.entry import Vision
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
+from batchscore.models.vision.embeddings import arrays_of
 from batchscore.models.vision.reader import (
     MediaFaultError,
     MediaReader,
@@ -31,6 +33,7 @@ _MOST_STRETCHED = 200  # how many times longer than wide an image may be, in Qwe
 class Reader(MediaReader):
     """Patches of an image resized to a multiple of a patch's sides, within a number of pixels."""
 
+    takes_embeddings = True
     image_token, video_token = "<|image_pad|>", "<|video_pad|>"
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
@@ -107,6 +110,26 @@ class Reader(MediaReader):
         padded = np.concatenate([seconds, np.repeat(seconds[-1:], -len(seconds) % self.per_frame)])
         groups = padded.reshape(-1, self.per_frame)
         return [float(first + last) / 2 for first, last in zip(groups[:, 0], groups[:, -1], strict=True)]
+
+    def given_grid(self, media: Media, tokens: int) -> tuple[int, ...]:
+        """From `image_grid_thw`, which tells where each token stands."""
+        assert isinstance(media.source, Embeddings)
+        grid = arrays_of(media.source).get("image_grid_thw", np.empty(0)).reshape(-1).astype(int).tolist()
+        if len(grid) != 3 or np.prod(grid) != tokens * self.merge**2 or grid[0] != 1:
+            message = f"its image_grid_thw is {grid or 'missing'}, and its image_embeds are {tokens} tokens"
+            raise MediaFaultError(Fault("media", message, "give [1, rows, columns] of patches beside image_embeds"))
+        return tuple(grid)
+
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """With the size after resizing."""
+        _, rows, columns = visual.grid
+        return {**super().describe(visual), "resized": [columns * self.patch, rows * self.patch]}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """So many frames a second of a file; of a list of frames all."""
+        names = ("fps", "min_frames", "max_frames", "size") if self.vision.video else ()
+        return {name: self._video[name] for name in names}
 
     def pixels(self, visual: Visual) -> Pixels:
         """Patches, end to end."""
