@@ -83,8 +83,13 @@ def _size_and_count(container: Any, stream: Any) -> tuple[tuple[int, int], int]:
     for packet in container.demux(stream):
         count += bool(packet.size) and not packet.is_discard
         for frame in packet.decode() if size is None else ():
-            size = (frame.height, frame.width) if frame.rotation % 180 else (frame.width, frame.height)
+            size = (frame.height, frame.width) if _quarters(frame) % 2 else (frame.width, frame.height)
     return size or (0, 0), count if size else 0
+
+
+def _quarters(frame: Any) -> int:
+    """By how many quarters it is to be turned counterclockwise; what a container says may be a degree off."""
+    return round(frame.rotation / 90)
 
 
 def _decoded(container: Any, stream: Any, index: Sequence[int], size: tuple[int, int], name: str) -> list[Image.Image]:
@@ -94,7 +99,7 @@ def _decoded(container: Any, stream: Any, index: Sequence[int], size: tuple[int,
     for seen, frame in enumerate(container.decode(stream), start=1):
         if seen - 1 in wanted:
             pixels = frame.to_ndarray(format="rgb24")
-            image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)))
+            image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, _quarters(frame))))
             if image.size != size:
                 raise MediaError("media-damaged", f"{name} changes its size at frame {seen - 1}")
             found[seen - 1] = image
