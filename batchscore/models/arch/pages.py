@@ -1,0 +1,40 @@
+"""Models of texts and images that read pages: retrievers over PaliGemma and ModernBERT, and LLaVA's embedders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename, Vision
+
+
+def _inner(config: Json) -> Json:
+    """The model inside a retriever."""
+    return {**config["vlm_config"], "architectures": config["architectures"]}
+
+
+def _both_ways(config: Json) -> Json:
+    inner = _inner(config)
+    return {**inner, "text_config": {**inner["text_config"], "is_causal": False, "sliding_window": None}}
+
+
+_COLPALI = Architecture(
+    "late-interaction",
+    hub="vidore/colpali-v1.3-hf",
+    translate=_both_ways,
+    renames=(
+        Rename(r"^vlm\.(model\.)?", ("",)),
+        Rename(r"^language_model\.model\.", ("language_model.",)),
+    ),
+    unread=r"(^|\.)lm_head\.",
+    head=(Layer("embedding_proj_layer"),),
+    template="colpali",
+    special_tokens=False,
+    vision=Vision("paligemma", image="<image>"),
+)
+
+PAGES: dict[str, Entry] = {
+    "ColPaliForRetrieval": replace(
+        _COLPALI,
+        in_vllm=replace(_COLPALI, translate=_inner, head=(Layer("embedding_proj_layer", bias=False),)),
+    ),
+}
