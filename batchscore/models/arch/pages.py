@@ -31,10 +31,31 @@ _COLPALI = Architecture(
     special_tokens=False,
     vision=Vision("paligemma", image="<image>"),
 )
+_MODERNVBERT = Architecture(
+    "late-interaction",
+    hub="ModernVBERT/colmodernvbert-merged",
+    renames=(
+        Rename(r"^(vlm|model)\.", ("",)),
+        Rename(r"^vision_model\.vision_model\.", ("vision_model.",)),
+    ),
+    head=(Layer("custom_text_proj"),),
+    template="colmodernvbert",
+    vision=Vision("idefics", image="<image>"),
+)
+
+
+def _modernvbert(config: Json) -> Architecture:
+    """The layout of transformers, or with this name that of colpali-engine."""
+    if "vlm_config" not in config:
+        return _MODERNVBERT
+    return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
+
 
 PAGES: dict[str, Entry] = {
     "ColPaliForRetrieval": replace(
         _COLPALI,
         in_vllm=replace(_COLPALI, translate=_inner, head=(Layer("embedding_proj_layer", bias=False),)),
     ),
+    "ColModernVBert": _MODERNVBERT,
+    "ColModernVBertForRetrieval": _modernvbert,
 }

@@ -41,6 +41,7 @@ class MediaReader:
 
     image_token = ""  # the token of `Vision.image` that is replaced
     video_token = ""
+    before_specials = False  # media stand even before the tokens that the tokenizer puts around a text
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         assert spec.arch.vision is not None
