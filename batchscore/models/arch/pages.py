@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from batchscore.models.arch.decoders import LAST
 from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename, Vision
 
 
@@ -50,6 +51,16 @@ def _modernvbert(config: Json) -> Architecture:
         return _MODERNVBERT
     return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
 
+# any class of transformers that reads images, as its own processor writes them
+_ANY = replace(LAST, vision=Vision("generic", image="<image>"))
+_E5V = replace(_ANY, hub="royokong/e5-v", template="e5-v")
+
+
+def _llava_next(config: Json) -> Architecture:
+    """e5-v has a prompt in the words of Llama 3."""
+    is_llama = config.get("text_config", {}).get("model_type", "llama") == "llama"
+    return _E5V if is_llama else _ANY
+
 
 PAGES: dict[str, Entry] = {
     "ColPaliForRetrieval": replace(
@@ -58,4 +69,5 @@ PAGES: dict[str, Entry] = {
     ),
     "ColModernVBert": _MODERNVBERT,
     "ColModernVBertForRetrieval": _modernvbert,
+    "LlavaNextForConditionalGeneration": _llava_next,
 }

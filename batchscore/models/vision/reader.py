@@ -79,6 +79,9 @@ class MediaReader:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
 
+    def check(self, body: Any) -> None:
+        """Make sure of a body that no entry of the registry answers for; CheckpointError if it reads media otherwise."""
+
     # ---- texts with placeholders
 
     def planned(self, content: Content) -> tuple[Visual, ...]:
