@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from batchscore.models.arch.decoders import LAST
 from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename, Vision
+from batchscore.models.arch.vision import QWEN
 
 
 def _inner(config: Json) -> Json:
@@ -14,14 +15,13 @@ def _inner(config: Json) -> Json:
 
 
 def _both_ways(config: Json) -> Json:
-    inner = _inner(config)
-    return {**inner, "text_config": {**inner["text_config"], "is_causal": False, "sliding_window": None}}
+    return {**config, "text_config": {**config["text_config"], "is_causal": False, "sliding_window": None}}
 
 
 _COLPALI = Architecture(
     "late-interaction",
     hub="vidore/colpali-v1.3-hf",
-    translate=_both_ways,
+    translate=lambda config: _both_ways(_inner(config)),
     renames=(
         Rename(r"^vlm\.(model\.)?", ("",)),
         Rename(r"^language_model\.model\.", ("language_model.",)),
@@ -51,7 +51,6 @@ def _modernvbert(config: Json) -> Architecture:
         return _MODERNVBERT
     return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
 
-# any class of transformers that reads images, as its own processor writes them
 _ANY = replace(LAST, vision=Vision("generic", image="<image>"))
 _E5V = replace(_ANY, hub="royokong/e5-v", template="e5-v")
 
@@ -61,6 +60,17 @@ def _llava_next(config: Json) -> Architecture:
     is_llama = config.get("text_config", {}).get("model_type", "llama") == "llama"
     return _E5V if is_llama else _ANY
 
+
+def any_images(config: Json) -> Architecture:
+    """A class of transformers that reads images: raw texts, and images as its own processor writes them."""
+    kind = config.get("model_type", "")
+    if kind == "paligemma":
+        return _PALIGEMMA
+    return replace(LAST, vision=QWEN[kind]) if kind in QWEN else _ANY
+
+
+_CAUSAL_PALIGEMMA = replace(LAST, special_tokens=False, vision=Vision("paligemma", image="<image>"))
+_PALIGEMMA = replace(_CAUSAL_PALIGEMMA, translate=_both_ways, in_vllm=_CAUSAL_PALIGEMMA)
 
 PAGES: dict[str, Entry] = {
     "ColPaliForRetrieval": replace(
