@@ -172,7 +172,9 @@ def _sentence_transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> 
             return f"it cannot follow {source.spell(name)}"
     if checkpoint.tokenizer_folder != checkpoint.backbone_folder:
         return "it cannot follow --tokenizer"
-    if spec.chat_template and spec.sources["chat_template"].kind != "file":
+    modalities = checkpoint.sentence_config[1].get("modality_config") or {}
+    is_message = "message" in modalities and spec.sources["chat_template"].kind == "architecture"  # it has this prompt
+    if spec.chat_template and spec.sources["chat_template"].kind != "file" and not is_message:
         return f"the prompt comes from {spec.sources['chat_template']}, of which it does not know"
     if spec.score_type == "cross-encoder":
         is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
@@ -266,6 +268,8 @@ def _encoded(model: Any, spec: ModelSpec, prompts: Sequence[str | None]) -> Scor
 def _transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     if spec.marks is not None:
         return "it has no ColBERT markers"
+    if spec.arch.vision is not None and spec.score_type != "cross-encoder":
+        return "it has no prompts of models that read images"
     if not spec.include_prompt:
         return "it has no pooling without the prompt"
     if spec.arch.body or spec.config != checkpoint.config:

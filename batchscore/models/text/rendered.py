@@ -29,7 +29,7 @@ from batchscore.models.text.prompts import (
 )
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
-from batchscore.models.text.truncation import LIBRARY_LIMITS, LIBRARY_PIECES, Limits, rule_of
+from batchscore.models.text.truncation import BY_PIECES, LIBRARY_LIMITS, Limits, rule_of
 from batchscore.models.vision.reader import MediaFaultError, MediaReader, too_large
 from batchscore.types import (
     CUT_DOCUMENT,
@@ -194,8 +194,8 @@ class _Prompter:
         return self._planned[cell]
 
     def _layout(self, key: str, fills: Fills) -> list[list[str]]:
-        # whether there is a text may decide what a template writes
-        stand_ins = {stand_in: stand_in if text else "" for stand_in, text in fills.items()}
+        # beside media, whether there is a text may decide what a template writes
+        stand_ins = {stand_in: stand_in if text or not key else "" for stand_in, text in fills.items()}
         place = (key, *stand_ins.values())
         if place not in self._layouts:
             try:
@@ -338,11 +338,10 @@ class _Fitter:
         if rule is None:
             return Limits(length, length, length)
         fixed = ["".join(parts) for parts in prompt.layout if len(parts) == 1]
-        texts, others = LIBRARY_PIECES[self.spec.truncation]
-        if len(prompt.layout) - len(fixed) != texts or len(fixed) < others:
+        if self.spec.truncation in BY_PIECES and (len(prompt.layout) - len(fixed) != 2 or len(fixed) < 2):
             raise UsageError(
-                f"truncation {self.spec.truncation} is a rule for templates in which {{{{ piece }}}} divides "
-                + ("query and document" if texts > 1 else "the texts from the end"),
+                f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
+                "the document",
                 hint="pass --truncation document-first",
             )
         limits = rule(length, [len(self.tokenizer.tokenize_again([piece], ALL)[0].ids) for piece in fixed])

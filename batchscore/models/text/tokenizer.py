@@ -28,6 +28,7 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.folder import check_content, inside, vocabularies
 from batchscore.models.quiet import quiet
 from batchscore.models.text.recent import RecentTokens, Tokens
+from batchscore.models.text.siglip import siglip_tokenizer
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
@@ -393,7 +394,8 @@ def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
             f"{name}: no tokenizer can be made from {listed}: {first_line(error)}", hint=_CLASS
         ) from error
     kind = type(loaded)
-    tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
+    is_siglip = kind.__name__ == "SiglipTokenizer"
+    tokenizer: Tokenizer | None = siglip_tokenizer(loaded) if is_siglip else getattr(loaded, "backend_tokenizer", None)
     if tokenizer is None:
         raise CheckpointError(f"{name}: {kind.__name__} is a tokenizer in Python, and only those in Rust are supported")
     if not _knows_words(tokenizer):
