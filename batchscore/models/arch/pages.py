@@ -18,6 +18,11 @@ def _both_ways(config: Json) -> Json:
     return {**config, "text_config": {**config["text_config"], "is_causal": False, "sliding_window": None}}
 
 
+def _one_way(config: Json) -> Json:
+    # without a mask of padding, layers decide by this key, which PaliGemma's config would set
+    return {**config, "text_config": {**config["text_config"], "use_bidirectional_attention": False}}
+
+
 _COLPALI = Architecture(
     "late-interaction",
     hub="vidore/colpali-v1.3-hf",
@@ -51,6 +56,7 @@ def _modernvbert(config: Json) -> Architecture:
         return _MODERNVBERT
     return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
 
+
 _ANY = replace(LAST, vision=Vision("generic", image="<image>"))
 _E5V = replace(_ANY, hub="royokong/e5-v", template="e5-v")
 
@@ -69,13 +75,17 @@ def any_images(config: Json) -> Architecture:
     return replace(LAST, vision=QWEN[kind]) if kind in QWEN else _ANY
 
 
-_CAUSAL_PALIGEMMA = replace(LAST, special_tokens=False, vision=Vision("paligemma", image="<image>"))
+_CAUSAL_PALIGEMMA = replace(LAST, special_tokens=False, translate=_one_way, vision=Vision("paligemma", image="<image>"))
 _PALIGEMMA = replace(_CAUSAL_PALIGEMMA, translate=_both_ways, in_vllm=_CAUSAL_PALIGEMMA)
 
 PAGES: dict[str, Entry] = {
     "ColPaliForRetrieval": replace(
         _COLPALI,
-        in_vllm=replace(_COLPALI, translate=_inner, head=(Layer("embedding_proj_layer", bias=False),)),
+        in_vllm=replace(
+            _COLPALI,
+            translate=lambda config: _one_way(_inner(config)),
+            head=(Layer("embedding_proj_layer", bias=False),),
+        ),
     ),
     "ColModernVBert": _MODERNVBERT,
     "ColModernVBertForRetrieval": _modernvbert,
