@@ -30,9 +30,7 @@ def _siglip(config: Json) -> Json:
 
 
 _VISION = Vision("towers", image="", alone=True)
-_CLIP = Architecture(
-    hub="openai/clip-vit-base-patch32", pooling="lasttoken", vision=_VISION, translate=_clip, unread=r"position_ids$"
-)
+_CLIP = Architecture(hub="openai/clip-vit-base-patch32", pooling="lasttoken", vision=_VISION, translate=_clip)
 _IN_VLLM = Architecture(
     hub="google/siglip-base-patch16-224", pooling="lasttoken", vision=replace(_VISION, fills=True), translate=_siglip
 )

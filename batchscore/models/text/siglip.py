@@ -8,26 +8,30 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+SIGLIP = "SiglipTokenizer"  # its name
 _SPACE = "▁"
 
 
 def siglip_tokenizer(loaded: Any) -> Tokenizer:
-    """The tokens that a `SiglipTokenizer` gives, but for words behind special tokens that a text spells out.
+    """The tokens that a `SiglipTokenizer` gives, with an end token also behind one that a text spells out.
 
-    The order of the steps is that class's own: SentencePiece's space before a text comes first, so a text that begins
-    with a space has two, unless SentencePiece's table makes them alike.
+    That class puts a space before a text, then drops punctuation and makes spaces single. So a text that begins with a
+    space has two, unless SentencePiece's table takes one for the other; one that begins with punctuation has one, which
+    is written in its place, since `tokenizers` sees no beginning where it is dropped.
     """
     from transformers.convert_slow_tokenizer import SpmConverter
 
     proto = SpmConverter(loaded).proto
     tokenizer = Tokenizer(_model(proto))
     table = proto.normalizer_spec.precompiled_charsmap
+    punctuation = f"[{re.escape(string.punctuation)}]"
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(_SPACE, " "),
-            normalizers.Prepend(_SPACE),
             *([normalizers.Lowercase()] if loaded.do_lower_case else []),
-            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(rf"\A{punctuation}+"), _SPACE),
+            normalizers.Replace(Regex(punctuation), ""),
+            normalizers.Replace(Regex(r"\A\s+"), f"{_SPACE} "),
             normalizers.Replace(Regex(r"\s+"), " "),
             *([normalizers.Precompiled(table)] if table else []),
             normalizers.Replace(Regex(" {2,}"), " "),
@@ -35,7 +39,7 @@ def siglip_tokenizer(loaded: Any) -> Tokenizer:
             normalizers.Replace(" ", _SPACE),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first")
     end = str(loaded.eos_token)
     tokenizer.post_processor = processors.TemplateProcessing(
         f"$A {end}", f"$A {end} $B {end}", [(end, loaded.eos_token_id)]

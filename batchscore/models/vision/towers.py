@@ -108,6 +108,8 @@ class Body(SeeingBody):
         embeddings = self.language_model.embeddings
         if hasattr(embeddings, "position_embedding"):
             self.language_model.embeddings = _Embeddings(embeddings)
+        elif hasattr(embeddings, "token_type_ids"):
+            del embeddings.token_type_ids  # zeros for as many tokens as there are positions, made anew where it lacks
 
     @property
     def language_model(self) -> Any:
