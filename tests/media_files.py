@@ -73,10 +73,10 @@ def video(count: int = 12, *, kind: str = "mp4", size: tuple[int, int] = (64, 48
     return file.getvalue()
 
 
-def turned_video() -> bytes:
+def turned_video(whole: bytes | None = None) -> bytes:
     """An MP4 that says that it is to be turned by 90 degrees clockwise."""
     matrix = [struct.pack(">9i", *numbers) for numbers in _MATRICES]
-    whole = video()
+    whole = whole or video()
     assert whole.count(matrix[0]) == 2  # of the movie and of the track
     return matrix[1].join(whole.rsplit(matrix[0], 1))
 

@@ -34,8 +34,8 @@ _TURNS = {
 }
 # what people take for an image: the first bytes, what it is, what to do
 _OTHERS = (
-    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", "SVG", "render it to PNG"),
     (rb"\s*<(!doctype html|html|head|body)", "a web page", "was it fetched without a login?"),
+    (rb"\s*<(svg|[?!].*<svg)", "SVG", "render it to PNG"),
     (rb"%PDF", "PDF", "render its pages to PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript", "render it to PNG"),
     (rb"version https://git-lfs", "a Git LFS pointer", "run git lfs pull"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,11 +77,12 @@ class FrameList:
 def read_image(place: Place) -> bytes:
     """The bytes of an image's file; MediaError if they are too many."""
     with place.open() as file:
-        data = file.read(images.MAX_BYTES + 1)
-    if len(data) > images.MAX_BYTES:
-        message = f"{place.name} has more than {images.MAX_BYTES >> 20} MB, the most that an image may have"
-        raise MediaError("media-too-large", message, "make it smaller")
-    return data
+        size = file.seek(0, os.SEEK_END)
+        if size > images.MAX_BYTES:
+            message = f"{place.name} has {size >> 20:,} MB, more than the {images.MAX_BYTES >> 20} that are read"
+            raise MediaError("media-too-large", message, "make it smaller")
+        file.seek(0)
+        return file.read(size)
 
 
 def digest_of(*parts: bytes) -> bytes:

@@ -41,12 +41,11 @@ def _parts(media: Media) -> tuple[str | None, bytes | None]:
     """`where` and `bytes`."""
     source = media.source
     if isinstance(source, FrameList):
-        frames, joined = [], b""
-        for frame in source.images:
-            where, data = _parts(frame)
-            frames.append({"where": where, "digest": frame.digest.hex(), "size": len(data or b"")})
-            joined += data or b""
-        return json.dumps(frames), joined
+        parts = [(frame, *_parts(frame)) for frame in source.images]
+        frames = [
+            {"where": where, "digest": frame.digest.hex(), "size": len(data or b"")} for frame, where, data in parts
+        ]
+        return json.dumps(frames), b"".join(data or b"" for _, _, data in parts)
     if isinstance(source, Embeddings):
         return _EMBEDDINGS, source.data
     if isinstance(source, Pixels):

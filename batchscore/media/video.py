@@ -50,7 +50,7 @@ def look(place: Place, fps: float, max_pixels: int) -> Media:
         file.seek(0)
         with _opened(file, place.name) as (container, stream):
             check_pixels(stream.codec_context.width, stream.codec_context.height, place.name, max_pixels)
-            fps = fps or float(stream.average_rate or 0)
+            fps = fps or float(stream.average_rate or stream.guessed_rate or 0)
             size, count = _size_and_count(container, stream)
     if not count:
         raise MediaError("media-damaged", f"{place.name} has no frames")

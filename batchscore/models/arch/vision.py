@@ -86,6 +86,9 @@ _NEMOTRON = replace(
     final_norm=False,
 )
 
+# by model type: how a model that no entry names reads media
+QWEN = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3, "qwen3_vl_moe": _QWEN3}
+
 VISION: dict[str, Entry] = {
     **dict.fromkeys(("JinaVLForRanking", "JinaVLForSequenceClassification"), _JINA),
     "Qwen3VLForConditionalGeneration": _QWEN3_EMBEDDING,

@@ -330,7 +330,8 @@ class _Fitter:
         items = framed(self.tokenizer, self.spec, bodies)
         if self.media is None or not any(kept):
             return items
-        return replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        items = replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        return _media_first(items) if self.media.before_specials else items
 
     def _limits(self, prompt: _Prompt) -> Limits:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
@@ -398,6 +399,13 @@ class _Fitter:
                 start = stop
             before += len(ids)
         return [np.concatenate([np.empty(0, np.int64), *places]) for places in found]
+
+
+def _media_first(items: Items) -> Items:
+    """The tokens of media in front of all others of their sequence."""
+    sequences = np.repeat(np.arange(len(items)), items.lengths)
+    order = np.lexsort((items.columns["media"] == 0, sequences))
+    return replace(items, columns={name: column[order] for name, column in items.columns.items()})
 
 
 def framed(tokenizer: TextTokenizer, spec: ModelSpec, bodies: Sequence[Ids]) -> Items:

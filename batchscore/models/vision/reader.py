@@ -43,6 +43,7 @@ class MediaReader:
     takes_embeddings = False  # whether what a tower made of an image may stand for it
     image_token = ""  # the token of `Vision.image` that is replaced
     video_token = ""
+    before_specials = False  # media stand even before the tokens that the tokenizer puts around a text
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         assert spec.arch.vision is not None
@@ -79,6 +80,9 @@ class MediaReader:
     def positions(self, items: Items) -> NDArray[np.int64] | None:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
+
+    def check(self, body: Any) -> None:
+        """Make sure of a body that no entry of the registry answers for; CheckpointError if it reads media otherwise."""
 
     def describe(self, visual: Visual) -> dict[str, Any]:
         """JSON-able: how a medium is cut."""
