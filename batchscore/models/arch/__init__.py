@@ -9,9 +9,10 @@ from batchscore.models.arch.decoders import DECODERS, LAST, SCORE
 from batchscore.models.arch.encoder_decoders import ENCODER_DECODERS
 from batchscore.models.arch.encoders import COLBERTS, ENCODERS
 from batchscore.models.arch.entry import Architecture, Entry, Json
+from batchscore.models.arch.tiles import TILES
 from batchscore.models.arch.vision import VISION
 
-ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS, **VISION}
+ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS, **VISION, **TILES}
 
 _ENCODER = Architecture(unread=r"predictions\b|^generator_")  # the names that heads for masked words have
 _CLASSIFIER = Architecture("cross-encoder", flat=False, per_sequence="logit")

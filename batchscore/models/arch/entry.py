@@ -36,6 +36,7 @@ class Vision:
     video: str = ""  # the same for a video; none is read if empty
     vllm_video: str = ""  # where vLLM writes something else
     media_first: bool = False  # media come before texts, whatever the author's order
+    apart: bool = False  # texts beside a medium are tokenized by themselves
     alone: bool = False  # a query or document is a text or one image, not both
 
 

@@ -33,7 +33,8 @@ from batchscore.types import (
 )
 
 _TEXT_ONLY = Fault("media", "this model reads text only", "choose a model that reads images, or leave the row out")
-_BARE = Template("{{ content }}")  # for a query or document with media where texts have no template
+# for a query or document with media where texts have no template
+_BARE, _APART = Template("{{ content }}"), Template("{{ media }}{{ piece }}{{ text }}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class InputReader:
             return plain_side_work(self.tokenizer, self.spec, [str(cell) for cell in cells], side)
         if self.media is not None and self.media.vision.alone and all(isinstance(cell, Content) for cell in cells):
             return _image_work(self.media, [cell for cell in cells if isinstance(cell, Content)])
-        template = self.template or _BARE
+        template = self.template or (_APART if self.media and self.media.vision.apart else _BARE)
         if all(rendered):
             return side_template_work(self.tokenizer, self.spec, template, self.media, cells, side)
         parts = np.flatnonzero(rendered), np.flatnonzero(~np.array(rendered))
