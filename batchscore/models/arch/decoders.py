@@ -123,7 +123,15 @@ def _gemma(config: Json) -> Json:
     return {**config, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
 
-_TRANSLATIONS = {"Gemma": _gemma}
+def phi3(config: Json) -> Json:
+    """Translate a Phi-3: its first files call longrope by another name, with which transformers misses a length."""
+    rope = config.get("rope_scaling") or {}
+    if rope.get("type", rope.get("rope_type")) != "su":
+        return config
+    return {**config, "rope_scaling": {**rope, "type": "longrope", "rope_type": "longrope"}}
+
+
+_TRANSLATIONS = {"Gemma": _gemma, "Phi3": phi3}
 
 
 def _modernbert_layers(config: Json, stem: str, last: str) -> tuple[Layer, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from batchscore.models.arch.decoders import LAST, SCORE, llama_both_ways, llama_pooling
+from batchscore.models.arch.decoders import LAST, SCORE, llama_both_ways, llama_pooling, phi3
 from batchscore.models.arch.entry import Architecture, Entry, Json, Rename, Vision
 
 
@@ -41,7 +41,8 @@ def _nemotron_pairs(config: Json) -> Architecture:
 
 
 def _phi3v_config(config: Json) -> Json:
-    return {**config, "text_config": {**config, "model_type": "phi3"}}
+    parts = {name: config[name] for name in ("architectures", "model_type", "img_processor", "embd_layer")}
+    return {**parts, "text_config": {**phi3(config), "model_type": "phi3"}}
 
 
 TILES: dict[str, Entry] = {
