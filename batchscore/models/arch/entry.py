@@ -33,6 +33,7 @@ class Vision:
 
     family: str  # the module of models/vision/ with its `Reader`, of media, and its `Body`, which sees them
     image: str  # what stands for an image in a text; one token of it becomes as many as the image has parts
+    vllm_image: str = ""  # what vLLM's templates know it by, where that is something else
     video: str = ""  # the same for a video; none is read if empty
     vllm_video: str = ""  # where vLLM writes something else
     media_first: bool = False  # media come before texts, whatever the author's order

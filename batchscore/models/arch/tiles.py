@@ -24,7 +24,7 @@ def _nemotron(config: Json) -> Architecture:
         template="llama-nemotron-embed-vl",
         query_prompt=settings.get("query_prefix", "query:") + " ",
         document_prompt=settings.get("passage_prefix", "passage:") + " ",
-        vision=Vision("nemotron", image="<img><IMG_CONTEXT></img>", media_first=True),
+        vision=Vision("nemotron", image="<img><IMG_CONTEXT></img>", vllm_image="<image>", media_first=True),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.arch.entry import Json, Layer
+from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import Value, check_widths, follow, is_multi_vector, module_kinds

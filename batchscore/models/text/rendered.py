@@ -190,6 +190,7 @@ class _Prompter:
         visuals = tuple(visual for stand_in in order for visual in by_stand_in[stand_in])
         assert self.media is not None
         extra = sum(len(self.media.expansion(visual)) - 1 for visual in visuals)
+        pieces = [self.media.spelled(piece, len(visuals)) for piece in pieces]
         return _Prompt(fills, pieces, layout, visuals, extra)
 
     def _visuals(self, cell: Cell) -> tuple[Visual, ...]:

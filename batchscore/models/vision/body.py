@@ -15,7 +15,8 @@ Seen = tuple[Tensor, ...]  # of one medium: [tokens, dim] for its tokens, then t
 def in_squares(states: Tensor, side: int) -> Tensor:
     """[n, rows, columns, side * side * dim] of [n, patches, dim]: the patches of a square one after the other."""
     rows = math.isqrt(states.shape[1]) // side
-    return states.unflatten(1, (rows, side, rows, side)).transpose(2, 3).flatten(3)
+    squares: Tensor = states.unflatten(1, (rows, side, rows, side)).transpose(2, 3).flatten(3)
+    return squares
 
 
 class SeeingBody(nn.Module):

@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
-from transformers import SiglipVisionModel
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec

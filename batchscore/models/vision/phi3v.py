@@ -101,10 +101,10 @@ class Phi3V(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, _: None, *, config: Any, state_dict: Mapping[str, Tensor], **options: Any) -> Any:
+    def from_pretrained(cls, *args: Any, config: Any, state_dict: Mapping[str, Tensor], **options: Any) -> Any:
         """As of transformers' classes; the tower's sizes are those of its tensors, since no file says them."""
         config.vision_config = _tower_sizes(state_dict)
-        return super().from_pretrained(None, config=config, state_dict=state_dict, **options)
+        return super().from_pretrained(*args, config=config, state_dict=state_dict, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token vectors."""

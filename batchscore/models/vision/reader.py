@@ -111,8 +111,14 @@ class MediaReader:
     def placeholder(self, media: Media) -> str:
         """What stands for a medium in a text."""
         if media.kind == "image":
-            return self.vision.image
+            return self.vision.vllm_image or self.vision.image if self.spec.reads_like_vllm else self.vision.image
         return self.vision.vllm_video or self.vision.video if self.spec.reads_like_vllm else self.vision.video
+
+    def spelled(self, piece: str, images: int) -> str:
+        """A piece of a prompt, in which the model's own placeholders stand where a template of vLLM's has others."""
+        if not (self.vision.vllm_image and self.spec.reads_like_vllm):
+            return piece
+        return piece.replace(self.vision.vllm_image, self.vision.image, images)
 
     def media_text(self, content: Content) -> str:
         """The placeholders alone."""
