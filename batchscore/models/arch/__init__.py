@@ -10,12 +10,19 @@ from batchscore.models.arch.encoder_decoders import ENCODER_DECODERS
 from batchscore.models.arch.encoders import COLBERTS, ENCODERS
 from batchscore.models.arch.entry import Architecture, Entry, Json
 from batchscore.models.arch.pages import PAGES, any_images
+from batchscore.models.arch.tiles import TILES
 from batchscore.models.arch.towers import TOWERS
 from batchscore.models.arch.vision import VISION
 
 ARCHITECTURES: dict[str, Entry] = {
-    **{**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS},
-    **{**VISION, **PAGES, **TOWERS},
+    **ENCODERS,
+    **COLBERTS,
+    **ENCODER_DECODERS,
+    **DECODERS,
+    **VISION,
+    **PAGES,
+    **TILES,
+    **TOWERS,
 }
 
 _ENCODER = Architecture(unread=r"predictions\b|^generator_")  # the names that heads for masked words have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 Seen = tuple[Tensor, ...]  # of one medium: [tokens, dim] for its tokens, then the same for layers that take more
+
+
+def in_squares(states: Tensor, side: int) -> Tensor:
+    """[n, rows, columns, side * side * dim] of [n, patches, dim]: the patches of a square one after the other."""
+    rows = math.isqrt(states.shape[1]) // side
+    squares: Tensor = states.unflatten(1, (rows, side, rows, side)).transpose(2, 3).flatten(3)
+    return squares
 
 
 class SeeingBody(nn.Module):

@@ -135,7 +135,7 @@ def _processor(checkpoint: Checkpoint, spec: ModelSpec, native: Any) -> Any:
     known = set(signature(kind.__init__).parameters)
     saved = checkpoint.read_backbone_json("processor_config.json")
     settings = {name: value for name, value in saved.items() if name in known and not isinstance(value, dict)}
-    parts = {name: None for name in kind.get_attributes()}
+    parts = dict.fromkeys(kind.get_attributes())
     parts["image_processor"] = image_processor(checkpoint, spec)
     unchecked = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda self, name, part: None})
     try:
