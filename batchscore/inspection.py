@@ -1,11 +1,12 @@
 """Find out what a model would do, without its weights.
 
-It shows the spec and the source of each field, the tokens of a sample pair, the tensors that would be read, and the
-errors that a run would meet.
+It shows the spec and the source of each field, the tokens of a sample pair and of an image, the tensors that would be
+read, and the errors that a run would meet.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,15 +14,19 @@ from typing import Any, cast
 import numpy as np
 
 from batchscore.errors import BatchscoreError, InputError
+from batchscore.media.faults import MediaError
+from batchscore.media.find import MediaFinder
+from batchscore.media.policy import MediaPolicy
 from batchscore.models.arch import ARCHITECTURES, supported
 from batchscore.models.arch.entry import Architecture
 from batchscore.models.heads import value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.open import open_model
 from batchscore.models.text.sides import InputReader
+from batchscore.models.vision.reader import MediaReader
 from batchscore.models.weights import UncheckedError
 from batchscore.runners.build import input_reader, runner_kind
-from batchscore.types import Cells, Pairs
+from batchscore.types import Cells, Content, Pairs
 
 
 @dataclass
@@ -39,7 +44,13 @@ class Inspection:
 
 
 def inspect_model(
-    model: str, options: Mapping[str, Any], *, query: str, document: str, trust_remote_code: bool = False
+    model: str,
+    options: Mapping[str, Any],
+    *,
+    query: str,
+    document: str,
+    image: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Inspection:
     """Open a model as a run would, but load zeros instead of its weights.
 
@@ -47,6 +58,7 @@ def inspect_model(
         model: folder or hub id.
         options: as Scorer takes them, config, revision and tokenizer among them.
         query, document: the sample pair.
+        image: file of a document's image; None: a page is made up, if the model reads images.
         trust_remote_code: as Scorer takes it.
     """
     inspection = Inspection(model)
@@ -76,14 +88,49 @@ def inspect_model(
         inspection.findings |= _sample(reader, loaded, pairs)
     except BatchscoreError as error:
         inspection.problems.append(error)
+    if reader.media is not None:
+        try:
+            inspection.findings["media"] = _image_sample(reader, reader.media, query, image)
+        except BatchscoreError as error:
+            inspection.problems.append(error)
     return inspection
+
+
+_PAGE = (850, 1100)  # pixels: a letter at 100 dots an inch
+
+
+def _image_sample(reader: InputReader, media: MediaReader, query: str, image: str | None) -> dict[str, Any]:
+    """How the model reads an image, as a document by itself or beside the query."""
+    finder = MediaFinder(MediaPolicy(root=os.path.dirname(os.path.abspath(image)) if image else None))
+    try:
+        found = finder.image(os.path.abspath(image) if image else np.full((*_PAGE[::-1], 3), 255, np.uint8))
+    except MediaError as error:
+        raise InputError(f"{image}: {error.fault.message}", hint=error.fault.hint) from error
+    cell = Content((found,))
+    if reader.spec.score_type == "cross-encoder":
+        work = reader.pair_work(Pairs(Cells.of([query]), Cells.of([cell])))
+    else:
+        work = reader.side_work([cell], "document")
+    for fault in work.faults.values():
+        raise InputError(f"the sample image: {fault.message}", hint=fault.hint)
+    (visual,) = media.planned(cell)
+    return {
+        "image": image or "a blank page",
+        "size": [found.width, found.height],
+        **media.describe(visual),
+        "placeholder": media.placeholder(found),
+        "sequence": len(work.items.ids),
+        "tokens_around": reader.tokenizer.describe(work.items.ids[work.items.filled("media") == 0].tolist()),
+        "backend": reader.spec.image_backend,
+        "frames": media.sampling,
+    }
 
 
 def _sample(reader: InputReader, loaded: LoadedModel | None, pairs: Pairs) -> dict[str, Any]:
     """The prompt and the token ids the model would read for a pair."""
     # `sequences` needs no weights; `tokenize` also checks that the model has a vector for each token
-    spec, tokenizer, template = reader.spec, reader.tokenizer, reader.template
-    engine = runner_kind(spec)(spec, reader, cast("LoadedModel", loaded), "cpu", None)
+    spec, tokenizer = reader.spec, reader.tokenizer
+    engine = runner_kind(spec)(reader, cast("LoadedModel", loaded), "cpu", None)
     work = engine.sequences(pairs) if loaded is None else engine.tokenize(pairs)
     for fault in work.faults.values():
         raise InputError(f"the sample pair: {fault.message}", hint=fault.hint)
@@ -97,13 +144,29 @@ def _sample(reader: InputReader, loaded: LoadedModel | None, pairs: Pairs) -> di
         if "keep" in item.columns:
             sequence["counted"] = item.columns["keep"].tolist()
         sequences.append(sequence)
-    query = f"{spec.query_prompt}{pairs.queries.values[0]}"
-    document = f"{spec.document_prompt}{pairs.documents.values[0]}"
-    prompt = {"query": query, "document": document}
-    if template is not None and spec.score_type == "cross-encoder":
-        pieces = template.render_list(query, [document]) if spec.listwise else template.render(query, document)
-        prompt = {"pair": "".join(pieces)}
-    return {"prompt": prompt, "sample": sequences}
+    return {"prompt": _prompts(reader, pairs), "sample": sequences}
+
+
+def _prompts(reader: InputReader, pairs: Pairs) -> dict[str, str]:
+    """The texts that are tokenized, by side, or of the pair."""
+    spec, template = reader.spec, reader.template
+    texts = {side: str(cells.values[0]) for side, cells in pairs.sides.items()}
+    prompts = {"query": spec.query_prompt, "document": spec.document_prompt}
+    if template is not None and spec.score_type != "cross-encoder":
+        instruct = template.reads_instruction
+        return {
+            side: "".join(
+                template.render_side(side, text, text, "", prompts[side])
+                if instruct
+                else template.render_side(side, prompts[side] + text, prompts[side] + text, "", "")
+            )
+            for side, text in texts.items()
+        }
+    query, document = (prompts[side] + text for side, text in texts.items())
+    if template is None:
+        return {"query": query, "document": document}
+    pieces = template.render_list(query, [document]) if spec.listwise else template.render(query, document)
+    return {"pair": "".join(pieces)}
 
 
 def architecture_table() -> list[dict[str, str]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from typing_extensions import Unpack
 
 from batchscore.engine.batcher import Batcher
@@ -14,11 +17,29 @@ from batchscore.engine.cache import EncodingCache, keys_of
 from batchscore.engine.ranking import rank_rows
 from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
+from batchscore.media.content import read_cell
+from batchscore.media.faults import MediaError
+from batchscore.media.find import MediaFinder
+from batchscore.media.policy import MediaPolicy
 from batchscore.runners.build import vector_width
-from batchscore.types import SIDES, Cells, Encodings, Faults, Outcome, Pairs, Side, row_faults
+from batchscore.types import (
+    SIDES,
+    Cell,
+    Cells,
+    Content,
+    Encodings,
+    Faults,
+    Outcome,
+    Pairs,
+    Side,
+    cell_bytes,
+    row_faults,
+)
 
 __all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up", "vector_width"]
 
+Input = Any  # a query or document: a string, or what `Scorer.score` says
+_FORMS = 'a text is a string; with media it is {"content": [parts]}, {"text": ..., "image": ...}, or a PIL image'
 _LARGE_OUTPUTS = 1024  # held together, of 30,000 numbers or more each
 
 
@@ -28,7 +49,7 @@ class Ranked:
 
     index: int  # position in the documents passed in, from 0
     relevance_score: float
-    document: str
+    document: Cell
 
 
 class Scorer:
@@ -38,6 +59,10 @@ class Scorer:
         model: a checkpoint folder or a hub id, or what `set_up` made of it and the options.
         cache_mb: memory for vectors of texts and logits of pairs that come back in a later window or call; 0 keeps
             none. They need no tokenizer then, either. Late interaction keeps none.
+        media_root: folder below which images and videos that are named by a path must lie, and at which relative paths
+            begin; None: the working directory.
+        allow_remote_media: fetch images and videos that http and https URLs name.
+        allowed_media_domains: fetch them from these hosts only.
         score_type: "auto" decides from the checkpoint's files.
         dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -47,21 +72,34 @@ class Scorer:
         revision: of a hub id.
         tokenizer: a folder or hub id with another tokenizer than the model's.
         trust_remote_code: run Python files of the checkpoint.
+        media_mb: memory for pixels that wait for the model, and again for what it saw in images that come back.
         padded: run padded batches through transformers' own attention, to compare.
         options: what the model reads and how its score is made; None takes the checkpoint's own. These are
             max_length (or max_model_len), truncation, truncation_side, truncate_prompt_tokens, max_tokens_per_query,
             max_tokens_per_doc, chat_template, instruction, query_prompt, document_prompt, query_prompt_name,
             document_prompt_name, no_prompts, query_length, document_length, hf_overrides, pooler_config, convert,
-            use_activation, dimensions, similarity, task and compat.
+            use_activation, dimensions, similarity, task, compat, image_backend, mm_processor_kwargs, max_pixels and
+            limit_mm_per_prompt.
 
     Raises:
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
 
     @naming_keywords()
-    def __init__(self, model: str | Setup, *, cache_mb: int = 256, **options: Unpack[ScorerOptions]) -> None:
+    def __init__(
+        self,
+        model: str | Setup,
+        *,
+        cache_mb: int = 256,
+        media_root: str | None = None,
+        allow_remote_media: bool = False,
+        allowed_media_domains: Sequence[str] = (),
+        **options: Unpack[ScorerOptions],
+    ) -> None:
         if cache_mb < 0:
             raise UsageError(f"cache_mb {cache_mb} is less than 0")
+        policy = MediaPolicy(media_root or ".", allow_remote_media, tuple(allowed_media_domains))
+        self._finder = MediaFinder(policy)
         self.setup = model if isinstance(model, Setup) else set_up(model, **options)
         self.checkpoint, self.spec = self.setup.checkpoint, self.setup.spec
         self.placement, self.budget = self.setup.placement, self.setup.budget
@@ -69,33 +107,36 @@ class Scorer:
         self._cache = EncodingCache(cache_mb * 2**20)
 
     @naming_keywords()
-    def score(self, queries: str | Sequence[str], documents: str | Sequence[str]) -> NDArray[np.float32]:
+    def score(self, queries: Input | Iterable[Input], documents: Input | Iterable[Input]) -> NDArray[np.float32]:
         """Score 1:1, 1:N or N:N queries and documents.
+
+        Each is a string, or has media: `{"content": [parts]}` with the parts of the scoring API, `{"text": ...,
+        "image": ..., "video": ...}`, a list of parts (inside a list), or a PIL image. A string is always a text.
 
         Returns:
             float32 [N], in the documents' order.
 
         Raises:
-            UsageError: other shapes, an empty list, something that is not a string.
-            InputError: a pair that the model cannot read; the message says which.
+            UsageError: other shapes, an empty list, something that is neither.
+            InputError: an image or a pair that cannot be read; the message says which.
             RuntimeFailureError: a pair whose score is not a number, or that no memory is large enough for.
         """
-        pairs = _pair_up(_as_texts(queries, "queries"), _as_texts(documents, "documents"))
+        pairs = _pair_up(self._cells(queries, "queries"), self._cells(documents, "documents"))
         return self.batcher.activate(self._raw_scores(pairs))[:, 0]
 
     @naming_keywords()
-    def rerank(self, query: str, documents: Sequence[str], top_n: int = 0) -> list[Ranked]:
+    def rerank(self, query: Input, documents: Iterable[Input], top_n: int = 0) -> list[Ranked]:
         """Documents by descending score, equal scores in the order given; at most `top_n` of them, 0 for all.
 
         Raises:
-            UsageError: the query is not a string, the list is empty, top_n is negative.
+            UsageError: there is not one query, the list is empty, top_n is negative.
             InputError, RuntimeFailureError: as `score`.
         """
-        if not isinstance(query, str):
+        if not _is_one(query):
             raise UsageError(f"rerank takes one query as a string, not {type(query).__name__}")
         if top_n < 0:
             raise UsageError(f"top_n {top_n} is negative; 0 keeps all documents")
-        pairs = _pair_up(_as_texts(query, "query"), _as_texts(documents, "documents"))
+        pairs = _pair_up(self._cells(query, "query"), self._cells(documents, "documents"))
         raw = self._raw_scores(pairs)
         score = self.batcher.activate(raw)[:, 0]
         rows, _ = rank_rows(np.zeros(len(pairs), np.int32), np.arange(len(pairs)), raw[:, 0], top_n)
@@ -104,12 +145,12 @@ class Scorer:
 
     @naming_keywords()
     def encode(
-        self, texts: str | Sequence[str], side: Side = "document"
+        self, texts: Input | Iterable[Input], side: Side = "document"
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Encode texts by themselves: what scores are made of, with the prompt and the limits of their side.
 
         Args:
-            texts: one or several; equal ones are encoded once.
+            texts: one or several, or what `score` takes in their place; equal ones are encoded once.
             side: "query" or "document".
 
         Returns:
@@ -123,7 +164,7 @@ class Scorer:
         """
         if side not in SIDES:
             raise UsageError(f"side {side!r} is unknown; choices: {', '.join(SIDES)}")
-        listed = Cells.of(_as_texts(texts, "texts"))
+        listed = Cells.of(self._cells(texts, "texts"))
         parts: list[Encodings] = []
         for start in range(0, len(listed.values), self.budget.window_rows):
             parts.append(self._encoded(listed.values[start : start + self.budget.window_rows], side))
@@ -132,6 +173,34 @@ class Scorer:
         encodings = Encodings.concat(parts).take(listed.codes)
         vectors = encodings.float32
         return vectors if self.spec.score_type == "bi-encoder" else np.split(vectors, encodings.offsets[1:-1])
+
+    def _cells(self, values: Input | Iterable[Input], name: str) -> list[Cell]:
+        """What a caller passed as `name`; UsageError as `score`."""
+        if not (_is_one(values) or isinstance(values, Iterable)):
+            raise UsageError(f"{name} is {type(values).__name__}, not a string or a list of strings")
+        listed = [values] if _is_one(values) else list(values)
+        if not listed:
+            raise UsageError(f"{name} is empty; at least one text must be given")
+        cells = []
+        for position, value in enumerate(listed):
+            cells.append(value if isinstance(value, str) else self._cell(value, f"{name}[{position}]"))
+            try:
+                cell_bytes(cells[-1])
+            except UnicodeEncodeError as error:
+                raise UsageError(
+                    f"{name}[{position}] has half of a surrogate pair at character {error.start}, which is not text"
+                ) from error
+        return cells
+
+    def _cell(self, value: Any, name: str) -> Cell:
+        """What is no string."""
+        if value is None or isinstance(value, bool | int | float | bytes | PathLike):
+            raise UsageError(f"{name} is {type(value).__name__}, not a string", hint=_FORMS)
+        try:
+            return read_cell(value, self._finder)
+        except MediaError as error:
+            kind = InputError if error.fault.code.startswith("media-") else UsageError
+            raise kind(f"{name} {error.fault.message}", hint=error.fault.hint) from error
 
     def _raw_scores(self, pairs: Pairs) -> NDArray[np.float32]:
         """float32 [pairs, k], a window at a time; a listwise model reads all documents of a query together."""
@@ -153,7 +222,7 @@ class Scorer:
         documents = self._encoded(pairs.documents.values, "document")
         return self.batcher.compare(queries, documents, pairs.queries.codes, pairs.documents.codes)
 
-    def _encoded(self, texts: Sequence[str], side: Side) -> Encodings:
+    def _encoded(self, texts: Sequence[Cell], side: Side) -> Encodings:
         """The encodings of distinct texts."""
 
         def make(places: NDArray[np.int64]) -> Encodings:
@@ -198,25 +267,14 @@ def _raise_first(place: str, faults: Faults) -> None:
         raise error(f"{place.format(number)}: {fault.message}", hint=fault.hint)
 
 
-def _as_texts(texts: str | Sequence[str], name: str) -> list[str]:
-    if not isinstance(texts, Iterable):
-        raise UsageError(f"{name} is {type(texts).__name__}, not a string or a list of strings")
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    if not listed:
-        raise UsageError(f"{name} is empty; at least one text must be given")
-    for position, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise UsageError(f"{name}[{position}] is {type(text).__name__}, not a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"{name}[{position}] has half of a surrogate pair at character {error.start}, which is not text"
-            ) from error
-    return listed
+def _is_one(value: Any) -> bool:
+    """Whether something is one query or document, and not several."""
+    if isinstance(value, np.ndarray):
+        return value.dtype == np.uint8 and value.ndim in (2, 3)
+    return isinstance(value, str | Mapping | Content | Image)
 
 
-def _pair_up(queries: list[str], documents: list[str]) -> Pairs:
+def _pair_up(queries: list[Cell], documents: list[Cell]) -> Pairs:
     if len(queries) not in {1, len(documents)}:
         raise UsageError(
             f"{len(queries)} queries and {len(documents)} documents; lengths must be 1:1, 1:N or N:N",

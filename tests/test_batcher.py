@@ -64,9 +64,9 @@ def test_batches_are_made_ahead_but_only_so_many(
         collate, forward = kind.collate, kind.forward
         waiting, most, threads = [0], [0], set[str]()
 
-        def collated(runner: Any, items: Items, index: Any, *, is_query: bool) -> Any:
+        def collated(runner: Any, items: Items, index: Any, **options: bool) -> Any:
             threads.add(current_thread().name.rpartition("_")[0])
-            batch = collate(runner, items, index, is_query=is_query)
+            batch = collate(runner, items, index, **options)
             with lock:
                 waiting[0] += 1
                 most[0] = max(most[0], waiting[0])

@@ -32,7 +32,9 @@ from batchscore.jobs.shards import Shard
 from batchscore.jobs.status import job_status
 from batchscore.jobs.workers import processes
 from batchscore.jobs.workers.job import WorkerJob
+from batchscore.media.policy import MediaPolicy
 from batchscore.stop import Stop
+from batchscore.types import Cell
 from forks import forking
 from threads import one_thread
 
@@ -294,11 +296,11 @@ class DeadlyJob(WorkerJob):
         assert pipeline.blocks is not None
         texts = pipeline.blocks.texts
 
-        def deadly(block: Block) -> list[str]:
+        def deadly(block: Block, media: MediaPolicy) -> list[Cell]:
             if block.index == 3 and (Path("always").exists() or not Path("died").exists()):
                 Path("died").touch()
                 os._exit(9)
-            return texts(block)
+            return texts(block, media)
 
         pipeline.blocks.texts = deadly  # type: ignore[method-assign]
         return pipeline

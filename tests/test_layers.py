@@ -17,13 +17,14 @@ ALLOWED = {
     "errors": set(),
     "resources": {"errors"},
     "stop": BASE,
-    "models": BASE,
-    "runners": BASE | {"models"},
+    "media": {"types", "errors"},
+    "models": BASE | {"media"},
+    "runners": BASE | {"media", "models"},
     "engine": BASE | {"models", "runners", "stop"},
-    "scorer": BASE | {"engine", "models", "runners", "stop"},
-    "io": BASE,
-    "jobs": BASE | {"engine", "io", "models", "runners", "scorer", "stop"},
-    "inspection": BASE | {"models", "runners"},
+    "scorer": BASE | {"engine", "media", "models", "runners", "stop"},
+    "io": BASE | {"media"},
+    "jobs": BASE | {"engine", "io", "media", "models", "runners", "scorer", "stop"},
+    "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
     "": {"jobs", "scorer"},  # batchscore/__init__.py
@@ -35,6 +36,7 @@ HEAVY = {
     "sentence_transformers": {"models"},
     "pyarrow": {"io", "jobs"},
     "datasets": {"io"},
+    "av": {"media"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

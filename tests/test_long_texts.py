@@ -19,8 +19,8 @@ from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
 from batchscore.models.text import rendered
 from batchscore.models.text import tokenizer as tokenizer_module
-from batchscore.models.text.prompts import pair_work, shortened, text_work
-from batchscore.models.text.rendered import list_work, template_work
+from batchscore.models.text.prompts import pair_work
+from batchscore.models.text.sides import InputReader
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import _EDGE, TextTokenizer
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Cells, Pairs, Work
@@ -150,10 +150,9 @@ def laid_out(
     counting = tokenizer._tokenizer = Counting(own)  # type: ignore[assignment]
 
     def lay(pairs: Pairs) -> Work:
-        shorter, _ = shortened(tokenizer, spec, pairs)
-        if template:
-            return (list_work if spec.listwise else template_work)(tokenizer, spec, Template(template), shorter)
-        return (pair_work if spec.score_type == "cross-encoder" else text_work)(tokenizer, spec, shorter)
+        reader = InputReader(spec, tokenizer, Template(template) if template else None, None)
+        shorter, _ = reader.shortened(pairs)
+        return (reader.pair_work if spec.score_type == "cross-encoder" else reader.text_work)(shorter)
 
     return tokenizer, counting, lay
 

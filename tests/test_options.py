@@ -21,7 +21,7 @@ from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.open import ModelOptions, open_model
 from batchscore.models.resolve.options import RULES, merged, read_values, taken_apart, user_options
 from batchscore.models.spec import ModelSpec, Source
-from batchscore.models.text.prompts import shortened
+from batchscore.models.text.sides import InputReader
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.scorer import ScorerOptions, set_up
 from batchscore.types import CUT_NAMES, Cells, Pairs
@@ -93,7 +93,7 @@ def test_what_is_no_length_is_refused(given: Any) -> None:
         (
             "truncation",
             "prompt-end",  # a prompt without its end means nothing
-            "must be one of document-first, longest-first, flag-embedding, mxbai-rerank, error",
+            "must be one of document-first, longest-first, flag-embedding, mxbai-rerank, qwen3-vl, error",
         ),
         ("truncation_side", "middle", "must be one of left, right"),
         ("use_activation", 1, "must be true or false"),
@@ -438,7 +438,7 @@ def test_a_key_of_pooler_config_that_scores_nothing_is_refused(
             {"instruction": "x"},
             "--instruction 'x': this model's query prompt has no place for an instruct",
         ),
-        ("bert_mean", {"chat_template": "basic"}, "--chat-template 'basic': a bi-encoder has none"),
+        ("bert_mean", {"chat_template": "basic"}, "--chat-template 'basic': a bi-encoder of texts has none"),
         ("bert_mean", {"pooler_config": {"logit_mean": 1}}, "--pooler-config 1: a bi-encoder has none"),
         ("bert_mean", {"use_activation": False}, "--use-activation False: a cosine does not depend on it"),
         ("bert_mean", {"use_activation": True}, "--use-activation True: a cosine does not depend on it"),
@@ -560,7 +560,7 @@ def test_texts_are_cut_to_their_own_limits_before_anything_else(
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=False)
     rows = Pairs(Cells.of(["cat", "the cat, dog"]), Cells.of(["", "a small old bird"]))
 
-    shorter, bits = shortened(tokenizer, spec, rows)
+    shorter, bits = InputReader(spec, tokenizer, None, None).shortened(rows)
 
     assert (list(shorter.queries.values), list(shorter.documents.values)) == (["cat", kept[0]], ["", kept[1]])
     assert [CUT_NAMES[bit] for bit in bits] == ["none", cut]

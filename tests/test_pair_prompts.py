@@ -20,7 +20,7 @@ def tokens(model: str, **options: Any) -> tuple[list[str], int]:
     """(the tokens of PAIR, its cut bits)."""
     with Scorer(model, dtype="float32", **options) as scorer:
         work = scorer.batcher.tokenize(PAIR)
-        return scorer.batcher._runner.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
+        return scorer.batcher._runner.reader.tokenizer.describe(work.items.ids.tolist()), int(work.cut[0])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("max_length", range(6, 30))

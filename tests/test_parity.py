@@ -1,7 +1,8 @@
 """Scores of the reference libraries, stored beside tiny checkpoints of each architecture in a folder of fixtures.
 
 The folder is no part of the repository; the environment variable BATCHSCORE_PARITY names it. A row is a checkpoint
-with what official libraries, sentence-transformers and vLLM make of its texts; rows that need images are left out.
+with what official libraries, sentence-transformers and vLLM make of its texts; test_parity_media.py has the rows
+that read images.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def scorer() -> Iterator[Scorers]:
 
 
 def checkpoint(family: str, row: str) -> str:
-    return str(Path(os.environ["BATCHSCORE_PARITY"], family, "ckpt", row))
+    return str(Path(os.environ["BATCHSCORE_PARITY"], family, "ckpt", row.removesuffix("_video")))
 
 
 @cache

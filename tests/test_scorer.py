@@ -78,7 +78,7 @@ def test_one_pair_one_to_many_and_many_to_many_give_a_score_for_each_document(sc
         (["a", None], ["c", "d"], r"queries\[1\] is NoneType, not a string"),
         ("a", ["c", "d", 3], r"documents\[2\] is int, not a string"),
         ("a", [b"c"], r"documents\[0\] is bytes, not a string"),
-        ("a", ["c", ["d"]], r"documents\[1\] is list, not a string"),
+        ("a", ["c", ["d"]], r"documents\[1\] is a list of strings, not text"),
         ("a", ["c", "d \udc80"], r"documents\[1\] has half of a surrogate pair at character 2"),
         ("\ud83d", "c", r"queries\[0\] has half of a surrogate pair at character 0"),
     ],

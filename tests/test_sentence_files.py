@@ -22,7 +22,7 @@ from batchscore.models.resolve import resolve
 from batchscore.models.resolve.chain import module_kinds
 from batchscore.models.resolve.options import user_options
 from batchscore.models.spec import Marks, ModelSpec
-from batchscore.models.text.prompts import text_work
+from batchscore.models.text.sides import InputReader
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.runners.build import input_reader
 from batchscore.types import CUT_NAMES, Cells, Items, Pairs, Work
@@ -391,7 +391,7 @@ def test_a_multi_vector_head_beside_the_weights_reads_every_token_but_the_first(
     assert (spec.drop_first, spec.similarity, len(spec.modules)) == (True, "meanmaxsim", 1)
     assert not spec_of(checkpoint).drop_first
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=True)
-    work = text_work(tokenizer, spec, Pairs(Cells.of(["cat dog"]), Cells.of(["bird"])))
+    work = InputReader(spec, tokenizer, None, None).text_work(Pairs(Cells.of(["cat dog"]), Cells.of(["bird"])))
     assert flags(work.items, "keep") == [[0, 1, 1, 1], [0, 1, 1]]
     assert spec_of(checkpoint, score_type="late-interaction", compat="vllm").similarity == "maxsim"
     with Scorer(str(checkpoint.folder), score_type="late-interaction", dtype="float32") as scorer:
@@ -447,7 +447,7 @@ def test_a_side_may_have_a_length_of_its_own(edit: Edit) -> None:
         (
             "llama_model",
             {SENTENCE: {"modality_config": {"message": {"method": "forward", "method_output_name": "logits"}}}},
-            "its texts go through its chat template, which only rerankers support",
+            "its texts go through its chat template, which only rerankers and models of images support",
         ),
         ("bert_splade", {SAVED: {"max_active_dims": 8}}, "max_active_dims is not supported"),
     ],
@@ -508,7 +508,7 @@ def marked(edit: Edit, changed: dict[str, Any], queries: Sequence[str], document
     checkpoint = edit("bert_plain", {SAVED: MARKED | changed})
     spec = spec_of(checkpoint, score_type="late-interaction")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, restore_specials=spec.restore_specials)
-    return text_work(tokenizer, spec, Pairs(Cells.of(queries), Cells.of(documents)))
+    return InputReader(spec, tokenizer, None, None).text_work(Pairs(Cells.of(queries), Cells.of(documents)))
 
 
 def words(tiny: Tiny, items: Items) -> list[str]:

@@ -20,11 +20,14 @@ from batchscore.models.resolve.options import user_options
 from batchscore.models.text.templates import Template, find_template, uses
 from batchscore.resources import shipped_files
 from batchscore.runners.build import input_reader
+from batchscore.types import SIDES, Side
 
 Tiny = Callable[[str], str]
 
 SHIPPED = shipped_files("templates")
-OF_PAIRS = sorted(set(SHIPPED) - {"jina-reranker-v3"})
+ONE_SIDE = {"role", "content", "media"}  # what templates read that make a prompt of one side
+OF_SIDES = sorted(name for name, file in SHIPPED.items() if any(uses(file.read_text(), name) for name in ONE_SIDE))
+OF_PAIRS = sorted(set(SHIPPED) - {"jina-reranker-v3", *OF_SIDES})
 BY_ROLE = '{{ (messages | selectattr("role", "eq", "%s") | first).content }}'
 BOTH = f"{BY_ROLE % 'query'}|{BY_ROLE % 'document'}"
 
@@ -397,7 +400,54 @@ def test_a_shipped_template_writes_each_text_once_and_as_it_is(name: str) -> Non
     assert [prompt.count(text) for text in ("<Σ query {{ x }}", "the\n\ndocument  ")] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["qwen3-reranker", "mxbai-rerank-v2", "zerank-2"])
+@pytest.mark.parametrize("role", SIDES)
+@pytest.mark.parametrize("name", OF_SIDES)
+def test_a_shipped_template_of_a_side_writes_its_text_once_and_its_image_once(name: str, role: Side) -> None:
+    template = Template(find_template(name, exact=True))
+    [of_text] = template.render_side(role, "<Σ {{ x }}", "<Σ {{ x }}", "", "")
+    [of_both] = template.render_side(role, "[IMG]<Σ {{ x }}", "<Σ {{ x }}", "[IMG]", "")
+
+    assert of_text.count("<Σ {{ x }}") == of_both.count("<Σ {{ x }}") == of_both.count("[IMG]") == 1
+
+
+AUGMENTED = "<|endoftext|>" * 10
+PAGE = "<|im_start|>user\n[IMG]Describe the image."
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "document", "image"),
+    [
+        ("colqwen2", "q" + AUGMENTED, "d", PAGE + "<|im_end|><|endoftext|>"),
+        ("colqwen2-hf", "Query: q" + AUGMENTED + "\n", "d", PAGE + "<|im_end|><|endoftext|>"),
+        ("colqwen3", "q" + AUGMENTED, "d" + AUGMENTED, PAGE + "<|im_end|><|endoftext|>"),
+        ("ops-colqwen3", "Query: q" + AUGMENTED, "d", PAGE + "<|im_end|><|im_start|>assistant\n<|endoftext|>"),
+        (
+            "nemotron-colembed",
+            "<|im_start|>user\nQuery: query: q<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>user\npassage: d<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>user\n[IMG]passage: <|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "qwen3-vl-embedding",
+            "<|im_start|>system\nFind it.<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\nd<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            "<|im_start|>system\nRepresent the user's input.<|im_end|>\n<|im_start|>user\n[IMG]<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_a_shipped_template_of_a_side_makes_the_prompt_of_the_models_own_library(
+    name: str, query: str, document: str, image: str
+) -> None:
+    template = Template(find_template(name, exact=True))
+
+    assert template.render_side("query", "q", "q", "", "Find it") == [query]  # where it has a place for an instruction
+    assert template.render_side("document", "d", "d", "", "") == [document]
+    assert template.render_side("document", "[IMG]", "", "[IMG]", "") == [image]
+
+
+@pytest.mark.parametrize("name", ["qwen3-reranker", "mxbai-rerank-v2", "zerank-2", "qwen3-vl-reranker"])
 def test_the_shipped_templates_with_a_place_for_an_instruction_use_it(name: str) -> None:
     text = find_template(name, exact=True)
 
@@ -440,5 +490,5 @@ def test_an_instruction_without_a_place_in_the_template_is_refused(tiny: Tiny) -
 
 
 def test_a_template_for_a_model_that_reads_the_sides_apart_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UsageError, match="^--chat-template 'basic': a bi-encoder has none$"):
+    with pytest.raises(UsageError, match="^--chat-template 'basic': a bi-encoder of texts has none$"):
         Scorer(tiny("bert_mean"), chat_template="basic")

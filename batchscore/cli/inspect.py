@@ -16,6 +16,7 @@ def inspect(
     model: o.ModelArgument,
     query: o.SampleQuery = "What is the capital of France?",
     document: o.SampleDocument = "Paris is the capital of France.",
+    image: o.SampleImage = None,
     as_json: o.AsJson = False,
     **options: Any,
 ) -> None:
@@ -29,7 +30,9 @@ def inspect(
     trust_remote_code = options.pop("trust_remote_code")
     if options["score_type"] == "auto":
         options["score_type"] = None
-    inspection = inspect_model(model, options, query=query, document=document, trust_remote_code=trust_remote_code)
+    inspection = inspect_model(
+        model, options, query=query, document=document, image=image, trust_remote_code=trust_remote_code
+    )
     if as_json:
         typer.echo(json.dumps(inspection.describe(), ensure_ascii=False, indent=2))
     else:

@@ -22,6 +22,7 @@ def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 
 _input, _model, _text = partial(_option, "Input"), partial(_option, "Model"), partial(_option, "Text")
+_media = partial(_option, "Images and video")
 _output, _run = partial(_option, "Output"), partial(_option, "Run")
 _LENGTH = "N[k|K]"
 
@@ -32,6 +33,9 @@ Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", sho
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
+SampleImage = Annotated[
+    str | None, _media("Image of a document, for a model that reads images. (default: a blank page)", "--image")
+]
 
 
 def _out(text: str) -> Any:
@@ -70,6 +74,17 @@ _DocumentFields = Annotated[
         "Fields of a document to score, joined by a space. (default: title and text where it has both)", metavar="A,B"
     ),
 ]
+
+
+def _media_column(side: str, kind: str) -> Any:
+    what = f"Column with the {side}'s {kind}s" if kind == "image" else f"Column with the {side}'s {kind}"
+    return _media(f"{what}: paths, URLs or bytes, beside its text or instead of it.")
+
+
+_QueryImages = Annotated[str | None, _media_column("query", "image")]
+_QueryVideo = Annotated[str | None, _media_column("query", "video")]
+_DocumentImages = Annotated[str | None, _media_column("document", "image")]
+_DocumentVideo = Annotated[str | None, _media_column("document", "video")]
 _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
 
 
@@ -78,8 +93,12 @@ class Score:
     """What `score` reads and writes."""
 
     query_column: _QueryColumn = "query"
+    query_image_column: _QueryImages = None
+    query_video_column: _QueryVideo = None
     document_column: Annotated[str, _input("Column with the document.")] = "document"
     document_fields: _DocumentFields = None
+    document_image_column: _DocumentImages = None
+    document_video_column: _DocumentVideo = None
     limit: _Limit = None
     score_column: Annotated[str, _output("Name of the score column.")] = "score"
     keep_columns: Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")] = "all"
@@ -93,6 +112,8 @@ class Rerank:
     """What `rerank` reads and writes."""
 
     query_column: _QueryColumn = "query"
+    query_image_column: _QueryImages = None
+    query_video_column: _QueryVideo = None
     document_column: Annotated[
         str | None,
         _input(
@@ -100,6 +121,8 @@ class Rerank:
         ),
     ] = None
     document_fields: _DocumentFields = None
+    document_image_column: _DocumentImages = None
+    document_video_column: _DocumentVideo = None
     query_id_column: Annotated[str | None, _input("Column that identifies a query. (default: the query's text)")] = None
     document_id_column: Annotated[
         str | None,
@@ -126,6 +149,8 @@ class Encode:
         _input("Column with the text. (default: text, document, contents, ...; of queries query, else text)"),
     ] = None
     document_fields: _DocumentFields = None
+    image_column: Annotated[str | None, _media_column("row", "image")] = None
+    video_column: Annotated[str | None, _media_column("row", "video")] = None
     id_column: Annotated[
         str | None, _input("Column that identifies a text. (default: id, _id, document_id, query_id, ... if there)")
     ] = None
@@ -190,7 +215,7 @@ class Settings:
         int | None, _text("Same as --max-length for a single sequence. -1 is the model's limit.", min=-1)
     ] = None
     truncation: Annotated[
-        Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "error"] | None,
+        Literal["document-first", "longest-first", "flag-embedding", "mxbai-rerank", "qwen3-vl", "error"] | None,
         _text(
             "What to cut when a text or pair is too long. error makes it a bad row. (default: document-first, or the "
             "rule of the model's library)"
@@ -214,7 +239,8 @@ class Settings:
     chat_template: Annotated[
         str | None,
         _text(
-            "Jinja template that turns a pair into a prompt. none puts the document directly after the query.",
+            "Jinja template that turns a pair into a prompt, or a query or document of a model that reads images. none "
+            "puts the document directly after the query.",
             metavar="FILE|NAME|TEXT|none",
         ),
     ] = None
@@ -232,6 +258,22 @@ class Settings:
     query_prompt_name: Annotated[str | None, _text("Name of the checkpoint's prompt to use for queries.")] = None
     document_prompt_name: Annotated[str | None, _text("Name of the checkpoint's prompt to use for documents.")] = None
     no_prompts: Annotated[bool, _text("Put no prompt before queries and documents.", "--no-prompts")] = False
+    max_pixels: Annotated[
+        int | None,
+        _media("Shrink larger images to N pixels, of a model that takes images of any size. Fewer tokens.", min=1),
+    ] = None
+    mm_processor_kwargs: Annotated[
+        str | None,
+        _media("Settings of the model's image and video processors: min_pixels, max_pixels, fps, ...", metavar="JSON"),
+    ] = None
+    limit_mm_per_prompt: Annotated[
+        str | None,
+        _media('Most images and videos of a query or document, like {"image": 4, "video": 0}.', metavar="JSON"),
+    ] = None
+    image_backend: Annotated[
+        Literal["pil", "torchvision"] | None,
+        _media("Library that resizes images; scores differ slightly by it. (default: pil)"),
+    ] = None
 
 
 _Dtype = Annotated[
@@ -255,6 +297,10 @@ class Execution:
     unit_rows: Annotated[
         int, _run("Rows in a unit. A unit is read, sorted by length, written and resumed as a whole.", min=1)
     ] = 16_384
+    media_mb: Annotated[
+        int,
+        _media("Memory for pixels that wait for the model, and again for what it saw in images that come back.", min=1),
+    ] = 512
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
     ] = False
@@ -308,6 +354,20 @@ class Run:
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
     ] = True
+    media_root: Annotated[
+        str | None,
+        _media(
+            "Folder below which images and videos may lie, and at which relative paths begin. (default: the folder of "
+            "the file that names them)",
+            metavar="DIR",
+        ),
+    ] = None
+    allow_remote_media: Annotated[
+        bool, _media("Fetch images and videos that http and https URLs name.", "--allow-remote-media")
+    ] = False
+    allowed_media_domains: Annotated[str | None, _media("Fetch them from these hosts only.", metavar="HOST,HOST")] = (
+        None
+    )
     overwrite: Annotated[
         bool,
         _output(

@@ -28,6 +28,8 @@ def _lines(inspection: Inspection) -> list[str]:
         lines += ["", f"prompt ({side})", *(f"  {line!r}" for line in text.splitlines(keepends=True))]
     for sequence in findings.get("sample", []):
         lines += ["", f"tokens ({sequence['side']}, {len(sequence['ids'])})", *_token_lines(sequence)]
+    if "media" in findings:
+        lines += ["", *_media_lines(findings["media"])]
     if "tensors" in findings:
         used, unused = findings["tensors"]["used"], findings["tensors"]["unused"]
         lines += ["", f"tensors: {len(used)} used, {len(unused)} unused", *(f"  unused {name}" for name in unused)]
@@ -36,6 +38,26 @@ def _lines(inspection: Inspection) -> list[str]:
     lines += ["", "ready: a run would start" if not inspection.problems else "a run would fail"]
     for problem in inspection.problems:
         lines += [f"  {problem.message}", *([f"  hint: {problem.hint}"] if problem.hint else [])]
+    return lines
+
+
+def _media_lines(media: Mapping[str, Any]) -> list[str]:
+    """How an image is read."""
+    size = " x ".join(map(str, media["size"]))
+    resized = (
+        f", resized to {' x '.join(map(str, media['resized']))} by {media['backend']}" if "resized" in media else ""
+    )
+    lines = [
+        f"image ({media['image']}, {size} pixels{resized})",
+        f"  {media['tokens']} tokens of {media['sequence']} in all, {media['patches']} patches in a grid of "
+        f"{' x '.join(map(str, media['grid']))}",
+    ]
+    if media["placeholder"]:
+        lines.append(f"  stands in the prompt as {media['placeholder']!r}")
+    lines.append(f"  around it: {' '.join(media['tokens_around'])}")
+    if media["frames"]:
+        rule = ", ".join(f"{name} {value}" for name, value in media["frames"].items())
+        lines.append(f"  of a video file: {rule}; of a list of frames all are read")
     return lines
 
 

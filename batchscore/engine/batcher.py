@@ -354,7 +354,7 @@ class Batcher:
 
         When one fails or a stop is requested, those that have begun are waited for.
         """
-        collate = partial(self._runner.collate, items, is_query=is_query)
+        collate = partial(self._runner.collate, items, is_query=is_query, ahead=True)
         pending: deque[Future[None]] = deque()
         try:
             for pack in packs:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.types import Encodings, Side
+from batchscore.types import Cell, Encodings, Side, cell_bytes
 
 _ENTRY_BYTES = 168  # what an entry costs beside its vector: its key in a dict and a list, tokens and cut
 
 
-def keys_of(texts: Sequence[str], side: Side) -> list[bytes]:
+def keys_of(texts: Sequence[Cell], side: Side) -> list[bytes]:
     """128-bit digests of texts and their side, which decides how a text is read."""
     salt = side.encode()
-    return [blake2b(text.encode(), digest_size=16, salt=salt).digest() for text in texts]
+    return [blake2b(cell_bytes(text), digest_size=16, salt=salt).digest() for text in texts]
 
 
 class EncodingCache:

@@ -29,6 +29,7 @@ class ScorerOptions(ModelOptions, total=False):
     tokenizer: str | None
     trust_remote_code: bool
     padded: bool
+    media_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,23 @@ def set_up(
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
     padded: bool = False,
+    media_mb: int = 512,
     **options: Unpack[ModelOptions],
 ) -> Setup:
     """Decide what a model means and where it runs; arguments and errors are those of Scorer."""
     _require_choice("dtype", dtype, get_args(Dtype))
     _require_least("batch_tokens", batch_tokens, 1)
     _require_least("window_rows", window_rows, 1)
+    _require_least("media_mb", media_mb, 1)
     model_options = {"score_type": None if score_type == "auto" else score_type, **options}
     checkpoint, spec = open_model(model, config, model_options, revision=revision, tokenizer=tokenizer)
     placement = choose_device(device, dtype)
-    budget = Budget(batch_tokens or placement.max_tokens, window_rows, workers=placement.workers)
+    budget = Budget(
+        batch_tokens or placement.max_tokens,
+        window_rows,
+        workers=placement.workers,
+        max_media_bytes=media_mb << 20,
+    )
     return Setup(checkpoint, spec, placement, budget, padded, trust_remote_code)
 
 

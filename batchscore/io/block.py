@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ class Block:
     numbers: Sequence[int]  # [rows], number of each in its file
     counts_in: Literal["row", "line"]  # rows count from 0 (Parquet, datasets), lines from 1 (JSONL)
     faults: Faults = field(default_factory=dict)  # rows of the table that could not be read; they are null
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # columns as Python values: JSON that has no type
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

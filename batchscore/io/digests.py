@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
+from batchscore.types import Cell, cell_bytes
 
 Digests = NDArray[np.uint64]  # [n, 2]
 _Run = NDArray[np.uint64]  # [3, n]: both halves of the digests, ascending by the first, and the bits of the numbers
@@ -26,12 +27,12 @@ _HELD = 1 << 20  # digests of a run in memory; a longer one goes to the disk
 _PIECE = 1 << 18  # digests of the longest run that are merged at a time
 
 
-def digests_of(texts: Sequence[str]) -> Digests:
-    """uint64 [n, 2]: the digest of each text."""
+def digests_of(texts: Sequence[Cell]) -> Digests:
+    """uint64 [n, 2]: the digest of each text, or of what stands for one."""
     begun, digests = blake2b(digest_size=16), []
     for text in texts:
         hasher = begun.copy()  # a third faster for short texts than to begin anew
-        hasher.update(text.encode())
+        hasher.update(text.encode() if isinstance(text, str) else cell_bytes(text))
         digests.append(hasher.digest())
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError
-from batchscore.io.schema import ID_FIELDS, TEXT_FIELDS, is_nested, text_field
+from batchscore.io.cells import Collected, column_values, readable_cell
+from batchscore.io.schema import ID_FIELDS, TEXT_FIELDS, holds_media, is_nested, text_field
 from batchscore.io.source import Chunk
 from batchscore.io.texts import document_columns, encode_joined
 from batchscore.types import Cells, Fault, Faults
@@ -37,7 +39,7 @@ def explode(
     faults: Faults,
     fields: Sequence[str] | None = None,
 ) -> Documents:
-    """Documents of `column`: lists of strings, or of structs with texts and maybe an id.
+    """Documents of `column`: lists of strings, or of structs with texts and maybe media and an id; or of content parts.
 
     Args:
         chunk: the unit.
@@ -54,12 +56,25 @@ def explode(
         row_faults.setdefault(row, Fault("null", "is null", hint="an empty list means no documents", column=column))
     parents = pc.list_parent_indices(lists).to_numpy()
     documents = pc.list_flatten(lists)
+    ids = _ids(documents, id_field)
 
     def name(document: int) -> str:
         return f"{column}[{document - np.searchsorted(parents, parents[document])}]"
 
+    if holds_media(documents.type) or any(column in block.values for block in chunk.blocks):
+        return Documents(parents, _cells(chunk, column, Collected(name, faults), fields), ids)
     texts = encode_joined(_texts(documents, fields, column), name, faults, absent="is null, or no text")
-    return Documents(parents, texts, _ids(documents, id_field))
+    return Documents(parents, texts, ids)
+
+
+def _cells(chunk: Chunk, column: str, cells: Collected, fields: Sequence[str] | None) -> Cells:
+    """Documents that may have media, one after the other."""
+    texts = document_fields(chunk.table.schema.field(column).type, fields)
+    for block, finder in zip(chunk.blocks, chunk.finders, strict=True):
+        for documents in column_values(block, column):
+            for document in documents or ():
+                cells.add(partial(readable_cell, document, finder, texts))
+    return cells.encoded()
 
 
 def document_fields(kind: pa.DataType, fields: Sequence[str] | None) -> tuple[str, ...]:
@@ -89,7 +104,7 @@ def require_fields(kind: pa.DataType, id_field: str | None, location: str, field
         if field not in names:
             hint = f"pass {option} with one of these fields" if names else f"drop {option}: the documents are strings"
             raise InputError(f"{location}: its documents have no field {field!r}{listing}", hint=hint)
-    if fields is None and names and text_field(names) is None:
+    if fields is None and names and text_field(names) is None and not holds_media(documents):
         hint = f"name the text field one of {', '.join(TEXT_FIELDS)}, or pass --document-fields"
         raise InputError(f"{location}: its documents have no text field{listing}", hint=hint)
 

@@ -17,12 +17,14 @@ import pyarrow as pa
 
 from batchscore.errors import InputError, MissingDependencyError, NotFoundError, UsageError, first_line
 from batchscore.io.block import Block, RowCursor, Stamp
-from batchscore.io.schema import Shape, join
+from batchscore.io.schema import Shape, has_bytes, join
 from batchscore.io.storage import iso_time
 from batchscore.io.units import Span, Steps, count_steps, table_steps
 from batchscore.io.values import empty_table
 
 _ROWS = 4096  # in a table of the stream; datasets knows no row sizes, and a unit of long texts must not be far exceeded
+_ROW_BYTES = 1 << 18  # of a row with images, where nothing says how large they are: a usual photo
+_BYTES = 8 << 20  # in a table of the stream, if its rows are as large as that
 MARKERS = ("state.json", "dataset_dict.json")  # `save_to_disk` writes one of these into its folder
 
 
@@ -39,7 +41,7 @@ class DatasetReader:
         self._dataset = dataset
         self._rows = rows
         self._is_streamed = rows is None or not hasattr(dataset, "select")
-        self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
+        self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._tables)
 
     def stamp(self) -> Stamp:
         """As it was opened: it stays open, so it cannot change."""
@@ -56,11 +58,19 @@ class DatasetReader:
 
     def steps(self, group: str | None, sparse: Collection[str] = ()) -> Iterator[Steps]:
         """From the number of rows where it is known, else by reading a column."""
-        size = self._size // max(1, self._rows or 0)
+        size = self._row_size
         if group is None and self._rows is not None:
             yield from count_steps(self._rows, size)
         else:
-            yield from table_steps(self._stream([group or self.schema.names[0]], 0), size)
+            yield from table_steps(self._tables([group or self.schema.names[0]], 0), size)
+
+    @cached_property
+    def _row_size(self) -> int:
+        """Average bytes of a row; 0: unknown, and it holds texts and numbers only."""
+        if self._size or not any(has_bytes(kind) for kind in self.schema.types):
+            return self._size // max(1, self._rows or 0)
+        declared = self._dataset.info.dataset_size or 0  # by the dataset's card
+        return declared // (self._rows or 1) or _ROW_BYTES
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span; a streamed dataset is read from its start up to there."""
@@ -85,12 +95,18 @@ class DatasetReader:
             return self._dataset
         return self._dataset.select_columns([name for name in self.schema.names if name in columns])
 
-    def _stream(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
-        """Arrow tables of the rows from `start` on."""
+    def _tables(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
+        """Arrow tables of the rows from `start` on, small ones where rows hold images."""
+        kinds = [field.type for field in self.schema if columns is None or field.name in columns]
+        rows = max(1, min(_ROWS, _BYTES // max(1, self._row_size))) if any(map(has_bytes, kinds)) else _ROWS
+        return self._stream(columns, start, rows)
+
+    def _stream(self, columns: Sequence[str] | None, start: int, rows: int = _ROWS) -> Generator[pa.Table]:
+        """Tables of so many rows."""
         dataset, done = self._chosen(columns), start
         if start:
             dataset = dataset.select(range(start, len(dataset)))
-        tables = dataset.with_format("arrow").iter(batch_size=_ROWS)
+        tables = dataset.with_format("arrow").iter(batch_size=rows)
         try:
             for table in tables:
                 yield table

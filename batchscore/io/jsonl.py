@@ -30,6 +30,7 @@ from batchscore.io.schema import TEXT_FIELDS, Shape, text_field
 from batchscore.io.storage import open_file, stat_file
 from batchscore.io.units import Span, Steps
 from batchscore.io.values import json_text
+from batchscore.media.content import MEDIA_NAMES
 from batchscore.types import Fault, Faults, offsets_of
 
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
@@ -113,9 +114,10 @@ class JsonlReader:
             lines.append(number)
             values.append(value)
         names = dict.fromkeys(key for value in values for key in value if columns is None or key in columns)
-        arrays = {name: _column(name, values, shapes.get(name), faults) for name in names}
+        kept: dict[str, Sequence[Any]] = {}
+        arrays = {name: _column(name, values, shapes.get(name), faults, kept) for name in names}
         table = pa.table(arrays) if arrays else _bare(len(lines))
-        return Block(table, self.file, lines, "line", dict(sorted(faults.items())))
+        return Block(table, self.file, lines, "line", dict(sorted(faults.items())), kept)
 
     def close(self) -> None:
         """Close the file."""
@@ -271,8 +273,13 @@ def _of_one_kind(values: Sequence[Any]) -> pa.Array:
     return _documents(same) if kind is list else _carried(same)
 
 
-def _column(name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: Faults) -> pa.Array:
-    """A column of the rows; a value that is not of `shape` becomes null and a fault of its row."""
+def _column(
+    name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: Faults, kept: dict[str, Sequence[Any]]
+) -> pa.Array:
+    """A column of the rows; a value that is not of `shape` becomes null and a fault of its row.
+
+    Values that may have media are added to `kept` as they are: JSON has more kinds of them in a column than Arrow.
+    """
     values = [row.get(name) for row in rows]
     if shape is None:
         return _carried(values)
@@ -284,21 +291,39 @@ def _column(name: str, rows: list[dict[str, Any]], shape: Shape | None, faults: 
             message = f"is a JSON {_NAMES[type(value)]}, not {wanted}"
             faults.setdefault(row, Fault(code, message, hint, column=name))
             values[row] = None
-    return pa.array(values, pa.string()) if shape == "text" else _documents(values)
+    if shape == "documents":
+        if any(_may_hold_media(document) for documents in values for document in documents or ()):
+            kept[name] = values
+        return _documents(values)
+    if all(value is None or isinstance(value, str) for value in values):
+        return pa.array(values, pa.string())
+    kept[name] = values
+    return _carried(values)
+
+
+def _may_hold_media(document: Any) -> bool:
+    if isinstance(document, dict):
+        return isinstance(document.get("content"), list) or not document.keys().isdisjoint(MEDIA_NAMES)
+    return isinstance(document, list)
 
 
 def _listed(name: str, row: int, value: Any, faults: Faults) -> Any:
     """An object of arrays as an array of objects; null and a fault of its row where these differ in length."""
     if not (value and isinstance(value, dict) and all(isinstance(part, list) for part in value.values())):
         return value
+    if value.keys() == {"content"} and any(isinstance(part, dict) for part in value["content"]):
+        return [value]  # one document, in parts
     if len({len(part) for part in value.values()}) > 1:
         faults.setdefault(row, unequal_lists(name))
         return None
     return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
 
 
-_SHAPES: dict[Shape, tuple[type, str, str, str]] = {
-    "text": (str, "not-text", "text", "convert it to a string, or name another column"),
+_TEXT_HINT = "convert it to a string, or name another column"
+_SHAPES: dict[Shape, tuple[type | tuple[type, ...], str, str, str]] = {
+    "text": (str, "not-text", "text", _TEXT_HINT),
+    "cell": ((str, list, dict), "not-text", "text", _TEXT_HINT),
+    "media": ((str, list, dict), "not-media", "the path or URL of an image or video", "name another column"),
     "documents": (list, "not-list", "a list", "an empty list means no documents"),
 }
 

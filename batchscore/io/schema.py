@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from batchscore.errors import InputError
 from batchscore.io.values import as_text, is_text
+from batchscore.media.content import IMAGE_FIELDS, MEDIA_NAMES, PART_FIELDS
 
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
 ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
-Shape = Literal["text", "documents"]  # what a column must hold: strings, or lists of strings or of structs with a text
+# What a column must hold: strings; queries or documents with or without media; media; lists of documents.
+Shape = Literal["text", "cell", "media", "documents"]
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:
@@ -55,7 +57,7 @@ def text_field(names: Sequence[str]) -> str | None:
 
 def require_shape(kind: pa.DataType, shape: Shape, column: str, location: str) -> None:
     """Raise InputError, which begins with `location`, if no value of this type has the shape."""
-    name = column
+    name, has_shape = column, is_plain
     if shape == "documents":
         kind = listed_type(kind)
         if pa.types.is_null(kind):
@@ -64,19 +66,95 @@ def require_shape(kind: pa.DataType, shape: Shape, column: str, location: str) -
             hint = "name a list with --document-column"
             raise InputError(f"{location}: column {column!r} is {kind}, not a list", hint=hint)
         kind, name = kind.value_type, f"{column}[]"
-        if pa.types.is_struct(kind):
+        if pa.types.is_struct(kind) and not is_cell(kind):
             field = text_field([part.name for part in kind])
             kind, name = pa.null() if field is None else kind.field(field).type, f"{name}.{field}"
-    if not (is_text(kind) or pa.types.is_null(kind)):
+    if shape in ("cell", "documents"):
+        has_shape = is_cell
+    if not (_is_medium(kind) if shape == "media" else has_shape(kind)):
+        wanted = "no images or videos" if shape == "media" else "not text"
         hint = "convert it to strings, or name another column"
-        raise InputError(f"{location}: column {name!r} is {kind}, not text", hint=hint)
+        raise InputError(f"{location}: column {name!r} is {kind}, {wanted}", hint=hint)
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether values of a type are strings, or all null."""
+    return is_text(kind) or bool(pa.types.is_null(kind))
+
+
+def is_cell(kind: pa.DataType) -> bool:
+    """Whether a value of this type can be a query or document: a text, an image, a list of content parts.
+
+    Structs count that have a field with media, or with content parts; and `text` alone.
+    """
+    if pa.types.is_struct(kind):
+        names = {field.name for field in kind}
+        has_text = "text" in names and is_plain(kind.field("text").type)
+        has_parts = "content" in names and is_nested(kind.field("content").type)
+        return has_text or has_parts or _is_image(kind) or not names.isdisjoint(MEDIA_NAMES)
+    if is_nested(kind):
+        part = kind.value_type
+        names = {field.name for field in part} if pa.types.is_struct(part) else set()
+        return _is_image(part) or not names.isdisjoint({"type", *MEDIA_NAMES})
+    return is_plain(kind) or _is_bytes(kind) or _is_json(kind)
+
+
+def holds_media(kind: pa.DataType) -> bool:
+    """Whether values of this type, which are queries or documents, can have media."""
+    if not pa.types.is_struct(kind):
+        return not is_plain(kind)
+    names = {field.name for field in kind}
+    has_parts = "content" in names and is_nested(kind.field("content").type)
+    return has_parts or _is_image(kind) or not names.isdisjoint(MEDIA_NAMES)
+
+
+def is_documents(kind: pa.DataType) -> bool:
+    """Whether each row of a column of this type lists documents, and not the content parts of one."""
+    kind = listed_type(kind)
+    if not is_nested(kind):
+        return False
+    names = {field.name for field in kind.value_type} if pa.types.is_struct(kind.value_type) else set()
+    return not ("type" in names and names <= PART_FIELDS)
+
+
+def has_bytes(kind: pa.DataType) -> bool:
+    """Whether values of this type have bytes in them, as images do: such rows are long."""
+    return _is_bytes(kind) or any(has_bytes(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _is_medium(kind: pa.DataType) -> bool:
+    if is_nested(kind):
+        kind = kind.value_type
+    is_object = pa.types.is_struct(kind) and ({"url"} | IMAGE_FIELDS) & {field.name for field in kind}
+    return bool(is_plain(kind) or _is_bytes(kind) or _is_json(kind) or is_object)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    return "bytes" in names and names <= IMAGE_FIELDS
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
 
 
 def listed_type(kind: pa.DataType) -> pa.DataType:
     """The type of lists of documents that stands for a struct of lists; any other type unchanged.
 
-    Older versions of `datasets` make a struct of lists of a list of structs.
+    Older versions of `datasets` make a struct of lists of a list of structs. A struct with nothing but a list of
+    content parts is one document.
     """
+    is_content = pa.types.is_struct(kind) and [field.name for field in kind] == ["content"]
+    if (
+        is_content
+        and is_nested(kind.field("content").type)
+        and pa.types.is_struct(kind.field("content").type.value_type)
+    ):
+        return kind
     if pa.types.is_struct(kind) and kind.num_fields and all(is_nested(field.type) for field in kind):
         return pa.large_list(pa.struct([field.with_type(field.type.value_type) for field in kind]))
     return kind

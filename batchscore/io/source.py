@@ -7,9 +7,10 @@ be divided.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
 from batchscore.io.units import Span, Unit, UnitBuilder
 from batchscore.io.values import empty_table, storable
+from batchscore.media.find import MediaFinder
+from batchscore.media.policy import MediaPolicy
 from batchscore.types import Faults, offsets_of
 
 # About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
@@ -34,6 +37,7 @@ class Chunk:
 
     table: pa.Table
     blocks: tuple[Block, ...]  # the rows of `table`, file by file
+    finders: tuple[MediaFinder, ...] = ()  # for the media of each block
 
     def location(self, row: int) -> tuple[str, str, int]:
         """(file, "row" or "line", number) of a row; of an empty chunk, its file."""
@@ -73,6 +77,8 @@ class Source(Protocol):
     def files(self) -> Sequence[str]: ...  # as the user named them; `Span.file` is an index
     @property
     def is_streamed(self) -> bool: ...  # a row is reached only through all rows before it
+    @property
+    def media(self) -> MediaPolicy: ...  # which media its rows may name
     def addresses(self) -> Addresses: ...
     def fingerprint(self) -> list[dict[str, Any]]: ...  # JSON-able; differs once the input has changed
     def column_names(self) -> list[str]: ...
@@ -99,6 +105,9 @@ class FileAddresses:
 
     inputs: tuple[Input, ...]
     split: str | None = None  # of datasets
+    media: MediaPolicy = field(
+        default_factory=MediaPolicy
+    )  # without a root, media lie below the folder of the file that names them
 
     def open(self) -> FileSource:
         """Raises as `open_source`."""
@@ -115,6 +124,7 @@ class FileSource:
         self._readers = readers
         self._stamps = [reader.stamp() for reader in readers]
         self._open: int | None = None  # index of the reader that is in use
+        self._finders: dict[str | None, MediaFinder] = {}  # by root
 
     @property
     def files(self) -> list[str]:
@@ -124,6 +134,10 @@ class FileSource:
     def is_streamed(self) -> bool:
         """Whether a row is reached only through all rows before it, over the network."""
         return any(file.kind == "hub" for file in self._addresses.inputs)
+
+    @property
+    def media(self) -> MediaPolicy:
+        return self._addresses.media
 
     def addresses(self) -> FileAddresses:
         return self._addresses
@@ -231,12 +245,20 @@ class FileSource:
                 where the file has types, and else a fault of their row.
         """
         blocks = [self._block(span, columns, shapes) for span in unit.spans]
-        return Chunk(_join(blocks, columns, shapes), tuple(blocks))
+        return Chunk(_join(blocks, columns, shapes), tuple(blocks), tuple(map(self._finder, unit.spans)))
 
     def close(self) -> None:
         if self._open is not None:
             self._readers[self._open].close()
         self._open = None
+
+    def _finder(self, span: Span) -> MediaFinder:
+        file, root = self._readers[span.file].file, self.media.root
+        if root is None and os.path.isfile(file):
+            root = os.path.dirname(file) or "."
+        if root not in self._finders:
+            self._finders[root] = MediaFinder(replace(self.media, root=root))
+        return self._finders[root]
 
     def _block(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         reader = self._readers[span.file]
@@ -279,12 +301,18 @@ def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mappin
 
 
 def open_source(
-    paths: Sequence[str], *, split: str | None = None, hive: bool = True, skip: Skip = lambda file: False
+    paths: Sequence[str],
+    *,
+    split: str | None = None,
+    hive: bool = True,
+    skip: Skip = lambda file: False,
+    media: MediaPolicy | None = None,
 ) -> FileSource:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
 
     Files for which `skip` is true are left out of folders and of the matches of a pattern. With `hive`, folders below
-    those of `paths` that are named `key=value` are columns.
+    those of `paths` that are named `key=value` are columns. `media` says which media rows may name; without a root,
+    they lie below the folder of the file that names them.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
@@ -292,4 +320,4 @@ def open_source(
     inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
-    return FileAddresses(inputs, split).open()
+    return FileAddresses(inputs, split, media or MediaPolicy()).open()

@@ -6,7 +6,7 @@ who encodes it when.
 
     texts.json                 the blocks, and for each side how many texts there are
     texts-document.index       digest of a text -> its number among those of its side
-    block-00003.texts          the texts of a block, compressed
+    block-00003.texts          the texts of a block, and what stands for one, compressed
     block-00003.safetensors    their encodings
     block-00003.progress       what there is of a block that was interrupted
     block-00003.lease          who is encoding it
@@ -24,7 +24,7 @@ import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
@@ -36,12 +36,15 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, RuntimeFailureError, first_line
 from batchscore.io.digests import DigestIndex, Digests, digests_of
 from batchscore.io.encodings import EncodingsFile
+from batchscore.io.packed import unpack_cells
 from batchscore.io.storage import Folder
 from batchscore.jobs.parts import TEXTS, total
 from batchscore.jobs.passes import Passes
 from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
-from batchscore.types import SIDES, Encodings, Side
+from batchscore.media.content import shown
+from batchscore.media.policy import MediaPolicy
+from batchscore.types import SIDES, Cell, Encodings, Side
 
 COUNTS = "_texts.json"
 _HEADER_BYTES = 1 << 12  # the start of a block's file that is read first: its header is nearly always shorter
@@ -55,7 +58,7 @@ class Block:
     side: Side
     first: int  # number of its first text
     texts: int
-    size: int  # bytes of the texts, as far as the model reads them: what encoding costs
+    size: int  # bytes of the texts, as far as the model reads them, and for media as many as cost the same
 
     @property
     def key(self) -> tuple[str, int]:
@@ -127,12 +130,18 @@ class Blocks:
         for block in blocks:
             self._open.pop(block.index, None)
 
-    def texts(self, block: Block) -> list[str]:
-        """The texts of a block, in the order of their numbers; RuntimeFailureError if they are damaged or gone."""
+    def texts(self, block: Block, media: MediaPolicy | None = None) -> list[Cell]:
+        """The texts of a block, in the order of their numbers; RuntimeFailureError if they are damaged or gone.
+
+        `media` says which media the job may read.
+        """
         name = block.file("texts")
+        # without a root of all, each file lies below that of the input by which it was found
+        media = media or MediaPolicy()
+        media = replace(media, root=media.root or "/")
         try:
             with pa.ipc.open_file(self.folder.read(name)) as file:
-                texts: list[str] = file.read_all()["text"].to_pylist()
+                texts = unpack_cells(file.read_all(), media)
             if len(texts) != block.texts:
                 raise ValueError(f"it has {len(texts):,} texts instead of {block.texts:,}")
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -166,7 +175,7 @@ class Blocks:
                     counts.append(self._note(block)["counts"])
         return counts
 
-    def find(self, side: Side, texts: Sequence[str]) -> tuple[NDArray[np.int64], Digests]:
+    def find(self, side: Side, texts: Sequence[Cell]) -> tuple[NDArray[np.int64], Digests]:
         """(int64 [n], the number of each text; their digests).
 
         Raises:
@@ -178,7 +187,7 @@ class Blocks:
             text = texts[int(np.flatnonzero(is_missing)[0])]
             self.folder.remove(TEXTS)
             raise RuntimeFailureError(
-                f"the {side} {text[:60]!r} is not among the texts that were collected",
+                f"the {side} {shown(text)[:60]!r} is not among the texts that were collected",
                 hint="if the input has changed, start again with --overwrite; else run the same command again",
             )
         return numbers, digests

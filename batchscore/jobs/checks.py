@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from batchscore.errors import OutputError, RuntimeFailureError, UsageError
+from batchscore.errors import NotFoundError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io.sink import NPY
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
@@ -98,6 +98,16 @@ def refuse_replacing_merged(folder: Folder, output: Output, options: RunOptions)
         raise OutputError(
             f"{output.file}, which --merge writes, already exists and is not of this job",
             hint="pass --overwrite to replace it, or choose another output",
+        )
+
+
+def refuse_media(options: RunOptions) -> None:
+    """Raise UsageError or NotFoundError for options on media without a meaning."""
+    if options.media_root is not None and not os.path.isdir(options.media_root):
+        raise NotFoundError(f"--media-root {options.media_root}: no such folder", hint="check the path")
+    if options.allowed_media_domains and not options.allow_remote_media:
+        raise UsageError(
+            "--allowed-media-domains has no effect without --allow-remote-media", hint="pass both, or neither"
         )
 
 

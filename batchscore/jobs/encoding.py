@@ -16,7 +16,7 @@ from batchscore.io.store import SAMPLES
 from batchscore.jobs.progress import Progress, Timer
 from batchscore.jobs.shelves import Shelves
 from batchscore.stop import Stop
-from batchscore.types import Encodings, Side, Work
+from batchscore.types import Cell, Encodings, Side, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PreparedTexts:
     """Texts before they are encoded."""
 
     side: Side
-    texts: Sequence[str]
+    texts: Sequence[Cell]
     digests: Digests
     stored: Encodings | None  # of the texts that the store has; None: there is no store
     new: NDArray[np.int64]  # the other texts
@@ -48,7 +48,7 @@ class Encoder:
     batcher: Batcher
     shelves: Mapping[str, Shelves]  # by side; empty: they are not kept
 
-    def prepare(self, texts: Sequence[str], side: Side) -> PreparedTexts:
+    def prepare(self, texts: Sequence[Cell], side: Side) -> PreparedTexts:
         """Look texts up, and tokenize those that are not there. Called in another thread than `encode`."""
         digests, stored, new = digests_of(texts), None, np.arange(len(texts))
         if side in self.shelves:
@@ -106,5 +106,6 @@ class Encoder:
     def _keep(self, prepared: PreparedTexts, encodings: Encodings) -> None:
         if (shelf := self.shelves.get(prepared.side)) is not None:
             new = prepared.new
-            samples = {row: prepared.texts[text] for row, text in enumerate(new[:SAMPLES].tolist())}
+            first = {row: prepared.texts[text] for row, text in enumerate(new[:SAMPLES].tolist())}
+            samples = {row: text for row, text in first.items() if isinstance(text, str)}  # a store keeps no media
             shelf.add(prepared.digests[new], encodings, samples)

@@ -31,6 +31,9 @@ class FileOptions(ScorerOptions, total=False):
 
     split: str | None
     hive: bool
+    media_root: str | None
+    allow_remote_media: bool
+    allowed_media_domains: str | Sequence[str] | None  # "one.org,two.org", or names
     overwrite: bool
     merge: bool
     errors: Errors
@@ -55,6 +58,10 @@ class ScoreOptions(FileOptions, total=False):
 
     query_column: str
     document_column: str
+    query_image_column: str | None
+    query_video_column: str | None
+    document_image_column: str | None
+    document_video_column: str | None
     score_column: str
     keep_columns: str | Sequence[str]  # "all", "none", or names
     details: bool
@@ -65,6 +72,10 @@ class RerankOptions(FileOptions, total=False):
 
     query_column: str
     document_column: str | None
+    query_image_column: str | None
+    query_video_column: str | None
+    document_image_column: str | None
+    document_video_column: str | None
     query_id_column: str | None
     document_id_column: str | None
     top_n: int
@@ -77,6 +88,8 @@ class EncodeOptions(FileOptions, total=False):
 
     side: Side
     text_column: str | None
+    image_column: str | None
+    video_column: str | None
     id_column: str | None
     keep_columns: str | Sequence[str]  # as in `ScoreOptions`, beside the id
 
@@ -150,7 +163,8 @@ def _run(
         left["max_errors"] = str(left["max_errors"])
     if isinstance(store := left.get("store"), str | os.PathLike):
         left["store"] = [os.fspath(store)]
-    left["document_fields"] = _names(left.get("document_fields") or ()) or None
+    for option in ("document_fields", "allowed_media_domains"):
+        left[option] = _names(left.get(option) or ()) or None
     if (seconds := left.pop("max_seconds", None)) is not None:
         stop.after(seconds)
     if "unit_rows" in left:  # a Scorer tokenizes a whole unit at once: its window is a unit

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchscore.errors import Errors
+from batchscore.media.policy import MediaPolicy
 
 EncodeChoice = Literal["auto", "once", "unit"]
 
@@ -19,6 +20,9 @@ class RunOptions:
     out: str
     split: str | None = None
     hive: bool = True
+    media_root: str | None = None  # None: of each file that names media, its folder
+    allow_remote_media: bool = False
+    allowed_media_domains: Sequence[str] | None = None
     overwrite: bool = False
     merge: bool = False
     errors: Errors = "quarantine"
@@ -32,6 +36,11 @@ class RunOptions:
     max_restarts: int = 3
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+
+    @property
+    def media(self) -> MediaPolicy:
+        """Which media the rows may name."""
+        return MediaPolicy(self.media_root, self.allow_remote_media, tuple(self.allowed_media_domains or ()))
 
     @property
     def is_dynamic(self) -> bool:

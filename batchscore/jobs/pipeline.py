@@ -21,7 +21,7 @@ from batchscore.errors import Errors, RuntimeFailureError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks
-from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, input_order
+from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, input_order, media_counts
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
@@ -118,14 +118,14 @@ class Pipeline:
         assert self.blocks is not None
         for block in blocks:
             with self.meter.timed("read"):
-                texts = self.blocks.texts(block)
+                texts = self.blocks.texts(block, self.source.media)
             with self.meter.timed("tokenize"):
                 prepared = self._encoder.prepare(texts, block.side)
             yield block, prepared
 
     def _write_block(self, block: Block, prepared: PreparedTexts, encodings: Encodings, on_done: OnDone) -> None:
         assert self.blocks is not None
-        counts = {"texts": block.texts, "tokens": prepared.tokens}
+        counts: Counts = {"texts": block.texts, "tokens": prepared.tokens, **media_counts(prepared.texts)}
         if self.shelves:
             counts["from_store"] = prepared.from_store
         with self.meter.timed("write"):
@@ -265,10 +265,17 @@ class Pipeline:
                 "faulty": len(bad_rows),
                 "faulty_rows": len({bad.row for bad in bad_rows}),
                 **growing.counts,
+                **self._media_counts(growing.rows),
                 **table_counts,
             }
             self.parts.write(unit, table, counts, [bad.record() for bad in bad_rows])
         on_done(unit, counts)
+
+    def _media_counts(self, rows: UnitRows) -> Counts:
+        """Counts of the media that the unit read; blocks count those that they read."""
+        if self.blocks is not None:
+            return {}
+        return media_counts(cell for cells in rows.pairs.sides.values() for cell in cells.values)
 
 
 @dataclass(frozen=True, slots=True)

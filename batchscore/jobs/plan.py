@@ -22,6 +22,7 @@ from batchscore.jobs.options import EncodeChoice
 from batchscore.jobs.parts import Parts, encoding_fingerprint
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
+from batchscore.media.policy import MediaPolicy
 from batchscore.models.heads import value_range
 from batchscore.models.open import pinned_options
 from batchscore.models.weights import identity, weight_files
@@ -41,13 +42,15 @@ class Plan:
     inputs: Sequence[Mapping[str, Any]]  # name, bytes and time of each file
     output: str
     scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
+    media: MediaPolicy
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for parts of two runs to belong to one job: JSON-able.
 
         The device and the budget are left out, so that different machines can work on one job. The dtype is in, because
-        scores show it; so are the rows of a unit, because units would begin elsewhere.
+        scores show it; so are the rows of a unit, because units would begin elsewhere, and which media may be read,
+        because the same row would be bad in one unit and good in another.
         """
         return {
             "command": self.command.name,
@@ -59,6 +62,7 @@ class Plan:
             "encode": self.encode,
             "unit_rows": self.setup.budget.window_rows,
             "inputs": list(self.inputs),
+            "media": asdict(self.media),
         }
 
     def encoding_fingerprint(self, side: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.values import encode
+from batchscore.media.content import shown
 from batchscore.types import Cells, Encodings, offsets_of
 
 
@@ -96,7 +97,7 @@ def candidates(
         groups: int64 [kept], ascending: which query a document is of.
         values: columns of the kept documents; NaN is null.
         document_ids: of all documents.
-        texts: of all documents, if they are to be kept; code -1 is null.
+        texts: of all documents, if they are to be kept as `shown`; code -1 is null.
         rows: int64 [kept], the kept of all documents.
     """
     fields = {name: pa.array(value, from_pandas=True) for name, value in values.items()}
@@ -104,7 +105,7 @@ def candidates(
         fields["document_id"] = document_ids.take(pa.array(rows))
     if texts is not None:
         codes = texts.codes[rows]
-        fields["document"] = pa.array(texts.values, pa.large_string()).take(pa.array(codes, mask=codes < 0))
+        fields["document"] = pa.array(map(shown, texts.values), pa.large_string()).take(pa.array(codes, mask=codes < 0))
     structs = pa.StructArray.from_arrays(list(fields.values()), list(fields))
     offsets = offsets_of(np.bincount(groups, minlength=len(ids)))
     results = pa.LargeListArray.from_arrays(pa.array(offsets), structs)

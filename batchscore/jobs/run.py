@@ -16,7 +16,7 @@ from typing import Any
 
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source, open_source
-from batchscore.io.storage import open_folder, writer_id
+from batchscore.io.storage import local_path, open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
@@ -117,7 +117,10 @@ def prepare(
         BatchscoreError: an option, a file or the model that cannot be used.
     """
     output = open_output(options.out)
-    source = open_source(options.inputs, split=options.split, hive=options.hive, skip=output.owns)
+    if options.media_root is not None:
+        options = replace(options, media_root=local_path(options.media_root))
+    checks.refuse_media(options)
+    source = open_source(options.inputs, split=options.split, hive=options.hive, skip=output.owns, media=options.media)
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
     checks.refuse_overwriting_input(source, output)
@@ -131,7 +134,9 @@ def prepare(
     checks.refuse_encoding(command, options, output, setup.spec)
     if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
         setup = _on_the_jobs_date(setup, output)
-    plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer))
+    plan = Plan(
+        setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer), source.media
+    )
     stores = Stores.of(plan, options.store or ())
     return PreparedJob(plan, options, output, source, shard, limits, slots, stores)
 

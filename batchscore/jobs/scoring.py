@@ -160,11 +160,11 @@ class ForwardNewPairs(_ScorePairs):
         places = {int(row): place for place, row in enumerate(new)}
         faults = {places[row]: fault for row, fault in outcome.faults.items()}
         encodings = Encodings(outcome.raw[new], np.arange(len(new) + 1), tokens[new], cut[new], faults)
-        sides = pairs.queries, pairs.documents
-        samples = {
-            place: (sides[0].values[sides[0].codes[row]], sides[1].values[sides[1].codes[row]])
-            for place, row in enumerate(new[:SAMPLES].tolist())
-        }
+        samples = {}
+        for place, row in enumerate(new[:SAMPLES].tolist()):
+            query, document = (cells.values[cells.codes[row]] for cells in (pairs.queries, pairs.documents))
+            if isinstance(query, str) and isinstance(document, str):  # a store keeps no media
+                samples[place] = query, document
         self.shelf.add(digests[new], encodings, samples)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.io.digests import DigestIndex, Digests, digests_of
+from batchscore.io.packed import pack_cells
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, writer_id
 from batchscore.io.units import Unit
@@ -24,13 +25,16 @@ from batchscore.jobs.blocks import Block, describe, index_file, open_blocks
 from batchscore.jobs.commands.base import Command, UnitRows
 from batchscore.jobs.parts import SCRATCH, TEXTS, Division, Parts
 from batchscore.jobs.room import Room
+from batchscore.media.stored import pack
 from batchscore.stop import Stop, prefetch
-from batchscore.types import SIDES, Side
+from batchscore.types import SIDES, Cell, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
 _BLOCK_TEXTS = 1_024  # of a small job: what a kill may cost
 _BLOCKS = 64  # a block has this share of the texts before it, so that large jobs have some thousands of blocks
 _TEXT_OVERHEAD = 16  # bytes that a text costs besides its own
+# What an image costs as text: vision-language models make a token of a square of some 32 pixels, or of 4 bytes of text.
+_PIXELS_A_BYTE = 32 * 32 // 4
 _SAMPLED_UNITS = 8
 _WORTH_IT = 0.9  # share of what units read that is left if each text is read once
 
@@ -47,14 +51,14 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     picked = np.unique(np.linspace(0, last, _SAMPLED_UNITS).astype(int)).tolist()
     together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
     counts: dict[Side, list[int]] = {side: [] for side in SIDES}  # distinct texts of each unit
-    letters = dict.fromkeys(SIDES, 0)  # of all of them: what reading a text costs
+    letters = dict.fromkeys(SIDES, 0)  # of all of them: what reading costs
     with closing(source):
         for unit in picked:
             on_step()
             for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
                 digests = digests_of(texts.values)
                 counts[side].append(len(digests))
-                letters[side] += sum(map(len, texts.values))
+                letters[side] += sum(map(_cost, texts.values))
                 _add_new(together[side], digests)
     read = new = 0.0
     for side in SIDES:
@@ -64,6 +68,21 @@ def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Cal
     share = new / max(read, 1.0)
     reason = f"{share:.0%} of what units read is new to the job, judging by {len(picked)} of its {len(units):,} units"
     return Division(units, "once" if share < _WORTH_IT else "unit", reason)
+
+
+def _cost(cell: Cell) -> int:
+    """What the model has to read, in bytes of text."""
+    if isinstance(cell, str):
+        return len(cell.encode())
+    pixels = sum(media.width * media.height * media.count for media in cell.media)
+    return len(cell.text.encode()) + pixels // _PIXELS_A_BYTE
+
+
+def _held(cell: Cell) -> int:
+    """Bytes in memory: of media those that came with the row, and not in a file of their own."""
+    if isinstance(cell, str):
+        return len(cell)
+    return len(cell.text) + sum(len(pack(media)["bytes"] or b"") for media in cell.media)
 
 
 def _expected(texts: float, sizes: Sequence[int], distinct: int) -> float:
@@ -137,11 +156,11 @@ class _Side:
     def _clear(self) -> None:
         """Begin a window."""
         self._fresh = DigestIndex()  # digests of the window's texts, which have no numbers yet
-        self._texts: list[str] = []
+        self._texts: list[Cell] = []
         self._digests: list[Digests] = []
         self._size = 0
 
-    def add(self, texts: Sequence[str]) -> None:
+    def add(self, texts: Sequence[Cell]) -> None:
         """Take the texts that did not come before."""
         digests = digests_of(texts)
         digests_new = np.flatnonzero(self._index.find(digests) < 0)
@@ -149,7 +168,7 @@ class _Side:
         fresh = [texts[position] for position in new.tolist()]
         self._texts += fresh
         self._digests.append(digests[new])
-        self._size += sum(map(len, fresh))
+        self._size += sum(map(_held, fresh))
         if len(self._texts) >= _WINDOW_TEXTS or self._size >= _WINDOW_BYTES:
             self._close()
 
@@ -164,7 +183,7 @@ class _Side:
         """Number the texts of the window, and cut it into blocks that cost the same."""
         if not self._texts:
             return
-        sizes = np.minimum([len(text.encode()) for text in self._texts], self._limit) + _TEXT_OVERHEAD
+        sizes = np.minimum(list(map(_cost, self._texts)), self._limit) + _TEXT_OVERHEAD
         order = np.argsort(-sizes, kind="stable")
         before = len(self._index)
         self._index.add(np.concatenate(self._digests)[order], before + np.arange(len(order)))
@@ -179,11 +198,11 @@ class _Side:
                 start = end
         self._clear()
 
-    def _write(self, texts: Sequence[str], first: int) -> None:
-        size = sum(min(len(text.encode()), self._limit) + _TEXT_OVERHEAD for text in texts)
+    def _write(self, texts: Sequence[Cell], first: int) -> None:
+        size = sum(min(_cost(text), self._limit) + _TEXT_OVERHEAD for text in texts)
         block = Block(len(self._blocks), self._side, first, len(texts), size)
         self._blocks.append(block)
-        table, stream = pa.table({"text": pa.array(texts, pa.large_string())}), pa.BufferOutputStream()
+        table, stream = pack_cells(texts), pa.BufferOutputStream()
         with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
         self._folder.write(block.file("texts"), stream.getvalue())

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 SAVED = "config_sentence_transformers.json"
 STATIC = "StaticEmbedding"  # the module that is a table of vectors
-_BACKBONES = ("Transformer", STATIC)
+_BACKBONES = ("Transformer", "CLIPModel", STATIC)
 ADAPTER = "adapter_config.json"
 
 _NUMBERS = (

@@ -111,13 +111,19 @@ def load_head(
     """
     if spec.answer_tokens:
         scale, cap = (1.0, 0.0) if spec.reads_like_vllm else _logit_rules(native)
-        rows = _answer_rows(spec, tokenizer, tensors, is_tied=getattr(native, "tie_word_embeddings", True))
+        rows = _answer_rows(spec, tokenizer, tensors, is_tied=_is_tied(native))
         return answer_head(rows, spec.method, scale, cap)
     if not spec.head:
         return nn.Identity()
     config = checkpoint.config
     epsilon = next((config[key] for key in ("norm_eps", "layer_norm_eps") if key in config), 1e-12)
     return Head(spec.head, take_head(spec.head, tensors), epsilon)
+
+
+def _is_tied(native: PreTrainedConfig | None) -> bool:
+    """Whether the input embeddings are the output's too; of a model of images its language model says so."""
+    configs = [native, getattr(native, "text_config", None)]
+    return any(getattr(config, "tie_word_embeddings", config is native) for config in configs)
 
 
 def take_head(layers: Sequence[Layer], tensors: dict[str, Tensor]) -> dict[str, Tensor]:

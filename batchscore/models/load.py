@@ -102,7 +102,8 @@ def load_model(
         bodies, unread = _load_bodies(checkpoint, spec, config, tensors, dtype, trust_remote_code, dry=dry)
         vocabulary = _vocabulary(bodies[0])
     token_head, head = _beside_pooling(checkpoint, spec, layers, dry=dry)
-    _check_width(checkpoint, spec, nn.ModuleList([token_head or nn.Identity(), head]), config)
+    width = getattr(bodies[0], "width", getattr(config, "hidden_size", spec.dimensions))
+    _check_width(checkpoint, spec, nn.ModuleList([token_head or nn.Identity(), head]), width)
     _check_positions(checkpoint, spec, bodies[0])
     return LoadedModel(
         bodies=tuple(body.eval().to(device) for body in bodies),
@@ -276,7 +277,7 @@ def _vocabulary(body: Any) -> int:
 # ---- checks and layout
 
 
-def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, config: PreTrainedConfig | None) -> None:
+def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, hidden: int) -> None:
     """A pair must get one logit, and vectors must have the dimensions to keep."""
     widths = [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
     makes_logits = spec.per_sequence != "logit" and not spec.listwise
@@ -288,8 +289,7 @@ def _check_width(checkpoint: Checkpoint, spec: ModelSpec, head: nn.Module, confi
             hint="it may be a cross-encoder that has lost its config_sentence_transformers.json",
         )
     if spec.dimensions:
-        hidden = getattr(config, "hidden_size", spec.dimensions) * max(1, len(spec.pooling))
-        width = widths[-1] if widths else hidden
+        width = widths[-1] if widths else hidden * max(1, len(spec.pooling))
         listed = checkpoint.config.get("matryoshka_dimensions")
         if spec.dimensions > width or (listed and spec.dimensions not in listed):
             choices = ", ".join(map(str, listed)) if listed else f"1 to {width}"

@@ -44,6 +44,10 @@ class ModelOptions(TypedDict, total=False):
     document_length: int | str | None
     max_tokens_per_query: int | None
     max_tokens_per_doc: int | None
+    image_backend: Literal["pil", "torchvision"] | None
+    mm_processor_kwargs: dict[str, Any] | str | None
+    max_pixels: int | None
+    limit_mm_per_prompt: dict[str, int] | str | None
 
 
 def open_model(

@@ -172,7 +172,9 @@ def _sentence_transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> 
             return f"it cannot follow {source.spell(name)}"
     if checkpoint.tokenizer_folder != checkpoint.backbone_folder:
         return "it cannot follow --tokenizer"
-    if spec.chat_template and spec.sources["chat_template"].kind != "file":
+    modalities = checkpoint.sentence_config[1].get("modality_config") or {}
+    is_message = "message" in modalities and spec.sources["chat_template"].kind == "architecture"  # it has this prompt
+    if spec.chat_template and spec.sources["chat_template"].kind != "file" and not is_message:
         return f"the prompt comes from {spec.sources['chat_template']}, of which it does not know"
     if spec.score_type == "cross-encoder":
         is_classifier = checkpoint.architecture.endswith("ForSequenceClassification")
@@ -266,6 +268,8 @@ def _encoded(model: Any, spec: ModelSpec, prompts: Sequence[str | None]) -> Scor
 def _transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     if spec.marks is not None:
         return "it has no ColBERT markers"
+    if spec.arch.vision is not None and spec.score_type != "cross-encoder":
+        return "it has no prompts of models that read images"
     if not spec.include_prompt:
         return "it has no pooling without the prompt"
     if spec.arch.body or spec.config != checkpoint.config:
@@ -309,9 +313,9 @@ def _open_transformers(checkpoint: Checkpoint, spec: ModelSpec, settings: dict[s
             checkpoint.tokenizer_folder, trust_remote_code=settings["trust_remote_code"]
         )
         notes = _restore_specials(tokenizer, checkpoint, spec)
-        if spec.lower_case:
+        # SigLIP's own tokenizer has no backend, and lower-cases by itself
+        if spec.lower_case and (backend := getattr(tokenizer, "backend_tokenizer", None)):
             # as sentence-transformers does it: special tokens that a text spells out stay what they are
-            backend = tokenizer.backend_tokenizer
             backend.normalizer = Sequential([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
     score = (_logit if is_pair else _similarity)(checkpoint, spec, model, tokenizer)
     if spec.chat_template:
@@ -347,12 +351,17 @@ def _similarity(checkpoint: Checkpoint, spec: ModelSpec, model: Any, tokenizer: 
 
     def encode(text: str, length: int) -> Tensor:
         """float32 [1, dim], or [tokens, dim] for late interaction."""
-        inputs = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
-        output = model(**_on(model, inputs))
-        states = (output.logits if spec.pooling == ("splade",) else output.last_hidden_state)[0].float()
-        states = on_tokens(states)
-        if spec.pooling:
-            states = torch.cat([_POOL[mode](states) for mode in spec.pooling])[None]
+        vision = spec.arch.vision
+        padding = "max_length" if vision is not None and vision.fills else False
+        inputs = _on(model, tokenizer(text, truncation=True, max_length=length, padding=padding, return_tensors="pt"))
+        if vision is not None and vision.alone:  # without a mask: these read padding like any token
+            states = model.get_text_features(inputs["input_ids"]).pooler_output.float()
+        else:
+            output = model(**inputs)
+            states = (output.logits if spec.pooling == ("splade",) else output.last_hidden_state)[0].float()
+            states = on_tokens(states)
+            if spec.pooling:
+                states = torch.cat([_POOL[mode](states) for mode in spec.pooling])[None]
         vectors: Tensor = behind(states[1:] if spec.drop_first else states)
         return (normalize(vectors, dim=-1) if spec.normalize else vectors)[..., : spec.dimensions or None]
 

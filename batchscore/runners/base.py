@@ -69,8 +69,14 @@ class Runner(Protocol):
     def costs(self, items: Items) -> NDArray[np.int64]:
         """int64 [n]: what each sequence adds to a pack."""
 
-    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
-        """The pack of the items at `index`, ready for `forward`. Called in a thread ahead of it.
+    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
+        """The pack of the items at `index`, ready for `forward`.
+
+        Args:
+            items: of the window.
+            index: int [n], the pack's.
+            is_query: they are queries.
+            ahead: called in a thread of its own, ahead of the forward, which may wait for the packs before.
 
         Raises:
             UnreadableMediaError: some of them have media that cannot be decoded.
@@ -102,7 +108,6 @@ class Runner(Protocol):
 class BaseRunner:
     """A loaded model on its device, with its tokenizer: what every runner is made of."""
 
-    spec: ModelSpec
     reader: InputReader
     model: LoadedModel
     device: str
@@ -110,6 +115,11 @@ class BaseRunner:
     media: MediaMemory | None = None  # of a model that reads media
 
     num_scores = 1
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the checkpoint means."""
+        return self.reader.spec
 
     @property
     def layout(self) -> Layout:
@@ -177,16 +187,16 @@ class BaseRunner:
         return workers
 
     def costs(self, items: Items) -> NDArray[np.int64]:
-        """A sequence costs its tokens and the patches of its media; packs are sorted, so padding adds next to nothing."""
+        """A sequence costs its tokens, and its media's patches. Packs are sorted, so padding adds next to nothing."""
         if items.visuals is None:
             return items.lengths
         return items.lengths + items.visuals.total(lambda visual: visual.patches)
 
-    def collate(self, items: Items, index: Index, *, is_query: bool) -> Batch:
+    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
         """The pack of the items at `index`, ready for `forward`."""
         pack = items.take(index)
         has_media = self.media is not None and pack.visuals is not None and len(pack.visuals.values) > 0
-        views = self.media.views(pack) if self.media is not None and has_media else None
+        views = self.media.views(pack, ahead=ahead) if self.media is not None and has_media else None
         with self.device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
             return collate(
                 pack,
@@ -211,7 +221,7 @@ class BaseRunner:
     def states(self, batch: Batch) -> States:
         """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
-        seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views, self.device)
+        seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
         hidden = torch.cat([self._run(body, call, seen[slice(*call.media)]) for call in batch.calls])
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)

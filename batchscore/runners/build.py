@@ -89,7 +89,7 @@ def build_runner(
     if spec.per_sequence and not known:
         model = replace(model, layout="even")  # right whatever its layers do with padding
     else:
-        probe = _Probe(BaseRunner(spec, reader, model, placement.device, None))
+        probe = _Probe(BaseRunner(reader, model, placement.device, None))
         model = replace(model, layout=probe.layout(known=known))
     # `is_decoder` makes an encoder causal, and a first token sees itself alone
     first_alone = model.layout == "flat" and spec.layers and not getattr(model.bodies[0].config, "is_decoder", False)
@@ -99,8 +99,12 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
-    media = None if reader.media is None else MediaMemory(reader.media, budget.max_media_bytes, budget.workers)
-    runner = runner_kind(spec)(spec, reader, model, placement.device, last_layer, media)
+    media = (
+        None
+        if reader.media is None
+        else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
+    )
+    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 
@@ -113,7 +117,8 @@ def vector_width(checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
     except UncheckedError:
         return None
     body: Any = model.bodies[0]
-    state = torch.zeros(1, getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim))
+    width = getattr(body.config, "hidden_size", body.get_input_embeddings().embedding_dim)
+    state = torch.zeros(1, getattr(body, "width", width))
     with torch.inference_mode():
         vectors: Tensor = model.head(state if model.token_head is None else model.token_head(state))
     return min(vectors.shape[1], spec.dimensions or vectors.shape[1])
@@ -150,6 +155,8 @@ class _Probe:
         settings = _settings(config.to_dict())
         lengths = _telling_lengths(settings, self.runner.spec.max_length)
         _set_attention(packed, None)
+        if self.runner.reader.media is not None:
+            self.runner.reader.media.check(model.bodies[0])
         alone = torch.cat([self._run("padded", [length]) for length in lengths])
         ranked = any(_BY_RANK.search(name) for name, _ in settings)
         padded: Layout = "padded" if not ranked and self._agrees("padded", lengths, alone) else "even"

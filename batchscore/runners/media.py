@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from batchscore.errors import InputError
+from batchscore.media.sources import Embeddings
 from batchscore.models.vision.body import Seen
 from batchscore.models.vision.reader import MediaReader
 from batchscore.types import Fault, Faults, Items, Visual
@@ -56,10 +57,11 @@ class MediaMemory:
         reader: of the model.
         max_bytes: for pixels that wait, and again for what was seen; a single batch may have more.
         threads: that decode.
+        device: the model's.
     """
 
-    def __init__(self, reader: MediaReader, max_bytes: int, threads: int) -> None:
-        self._reader, self._max_bytes = reader, max_bytes
+    def __init__(self, reader: MediaReader, max_bytes: int, threads: int, device: str) -> None:
+        self._reader, self._max_bytes, self._device = reader, max_bytes, device
         self._decoders = ThreadPoolExecutor(threads, "batchscore-decode")
         self._waiting = 0  # bytes
         self._fewer = Condition()
@@ -67,8 +69,12 @@ class MediaMemory:
         self._seen_bytes = 0
         self._lock = Lock()
 
-    def views(self, items: Items) -> Views:
+    def views(self, items: Items, *, ahead: bool) -> Views:
         """The media of a pack, ready for the tower.
+
+        Args:
+            items: the pack.
+            ahead: whether this thread may wait until other packs are done; one that would forward them may not.
 
         Raises:
             UnreadableMediaError: some cannot be decoded.
@@ -77,13 +83,17 @@ class MediaMemory:
         places = {visual: place for place, visual in enumerate(dict.fromkeys(visuals))}
         with self._lock:
             found = {visual: self._seen.get(visual) for visual in places}
+            found |= {visual: self._given(visual) for visual in places if isinstance(visual.media.source, Embeddings)}
         missing = [visual for visual, seen in found.items() if seen is None]
         pixels = dict(zip(missing, self._decoders.map(self._decode, missing), strict=True))
         if faults := _faults(items, pixels):
             raise UnreadableMediaError(faults)
         views = [View(visual, found[visual], pixels.get(visual)) for visual in places]
-        self._hold(views)
+        self._hold(views, ahead=ahead)
         return Views(views, [places[visual] for visual in visuals])
+
+    def _given(self, visual: Visual) -> Seen:
+        return tuple(torch.from_numpy(level).to(self._device) for level in self._reader.seen(visual.media))
 
     def _decode(self, visual: Visual) -> Any:
         """Pixels, or the Fault of a medium that has none."""
@@ -92,13 +102,14 @@ class MediaMemory:
         except InputError as error:
             return Fault("media", error.message, error.hint)
 
-    def _hold(self, views: Sequence[View]) -> None:
-        """Count the pixels of a pack, once there is room for them, until they are given up."""
+    def _hold(self, views: Sequence[View], *, ahead: bool) -> None:
+        """Count the pixels of a pack until they are given up; wait first until there is room for them."""
         size = sum(array.nbytes for view in views for array in (view.pixels or {}).values())
         if not size:
             return
         with self._fewer:
-            self._fewer.wait_for(lambda: not self._waiting or self._waiting + size <= self._max_bytes)
+            if ahead:
+                self._fewer.wait_for(lambda: not self._waiting or self._waiting + size <= self._max_bytes)
             self._waiting += size
         weakref.finalize(views[0], self._give_up, size)
 
@@ -107,10 +118,10 @@ class MediaMemory:
             self._waiting -= size
             self._fewer.notify_all()
 
-    def look(self, body: Any, views: Views, device: str) -> list[Seen]:
+    def look(self, body: Any, views: Views) -> list[Seen]:
         """What the tower sees in each medium of a pack, in the order of their tokens."""
         new = [view for view in views.views if view.seen is None]
-        pixels = [_on_device(view.pixels or {}, device) for view in new]
+        pixels = [_on_device(view.pixels or {}, self._device) for view in new]
         for view, seen in zip(new, body.see_all(pixels), strict=True):
             view.seen, view.pixels = seen, None
             if body.sees_alone:

@@ -211,6 +211,8 @@ def _reference_notes(spec: ModelSpec, reference: Reference, work: Work) -> list[
         notes.append(
             f"not passed on to the reference, which reads the checkpoint's own files: {', '.join(sorted(others))}"
         )
+    if spec.arch.vision is not None:
+        notes.append("the pairs are texts: how images are read is not compared")
     if not work.cut.any():
         notes.append(
             f"no pair is as long as max_length {spec.max_length}: a lower --max-length would test how texts are cut"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +15,7 @@ from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import Parts
-from batchscore.types import Fault, OneSide, Pairs
+from batchscore.types import Cell, Fault, OneSide, Pairs
 
 Counts = dict[str, Any]
 
@@ -81,9 +82,14 @@ class Command(Protocol):
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
 
 
-def joined_line(columns: Sequence[str]) -> list[str]:
-    """The line that says which columns or fields are one document; none if it is a single one."""
-    return [f"document {' and '.join(columns)}, joined by a space"] if len(columns) > 1 else []
+def media_counts(cells: Iterable[Cell]) -> Counts:
+    """Distinct images and videos of these cells, and their pixels; nothing where there are none."""
+    media = {one for cell in cells if not isinstance(cell, str) for one in cell.media}
+    if not media:
+        return {}
+    kinds = Counter(one.kind for one in media)
+    pixels = sum(one.width * one.height * one.count for one in media)
+    return {"media": {"images": kinds["image"], "videos": kinds["video"], "pixels": pixels}}
 
 
 def input_order(bad: BadRow) -> tuple[int, int]:

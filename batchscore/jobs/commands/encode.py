@@ -11,11 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
+from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.digests import digests_of
 from batchscore.io.encodings import DIGEST, MATRIX, VECTOR
 from batchscore.io.schema import ID_FIELDS, text_field
 from batchscore.io.source import Chunk, Source
-from batchscore.io.texts import document_columns, read_texts
+from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts
 from batchscore.jobs.parts import Parts, encoding_fingerprint
@@ -58,6 +59,8 @@ class EncodeCommand:
     keep_columns: Sequence[str] | None = ()  # beside the id; None: all
     limit: int | None = None
     document_fields: Sequence[str] | None = None  # columns that are joined; None: title and text where both are there
+    image_column: str | None = None
+    video_column: str | None = None
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
@@ -70,9 +73,9 @@ class EncodeCommand:
 
     def lines(self, source: Source) -> list[str]:
         """Which columns are read."""
-        texts, ids = self._texts(source), self._ids(source)
-        joined = ", joined by a space" if len(texts) > 1 else ""
-        return [f"text     {' and '.join(texts)}{joined}; {f'ids in {ids[0]}' if ids else 'no ids'}"]
+        columns, ids = self._cells(source), self._ids(source)
+        [line] = columns.lines("text") or [f"text     {columns.texts[0]}"]
+        return [f"{line}; {f'ids in {ids[0]}' if ids else 'no ids'}"]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of `unit_rows` rows, fewer where these are long."""
@@ -81,14 +84,14 @@ class EncodeCommand:
         return source.units(unit_rows, columns=columns, size=_UNIT_BYTES, limit=self.limit)
 
     def load(self, source: Source, unit: Unit) -> EncodedRows:
-        """One text a row."""
-        texts, carried = self._texts(source), self._carried(source)
-        columns = None if self.keep_columns is None else list(dict.fromkeys([*carried, *texts]))
-        chunk = source.read(unit, columns, dict.fromkeys(texts, "text"))
+        """One text, or what stands for it, a row."""
+        cells, carried = self._cells(source), self._carried(source)
+        columns = None if self.keep_columns is None else list(dict.fromkeys([*carried, *cells.shapes]))
+        chunk = source.read(unit, columns, cells.shapes)
         table = chunk.table if self.keep_columns is None else chunk.table.select(carried)
         self._refuse_clash(table.column_names)
         faults = chunk.faults()
-        side = OneSide(self.side, read_texts(chunk, texts, faults))
+        side = OneSide(self.side, read_cells(chunk, cells, faults))
         good = good_rows(len(chunk.table), faults)
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
         return EncodedRows(unit, side.rows(good) if faults else side, bad, chunk, good, table)
@@ -103,12 +106,18 @@ class EncodeCommand:
         for table in merge_rows(parts, units):
             yield table.replace_schema_metadata(note)
 
+    def _cells(self, source: Source) -> CellColumns:
+        """The columns that together are what is encoded."""
+        return CellColumns(self._texts(source), self.image_column, self.video_column)
+
     def _texts(self, source: Source) -> tuple[str, ...]:
         """The columns that together are a row's text."""
         names, fields = source.column_names(), self.document_fields
         if fields is not None:
             return tuple(fields)
         column = self.text_column or _usual_text(self.side, names)
+        if column is None and (self.image_column or self.video_column):
+            return ()
         if column is None:
             raise InputError(
                 f"{source.files[0]}: no column has a usual name of a {self.side}'s text; columns: {', '.join(names)}",
@@ -130,7 +139,8 @@ class EncodeCommand:
         """The columns to read, and the option that names each."""
         flag = "--text-column" if self.document_fields is None else "--document-fields"
         ids = dict.fromkeys(self._ids(source), "--id-column")
-        return {**ids, **dict.fromkeys(self._texts(source), flag)}
+        cells = self._cells(source)
+        return {**ids, **dict.fromkeys(cells.texts, flag), **cells.flags()}
 
     def _refuse_clash(self, carried: Sequence[str]) -> None:
         clash = next((name for name in _ADDED if name in carried), None)

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
+from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.documents import document_fields, explode, require_fields
-from batchscore.io.schema import Shape, is_nested, listed_type
+from batchscore.io.schema import Shape, holds_media, is_documents, listed_type
 from batchscore.io.source import Chunk, Source
-from batchscore.io.texts import document_columns, read_texts
+from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, joined_line
+from batchscore.jobs.commands.base import BadRow, Counts
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rankings
 from batchscore.jobs.results import candidates, encode_ids
@@ -44,6 +45,10 @@ class RerankCommand:
     nested: bool = False
     limit: int | None = None
     document_fields: Sequence[str] | None = None  # of structs, or columns; None: title and text where both are there
+    query_image_column: str | None = None
+    query_video_column: str | None = None
+    document_image_column: str | None = None
+    document_video_column: str | None = None
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
@@ -58,12 +63,12 @@ class RerankCommand:
             )
 
     def lines(self, source: Source) -> list[str]:
-        """Which columns or fields are joined to a document."""
-        columns = self._columns(source)
-        nested = columns.nested and document_fields(
-            listed_type(source.column_type(columns.document)), self.document_fields
-        )
-        return joined_line(nested or columns.texts)
+        """Which columns or fields together are a query or document."""
+        columns, documents = self._columns(source), None
+        if columns.nested:
+            kind = listed_type(source.column_type(columns.document))
+            documents = CellColumns(document_fields(kind, self.document_fields))
+        return [*columns.queries.lines("query"), *(documents or columns.documents).lines("document")]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
@@ -81,7 +86,7 @@ class RerankCommand:
         chunk = source.read(unit, list(columns.flags), columns.shapes)
         row_faults = chunk.faults()
         missing: Faults = {}  # documents without a text
-        queries = read_texts(chunk, self.query_column, row_faults)
+        queries = read_cells(chunk, columns.queries, row_faults)
         groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
             documents = explode(
@@ -90,7 +95,7 @@ class RerankCommand:
             parents, texts, document_ids = documents.parents, documents.texts, documents.ids
         else:  # a document is a row
             parents = np.arange(len(chunk.table))
-            texts = read_texts(chunk, columns.texts, missing)
+            texts = read_cells(chunk, columns.documents, missing)
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             row_faults = {**missing, **row_faults}
         good = good_rows(len(parents), missing)
@@ -140,30 +145,61 @@ class RerankCommand:
         document = self.document_column or (
             "documents" if "documents" in names and "document" not in names else "document"
         )
-        queries = {self.id_name: "--query-id-column", self.query_column: "--query-column"}
-        # columns that are joined stand for the document column, which the input then need not have
-        is_joined = self.document_fields is not None and document not in names
-        column = {} if is_joined else {document: "--document-column"}
-        source.require({**queries, **column})
-        if column and is_nested(listed_type(source.column_type(document))):
-            shapes: dict[str, Shape] = {self.query_column: "text", document: "documents"}
-            return _Columns(self.id_name, document, (document,), None, True, {**queries, **column}, shapes)
-        texts = document_columns(document, names, self.document_fields)
-        flags = {**queries, **{name: column.get(name, "--document-fields") for name in texts}}
+        queries = self._queries(source)
+        flags = {self.id_name: "--query-id-column", **dict.fromkeys(queries.texts, "--query-column")}
+        flags |= queries.flags("query-")
+        documents = CellColumns.chosen(
+            document_columns(document, names, self.document_fields),
+            self.document_image_column,
+            self.document_video_column,
+            names,
+            is_usual=self.document_fields is None and self.document_column is None,
+        )
+        # columns that are joined, or have media, stand for the document column, which the input then need not have
+        is_replaced = document not in names and (self.document_fields is not None or not documents.texts)
+        column = {} if is_replaced else {document: "--document-column"}
+        source.require({**flags, **column})
+        if column and is_documents(source.column_type(document)):
+            if documents.has_media:
+                raise UsageError(
+                    f"column {document!r} lists documents, which {', '.join(documents.flags('document-').values())} "
+                    "cannot add to",
+                    hint="write each image or video into its document, as {text, image}",
+                )
+            shapes: dict[str, Shape] = {**queries.shapes, document: "documents"}
+            return _Columns(self.id_name, document, queries, documents, None, True, {**flags, **column}, shapes)
+        flags |= {name: column.get(name, "--document-fields") for name in documents.texts}
+        flags |= documents.flags("document-")
         document_id = self.document_id_column or ("document_id" if "document_id" in names else None)
         if document_id:
             flags[document_id] = "--document-id-column"
         source.require(flags)
-        return _Columns(
-            self.id_name, document, texts, document_id, False, flags, dict.fromkeys((self.query_column, *texts), "text")
+        shapes = {**queries.shapes, **documents.shapes}
+        return _Columns(self.id_name, document, queries, documents, document_id, False, flags, shapes)
+
+    def _queries(self, source: Source) -> CellColumns:
+        """The columns of the query; UsageError if it has media, by which queries are not told apart, and no id."""
+        queries = CellColumns.chosen(
+            (self.query_column,),
+            self.query_image_column,
+            self.query_video_column,
+            source.column_names(),
+            is_usual=self.query_column == RerankCommand.query_column,
         )
+        if self.query_id_column is None and (queries.has_media or holds_media(source.column_type(self.query_column))):
+            raise UsageError(
+                "queries with images or videos need a column that tells them apart",
+                hint="pass --query-id-column",
+            )
+        return queries
 
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
     query_id: str
     document: str
-    texts: tuple[str, ...]  # what is joined to a document; of a list, the list alone
+    queries: CellColumns
+    documents: CellColumns  # of long rows
     document_id: str | None  # of long rows; a list's documents carry their ids
     nested: bool  # a row lists the documents of its query
     flags: Mapping[str, str]  # column -> the option that names it

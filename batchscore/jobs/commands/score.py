@@ -11,10 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import UsageError
+from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.source import Chunk, Source
-from batchscore.io.texts import document_columns, read_texts
+from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts, joined_line
+from batchscore.jobs.commands.base import BadRow, Counts
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
@@ -37,6 +38,10 @@ class ScoreCommand:
     details: bool = False
     limit: int | None = None
     document_fields: Sequence[str] | None = None  # columns that are joined; None: title and text where both are there
+    query_image_column: str | None = None
+    query_video_column: str | None = None
+    document_image_column: str | None = None
+    document_video_column: str | None = None
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
@@ -46,8 +51,9 @@ class ScoreCommand:
         self._refuse_clash(source.column_names())
 
     def lines(self, source: Source) -> list[str]:
-        """Which columns are joined to a document."""
-        return joined_line(self._documents(source))
+        """Which columns together are a query or document."""
+        queries, documents = self._sides(source)
+        return [*queries.lines("query"), *documents.lines("document")]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of `unit_rows` rows."""
@@ -56,13 +62,13 @@ class ScoreCommand:
 
     def load(self, source: Source, unit: Unit) -> ScoredRows:
         """One pair a row."""
-        kept, read = self.keep_columns, self._flags(source)
-        columns = None if kept is None else list(dict.fromkeys([*kept, *read]))
-        chunk = source.read(unit, columns, dict.fromkeys(read, "text"))
+        kept, (queries, documents) = self.keep_columns, self._sides(source)
+        shapes = {**queries.shapes, **documents.shapes}
+        columns = None if kept is None else list(dict.fromkeys([*kept, *shapes]))
+        chunk = source.read(unit, columns, shapes)
         self._refuse_clash(chunk.table.column_names)
         faults = chunk.faults()
-        queries = read_texts(chunk, self.query_column, faults)
-        pairs = Pairs(queries, read_texts(chunk, self._documents(source), faults))
+        pairs = Pairs(read_cells(chunk, queries, faults), read_cells(chunk, documents, faults))
         good = good_rows(len(chunk.table), faults)
         table = chunk.table if kept is None else chunk.table.select(list(kept))
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
@@ -85,16 +91,32 @@ class ScoreCommand:
         """Rows in input order."""
         return merge_rows(parts, units)
 
-    def _documents(self, source: Source) -> tuple[str, ...]:
-        """The columns that together are a row's document."""
-        return document_columns(self.document_column, source.column_names(), self.document_fields)
+    def _sides(self, source: Source) -> tuple[CellColumns, CellColumns]:
+        """The columns that together are a row's query, and those of its document."""
+        names, text, fields = source.column_names(), self.document_column, self.document_fields
+        queries = CellColumns.chosen(
+            (self.query_column,),
+            self.query_image_column,
+            self.query_video_column,
+            names,
+            is_usual=self.query_column == ScoreCommand.query_column,
+        )
+        documents = CellColumns.chosen(
+            document_columns(text, names, fields),
+            self.document_image_column,
+            self.document_video_column,
+            names,
+            is_usual=fields is None and text == ScoreCommand.document_column,
+        )
+        return queries, documents
 
     def _flags(self, source: Source) -> dict[str, str]:
         """The columns to read, and the option that names each."""
-        fields = dict.fromkeys(self._documents(source), "--document-fields")
-        return {self.query_column: "--query-column", **fields} | (
-            {self.document_column: "--document-column"} if self.document_column in fields else {}
-        )
+        queries, documents = self._sides(source)
+        texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, "--document-fields")
+        if self.document_column in documents.texts:
+            texts[self.document_column] = "--document-column"
+        return {**texts, **queries.flags("query-"), **documents.flags("document-")}
 
     def _refuse_clash(self, existing: Sequence[str]) -> None:
         added = [self.score_column, *(_DETAILS if self.details else ())]

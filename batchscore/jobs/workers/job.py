@@ -54,7 +54,9 @@ class WorkerJob:
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
         setup = set_up(**{**self.scorer, "device": device})
-        plan = Plan(setup, self.command, self.errors, self.encode, source.fingerprint(), self.folder, self.scorer)
+        plan = Plan(
+            setup, self.command, self.errors, self.encode, source.fingerprint(), self.folder, self.scorer, source.media
+        )
         if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
         blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None

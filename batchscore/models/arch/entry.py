@@ -38,7 +38,9 @@ class Vision:
     vllm_video: str = ""  # where vLLM writes something else
     media_first: bool = False  # media come before texts, whatever the author's order
     apart: bool = False  # texts beside a medium are tokenized by themselves
+    max_tokens: int = 0  # of one image, where this stands above the processor's file; 0: the file alone counts
     alone: bool = False  # a query or document is a text or one image, not both
+    fills: bool = False  # texts are filled up to their greatest length with padding, which is read like any token
 
 
 def same(config: Json) -> Json:
@@ -88,6 +90,7 @@ class Architecture:
     document_prompt: str = ""
     instruct: str = ""  # query prompt with {instruction}
     include_prompt: bool = True
+    lower_case: bool = False  # texts are lower-cased, which the tokenizer's file may leave to others
     special_tokens: bool = True  # False: texts have none around them
 
 

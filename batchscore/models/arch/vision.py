@@ -22,7 +22,7 @@ _JINA = Architecture(
     "cross-encoder",
     hub="jinaai/jina-reranker-m0",
     pooling="lasttoken",
-    renames=_OLD_QWEN,
+    renames=_BARE,
     head=(Layer("score.0", "relu"), Layer("score.2")),
     logit_mean=2.65,
     template="jina-reranker-m0",
@@ -50,8 +50,8 @@ def _retriever(hub: str, template: str, head: str, vision: Vision = _QWEN2) -> A
 
 
 def _without_bias(arch: Architecture) -> Architecture:
-    """vLLM reads no bias of the projection."""
-    return replace(arch, in_vllm=replace(arch, head=tuple(layer._replace(bias=False) for layer in arch.head)))
+    """As vLLM reads it, which leaves the bias of its projection out."""
+    return replace(arch, head=tuple(layer._replace(bias=False) for layer in arch.head))
 
 
 def _qwen3_vl(config: Json) -> Json:
@@ -69,18 +69,25 @@ def _colqwen2_hf(config: Json) -> Json:
 
 def _ops(config: Json) -> Architecture:
     arch = _retriever("OpenSearch-AI/Ops-Colqwen3-4B", "ops-colqwen3", "custom_text_proj", _QWEN3)
-    return _without_bias(replace(arch, translate=_qwen3_vl, dimensions=int(config.get("dims") or 0)))
+    arch = replace(arch, translate=_qwen3_vl, dimensions=int(config.get("dims") or 0))
+    return replace(arch, in_vllm=_without_bias(arch))
 
 
 _COLQWEN2 = _retriever("vidore/colqwen2-v1.0-merged", "colqwen2", "custom_text_proj")
 _COLQWEN3 = replace(
-    _retriever("TomoroAI/tomoro-colqwen3-embed-4b", "colqwen3", "embedding_proj_layer", _QWEN3), translate=_qwen3_vl
+    _retriever(
+        "TomoroAI/tomoro-colqwen3-embed-4b", "colqwen3", "embedding_proj_layer", replace(_QWEN3, max_tokens=1280)
+    ),
+    translate=_qwen3_vl,
 )
 _NEMOTRON = replace(
     _retriever("nvidia/nemotron-colembed-vl-4b-v2", "nemotron-colembed", "", _QWEN3),
     translate=_both_ways,
     final_norm=False,
 )
+
+# by model type: how a model that no entry names reads media
+QWEN = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3, "qwen3_vl_moe": _QWEN3}
 
 VISION: dict[str, Entry] = {
     **dict.fromkeys(("JinaVLForRanking", "JinaVLForSequenceClassification"), _JINA),
@@ -91,7 +98,7 @@ VISION: dict[str, Entry] = {
     "ColQwen2ForRetrieval": replace(
         _retriever("vidore/colqwen2-v1.0-hf", "colqwen2-hf", "embedding_proj_layer"), translate=_colqwen2_hf
     ),
-    "ColQwen3": _without_bias(_COLQWEN3),
+    "ColQwen3": replace(_COLQWEN3, in_vllm=replace(_without_bias(_COLQWEN3), vision=_QWEN3)),
     # gated delta layers see what stands before a sequence
     "ColQwen3_5": replace(_COLQWEN2, hub="athrael-soju/colqwen3.5-4.5B-v3", vision=_QWEN3, flat=False),
     "OpsColQwen3Model": _ops,

@@ -48,10 +48,16 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
         raise UsageError(
             f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model reads all documents of a query at once"
         )
+    if arch.vision is not None and arch.vision.alone and score_type[0] != "bi-encoder":
+        raise UsageError(
+            f"{score_type[1].spell('score_type')} {score_type[0]!r}: this model gives a text or an image one vector",
+            hint="its score type is bi-encoder",
+        )
     context = Context(checkpoint, arch, {**config, **config.get("text_config", {})}, options, score_type[0])
     _check_effect(context)
     if not context.vllm:
-        files.check_backbone(checkpoint, is_pair=context.is_pair)
+        has_template = context.is_pair or (arch.vision is not None and arch.template != "")
+        files.check_backbone(checkpoint, has_template=has_template)
     sourced: dict[str, Sourced] = {
         "score_type": score_type,
         "architecture": (checkpoint.architecture, CONFIG_JSON),
@@ -168,6 +174,8 @@ def _problems(context: Context, name: str, value: Any, source: Source) -> Iterat
         yield f"a {kind} has a similarity of its own"
     if name == "pooling" and kind == "late-interaction":
         yield "late interaction does not pool the states of tokens"
+    if name == "pooling" and arch.vision is not None and arch.vision.alone:
+        yield "this architecture has a readout of its own"
     if name == "use_activation" and kind == "bi-encoder" and similarity == "cosine":
         yield "a cosine does not depend on it"
     if name == "instruction" and not context.is_pair and not (options.get("instruct") or arch.instruct):

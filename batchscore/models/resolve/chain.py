@@ -29,7 +29,7 @@ _KEYS: dict[str, tuple[str, str | None]] = {
     "LogitScore": (LOGITS, SCORES),
     "MultiVectorMask": (TOKENS, None),  # its words are ColBERT's, `saved_files.marks` reads them
 }
-_FIRST = ("Transformer", "MLMTransformer", STATIC)
+_FIRST = ("Transformer", "MLMTransformer", "CLIPModel", STATIC)
 # transformer_task -> what the backbone puts out, and its key
 _OUTPUTS = {
     "feature-extraction": TOKENS,

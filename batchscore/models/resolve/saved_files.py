@@ -96,8 +96,12 @@ _KEYWORDS = ("config_kwargs", "config_args", "model_kwargs", "model_args", "proc
 _OUTPUTS = ("last_hidden_state", "logits")
 
 
-def check_backbone(checkpoint: Checkpoint, *, is_pair: bool) -> None:
+def check_backbone(checkpoint: Checkpoint, *, has_template: bool) -> None:
     """Refuse what sentence_bert_config.json says about the backbone where it changes scores and is not supported.
+
+    Args:
+        checkpoint: the model's files.
+        has_template: whether the model's texts go through one.
 
     Raises:
         CheckpointError: it names the setting.
@@ -110,14 +114,16 @@ def check_backbone(checkpoint: Checkpoint, *, is_pair: bool) -> None:
             if key not in _HARMLESS:
                 raise CheckpointError(f"{checkpoint.name}: {file}: {name}: {key} {keywords[key]!r} is not supported")
     modalities = settings.get("modality_config") or {}
-    if "message" in modalities and not is_pair:
+    if "message" in modalities and not has_template:
         raise CheckpointError(
-            f"{checkpoint.name}: by {file} its texts go through its chat template, which only rerankers support",
+            f"{checkpoint.name}: by {file} its texts go through its chat template, which only rerankers and models of "
+            "images support",
             hint="without `message` in modality_config they are read as they stand",
         )
     for name, way in modalities.items():
         output = way.get("method_output_name") if isinstance(way, dict) else way
-        if name in ("text", "message") and output not in _OUTPUTS:
+        is_towers = isinstance(way, dict) and way.get("method") == "get_text_features" and output == "pooler_output"
+        if name in ("text", "message") and output not in _OUTPUTS and not is_towers:
             raise CheckpointError(f"{checkpoint.name}: {file}: the output {output!r} of its backbone is not supported")
 
 

@@ -186,13 +186,14 @@ def vector_fields(context: Context) -> dict[str, Sourced]:
     # neither a classifier's head makes vectors, nor SPLADE's with another pooling
     makes_vectors = arch.score_type != "cross-encoder" and (arch.pooling != "splade" or pooling[0] == ("splade",))
     head = arch.head if makes_vectors else ()
+    is_alone = arch.vision is not None and arch.vision.alone  # then projections stand between the states and vectors
     return {
         "pooling": pooling,
         "include_prompt": include_prompt,
         "drop_first": (multi_vector, _BGE_M3 if multi_vector else DEFAULT),
         "layers": _first_token_layers(context, pooling, include_prompt),
         "head": (head, context.source),
-        **_modules(context, chain, len(pooling[0]), by_width=not head),
+        **_modules(context, chain, len(pooling[0]), by_width=not head and not is_alone),
         **({"modules": _bge_m3_head(context)} if multi_vector else {}),
         "dimensions": context.option("dimensions", _dimensions(context)),
         "similarity": _similarity(context, multi_vector),

@@ -32,8 +32,6 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
     if _has_marks(context):
         saved_marks, _, _, source = files.marks(context.checkpoint)
         marks = saved_marks, source
-    sentence_file, sentence = context.checkpoint.sentence_config
-    lower_case = bool(sentence.get("do_lower_case", False)) and not (context.vllm and context.is_pair)
     return {
         "listwise": (context.arch.listwise, context.source),
         "chat_template": template,
@@ -48,8 +46,17 @@ def prompt_fields(context: Context) -> dict[str, Sourced]:
         "special_tokens": (False, template[1]) if saved else (context.arch.special_tokens, context.source),
         "restore_specials": (reference and not context.is_pair, rule),
         "pair_of_empty": (reference, rule),
-        "lower_case": (lower_case, Source("file", sentence_file) if sentence_file else DEFAULT),
+        "lower_case": _lower_case(context),
     }
+
+
+def _lower_case(context: Context) -> Sourced:
+    """Whether texts are lower-cased before they are tokenized."""
+    if context.arch.lower_case and context.checkpoint.tokenizer_config.get("do_lower_case", True):
+        return True, context.source
+    file, settings = context.checkpoint.sentence_config
+    lower_case = bool(settings.get("do_lower_case", False)) and not (context.vllm and context.is_pair)
+    return lower_case, Source("file", file) if file else DEFAULT
 
 
 def _saved_template(context: Context) -> tuple[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ from batchscore.models.text.prompts import (
 )
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
-from batchscore.models.text.truncation import LIBRARY_LIMITS, LIBRARY_PIECES, Limits, rule_of
+from batchscore.models.text.truncation import BY_PIECES, LIBRARY_LIMITS, Limits, rule_of
 from batchscore.models.vision.reader import MediaFaultError, MediaReader, too_large
 from batchscore.types import (
     CUT_DOCUMENT,
@@ -205,8 +205,8 @@ class _Prompter:
         return self._planned[cell]
 
     def _layout(self, key: str, fills: Fills) -> list[list[str]]:
-        # whether there is a text may decide what a template writes
-        stand_ins = {stand_in: stand_in if text else "" for stand_in, text in fills.items()}
+        # beside media, whether there is a text may decide what a template writes
+        stand_ins = {stand_in: stand_in if text or not key else "" for stand_in, text in fills.items()}
         place = (key, *stand_ins.values())
         if place not in self._layouts:
             try:
@@ -341,18 +341,18 @@ class _Fitter:
         items = framed(self.tokenizer, self.spec, bodies)
         if self.media is None or not any(kept):
             return items
-        return replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        items = replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        return _media_first(items) if self.media.before_specials else items
 
     def _limits(self, prompt: _Prompt) -> Limits:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
         if rule is None:
             return Limits(length, length, length)
         fixed = ["".join(parts) for parts in prompt.layout if len(parts) == 1]
-        texts, others = LIBRARY_PIECES[self.spec.truncation]
-        if len(prompt.layout) - len(fixed) != texts or len(fixed) < others:
+        if self.spec.truncation in BY_PIECES and (len(prompt.layout) - len(fixed) != 2 or len(fixed) < 2):
             raise UsageError(
-                f"truncation {self.spec.truncation} is a rule for templates in which {{{{ piece }}}} divides "
-                + ("query and document" if texts > 1 else "the texts from the end"),
+                f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
+                "the document",
                 hint="pass --truncation document-first",
             )
         limits = rule(length, [len(self.tokenizer.tokenize_again([piece], ALL)[0].ids) for piece in fixed])
@@ -410,6 +410,13 @@ class _Fitter:
                 start = stop
             before += len(ids)
         return [np.concatenate([np.empty(0, np.int64), *places]) for places in found]
+
+
+def _media_first(items: Items) -> Items:
+    """The tokens of media in front of all others of their sequence."""
+    sequences = np.repeat(np.arange(len(items)), items.lengths)
+    order = np.lexsort((items.columns["media"] == 0, sequences))
+    return replace(items, columns={name: column[order] for name, column in items.columns.items()})
 
 
 def framed(tokenizer: TextTokenizer, spec: ModelSpec, bodies: Sequence[Ids]) -> Items:

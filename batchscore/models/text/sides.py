@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,7 @@ from batchscore.types import (
 )
 
 _TEXT_ONLY = Fault("media", "this model reads text only", "choose a model that reads images, or leave the row out")
+_SideWork = Callable[[Sequence[Cell], Side], Work]
 # for a query or document with media where texts have no template
 _BARE, _APART = Template("{{ content }}"), Template("{{ media }}{{ piece }}{{ text }}")
 
@@ -70,17 +71,37 @@ class InputReader:
 
     def side_work(self, cells: Sequence[Cell], side: Side) -> Work:
         """One sequence for each query or document of one side, which are the rows."""
+        if self.media is not None and self.media.vision.alone:
+            cells = [cell if isinstance(cell, str) or cell.media else cell.text for cell in cells]
+            return self._apart(cells, side, [isinstance(cell, Content) for cell in cells], self._images)
         rendered = [self.template is not None or isinstance(cell, Content) for cell in cells]
-        if not any(rendered):
-            return plain_side_work(self.tokenizer, self.spec, [str(cell) for cell in cells], side)
-        if self.media is not None and self.media.vision.alone and all(isinstance(cell, Content) for cell in cells):
-            return _image_work(self.media, [cell for cell in cells if isinstance(cell, Content)])
+        return self._apart(cells, side, rendered, self._rendered)
+
+    def _apart(self, cells: Sequence[Cell], side: Side, chosen: Sequence[bool], work: _SideWork) -> Work:
+        """`work` of the chosen cells, and plain texts' of the others."""
+        if all(chosen) or not any(chosen):
+            return work(cells, side) if any(chosen) else self._texts(cells, side)
+        parts = np.flatnonzero(chosen), np.flatnonzero(~np.array(chosen))
+        first, second = ([cells[row] for row in part.tolist()] for part in parts)
+        return _interleaved(parts, work(first, side), self._texts(second, side))
+
+    def _rendered(self, cells: Sequence[Cell], side: Side) -> Work:
         template = self.template or (_APART if self.media and self.media.vision.apart else _BARE)
-        if all(rendered):
-            return side_template_work(self.tokenizer, self.spec, template, self.media, cells, side)
-        parts = np.flatnonzero(rendered), np.flatnonzero(~np.array(rendered))
-        first, second = (self.side_work([cells[row] for row in part.tolist()], side) for part in parts)
-        return _interleaved(parts, first, second)
+        return side_template_work(self.tokenizer, self.spec, template, self.media, cells, side)
+
+    def _images(self, cells: Sequence[Cell], side: Side) -> Work:
+        assert self.media is not None
+        return _image_work(self.media, [cell for cell in cells if isinstance(cell, Content)])
+
+    def _texts(self, cells: Sequence[Cell], side: Side) -> Work:
+        """Of cells that are texts."""
+        if self.template is None:
+            work = plain_side_work(self.tokenizer, self.spec, [str(cell) for cell in cells], side)
+        else:
+            work = self._rendered(cells, side)
+        return (
+            work if self.media is None else replace(work, items=self.media.ended(work.items, self.spec.lengths[side]))
+        )
 
     def positions(self, items: Items) -> NDArray[np.int64] | None:
         """int64 [axes, tokens] of a model whose tokens have several positions; None: they count on."""

@@ -28,6 +28,7 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.folder import check_content, inside, vocabularies
 from batchscore.models.quiet import quiet
 from batchscore.models.text.recent import RecentTokens, Tokens
+from batchscore.models.text.siglip import SIGLIP, siglip_tokenizer
 from batchscore.types import Items, offsets_of, ranges
 
 _SLICE_CHARS = 2_000_000  # a tokenizer's own result takes some 150 bytes a token; keep few of them alive
@@ -344,8 +345,13 @@ def load_tokenizer(
         CheckpointError: there is no tokenizer, not one that converts, or one that knows no words.
         MissingDependencyError: a package that reads its vocabulary is not installed.
     """
-    path = checkpoint.tokenizer_folder / "tokenizer.json"
-    tokenizer = _read(checkpoint, path) if path.is_file() else _convert(checkpoint, trust_remote_code)
+    path, pieces = (checkpoint.tokenizer_folder / name for name in ("tokenizer.json", "spiece.model"))
+    # a tokenizer.json beside SigLIP's pieces is someone's conversion, which transformers does not read
+    is_siglip = checkpoint.tokenizer_config.get("tokenizer_class") == SIGLIP and pieces.is_file()
+    if is_siglip:
+        _require_packages(checkpoint.name, [pieces])
+    is_read = path.is_file() and not is_siglip
+    tokenizer = _read(checkpoint, path) if is_read else _convert(checkpoint, trust_remote_code)
     _apply_config(tokenizer, checkpoint.tokenizer_config)
     _register_specials(tokenizer, checkpoint.tokenizer_config)
     if lower_case:
@@ -393,7 +399,8 @@ def _convert(checkpoint: Checkpoint, trust_remote_code: bool) -> Tokenizer:
             f"{name}: no tokenizer can be made from {listed}: {first_line(error)}", hint=_CLASS
         ) from error
     kind = type(loaded)
-    tokenizer: Tokenizer | None = getattr(loaded, "backend_tokenizer", None)
+    tokenizer: Tokenizer | None
+    tokenizer = siglip_tokenizer(loaded) if kind.__name__ == SIGLIP else getattr(loaded, "backend_tokenizer", None)
     if tokenizer is None:
         raise CheckpointError(f"{name}: {kind.__name__} is a tokenizer in Python, and only those in Rust are supported")
     if not _knows_words(tokenizer):

@@ -50,12 +50,7 @@ LIBRARY_LIMITS: dict[Truncation, Callable[[int, Sequence[int]], Limits]] = {
     "flag-embedding": lambda length, fixed: Limits(length + sum(fixed) + fixed[-1], length * 3 // 4, length),
     # mxbai-rerank: query + separator + document within max_length; the rest of the prompt is extra
     "mxbai-rerank": lambda length, fixed: Limits(length + sum(fixed) - fixed[1], length * 3 // 4, length),
-    # Qwen3-VL's reranker: all but the end of the prompt within max_length
-    "qwen3-vl": lambda length, fixed: Limits(length + fixed[-1], _NO_LIMIT, _NO_LIMIT),
+    # Qwen3-VL's reranker: the last five tokens, which end its prompt, are added once all others are within max_length
+    "qwen3-vl": lambda length, fixed: Limits(length + 5, _NO_LIMIT, _NO_LIMIT),
 }
-# pieces of the template that hold a text, and the fewest of the others, which the rules speak of
-LIBRARY_PIECES: dict[Truncation, tuple[int, int]] = {
-    "flag-embedding": (2, 2),
-    "mxbai-rerank": (2, 2),
-    "qwen3-vl": (1, 1),
-}
+BY_PIECES: tuple[Truncation, ...] = ("flag-embedding", "mxbai-rerank")  # rules that speak of a template's pieces

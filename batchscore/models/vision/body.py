@@ -73,11 +73,15 @@ class SeeingBody(nn.Module):
         """
         states = self.embedded(input_ids)
         if places is None:
-            return self.language_model(inputs_embeds=states, **inputs)
+            return self.read(inputs_embeds=states, **inputs)
         levels = [torch.cat(level) for level in zip(*seen, strict=True)]
         flat = states.flatten(0, 1).index_copy(0, places, self.scaled(levels[0]).to(states.dtype))
         beside = self.beside(levels[1:], places, input_ids)
-        return self.language_model(inputs_embeds=flat.view_as(states), **beside, **inputs)
+        return self.read(inputs_embeds=flat.view_as(states), **beside, **inputs)
+
+    def read(self, **inputs: Any) -> Any:
+        """Output of the language model for vectors."""
+        return self.language_model(**inputs)
 
     def embedded(self, input_ids: Tensor) -> Tensor:
         """The vectors of tokens, as the language model takes them."""

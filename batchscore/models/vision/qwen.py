@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscore.media.sources import Embeddings
+from batchscore.models.arch.entry import Vision
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
+from batchscore.models.vision.embeddings import arrays_of
 from batchscore.models.vision.reader import (
     MediaFaultError,
     MediaReader,
@@ -30,13 +33,12 @@ _MOST_STRETCHED = 200  # how many times longer than wide an image may be, in Qwe
 class Reader(MediaReader):
     """Patches of an image resized to a multiple of a patch's sides, within a number of pixels."""
 
+    takes_embeddings = True
     image_token, video_token = "<|image_pad|>", "<|video_pad|>"
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         super().__init__(checkpoint, spec, tokenizer)
-        # ColQwen3's own processor has a limit of visual tokens, which stands above the base model's of pixels
-        settings = checkpoint.read_backbone_json("preprocessor_config.json")
-        self.processor = image_processor(checkpoint, spec, **_token_limit(spec, settings))
+        self.processor = image_processor(checkpoint, spec, **_token_limit(self.vision, spec, checkpoint))
         self.merge = int(self.processor.merge_size)
         self.patch = int(self.processor.patch_size)
         self.per_frame = int(self.processor.temporal_patch_size)
@@ -109,6 +111,26 @@ class Reader(MediaReader):
         groups = padded.reshape(-1, self.per_frame)
         return [float(first + last) / 2 for first, last in zip(groups[:, 0], groups[:, -1], strict=True)]
 
+    def given_grid(self, media: Media, tokens: int) -> tuple[int, ...]:
+        """From `image_grid_thw`, which tells where each token stands."""
+        assert isinstance(media.source, Embeddings)
+        grid = arrays_of(media.source).get("image_grid_thw", np.empty(0)).reshape(-1).astype(int).tolist()
+        if len(grid) != 3 or np.prod(grid) != tokens * self.merge**2 or grid[0] != 1:
+            message = f"its image_grid_thw is {grid or 'missing'}, and its image_embeds are {tokens} tokens"
+            raise MediaFaultError(Fault("media", message, "give [1, rows, columns] of patches beside image_embeds"))
+        return tuple(grid)
+
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """With the size after resizing."""
+        _, rows, columns = visual.grid
+        return {**super().describe(visual), "resized": [columns * self.patch, rows * self.patch]}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """So many frames a second of a file; of a list of frames all."""
+        names = ("fps", "min_frames", "max_frames", "size") if self.vision.video else ()
+        return {name: self._video[name] for name in names}
+
     def pixels(self, visual: Visual) -> Pixels:
         """Patches, end to end."""
         frames = visual.media.source.frames(visual.frames, on_white=self.on_white)
@@ -164,10 +186,11 @@ def _sequences(items: Items) -> list[tuple[NDArray[np.int8], Sequence[Visual]]]:
     return list(zip(kinds, items.media, strict=True))
 
 
-def _token_limit(spec: ModelSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The size within which images of a model with a limit of visual tokens are resized."""
-    tokens = spec.config.get("max_num_visual_tokens") or settings.get("max_num_visual_tokens")
-    if not tokens:
+def _token_limit(vision: Vision, spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The size of images by ColQwen3's limit of visual tokens, which its processor sets above the file's of pixels."""
+    settings = checkpoint.read_backbone_json("preprocessor_config.json")
+    tokens = settings.get("max_num_visual_tokens") or vision.max_tokens
+    if not tokens or {"max_pixels", "size"} & spec.processor_options.keys():
         return {}
     side = int(settings["patch_size"]) * int(settings["merge_size"])
     return {"size": {**settings["size"], "longest_edge": int(tokens) * side**2}}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line
+from batchscore.media.sources import Embeddings
 from batchscore.models.arch.entry import Json, Vision
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.quiet import quiet
@@ -39,8 +40,10 @@ class MediaReader:
         tokenizer: finds the placeholders' tokens.
     """
 
+    takes_embeddings = False  # whether what a tower made of an image may stand for it
     image_token = ""  # the token of `Vision.image` that is replaced
     video_token = ""
+    before_specials = False  # media stand even before the tokens that the tokenizer puts around a text
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         assert spec.arch.vision is not None
@@ -48,7 +51,7 @@ class MediaReader:
         self.config: Json = dict(spec.config)
         self.checkpoint, self.spec, self.tokenizer = checkpoint, spec, tokenizer
         self.on_white = spec.reads_like_vllm
-        self.image_id = self._token(self.image_token)
+        self.image_id = self._token(self.image_token) if self.vision.image else -1
         self.video_id = self._token(self.video_token) if self.vision.video else -1
 
     # ---- for each family to say
@@ -78,6 +81,22 @@ class MediaReader:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
 
+    def check(self, body: Any) -> None:
+        """Make sure of a body that no entry of the registry answers for; CheckpointError if it reads media otherwise."""
+
+    def describe(self, visual: Visual) -> dict[str, Any]:
+        """JSON-able: how a medium is cut."""
+        return {"tokens": visual.tokens, "patches": visual.patches, "grid": list(visual.grid)}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """JSON-able: which frames of a video are read; empty if none is."""
+        return {}
+
+    def ended(self, items: Items, length: int) -> Items:
+        """Texts by themselves, of at most `length` tokens, as the model reads them; most models as they are."""
+        return items
+
     # ---- texts with placeholders
 
     def planned(self, content: Content) -> tuple[Visual, ...]:
@@ -91,9 +110,40 @@ class MediaReader:
         if any(media.kind == "video" for media in content.media) and not self.vision.video:
             raise MediaFaultError(Fault("media", "this model reads images, and no video", "pass some of its frames"))
         if self.vision.alone and (len(content.media) > 1 or (content.media and content.text)):
-            message = "this model reads a text or one image, not both at once"
+            message = "this model reads a text or an image, one at a time"
             raise MediaFaultError(Fault("media", message, "put them into separate rows"))
-        return tuple(self.visual(media) for media in self._media(content))
+        return tuple(
+            self._given(media) if isinstance(media.source, Embeddings) else self.visual(media)
+            for media in self._media(content)
+        )
+
+    def _given(self, media: Media) -> Visual:
+        """The place of embeddings."""
+        seen = self.seen(media)
+        return Visual(media, len(seen[0]), 0, self.given_grid(media, len(seen[0])))
+
+    def given_grid(self, media: Media, tokens: int) -> tuple[int, ...]:
+        """What an image was cut into of which there are embeddings; MediaFaultError if these do not say."""
+        return (1, 1, tokens)
+
+    def seen(self, media: Media) -> list[NDArray[np.float32]]:
+        """Embeddings as the tower gives them: float32 [tokens, dim], then the same for layers that take more.
+
+        Raises:
+            MediaFaultError: they are not those of this model.
+        """
+        from batchscore.models.vision.embeddings import arrays_of
+
+        if not self.takes_embeddings:
+            raise MediaFaultError(Fault("media", "this model takes no image_embeds", "give the image itself"))
+        assert isinstance(media.source, Embeddings)
+        array = arrays_of(media.source).get("image_embeds")
+        width = int(self.config.get("text_config", self.config).get("hidden_size", 0))
+        if array is None or array.ndim != 2 or not array.size or array.shape[1] % width:
+            shape = "missing" if array is None else list(array.shape)
+            message = f"its image_embeds are {shape}, and this model takes [tokens, {width}]"
+            raise MediaFaultError(Fault("media", message, "make them with this model's own tower"))
+        return np.split(array.astype(np.float32), array.shape[1] // width, axis=1)
 
     def _media(self, content: Content) -> list[Media]:
         """In the order of their placeholders."""
