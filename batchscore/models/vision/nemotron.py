@@ -34,6 +34,7 @@ _ENOUGH = 0.6  # of an image's pixels; tiles with more of them are no better
 class Reader(MediaReader):
     """Tiles in the columns and rows that fit an image's shape and size best."""
 
+    takes_embeddings = True
     image_token = "<IMG_CONTEXT>"
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:

@@ -29,6 +29,7 @@ _WHITE = (255, 255, 255)
 class Reader(MediaReader):
     """Views of an image that is as wide as the number of views allows, with white above and below."""
 
+    takes_embeddings = True
     image_token = "<|image|>"
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
@@ -101,10 +102,10 @@ class Phi3V(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, config: Any, state_dict: Mapping[str, Tensor], **options: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
         """As of transformers' classes; the tower's sizes are those of its tensors, since no file says them."""
-        config.vision_config = _tower_sizes(state_dict)
-        return super().from_pretrained(*args, config=config, state_dict=state_dict, **options)
+        options["config"].vision_config = _tower_sizes(options["state_dict"])
+        return super().from_pretrained(*args, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token vectors."""
