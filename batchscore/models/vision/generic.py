@@ -122,7 +122,7 @@ class Reader(MediaReader):
 
     def _refusal(self, body: Any, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.checkpoint.name}: {type(body.model).__name__} does more with images than this program knows: {reason}",
+            f"{self.checkpoint.name}: {type(body.model).__name__} does more with images than is known here: {reason}",
             hint="batchscore models lists what is supported",
         )
 

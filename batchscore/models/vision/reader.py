@@ -82,7 +82,7 @@ class MediaReader:
         return None
 
     def check(self, body: Any) -> None:
-        """Make sure of a body that no entry of the registry answers for; CheckpointError if it reads media otherwise."""
+        """Try a body that no entry of the registry answers for; CheckpointError if it reads media in another way."""
 
     def describe(self, visual: Visual) -> dict[str, Any]:
         """JSON-able: how a medium is cut."""
