@@ -407,10 +407,7 @@ def test_a_shipped_template_writes_each_text_once_and_as_it_is(name: str) -> Non
 def test_a_shipped_template_of_a_side_writes_its_text_once_and_its_image_once(name: str, role: Side) -> None:
     template, text = Template(find_template(name, exact=True)), "<Σ {{ x }}"
     cells = ("", text), ("[IMG]", "")
-    of_text, of_image = (
-        "".join(template.render_side(role, media + text, text, media, ""))
-        for media, text in (("", text), ("[IMG]", ""))
-    )
+    of_text, of_image = ("".join(template.render_side(role, media + words, words, media, "")) for media, words in cells)
     assert of_text.count(text) == of_image.count("[IMG]") == 1
     if name == "e5-v":
         with pytest.raises(TemplateError, match="not both at once"):
