@@ -16,6 +16,7 @@ from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
 from batchscore.jobs.commands import ScoreCommand
 from batchscore.jobs.plan import Plan
+from batchscore.media.policy import MediaPolicy
 from batchscore.models.open import open_model
 from batchscore.models.spec import COMPAT_VLLM, ModelSpec
 from batchscore.scorer import set_up
@@ -239,7 +240,7 @@ def test_another_engine_than_vllm_is_not_known(tiny: Tiny) -> None:
 @pytest.mark.parametrize("asked", [{"query_prompt": "q: "}, {"query_prompt_name": "query"}])
 def test_a_prompt_that_is_asked_for_is_left_out_and_the_plan_says_so(tiny: Tiny, asked: dict[str, str]) -> None:
     setup = set_up(tiny("bert_mean"), dtype="float32", compat="vllm", **asked)  # type: ignore[arg-type]
-    lines = Plan(setup, ScoreCommand(), "quarantine", "auto", [], "x.parquet", {}).lines()
+    lines = Plan(setup, ScoreCommand(), "quarantine", "auto", [], "x.parquet", {}, MediaPolicy()).lines()
 
     assert setup.spec.query_prompt == ""
     assert any("as vLLM reads it (--compat vllm)" in line for line in lines)

@@ -129,6 +129,10 @@ def test_every_field_is_taken_from_a_file_with_the_files_name(tmp_path: Path) ->
         "document_length": 16,
         "max_tokens_per_query": 0,
         "max_tokens_per_doc": 5,
+        "image_backend": "torchvision",
+        "mm_processor_kwargs": {"min_pixels": 9},
+        "max_pixels": 99,
+        "limit_mm_per_prompt": {"image": 2},
     }
     path = write(tmp_path / "mine.yaml", yaml.safe_dump(values | {"models": ["a/b"]}))
 

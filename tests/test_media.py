@@ -243,7 +243,7 @@ def test_arrays_and_pil_images_of_equal_pixels_are_one_medium(finder: MediaFinde
         ("data:image/png;base64,@@@@", "is not base64"),
         ("data:,", "is empty"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_a_fault(finder: MediaFinder, reference: object, words: str) -> None:
     with pytest.raises(MediaError) as caught:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import pytest
+from jinja2 import TemplateError
 
 from batchscore import Scorer
 from batchscore.errors import InputError, UsageError
@@ -26,7 +27,8 @@ Tiny = Callable[[str], str]
 
 SHIPPED = shipped_files("templates")
 ONE_SIDE = {"role", "content", "media"}  # what templates read that make a prompt of one side
-OF_SIDES = sorted(name for name, file in SHIPPED.items() if any(uses(file.read_text(), name) for name in ONE_SIDE))
+READ = {name: {part for part in {"query", *ONE_SIDE} if uses(file.read_text(), part)} for name, file in SHIPPED.items()}
+OF_SIDES = sorted(name for name, read in READ.items() if read & ONE_SIDE and "query" not in read)
 OF_PAIRS = sorted(set(SHIPPED) - {"jina-reranker-v3", *OF_SIDES})
 BY_ROLE = '{{ (messages | selectattr("role", "eq", "%s") | first).content }}'
 BOTH = f"{BY_ROLE % 'query'}|{BY_ROLE % 'document'}"
@@ -403,11 +405,16 @@ def test_a_shipped_template_writes_each_text_once_and_as_it_is(name: str) -> Non
 @pytest.mark.parametrize("role", SIDES)
 @pytest.mark.parametrize("name", OF_SIDES)
 def test_a_shipped_template_of_a_side_writes_its_text_once_and_its_image_once(name: str, role: Side) -> None:
-    template = Template(find_template(name, exact=True))
-    [of_text] = template.render_side(role, "<Σ {{ x }}", "<Σ {{ x }}", "", "")
-    [of_both] = template.render_side(role, "[IMG]<Σ {{ x }}", "<Σ {{ x }}", "[IMG]", "")
-
-    assert of_text.count("<Σ {{ x }}") == of_both.count("<Σ {{ x }}") == of_both.count("[IMG]") == 1
+    template, text = Template(find_template(name, exact=True)), "<Σ {{ x }}"
+    cells = ("", text), ("[IMG]", "")
+    of_text, of_image = ("".join(template.render_side(role, media + words, words, media, "")) for media, words in cells)
+    assert of_text.count(text) == of_image.count("[IMG]") == 1
+    if name == "e5-v":
+        with pytest.raises(TemplateError, match="not both at once"):
+            template.render_side(role, "[IMG]" + text, text, "[IMG]", "")
+    else:
+        of_both = "".join(template.render_side(role, "[IMG]" + text, text, "[IMG]", ""))
+        assert (of_both.count(text), of_both.count("[IMG]")) == (1, 1)
 
 
 AUGMENTED = "<|endoftext|>" * 10

@@ -155,6 +155,8 @@ class _Probe:
         settings = _settings(config.to_dict())
         lengths = _telling_lengths(settings, self.runner.spec.max_length)
         _set_attention(packed, None)
+        if self.runner.reader.media is not None:
+            self.runner.reader.media.check(model.bodies[0])
         alone = torch.cat([self._run("padded", [length]) for length in lengths])
         ranked = any(_BY_RANK.search(name) for name, _ in settings)
         padded: Layout = "padded" if not ranked and self._agrees("padded", lengths, alone) else "even"

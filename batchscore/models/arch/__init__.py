@@ -9,13 +9,25 @@ from batchscore.models.arch.decoders import DECODERS, LAST, SCORE
 from batchscore.models.arch.encoder_decoders import ENCODER_DECODERS
 from batchscore.models.arch.encoders import COLBERTS, ENCODERS
 from batchscore.models.arch.entry import Architecture, Entry, Json
+from batchscore.models.arch.pages import PAGES, any_images
+from batchscore.models.arch.tiles import TILES
 from batchscore.models.arch.towers import TOWERS
 from batchscore.models.arch.vision import VISION
 
-ARCHITECTURES: dict[str, Entry] = {**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS, **VISION, **TOWERS}
+ARCHITECTURES: dict[str, Entry] = {
+    **ENCODERS,
+    **COLBERTS,
+    **ENCODER_DECODERS,
+    **DECODERS,
+    **VISION,
+    **PAGES,
+    **TILES,
+    **TOWERS,
+}
 
 _ENCODER = Architecture(unread=r"predictions\b|^generator_")  # the names that heads for masked words have
 _CLASSIFIER = Architecture("cross-encoder", flat=False, per_sequence="logit")
+_IMAGES = "vision_config"  # a model that reads images has this in its config.json
 # what they give depends on what they read before, or on chance
 _UNSTEADY = ("big_bird", "reformer")
 
@@ -37,9 +49,10 @@ GENERIC: dict[str, Entry] = {
     # transformers' classifiers of language models have one layer at the last token, those of encoders differ
     "ForSequenceClassification": lambda config: _CLASSIFIER if _is_encoder(config) else SCORE,
     "ForMaskedLM": _ENCODER,
-    "ForCausalLM": LAST,
+    "ForConditionalGeneration": any_images,
+    "ForCausalLM": lambda config: any_images(config) if _IMAGES in config else LAST,
     "LMHeadModel": LAST,
-    "Model": lambda config: _ENCODER if _is_encoder(config) else LAST,
+    "Model": lambda config: any_images(config) if _IMAGES in config else _ENCODER if _is_encoder(config) else LAST,
 }
 
 
@@ -48,6 +61,8 @@ def architecture_of(architecture: str, config: Json) -> Architecture | None:
     entry = ARCHITECTURES.get(architecture) or next(
         (generic for ending, generic in GENERIC.items() if architecture.endswith(ending)), None
     )
+    if entry is any_images and _IMAGES not in config:
+        return None  # a model of texts with a decoder, or of sounds
     return None if entry is None else _applied(entry, config)
 
 

@@ -29,7 +29,8 @@ def _both_ways(config: Json) -> Json:
     return {**config, "is_causal": False}
 
 
-def _llama_both_ways(config: Json) -> Json:
+def llama_both_ways(config: Json) -> Json:
+    """Translate a Llama in which each token sees all others."""
     return {**_both_ways(config), "model_type": "llama"}
 
 
@@ -40,7 +41,8 @@ def _unwindowed(config: Json) -> Json:
 _POOLINGS: dict[str, PoolingMode] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 
 
-def _llama_pooling(config: Json) -> PoolingMode:
+def llama_pooling(config: Json) -> PoolingMode:
+    """How such a Llama's states are pooled."""
     name = config.get("pooling", "avg")
     if name not in _POOLINGS:
         raise CheckpointError(f"config.json asks for pooling {name!r}; known: {', '.join(_POOLINGS)}")
@@ -49,7 +51,7 @@ def _llama_pooling(config: Json) -> PoolingMode:
 
 def _nemotron(config: Json) -> Architecture:
     return Architecture(
-        hub="nvidia/llama-nemotron-embed-1b-v2", translate=_llama_both_ways, pooling=_llama_pooling(config)
+        hub="nvidia/llama-nemotron-embed-1b-v2", translate=llama_both_ways, pooling=llama_pooling(config)
     )
 
 
@@ -121,7 +123,15 @@ def _gemma(config: Json) -> Json:
     return {**config, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
 
-_TRANSLATIONS = {"Gemma": _gemma}
+def phi3(config: Json) -> Json:
+    """Translate a Phi-3: its first files call longrope by another name, with which transformers misses a length."""
+    rope = config.get("rope_scaling") or {}
+    if rope.get("type", rope.get("rope_type")) != "su":
+        return config
+    return {**config, "rope_scaling": {**rope, "type": "longrope", "rope_type": "longrope"}}
+
+
+_TRANSLATIONS = {"Gemma": _gemma, "Phi3": phi3}
 
 
 def _modernbert_layers(config: Json, stem: str, last: str) -> tuple[Layer, ...]:

@@ -33,10 +33,12 @@ class Vision:
 
     family: str  # the module of models/vision/ with its `Reader`, of media, and its `Body`, which sees them
     image: str  # what stands for an image in a text; one token of it becomes as many as the image has parts
+    vllm_image: str = ""  # what vLLM's templates know it by, where that is something else
     video: str = ""  # the same for a video; none is read if empty
     vllm_video: str = ""  # where vLLM writes something else
     media_first: bool = False  # media come before texts, whatever the author's order
     max_tokens: int = 0  # of one image, where this stands above the processor's file; 0: the file alone counts
+    apart: bool = False  # texts beside a medium are tokenized by themselves
     alone: bool = False  # a query or document is a text or one image, not both
     fills: bool = False  # texts are filled up to their greatest length with padding, which is read like any token
 

@@ -86,6 +86,13 @@ _NEMOTRON = replace(
     final_norm=False,
 )
 
+_ANY_QWEN = replace(LAST, renames=_BARE, unread=_UNREAD)
+# by model type: models that no entry names
+QWEN = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), replace(_ANY_QWEN, vision=_QWEN2)),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), replace(_ANY_QWEN, vision=_QWEN3)),
+}
+
 VISION: dict[str, Entry] = {
     **dict.fromkeys(("JinaVLForRanking", "JinaVLForSequenceClassification"), _JINA),
     "Qwen3VLForConditionalGeneration": _QWEN3_EMBEDDING,

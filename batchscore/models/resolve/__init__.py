@@ -22,8 +22,8 @@ from batchscore.models.resolve.context import Context
 from batchscore.models.resolve.media_fields import media_fields
 from batchscore.models.resolve.options import Options, nearest
 from batchscore.models.resolve.score_fields import answer_tokens, backbone_fields, pair_fields, vector_fields
-from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields
-from batchscore.models.spec import CONFIG_JSON, DEFAULT, MODULES_JSON, ModelSpec, Source, Sourced
+from batchscore.models.resolve.text_fields import length_fields, position_limit, prompt_fields, with_long_factors
+from batchscore.models.spec import COMPAT_VLLM, CONFIG_JSON, DEFAULT, MODULES_JSON, ModelSpec, Source, Sourced
 from batchscore.models.text.truncation import LIBRARY_LIMITS
 
 
@@ -69,6 +69,8 @@ def resolve(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     }
     fields = {name: value for name, (value, _) in sourced.items()}
     sources = {name: source for name, (_, source) in sourced.items()}
+    if sources["regime_length"] == COMPAT_VLLM:
+        config = with_long_factors(config)
     return ModelSpec(**fields, sources=sources, arch=arch, config=config)
 
 

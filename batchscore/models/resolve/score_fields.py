@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchscore.errors import CheckpointError, UsageError
-from batchscore.models.arch.entry import Json, Layer
+from batchscore.models.arch.entry import Layer
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import Value, check_widths, follow, is_multi_vector, module_kinds
@@ -31,7 +31,6 @@ def backbone_fields(context: Context) -> dict[str, Sourced]:
     return {
         "first_position": (context.first_position, context.source),
         "pad_token_id": (context.config.get("pad_token_id") or 0, CONFIG_JSON),
-        "regime_length": (_regime_length(context.config), CONFIG_JSON),
         "token_types": _token_types(context),
         "adapters": adapters(context),
     }
@@ -46,14 +45,6 @@ def _token_types(context: Context) -> Sourced:
     if is_without or (names and "token_type_ids" not in names):
         return False, Source("file", "tokenizer_config.json")
     return (context.config.get("type_vocab_size") or 0) > 1, CONFIG_JSON
-
-
-def _regime_length(config: Json) -> int:
-    """Where longrope changes its factors."""
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
-        return 0
-    return int(rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 0)
 
 
 def adapters(context: Context) -> Sourced:

@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from batchscore.errors import CheckpointError, UsageError
+from batchscore.models.arch.entry import Json
 from batchscore.models.checkpoint import STATIC
 from batchscore.models.resolve import saved_files as files
 from batchscore.models.resolve.chain import is_multi_vector, module_kinds
@@ -169,6 +170,7 @@ def length_fields(context: Context) -> dict[str, Sourced]:
     return {
         "position_limit": limit,
         "max_length": length,
+        "regime_length": _regime(context, limit),
         **sides,
         "max_tokens_per_query": context.option("max_tokens_per_query", (0, DEFAULT)),
         "max_tokens_per_doc": context.option("max_tokens_per_doc", (0, DEFAULT)),
@@ -214,16 +216,45 @@ def position_limit(context: Context) -> Sourced:
 
 
 def _max_length(context: Context, limit: Sourced) -> Sourced:
-    option, cut = context.options.get("max_length"), context.options.get("truncate_prompt_tokens")
-    length = _own_max_length(context, limit)
+    length, cut = _longest(context, limit), context.options.get("truncate_prompt_tokens")
+    if cut and cut[0] > length[0]:
+        raise UsageError(f"{cut[1]} {cut[0]} is more than the model's {length[0]} tokens")
+    return cut if cut and cut[0] > 0 else length
+
+
+def _longest(context: Context, limit: Sourced) -> Sourced:
+    """How long a sequence may be before it is cut to `truncate_prompt_tokens`."""
+    option, length = context.options.get("max_length"), _own_max_length(context, limit)
     if option:
         value, source = option
         if source.kind == "user" and value > limit[0]:
             raise UsageError(f"{source} {value}: must be between 1 and the model's {limit[0]} positions")
         length = min(value, limit[0]), source
-    if cut and cut[0] > length[0]:
-        raise UsageError(f"{cut[1]} {cut[0]} is more than the model's {length[0]} tokens")
-    return cut if cut and cut[0] > 0 else length
+    return length
+
+
+def _regime(context: Context, limit: Sourced) -> Sourced:
+    """Where longrope changes its factors; vLLM takes those for long sequences for all, if it takes long ones at all."""
+    length = _regime_length(context.config)
+    is_long = context.vllm and 0 < length < _longest(context, limit)[0]
+    return (0, COMPAT_VLLM) if is_long else (length, CONFIG_JSON)
+
+
+def _regime_length(config: Json) -> int:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
+        return 0
+    return int(rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 0)
+
+
+def with_long_factors(config: Json) -> Json:
+    """The config, in which longrope's factors are those for long sequences."""
+    inner = config.get("text_config")
+    changed = {"text_config": with_long_factors(inner)} if inner else {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if "long_factor" in (rope := config.get(key) or {}):
+            changed[key] = {**rope, "short_factor": rope["long_factor"]}
+    return {**config, **changed}
 
 
 def _own_max_length(context: Context, limit: Sourced) -> Sourced:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,20 +90,21 @@ def template_work(
     """One sequence for each distinct pair; an empty one for a pair that the template refuses."""
     first, codes = distinct_pairs(pairs)
     left, right = pairs.queries.codes[first], pairs.documents.codes[first]
-    queries, documents = (
-        [_written(media, cell) for cell in cells.values] for cells in (pairs.queries, pairs.documents)
-    )
+    write = _plain_text if template.reads_media else partial(_written, media)
+    queries, documents = ([write(cell) for cell in cells.values] for cells in (pairs.queries, pairs.documents))
 
-    def render(fills: Fills) -> list[str]:
-        return template.render(spec.query_prompt + fills[_QUERY], fills[_DOCUMENT])
+    def renderer(placeholders: str) -> Render:
+        return lambda fills: template.render(spec.query_prompt + fills[_QUERY], fills[_DOCUMENT], placeholders)
 
-    prompter = _Prompter(media, {"": render})
+    prompter = _Prompter(media, {})
     faults: Faults = {}  # by prompt
     prompts = []
     for index, (query, document) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
         cells = {_QUERY: pairs.queries.values[query], _DOCUMENT: pairs.documents.values[document]}
         fills = {_QUERY: queries[query], _DOCUMENT: documents[document]}
-        prompts.append(prompter.prompt("", fills, cells, index, faults))
+        placeholders = "".join(_placeholders(media, cell) for cell in cells.values()) if template.reads_media else ""
+        prompter.renders.setdefault(placeholders, renderer(placeholders))
+        prompts.append(prompter.prompt(placeholders, fills, cells, index, faults))
     fitter = _Fitter(tokenizer, spec, media, (_QUERY, _DOCUMENT))
     items, cut = fitter.fit([fitter.bounded(prompt) for prompt in prompts], faults)
     work = Work(items, 0, codes, codes, cut[codes], group=left)
@@ -128,8 +130,8 @@ def side_template_work(
     prompter, faults, prompts = _Prompter(media, {}), Faults(), []
     for index, cell in enumerate(cells):
         written = before + _written(media, cell)
-        text = (before + _plain(cell.text)) if isinstance(cell, Content) else written
-        placeholders = media.media_text(cell) if media and isinstance(cell, Content) else ""
+        text = before + _plain_text(cell)
+        placeholders = _placeholders(media, cell)
         prompter.renders.setdefault(placeholders, renderer(placeholders))
         fills = {_DOCUMENT: written, _TEXT: text}
         prompts.append(prompter.prompt(placeholders, fills, {_DOCUMENT: cell}, index, faults))
@@ -143,6 +145,14 @@ def side_template_work(
 
 def _written(media: MediaReader | None, cell: Cell) -> str:
     return _plain(cell) if isinstance(cell, str) else "" if media is None else _plain(media.written(cell))
+
+
+def _plain_text(cell: Cell) -> str:
+    return _plain(cell if isinstance(cell, str) else cell.text)
+
+
+def _placeholders(media: MediaReader | None, cell: Cell) -> str:
+    return "" if media is None or isinstance(cell, str) else media.media_text(cell)
 
 
 def _plain(text: str) -> str:
@@ -180,6 +190,7 @@ class _Prompter:
         visuals = tuple(visual for stand_in in order for visual in by_stand_in[stand_in])
         assert self.media is not None
         extra = sum(len(self.media.expansion(visual)) - 1 for visual in visuals)
+        pieces = [self.media.spelled(piece, len(visuals)) for piece in pieces]
         return _Prompt(fills, pieces, layout, visuals, extra)
 
     def _visuals(self, cell: Cell) -> tuple[Visual, ...]:
@@ -330,7 +341,8 @@ class _Fitter:
         items = framed(self.tokenizer, self.spec, bodies)
         if self.media is None or not any(kept):
             return items
-        return replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        items = replace(items.with_columns(media=self.media.kinds(items.ids)), visuals=Visuals.of(kept))
+        return _media_first(items) if self.media.before_specials else items
 
     def _limits(self, prompt: _Prompt) -> Limits:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
@@ -398,6 +410,13 @@ class _Fitter:
                 start = stop
             before += len(ids)
         return [np.concatenate([np.empty(0, np.int64), *places]) for places in found]
+
+
+def _media_first(items: Items) -> Items:
+    """The tokens of media in front of all others of their sequence."""
+    sequences = np.repeat(np.arange(len(items)), items.lengths)
+    order = np.lexsort((items.columns["media"] == 0, sequences))
+    return replace(items, columns={name: column[order] for name, column in items.columns.items()})
 
 
 def framed(tokenizer: TextTokenizer, spec: ModelSpec, bodies: Sequence[Ids]) -> Items:

@@ -34,7 +34,8 @@ from batchscore.types import (
 
 _TEXT_ONLY = Fault("media", "this model reads text only", "choose a model that reads images, or leave the row out")
 _SideWork = Callable[[Sequence[Cell], Side], Work]
-_BARE = Template("{{ content }}")  # for a query or document with media where texts have no template
+# for a query or document with media where texts have no template
+_BARE, _APART = Template("{{ content }}"), Template("{{ media }}{{ piece }}{{ text }}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class InputReader:
         return _interleaved(parts, work(first, side), self._texts(second, side))
 
     def _rendered(self, cells: Sequence[Cell], side: Side) -> Work:
-        return side_template_work(self.tokenizer, self.spec, self.template or _BARE, self.media, cells, side)
+        template = self.template or (_APART if self.media and self.media.vision.apart else _BARE)
+        return side_template_work(self.tokenizer, self.spec, template, self.media, cells, side)
 
     def _images(self, cells: Sequence[Cell], side: Side) -> Work:
         assert self.media is not None

@@ -1,7 +1,8 @@
 """Score templates: Jinja text that makes one prompt of a query and a document.
 
 A template sees `messages` with the roles `query` and `document` (after `system`, if there is a system prompt),
-`instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). Of a model that reads
+`instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). One that reads `media`,
+the placeholders of all images, gets texts without them. Of a model that reads
 the sides separately it makes a prompt of one side, which is `content`, with `role` "query" or "document"; `text` and
 `media` are its texts and the placeholders of its images by themselves. At `{{ piece }}` the prompt is divided before it
 is tokenized, so that no token spans the two parts: some libraries tokenize their prompts in pieces. Other engines leave
@@ -97,18 +98,18 @@ class Template:
             self._constants["instruction"] = instruction
         if date:
             self._constants["strftime_now"] = datetime.fromisoformat(date).strftime
-        self.reads_instruction = uses(text, "instruction")
+        self.reads_instruction, self.reads_media = uses(text, "instruction"), uses(text, "media")
         self._in_parts = any(phrase in text for phrase in _PARTS)
         self._system = [self._message("system", system_prompt)] if system_prompt else []
 
-    def render(self, query: str, document: str) -> list[str]:
+    def render(self, query: str, document: str, media: str = "") -> list[str]:
         """The pieces of a pair's prompt.
 
         Raises:
             jinja2.TemplateError: the template raises it.
         """
         messages = [*self._system, self._message("query", query), self._message("document", document)]
-        return self._pieces(query, document=document, messages=messages)
+        return self._pieces(query, document=document, media=media, messages=messages)
 
     def render_side(self, role: Side, content: str, text: str, media: str, instruction: str) -> list[str]:
         """The pieces of the prompt of a query or document by itself.

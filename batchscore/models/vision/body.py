@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 Seen = tuple[Tensor, ...]  # of one medium: [tokens, dim] for its tokens, then the same for layers that take more
+
+
+def in_squares(states: Tensor, side: int) -> Tensor:
+    """[n, rows, columns, side * side * dim] of [n, patches, dim]: the patches of a square one after the other."""
+    rows = math.isqrt(states.shape[1]) // side
+    squares: Tensor = states.unflatten(1, (rows, side, rows, side)).transpose(2, 3).flatten(3)
+    return squares
 
 
 class SeeingBody(nn.Module):
@@ -65,11 +73,15 @@ class SeeingBody(nn.Module):
         """
         states = self.embedded(input_ids)
         if places is None:
-            return self.language_model(inputs_embeds=states, **inputs)
+            return self.read(inputs_embeds=states, **inputs)
         levels = [torch.cat(level) for level in zip(*seen, strict=True)]
         flat = states.flatten(0, 1).index_copy(0, places, self.scaled(levels[0]).to(states.dtype))
         beside = self.beside(levels[1:], places, input_ids)
-        return self.language_model(inputs_embeds=flat.view_as(states), **beside, **inputs)
+        return self.read(inputs_embeds=flat.view_as(states), **beside, **inputs)
+
+    def read(self, **inputs: Any) -> Any:
+        """Output of the language model for vectors."""
+        return self.language_model(**inputs)
 
     def embedded(self, input_ids: Tensor) -> Tensor:
         """The vectors of tokens, as the language model takes them."""

@@ -43,6 +43,7 @@ class MediaReader:
     takes_embeddings = False  # whether what a tower made of an image may stand for it
     image_token = ""  # the token of `Vision.image` that is replaced
     video_token = ""
+    before_specials = False  # media stand even before the tokens that the tokenizer puts around a text
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
         assert spec.arch.vision is not None
@@ -79,6 +80,9 @@ class MediaReader:
     def positions(self, items: Items) -> NDArray[np.int64] | None:
         """int64 [axes, tokens] for models in which an image's tokens have rows and columns; None: they count on."""
         return None
+
+    def check(self, body: Any) -> None:
+        """Try a body that no entry of the registry answers for; CheckpointError if it reads media in another way."""
 
     def describe(self, visual: Visual) -> dict[str, Any]:
         """JSON-able: how a medium is cut."""
@@ -157,8 +161,14 @@ class MediaReader:
     def placeholder(self, media: Media) -> str:
         """What stands for a medium in a text."""
         if media.kind == "image":
-            return self.vision.image
+            return self.vision.vllm_image or self.vision.image if self.spec.reads_like_vllm else self.vision.image
         return self.vision.vllm_video or self.vision.video if self.spec.reads_like_vllm else self.vision.video
+
+    def spelled(self, piece: str, images: int) -> str:
+        """A piece of a prompt, in which the model's own placeholders stand where a template of vLLM's has others."""
+        if not (self.vision.vllm_image and self.spec.reads_like_vllm):
+            return piece
+        return piece.replace(self.vision.vllm_image, self.vision.image, images)
 
     def media_text(self, content: Content) -> str:
         """The placeholders alone."""
@@ -247,10 +257,30 @@ def image_processor(checkpoint: Checkpoint, spec: ModelSpec, **defaults: Any) ->
             f"{checkpoint.name}: no image processor can be made from preprocessor_config.json: {first_line(error)}"
         ) from error
     known = set(getattr(processor.valid_kwargs, "__annotations__", {})) | set(vars(processor))
-    for name in spec.processor_options:
+    _require_known(spec, spec.processor_options, dict.fromkeys(known), type(processor).__name__)
+    return processor
+
+
+def own_settings(saved: Json, spec: ModelSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a family that makes pixels itself: what the user set, else the checkpoint's file, else `defaults`.
+
+    Raises:
+        UsageError: an option that has no effect, or whose value is of another type than the default.
+    """
+    if spec.image_backend != "pil":
+        source = spec.sources["image_backend"].spell("image_backend")
+        raise UsageError(f"{source} {spec.image_backend!r}: this model resizes images with Pillow, wherever it runs")
+    options = {**spec.video_options, **spec.processor_options}
+    _require_known(spec, options, defaults, "this model's processor")
+    for name, value in options.items():
+        if type(value) is not type(defaults[name]) or (type(value) is int and value < 1):
+            source = spec.sources["processor_options"].spell("mm_processor_kwargs")
+            raise UsageError(f"{source}: {name} {value!r} cannot be used", hint=f"one like {defaults[name]!r}")
+    return {name: options.get(name, saved.get(name, default)) for name, default in defaults.items()}
+
+
+def _require_known(spec: ModelSpec, options: Mapping[str, Any], known: Mapping[str, Any], owner: str) -> None:
+    for name in options:
         if name not in known:
             source = spec.sources["processor_options"].spell("mm_processor_kwargs")
-            raise UsageError(
-                f"{source}: {type(processor).__name__} has no {name!r}", hint=nearest(name, dict.fromkeys(known))
-            )
-    return processor
+            raise UsageError(f"{source}: {owner} has no {name!r}", hint=nearest(name, known))
