@@ -89,7 +89,7 @@ def _size_and_count(container: Any, stream: Any) -> tuple[tuple[int, int], int]:
 
 def _quarters(frame: Any) -> int:
     """By how many quarters it is to be turned counterclockwise; what a container says may be a degree off."""
-    return round(frame.rotation / 90)
+    return round(int(frame.rotation) / 90)
 
 
 def _decoded(container: Any, stream: Any, index: Sequence[int], size: tuple[int, int], name: str) -> list[Image.Image]:
