@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.spec import ModelSpec
+from batchscore.models.text.fitting import Ids, framed
 from batchscore.models.text.prompts import prefixed, too_long_faults
-from batchscore.models.text.rendered import Ids, framed
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.types import CUT_DOCUMENT, CUT_QUERY, Faults, Pairs, Work

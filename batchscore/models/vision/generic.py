@@ -26,7 +26,8 @@ from batchscore.models.quiet import quiet
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
-from batchscore.models.vision.reader import MediaFaultError, MediaReader, Pixels, image_processor
+from batchscore.models.vision.processor import image_processor
+from batchscore.models.vision.reader import MediaFaultError, MediaReader, Pixels
 from batchscore.types import Fault, Media, Visual
 
 _SIZES = 1024  # of images whose tokens are remembered

@@ -14,7 +14,8 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
-from batchscore.models.vision.reader import MediaReader, Pixels, image_processor
+from batchscore.models.vision.processor import image_processor
+from batchscore.models.vision.reader import MediaReader, Pixels
 from batchscore.types import Media, Visual
 
 _LONGEST_SIDE = 4096  # pixels, in Idefics 3's own rule

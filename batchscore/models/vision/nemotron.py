@@ -21,7 +21,8 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen, in_squares
-from batchscore.models.vision.reader import MediaReader, Pixels, own_settings
+from batchscore.models.vision.processor import own_settings
+from batchscore.models.vision.reader import MediaReader, Pixels
 from batchscore.types import Media, Visual
 
 _MEAN_AND_STD = {

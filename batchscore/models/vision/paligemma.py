@@ -10,7 +10,8 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
-from batchscore.models.vision.reader import MediaReader, Pixels, image_processor
+from batchscore.models.vision.processor import image_processor
+from batchscore.models.vision.reader import MediaReader, Pixels
 from batchscore.types import Content, Media, Visual
 
 

@@ -19,7 +19,8 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import Special, TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen, in_squares
-from batchscore.models.vision.reader import MediaFaultError, MediaReader, Pixels, own_settings
+from batchscore.models.vision.processor import own_settings
+from batchscore.models.vision.reader import MediaFaultError, MediaReader, Pixels
 from batchscore.types import Fault, Media, Visual
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

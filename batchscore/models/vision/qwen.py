@@ -19,12 +19,8 @@ from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
 from batchscore.models.vision.embeddings import arrays_of
-from batchscore.models.vision.reader import (
-    MediaFaultError,
-    MediaReader,
-    Pixels,
-    image_processor,
-)
+from batchscore.models.vision.processor import image_processor
+from batchscore.models.vision.reader import MediaFaultError, MediaReader, Pixels
 from batchscore.types import Fault, Items, Media, Visual
 
 _MOST_STRETCHED = 200  # how many times longer than wide an image may be, in Qwen's own rule

@@ -17,7 +17,8 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.models.vision.body import SeeingBody, Seen
-from batchscore.models.vision.reader import MediaReader, Pixels, image_processor
+from batchscore.models.vision.processor import image_processor
+from batchscore.models.vision.reader import MediaReader, Pixels
 from batchscore.types import Items, Media, Visual, offsets_of, ranges
 
 _BEFORE_FIX = 2  # what CLIP's first configs call the end token, whatever its id is
