@@ -295,9 +295,9 @@ def test_thousands_of_bad_rows_cost_no_layout_and_no_forward_more_than_none(
         work["pairs"] += len(batch)
         return forward(runner, batch)
 
-    def rendered(template: Template, query: str, document: str) -> list[str]:
+    def rendered(template: Template, *texts: str) -> list[str]:
         work["prompts"] += 1
-        return render(template, query, document)
+        return render(template, *texts)
 
     monkeypatch.setattr(CrossEncoder, "sequences", counted)
     monkeypatch.setattr(CrossEncoder, "forward", forwarded)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from batchscore.models.text.truncation import LIBRARY_LIMITS, cut_document_first, cut_longest_first, rule_of
+from batchscore.models.text.truncation import BY_PIECES, LIBRARY_LIMITS, cut_document_first, cut_longest_first, rule_of
 from batchscore.types import Truncation
 
 LENGTHS = np.arange(10)
@@ -90,10 +90,17 @@ def test_only_longest_first_shares_and_every_other_rule_cuts_the_document_first(
     assert rule_of(truncation) is cut
 
 
-@pytest.mark.parametrize("rule", LIBRARY_LIMITS)
+@pytest.mark.parametrize("rule", BY_PIECES)
 @pytest.mark.parametrize(("length", "query"), [(512, 384), (8192, 6144), (10, 7), (1, 0)])
 def test_a_librarys_rule_gives_three_quarters_to_the_query(rule: Truncation, length: int, query: int) -> None:
     limits = LIBRARY_LIMITS[rule](length, [5, 1, 1, 30, 4])
 
     assert (limits.query, limits.document) == (query, length)
     assert limits.whole > length
+
+
+def test_qwen3_vls_rule_spares_the_five_tokens_that_end_its_prompt() -> None:
+    limits = LIBRARY_LIMITS["qwen3-vl"](512, [5, 1])
+
+    assert limits.whole == 512 + 5
+    assert min(limits.query, limits.document) > 1_000_000
