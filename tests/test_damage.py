@@ -132,8 +132,9 @@ def test_a_pickle_without_tensors_is_refused_and_never_advised_to_run(
     assert "weights_only" not in debug_traceback(caught.value).replace("weights_only=True", "")
 
 
-def test_a_folder_with_an_adapter_only_is_refused_with_its_base_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base-model"}')
+def test_an_adapter_of_another_kind_than_lora_is_refused_with_its_base_model(tmp_path: Path) -> None:
+    settings = {"base_model_name_or_path": "a/base-model", "peft_type": "LORA", "use_dora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
 
     with pytest.raises(CheckpointError, match="adapter_config.json: it is a PEFT adapter of a/base-model") as caught:

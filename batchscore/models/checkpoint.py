@@ -7,14 +7,14 @@ model means does not need them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from batchscore.errors import CheckpointError, UsageError
 from batchscore.models.arch.entry import Json
-from batchscore.models.folder import check_content, inside, parse_json
+from batchscore.models.folder import check_content, inside, parse_json, vocabularies
 from batchscore.models.hub import Snapshot, open_snapshot
 from batchscore.models.spec import CONFIG_JSON, Source, Sourced
 
@@ -84,8 +84,9 @@ class Checkpoint:
         return self._parsed(file, {})
 
     def read_backbone_json(self, file: str) -> Json:
-        """`read_json` of a file beside the backbone's weights."""
-        return self.read_json(str(Path(self.backbone, file)))
+        """`read_json` of a file beside the backbone's weights; an adapter may lack one that its base has."""
+        content = self.read_json(str(Path(self.backbone, file)))
+        return content if content or file == ADAPTER or self.base is None else self.base.read_backbone_json(file)
 
     def read_text(self, file: str) -> str:
         """The text of a file beside the backbone's weights, "" if there is no such file.
@@ -134,12 +135,34 @@ class Checkpoint:
         """`backbone` on the disk."""
         return self.folder / self.backbone
 
+    def folder_of(self, file: str) -> Path:
+        """Where a file is that stands beside the backbone's weights, or those of an adapter's base."""
+        is_here = self.base is None or (self.backbone_folder / file).is_file()
+        return self.backbone_folder if is_here or self.base is None else self.base.folder_of(file)
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        """The checkpoint whose weights a LoRA adapter is added to; None: this is no adapter.
+
+        Raises:
+            CheckpointError: an adapter of another kind, or one whose weights may be merged already.
+            NotFoundError: the base is neither a folder nor on the hub.
+        """
+        settings = self.read_backbone_json(ADAPTER)
+        if not settings:
+            return None
+        if (self.backbone_folder / "config.json").is_file():
+            raise self._adapter_error(beside_weights=True)
+        name = settings.get("base_model_name_or_path")
+        if settings.get("peft_type") != "LORA" or settings.get("use_dora") or not name:
+            raise self._adapter_error(beside_weights=False)
+        beside = self.backbone_folder / str(name)
+        return open_checkpoint(str(beside if beside.is_dir() else name), settings.get("revision"))
+
     @cached_property
     def own_config(self) -> Json:
-        """config.json as it stands, which every checkpoint has but a table of vectors."""
+        """config.json as it stands, which every checkpoint has but a table of vectors; an adapter has its base's."""
         content = self.read_backbone_json("config.json")
-        if (self.backbone_folder / ADAPTER).is_file():
-            raise self._adapter_error(beside_weights=bool(content))
         if not content and [module.kind for module in self.modules[:1]] == [STATIC]:
             return {"architectures": [STATIC], "model_type": STATIC}
         if not content:
@@ -153,7 +176,7 @@ class Checkpoint:
         base = self.read_backbone_json(ADAPTER).get("base_model_name_or_path") or "a base model that it does not name"
         merged = f"; if it is merged into the weights beside it already, remove {ADAPTER}" if beside_weights else ""
         return CheckpointError(
-            f"{self.name} has {ADAPTER}: it is a PEFT adapter of {base}, and adapters are not supported",
+            f"{self.name} has {ADAPTER}: it is a PEFT adapter of {base}, and only LoRA by itself is supported",
             hint=f"merge it with peft (merge_and_unload), save the result with its tokenizer, and pass that{merged}",
         )
 
@@ -241,7 +264,10 @@ def open_checkpoint(
     other = _folder_of(tokenizer, None)[0] if tokenizer else folder
     tokenizer_folder = Checkpoint(tokenizer or model, other, other).backbone_folder
     values, source = overrides or ({}, CONFIG_JSON)
-    return Checkpoint(model, folder, tokenizer_folder, values, source, snapshot)
+    checkpoint = Checkpoint(model, folder, tokenizer_folder, values, source, snapshot)
+    if (folder / ADAPTER).is_file() and not tokenizer and not vocabularies(tokenizer_folder) and checkpoint.base:
+        return replace(checkpoint, tokenizer_folder=checkpoint.base.tokenizer_folder)
+    return checkpoint
 
 
 def _folder_of(model: str, revision: str | None) -> tuple[Path, Snapshot | None]:

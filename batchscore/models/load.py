@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from batchscore.models.arch.decoders import SCORE
 from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import load_head, load_modules, make_activation
-from batchscore.models.lora import merge_adapter
+from batchscore.models.lora import merge_adapter, merge_lora
 from batchscore.models.per_sequence import PER_SEQUENCE
 from batchscore.models.quiet import quiet
 from batchscore.models.resolve import unsupported
@@ -93,7 +94,10 @@ def load_model(
     if not dry:
         fetch_weights(checkpoint)
     read = empty_tensors if dry else read_tensors
-    tensors = _renamed(read(checkpoint), (*_OLD_NAMES, *spec.arch.renames))
+    renames = (*_OLD_NAMES, *spec.arch.renames)
+    tensors = _renamed(read(checkpoint.base or checkpoint), renames)
+    if checkpoint.base is not None:
+        tensors = merge_lora(checkpoint, tensors, partial(_new_name, renames=renames), dry=dry)
     names = sorted(tensors)
     with _named(checkpoint.name):
         _check_listed(spec, names)
@@ -143,6 +147,11 @@ def _renamed(tensors: Mapping[str, Tensor], renames: Sequence[Rename]) -> dict[s
             parts = tensor.chunk(len(names))
             renamed |= {re.sub(pattern, new, name): part for new, part in zip(names, parts, strict=True)}
     return renamed
+
+
+def _new_name(name: str, renames: Sequence[Rename]) -> str:
+    (new,) = _renamed({name: torch.empty(0)}, renames)
+    return new
 
 
 # ---- body

@@ -16,6 +16,7 @@ from batchscore.models.folder import check_content, inside, vocabularies
 
 T = TypeVar("T")
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
 _PROCESSOR_FILES = {"preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"}  # of media
@@ -34,6 +35,11 @@ def fetch_weights(checkpoint: Checkpoint) -> None:
     Raises:
         NotFoundError: the hub cannot be reached.
     """
+    if checkpoint.base is not None:
+        fetch_weights(checkpoint.base)
+        if checkpoint.snapshot is not None:
+            checkpoint.snapshot.fetch([ADAPTER_WEIGHTS])
+        return
     if checkpoint.snapshot is None:
         return
     places = [_choices(checkpoint, module) for module in _modules(checkpoint)]
@@ -49,13 +55,15 @@ def fetch_weights(checkpoint: Checkpoint) -> None:
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that loading reads: the backbone's, then those of the modules."""
+    """The files that loading reads: the backbone's, then those of the modules; of an adapter its base's and its own."""
+    if checkpoint.base is not None:
+        return [*weight_files(checkpoint.base), checkpoint.folder / ADAPTER_WEIGHTS]
     return [path for module in _modules(checkpoint) for path in _stored(checkpoint, module)]
 
 
 def has_tensor(checkpoint: Checkpoint, name: str) -> bool:
     """Whether the weights hold a tensor of this name, or one that ends in it. Of pickles only an index is read."""
-    choice = _announced(checkpoint, "")
+    choice = _announced(checkpoint.base or checkpoint, "")
     names = (choice.holds or _shapes(checkpoint, choice.files[0])) if choice else ()
     return any(key == name or key.endswith(f".{name}") for key in names)
 
@@ -78,6 +86,23 @@ def read_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
     for file, tensors in content.items():
         _check_tensors(checkpoint, file, tensors)
     return _joined(checkpoint, choice, content)
+
+
+def read_adapter(checkpoint: Checkpoint, *, dry: bool) -> dict[str, Any]:
+    """Name -> tensor of a LoRA adapter; zeros if `dry`.
+
+    Raises:
+        CheckpointError: there is no such file, or a damaged one.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if dry and (shapes := _shapes(checkpoint, ADAPTER_WEIGHTS)):
+        return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    if not (checkpoint.folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"{checkpoint.name} has no {ADAPTER_WEIGHTS}", hint="save the adapter as safetensors")
+    tensors: dict[str, Any] = _opened(checkpoint, ADAPTER_WEIGHTS, load_file)
+    return tensors
 
 
 def empty_tensors(checkpoint: Checkpoint, module: str = "") -> dict[str, Any]:
@@ -275,6 +300,11 @@ def identity(checkpoint: Checkpoint, *, with_code: bool = False) -> dict[str, st
         with_code: the checkpoint's Python files may run; they count, and so does every file they may read.
     """
     fetch_weights(checkpoint)
+    if checkpoint.base is not None:  # and what it has beside its base's files
+        own = {path for path in checkpoint.folder.iterdir() if path.name.startswith(("adapter_", *_TOKENIZER_FILES))}
+        own |= {path for path in checkpoint.folder.iterdir() if path.name in _PROCESSOR_FILES}
+        of_base = {f"base: {name}": digest for name, digest in identity(checkpoint.base).items()}
+        return {**of_base, **{path.name: _sampled_digest(path) for path in sorted(own)}}
     folder, tokenizer_folder = checkpoint.folder, checkpoint.tokenizer_folder
     sampled = {*weight_files(checkpoint)}
     whole = {path for path in tokenizer_folder.iterdir() if path.name.startswith(_TOKENIZER_FILES)}

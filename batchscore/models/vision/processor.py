@@ -30,10 +30,11 @@ def image_processor(checkpoint: Checkpoint, spec: ModelSpec, **defaults: Any) ->
             hint="pip install torchvision, or pass --image-backend pil",
         )
     options = {**defaults, **spec.processor_options}
+    folder = checkpoint.folder_of("preprocessor_config.json")
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(
-                checkpoint.backbone_folder, backend=spec.image_backend, trust_remote_code=False, **options
+                folder, backend=spec.image_backend, trust_remote_code=False, **options
             )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError
         raise CheckpointError(
