@@ -18,8 +18,9 @@ from PIL import Image
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io.digests import digests_of
+from batchscore.io.hf import DatasetReader
 from batchscore.io.packed import pack_cells, unpack_cells
-from batchscore.io.source import open_source
+from batchscore.io.source import FileAddresses, FileSource, open_source
 from batchscore.jobs.commands import EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.media.content import TYPES, read_cell, shown
 from batchscore.media.find import MediaFinder
@@ -194,8 +195,8 @@ def test_equal_media_are_one_whatever_they_are_called() -> None:
             "not-supported: part 0: sets max_pixels, which is not supported in a part",
         ),
         (
-            [{"type": "image_embeds", "image_embeds": "AAAA"}],
-            "not-supported: part 0: holds image_embeds, made outside of this job, which is not supported",
+            [{"type": "video_embeds", "video_embeds": "AAAA"}],
+            "not-supported: part 0: holds video_embeds, made outside of this job, which is not supported",
         ),
         ([image("none")], "media-missing: part 0: 'img/none.png' does not exist"),
         (3, "not-text: is a JSON number, not text"),
@@ -428,3 +429,12 @@ def test_python_may_pass_pixels(value: Any) -> None:
     cell = read_cell({"text": "t", "image": value}, MediaFinder(MediaPolicy()))
     assert isinstance(cell, Content)
     assert [(media.width, media.height) for media in cell.media] == [(8, 6)]
+
+
+def test_units_of_a_streamed_dataset_with_images_are_small() -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"n": datasets.Value("int64"), "photo": datasets.Image()})
+    columns = {"n": list(range(300)), "photo": [{"bytes": RED, "path": None}] * 300}
+    streamed = datasets.Dataset.from_dict(columns, features).to_iterable_dataset()
+    source = FileSource(FileAddresses(()), [DatasetReader("hf:org/name", streamed, 300)])
+    assert [unit.rows for unit in source.units(16_384)] == [128, 128, 44]  # of 32 MiB, if a photo has 256 KiB

@@ -356,7 +356,8 @@ def test_a_score_that_is_no_number_is_an_error_that_names_the_pair(
     [
         (
             {"truncation": "both"},
-            "--truncation 'both': must be one of document-first, longest-first, flag-embedding, mxbai-rerank, error",
+            "--truncation 'both': must be one of document-first, longest-first, flag-embedding, mxbai-rerank, "
+            "qwen3-vl, error",
         ),
         ({"dtype": "int8"}, "dtype 'int8' is unknown; choices: auto, float32, bfloat16, float16"),
         ({"score_type": "cosine"}, "--score-type 'cosine': must be one of cross-encoder, bi-encoder, late-interaction"),

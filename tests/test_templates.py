@@ -25,7 +25,7 @@ from batchscore.types import SIDES, Side
 Tiny = Callable[[str], str]
 
 SHIPPED = shipped_files("templates")
-ONE_SIDE = {"role", "content", "media"}  # what templates read that make a prompt of one side
+ONE_SIDE = {"role", "content", "text"}  # what templates read that make a prompt of one side
 OF_SIDES = sorted(name for name, file in SHIPPED.items() if any(uses(file.read_text(), name) for name in ONE_SIDE))
 OF_PAIRS = sorted(set(SHIPPED) - {"jina-reranker-v3", *OF_SIDES})
 BY_ROLE = '{{ (messages | selectattr("role", "eq", "%s") | first).content }}'
@@ -404,8 +404,8 @@ def test_a_shipped_template_writes_each_text_once_and_as_it_is(name: str) -> Non
 @pytest.mark.parametrize("name", OF_SIDES)
 def test_a_shipped_template_of_a_side_writes_its_text_once_and_its_image_once(name: str, role: Side) -> None:
     template = Template(find_template(name, exact=True))
-    [of_text] = template.render_side(role, "<Σ {{ x }}", "<Σ {{ x }}", "", "")
-    [of_both] = template.render_side(role, "[IMG]<Σ {{ x }}", "<Σ {{ x }}", "[IMG]", "")
+    of_text = "".join(template.render_side(role, "<Σ {{ x }}", "<Σ {{ x }}", "", ""))
+    of_both = "".join(template.render_side(role, "[IMG]<Σ {{ x }}", "<Σ {{ x }}", "[IMG]", ""))
 
     assert of_text.count("<Σ {{ x }}") == of_both.count("<Σ {{ x }}") == of_both.count("[IMG]") == 1
 

@@ -21,11 +21,13 @@ from transformers import AutoImageProcessor, SiglipTokenizer
 import towers_checkpoints
 from batchscore import Scorer
 from batchscore.errors import BatchscoreError
+from batchscore.inspection import inspect_model
 from batchscore.media.find import MediaFinder
 from batchscore.media.policy import MediaPolicy
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.types import Cell, Cells, Content, Pairs
+from batchscore.verification.verify import verify_model
 from checkpoints import WORDS
 from towers_checkpoints import ROWS
 
@@ -181,6 +183,20 @@ def test_vllm_neither_fills_siglips_texts_up_nor_lower_cases_them(folders: Folde
 def test_every_text_of_siglip_costs_its_full_length(load: Load) -> None:
     assert load("siglip").batcher.lay_out(["a", SQUARE, LONG], "query").items.lengths.tolist() == [64, 1, 64]
     assert load("siglip", max_length=16).batcher.lay_out(["a", LONG], "query").items.lengths.tolist() == [16, 16]
+
+
+# transformers makes another tokenizer of any tokenizer.json for this model type
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "naflex"])
+def test_verify_finds_nothing(folders: Folders, name: str) -> None:
+    found = verify_model(str(folders(name)[0]), device="cpu", dtype="float32", reference="transformers")
+    assert found.to_reference is not None
+    assert found.to_reference.count >= 28
+    assert max(comparison.worst[0] for comparison in found.comparisons) < 1e-5
+
+
+def test_inspect_tells_the_patches_of_an_image(folders: Folders) -> None:
+    sample = inspect_model(str(folders("clip")[0]), {}, query="a", document="b").describe()["media"]
+    assert (sample["tokens"], sample["patches"], sample["grid"]) == (1, 16, [4, 4])
 
 
 def test_bfloat16_is_near_float32(load: Load) -> None:

@@ -94,12 +94,16 @@ def _put(folder: Path, name: str, content: dict[str, Any]) -> None:
 Ids = tuple[int, dict[str, int]]
 
 
-def _saved(tokenizer: Tokenizer, folder: Path, kind: str, begin: str, end: str, padding: str, **config: Any) -> Ids:
+def _saved(tokenizer: Tokenizer, folder: Path, begin: str, end: str, padding: str, **config: Any) -> Ids:
     numbers = {token: tokenizer.token_to_id(token) for token in (begin, end, padding) if token}
     pattern = f"{begin} $A {end}".strip()
     tokenizer.post_processor = processors.TemplateProcessing(pattern, f"{pattern} $B {end}", list(numbers.items()))
     tokenizer.save(str(folder / "tokenizer.json"))
-    _put(folder, "tokenizer_config.json", {"tokenizer_class": kind, "eos_token": end, "pad_token": padding, **config})
+    _put(
+        folder,
+        "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": padding, **config},
+    )
     ids = {"bos_token_id": numbers.get(begin, 0), "eos_token_id": numbers[end], "pad_token_id": numbers[padding]}
     return tokenizer.get_vocab_size(), ids
 
@@ -110,14 +114,14 @@ def _clip(folder: Path) -> Ids:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.add_special_tokens(special_tokens("<|startoftext|>", "<|endoftext|>"))
     marks = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")
-    return _saved(tokenizer, folder, "CLIPTokenizer", *marks, model_max_length=77)
+    return _saved(tokenizer, folder, *marks, model_max_length=77)
 
 
 def _xlmr(folder: Path) -> Ids:
     """The end token is the second, where CLIP's first configs have a mistake of the same number."""
     tokenizer = byte_level(["<s>", "<pad>", "</s>"], MERGES)
     tokenizer.add_special_tokens(special_tokens("<s>", "<pad>", "</s>"))
-    return _saved(tokenizer, folder, "XLMRobertaTokenizer", "<s>", "</s>", "<pad>", model_max_length=77)
+    return _saved(tokenizer, folder, "<s>", "</s>", "<pad>", model_max_length=77)
 
 
 def _bert(folder: Path) -> Ids:
@@ -127,14 +131,14 @@ def _bert(folder: Path) -> Ids:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(special_tokens(*names))
-    return _saved(tokenizer, folder, "BertTokenizer", "[CLS]", "[SEP]", "[PAD]")
+    return _saved(tokenizer, folder, "[CLS]", "[SEP]", "[PAD]")
 
 
 def _gemma(folder: Path) -> Ids:
     """Upper and lower case have tokens of their own, so that lower-casing shows."""
     tokenizer = byte_level(["<pad>", "<eos>", "<bos>"], MERGES)
     tokenizer.add_special_tokens(special_tokens("<pad>", "<eos>", "<bos>"))
-    size, ids = _saved(tokenizer, folder, "GemmaTokenizer", "", "<eos>", "<pad>", model_max_length=64)
+    size, ids = _saved(tokenizer, folder, "", "<eos>", "<pad>", model_max_length=64)
     return size, {**ids, "pad_token_id": 1}  # as published: config.json keeps SigLIP's default
 
 

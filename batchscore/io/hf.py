@@ -41,7 +41,7 @@ class DatasetReader:
         self._dataset = dataset
         self._rows = rows
         self._is_streamed = rows is None or not hasattr(dataset, "select")
-        self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._tables)
+        self._cursor = RowCursor(lambda row: 0 if self._is_streamed else row, self._stream)
 
     def stamp(self) -> Stamp:
         """As it was opened: it stays open, so it cannot change."""
@@ -62,7 +62,7 @@ class DatasetReader:
         if group is None and self._rows is not None:
             yield from count_steps(self._rows, size)
         else:
-            yield from table_steps(self._tables([group or self.schema.names[0]], 0), size)
+            yield from table_steps(self._stream([group or self.schema.names[0]], 0), size)
 
     @cached_property
     def _row_size(self) -> int:
@@ -95,18 +95,20 @@ class DatasetReader:
             return self._dataset
         return self._dataset.select_columns([name for name in self.schema.names if name in columns])
 
-    def _tables(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
-        """Arrow tables of the rows from `start` on, small ones where rows hold images."""
-        kinds = [field.type for field in self.schema if columns is None or field.name in columns]
-        rows = max(1, min(_ROWS, _BYTES // max(1, self._row_size))) if any(map(has_bytes, kinds)) else _ROWS
-        return self._stream(columns, start, rows)
+    def _table_rows(self, columns: Sequence[str] | None) -> int:
+        """Rows of a table of the stream: few where they hold images."""
+        features = self._dataset.features  # None: only what has no images is stored without them
+        kinds = [] if features is None else features.arrow_schema
+        if any(has_bytes(field.type) for field in kinds if columns is None or field.name in columns):
+            return max(1, min(_ROWS, _BYTES // max(1, self._row_size)))
+        return _ROWS
 
-    def _stream(self, columns: Sequence[str] | None, start: int, rows: int = _ROWS) -> Generator[pa.Table]:
-        """Tables of so many rows."""
+    def _stream(self, columns: Sequence[str] | None, start: int) -> Generator[pa.Table]:
+        """Arrow tables of the rows from `start` on."""
         dataset, done = self._chosen(columns), start
         if start:
             dataset = dataset.select(range(start, len(dataset)))
-        tables = dataset.with_format("arrow").iter(batch_size=rows)
+        tables = dataset.with_format("arrow").iter(batch_size=self._table_rows(columns))
         try:
             for table in tables:
                 yield table

@@ -268,11 +268,12 @@ def _encoded(model: Any, spec: ModelSpec, prompts: Sequence[str | None]) -> Scor
 def _transformers_obstacle(checkpoint: Checkpoint, spec: ModelSpec) -> str:
     if spec.marks is not None:
         return "it has no ColBERT markers"
-    if spec.arch.vision is not None and spec.score_type != "cross-encoder":
+    has_towers = spec.arch.vision is not None and spec.arch.vision.alone
+    if spec.arch.vision is not None and spec.score_type != "cross-encoder" and not has_towers:
         return "it has no prompts of models that read images"
     if not spec.include_prompt:
         return "it has no pooling without the prompt"
-    if spec.arch.body or spec.config != checkpoint.config:
+    if spec.arch.body or (spec.config != checkpoint.config and not has_towers):  # those get defaults of their class
         return "it has no class for this layout of config.json"
     if spec.score_type != "cross-encoder" and spec.head and spec.pooling != ("splade",):
         return "it has no class with this head"

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 BGE_M3_HEAD = "colbert_linear.pt"  # the projection of every token for late interaction
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
+_PROCESSOR_FILES = {"preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"}  # of media
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # 1 MiB in all: read in well under a second from a network disk, and no training leaves all of it as it was
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
@@ -265,7 +266,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def identity(checkpoint: Checkpoint, *, with_code: bool = False) -> dict[str, str]:
-    """{file: digest} of what scores depend on and no spec describes: weights, config.json and the tokenizer's files.
+    """{file: digest} of what scores depend on and no spec describes: weights, config.json, tokenizer and processors.
 
     Downloads the weights of a hub id. Weight files are sampled: a long job should not begin by reading a model twice.
 
@@ -278,6 +279,7 @@ def identity(checkpoint: Checkpoint, *, with_code: bool = False) -> dict[str, st
     sampled = {*weight_files(checkpoint)}
     whole = {path for path in tokenizer_folder.iterdir() if path.name.startswith(_TOKENIZER_FILES)}
     whole |= {tokenizer_folder / name for name in vocabularies(tokenizer_folder)}
+    whole |= {path for path in checkpoint.backbone_folder.iterdir() if path.name in _PROCESSOR_FILES}
     if with_code:
         beside = {*folder.iterdir(), *checkpoint.backbone_folder.iterdir()}
         sampled |= {path for path in beside if path.suffix in _WEIGHT_SUFFIXES}

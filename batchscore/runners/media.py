@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,11 +36,14 @@ class UnreadableMediaError(Exception):
 
 @dataclass(eq=False)
 class View:
-    """One distinct medium of a pack: what was seen in it before, or its pixels."""
+    """One distinct medium, which several packs may share: what was seen in it, or its pixels until then."""
 
     visual: Visual
-    seen: Seen | None
-    pixels: Mapping[str, Any] | None  # arrays
+    seen: Seen | None = None
+    pixels: Mapping[str, Any] | None = None  # arrays
+    fault: Fault | None = None  # why it has no pixels
+    lock: Lock = field(default_factory=Lock)  # held by who decodes it, or looks at it
+    give_up: Callable[[], object] = lambda: None  # says that the pixels take no memory any more
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class MediaMemory:
         self._decoders = ThreadPoolExecutor(threads, "batchscore-decode")
         self._waiting = 0  # bytes
         self._fewer = Condition()
+        self._shared: WeakValueDictionary[Visual, View] = WeakValueDictionary()  # of packs that are not done
         self._seen: OrderedDict[Visual, Seen] = OrderedDict()
         self._seen_bytes = 0
         self._lock = Lock()
@@ -82,36 +87,40 @@ class MediaMemory:
         visuals = [visual for one in items.media for visual in one]
         places = {visual: place for place, visual in enumerate(dict.fromkeys(visuals))}
         with self._lock:
-            found = {visual: self._seen.get(visual) for visual in places}
-            found |= {visual: self._given(visual) for visual in places if isinstance(visual.media.source, Embeddings)}
-        missing = [visual for visual, seen in found.items() if seen is None]
-        pixels = dict(zip(missing, self._decoders.map(self._decode, missing), strict=True))
-        if faults := _faults(items, pixels):
+            views = [self._shared.get(visual) or View(visual, self._seen.get(visual)) for visual in places]
+            if not self._reader.vision.alone:  # whose tower looks at a pack at a time
+                self._shared.update(zip(places, views, strict=True))
+        is_new = list(self._decoders.map(self._prepare, views))
+        if faults := _faults(items, {view.visual: view.fault for view in views if view.fault is not None}):
             raise UnreadableMediaError(faults)
-        views = [View(visual, found[visual], pixels.get(visual)) for visual in places]
-        self._hold(views, ahead=ahead)
+        self._hold([view for view, new in zip(views, is_new, strict=True) if new], ahead=ahead)
         return Views(views, [places[visual] for visual in visuals])
 
-    def _given(self, visual: Visual) -> Seen:
-        return tuple(torch.from_numpy(level).to(self._device) for level in self._reader.seen(visual.media))
-
-    def _decode(self, visual: Visual) -> Any:
-        """Pixels, or the Fault of a medium that has none."""
-        try:
-            return self._reader.pixels(visual)
-        except InputError as error:
-            return Fault("media", error.message, error.hint)
+    def _prepare(self, view: View) -> bool:
+        """Decode a medium, unless that was done; returns whether this made its pixels."""
+        with view.lock:
+            if view.seen is not None or view.pixels is not None or view.fault is not None:
+                return False
+            if isinstance(view.visual.media.source, Embeddings):
+                levels = self._reader.seen(view.visual.media)
+                view.seen = tuple(torch.from_numpy(level).to(self._device) for level in levels)
+                return False
+            try:
+                view.pixels = self._reader.pixels(view.visual)
+            except InputError as error:
+                view.fault = Fault("media", error.message, error.hint)
+            return view.fault is None
 
     def _hold(self, views: Sequence[View], *, ahead: bool) -> None:
-        """Count the pixels of a pack until they are given up; wait first until there is room for them."""
-        size = sum(array.nbytes for view in views for array in (view.pixels or {}).values())
-        if not size:
-            return
+        """Count the pixels of some media until they are given up; wait first until there is room for them."""
+        sizes = [sum(array.nbytes for array in (view.pixels or {}).values()) for view in views]
+        total = sum(sizes)
         with self._fewer:
-            if ahead:
-                self._fewer.wait_for(lambda: not self._waiting or self._waiting + size <= self._max_bytes)
-            self._waiting += size
-        weakref.finalize(views[0], self._give_up, size)
+            if ahead and total:
+                self._fewer.wait_for(lambda: not self._waiting or self._waiting + total <= self._max_bytes)
+            self._waiting += total
+        for view, size in zip(views, sizes, strict=True):
+            view.give_up = weakref.finalize(view, self._give_up, size)
 
     def _give_up(self, size: int) -> None:
         with self._fewer:
@@ -120,13 +129,26 @@ class MediaMemory:
 
     def look(self, body: Any, views: Views) -> list[Seen]:
         """What the tower sees in each medium of a pack, in the order of their tokens."""
-        new = [view for view in views.views if view.seen is None]
-        pixels = [_on_device(view.pixels or {}, self._device) for view in new]
-        for view, seen in zip(new, body.see_all(pixels), strict=True):
-            view.seen, view.pixels = seen, None
-            if body.sees_alone:
-                self._keep(view.visual, seen)
+        if body.sees_alone:
+            for view in views.views:
+                self._look_alone(body, view)
+        else:
+            new = [view for view in views.views if view.seen is None]
+            for view, seen in zip(new, body.see_all([self._pixels(view) for view in new]), strict=True):
+                view.seen, view.pixels = seen, None
+                view.give_up()
         return [seen for place in views.order if (seen := views.views[place].seen) is not None]
+
+    def _look_alone(self, body: Any, view: View) -> None:
+        with view.lock:
+            if view.seen is None:
+                view.seen, view.pixels = body.see(self._pixels(view)), None
+                view.give_up()
+                self._keep(view.visual, view.seen)
+
+    def _pixels(self, view: View) -> dict[str, Tensor]:
+        arrays = (view.pixels or {}).items()
+        return {name: torch.from_numpy(np.require(array, requirements="W")).to(self._device) for name, array in arrays}
 
     def _keep(self, visual: Visual, seen: Seen) -> None:
         with self._lock:
@@ -138,19 +160,12 @@ class MediaMemory:
                 self._seen_bytes -= _size(self._seen.popitem(last=False)[1])
 
 
-def _faults(items: Items, pixels: Mapping[Visual, Any]) -> Faults:
+def _faults(items: Items, found: Mapping[Visual, Fault]) -> Faults:
     """Of the sequences with a medium that was not decoded."""
     return {
-        sequence: pixels[visual]
-        for sequence, visuals in enumerate(items.media)
-        for visual in visuals
-        if isinstance(pixels.get(visual), Fault)
+        sequence: found[visual] for sequence, visuals in enumerate(items.media) for visual in visuals if visual in found
     }
 
 
 def _size(seen: Seen) -> int:
     return sum(level.nbytes for level in seen)
-
-
-def _on_device(pixels: Mapping[str, Any], device: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.require(array, requirements="W")).to(device) for name, array in pixels.items()}

@@ -15,8 +15,14 @@ from batchscore.models.arch.towers import TOWERS
 from batchscore.models.arch.vision import VISION
 
 ARCHITECTURES: dict[str, Entry] = {
-    **{**ENCODERS, **COLBERTS, **ENCODER_DECODERS, **DECODERS},
-    **{**VISION, **PAGES, **TILES, **TOWERS},
+    **ENCODERS,
+    **COLBERTS,
+    **ENCODER_DECODERS,
+    **DECODERS,
+    **VISION,
+    **PAGES,
+    **TILES,
+    **TOWERS,
 }
 
 _ENCODER = Architecture(unread=r"predictions\b|^generator_")  # the names that heads for masked words have

@@ -37,8 +37,8 @@ class Vision:
     video: str = ""  # the same for a video; none is read if empty
     vllm_video: str = ""  # where vLLM writes something else
     media_first: bool = False  # media come before texts, whatever the author's order
-    apart: bool = False  # texts beside a medium are tokenized by themselves
     max_tokens: int = 0  # of one image, where this stands above the processor's file; 0: the file alone counts
+    apart: bool = False  # texts beside a medium are tokenized by themselves
     alone: bool = False  # a query or document is a text or one image, not both
     fills: bool = False  # texts are filled up to their greatest length with padding, which is read like any token
 

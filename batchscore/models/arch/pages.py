@@ -14,12 +14,16 @@ def _inner(config: Json) -> Json:
     return {**config["vlm_config"], "architectures": config["architectures"]}
 
 
+_FAR = 1 << 30  # tokens: PaliGemma 2's windows do not bound what is read in both directions
+
+
 def _both_ways(config: Json) -> Json:
-    return {**config, "text_config": {**config["text_config"], "is_causal": False, "sliding_window": None}}
+    text = {"is_causal": False, "use_bidirectional_attention": True, "sliding_window": _FAR}
+    return {**config, "text_config": {**config["text_config"], **text}}
 
 
-def _one_way(config: Json) -> Json:
-    # without a mask of padding, layers decide by this key, which PaliGemma's config would set
+def _causal(config: Json) -> Json:
+    """transformers' default for PaliGemma is causal only where there is padding."""
     return {**config, "text_config": {**config["text_config"], "use_bidirectional_attention": False}}
 
 
@@ -57,6 +61,8 @@ def _modernvbert(config: Json) -> Architecture:
     return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
 
 
+_IN_VLLM = replace(LAST, translate=_causal, special_tokens=False, vision=Vision("paligemma", image="<image>"))
+_PALIGEMMA = replace(_IN_VLLM, hub="google/paligemma2-3b-pt-224", translate=_both_ways, in_vllm=_IN_VLLM)
 _ANY = replace(LAST, vision=Vision("generic", image="<image>"))
 _E5V = replace(_ANY, hub="royokong/e5-v", template="e5-v")
 
@@ -69,21 +75,15 @@ def _llava_next(config: Json) -> Architecture:
 
 def any_images(config: Json) -> Architecture:
     """A class of transformers that reads images: raw texts, and images as its own processor writes them."""
-    kind = config.get("model_type", "")
-    if kind == "paligemma":
-        return _PALIGEMMA
-    return replace(LAST, vision=QWEN[kind]) if kind in QWEN else _ANY
+    return {**QWEN, "paligemma": _PALIGEMMA}.get(config.get("model_type", ""), _ANY)
 
-
-_CAUSAL_PALIGEMMA = replace(LAST, special_tokens=False, translate=_one_way, vision=Vision("paligemma", image="<image>"))
-_PALIGEMMA = replace(_CAUSAL_PALIGEMMA, translate=_both_ways, in_vllm=_CAUSAL_PALIGEMMA)
 
 PAGES: dict[str, Entry] = {
     "ColPaliForRetrieval": replace(
         _COLPALI,
         in_vllm=replace(
             _COLPALI,
-            translate=lambda config: _one_way(_inner(config)),
+            translate=lambda config: _causal(_inner(config)),
             head=(Layer("embedding_proj_layer", bias=False),),
         ),
     ),

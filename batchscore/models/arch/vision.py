@@ -86,8 +86,12 @@ _NEMOTRON = replace(
     final_norm=False,
 )
 
-# by model type: how a model that no entry names reads media
-QWEN = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3, "qwen3_vl_moe": _QWEN3}
+_ANY_QWEN = replace(LAST, renames=_BARE, unread=_UNREAD)
+# by model type: models that no entry names
+QWEN = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), replace(_ANY_QWEN, vision=_QWEN2)),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), replace(_ANY_QWEN, vision=_QWEN3)),
+}
 
 VISION: dict[str, Entry] = {
     **dict.fromkeys(("JinaVLForRanking", "JinaVLForSequenceClassification"), _JINA),

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from batchscore.errors import CheckpointError, first_line
+from batchscore.errors import CheckpointError, MissingDependencyError, first_line, one_line
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.quiet import quiet
 from batchscore.models.spec import ModelSpec
@@ -73,7 +73,7 @@ class Reader(MediaReader):
         except Exception as error:  # each processor has rules of its own
             message = f"the model's processor refuses an image of {width} x {height} pixels: {first_line(error)}"
             raise MediaFaultError(Fault("media", message)) from error
-        patch = int(getattr(self.native.vision_config, "patch_size", None) or 14)
+        patch = int(np.max(getattr(self.native.vision_config, "patch_size", None) or 14))
         numbers = sum(array.size for array in self._pixels(made).values())
         return np.asarray(made["input_ids"][0], np.int32), numbers // (3 * patch**2)
 
@@ -132,22 +132,31 @@ def _processor(checkpoint: Checkpoint, spec: ModelSpec, native: Any) -> Any:
     if type(native) not in PROCESSOR_MAPPING:
         raise CheckpointError(f"{checkpoint.name}: transformers has no processor for {native.model_type!r} models")
     kind: Any = PROCESSOR_MAPPING[type(native)]
-    known = set(signature(kind.__init__).parameters)
+    images = image_processor(checkpoint, spec)
     saved = checkpoint.read_backbone_json("processor_config.json")
-    settings = {name: value for name, value in saved.items() if name in known and not isinstance(value, dict)}
-    parts = {name: None for name in kind.get_attributes()}
-    parts["image_processor"] = image_processor(checkpoint, spec)
-    unchecked = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda self, name, part: None})
     try:
         with quiet():
-            parts["tokenizer"] = AutoTokenizer.from_pretrained(checkpoint.tokenizer_folder, trust_remote_code=False)
-            processor = unchecked(**{**settings, **parts})
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_folder, trust_remote_code=False)
+            processor = _made_of(kind, saved, {"image_processor": images, "tokenizer": tokenizer})
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{checkpoint.name}: transformers' processor of it needs a package: {one_line(error)}"
+        ) from error
     except Exception as error:  # transformers raises almost anything
         raise CheckpointError(f"{checkpoint.name}: no {kind.__name__} can be made: {first_line(error)}") from error
     _complete(processor, saved, native)
     if not isinstance(getattr(processor, "image_token", None), str) or getattr(native, "image_token_id", None) is None:
         raise CheckpointError(f"{checkpoint.name}: its files do not say which token stands for an image")
     return processor
+
+
+def _made_of(kind: Any, saved: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+    """A processor of some parts, the others left out, with its own settings."""
+    known = signature(kind.__init__).parameters
+    settings = {name: value for name, value in saved.items() if name in known and not isinstance(value, dict)}
+    absent = dict.fromkeys(kind.get_attributes())
+    unchecked = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda self, name, part: None})
+    return unchecked(**{**settings, **absent, **parts})
 
 
 def _complete(processor: Any, saved: Mapping[str, Any], native: Any) -> None:

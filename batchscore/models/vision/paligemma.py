@@ -30,12 +30,12 @@ class Reader(MediaReader):
         return Visual(media, self.patches, self.patches, ())
 
     def written(self, content: Content) -> str:
-        """As PaliGemma's own processor writes it where no template does: images, <bos>, texts, a line's end."""
+        """As PaliGemma's own processor writes it where no template does: <bos> behind images, a line's end."""
         written = super().written(content)
         if self.spec.chat_template or not content.media:
             return written
-        media = self.media_text(content)
-        return f"{media}<bos>{written.removeprefix(media)}\n"
+        before, image, after = written.rpartition(self.vision.image)
+        return f"{before}{image}<bos>{after}\n"
 
     def pixels(self, visual: Visual) -> Pixels:
         """float32 [1, 3, side, side]."""

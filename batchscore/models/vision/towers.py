@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,10 @@ class Reader(MediaReader):
         super().__init__(checkpoint, spec, tokenizer)
         self.text, self.images = self.config["text_config"], self.config["vision_config"]
         self.processor = image_processor(checkpoint, spec)
-        self._patches = self._count_patches()
+        self._grid = self._find_grid()
 
-    def _count_patches(self) -> int:
-        """Patches of any image, found by trying one.
+    def _find_grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches of any image, found by trying one.
 
         Raises:
             CheckpointError: the processor fails, or its size is not the tower's.
@@ -45,10 +46,10 @@ class Reader(MediaReader):
         except Exception as error:  # any, by settings of a wrong kind
             raise self._unfit(first_line(error)) from error
         if made.ndim == 3:  # SigLIP 2 keeps an image's proportions, and fills up with patches that are not seen
-            return int(made.shape[1])
+            return 1, int(made.shape[1])
         if made.shape[-2:] != (side, side):
             raise self._unfit(f"it makes images of {made.shape[-1]} x {made.shape[-2]} for a model of {side} x {side}")
-        return int((side // patch) ** 2)
+        return side // patch, side // patch
 
     def _unfit(self, problem: str) -> BatchscoreError:
         if self.spec.processor_options:
@@ -61,7 +62,7 @@ class Reader(MediaReader):
 
     def visual(self, media: Media) -> Visual:
         """One vector, whatever the image's size."""
-        return Visual(media, 1, self._patches, ())
+        return Visual(media, 1, math.prod(self._grid), self._grid)
 
     def pixels(self, visual: Visual) -> Pixels:
         """What the processor makes."""
