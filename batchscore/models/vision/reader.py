@@ -224,5 +224,5 @@ def too_large(tokens: int, limit: int) -> Fault:
     return Fault(
         "too-long",
         f"its media are {tokens} tokens with the prompt, and max_length is {limit}",
-        "raise --max-length, or lower --max-pixels",
+        "raise --max-length, or have the images shrunk: docs/images.md, under Sizes",
     )
