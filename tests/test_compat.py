@@ -232,6 +232,24 @@ def test_a_shipped_template_is_rendered_as_vllm_renders_it(tiny: Tiny) -> None:
     assert "{{ piece }}" in plain.chat_template
 
 
+@pytest.mark.parametrize("kind", ["longrope", "su"])  # the second is what Phi-3's first files call it
+def test_longrope_has_the_factors_for_long_sequences_where_vllm_takes_these(tiny: Tiny, kind: str) -> None:
+    factors = [1 + n / 10 for n in range(8)], [4.0 + n for n in range(8)]
+    pair = "the old bridge", ["a river in the city"]  # far shorter than the 24 tokens at which factors change
+
+    def score(of_short: list[float], **options: Any) -> float:
+        rope = {"rope_type": kind, "type": kind, "short_factor": of_short, "long_factor": factors[1]}
+        overrides = {"rope_scaling": rope}
+        with Scorer(tiny("phi3_longrope"), dtype="float32", hf_overrides=overrides, **options) as scorer:
+            return float(scorer.score(*pair)[0])
+
+    short, long = map(score, factors)
+    assert abs(short - long) > 1e-3
+    assert score(factors[0], compat="vllm", max_model_len=24) == pytest.approx(short, abs=1e-5)
+    assert score(factors[0], compat="vllm") == pytest.approx(long, abs=1e-5)
+    assert score(factors[0], compat="vllm", truncate_prompt_tokens=20) == pytest.approx(long, abs=1e-5)
+
+
 def test_another_engine_than_vllm_is_not_known(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="^--compat 'tei': must be one of vllm$"):
         Scorer(tiny("bert_ce"), compat="tei")  # type: ignore[arg-type]
