@@ -46,6 +46,9 @@ QWEN25 = {"depth": 2, "num_heads": 2, "hidden_size": 16, "out_hidden_size": HIDD
 QWEN25 |= {"window_size": 56, "fullatt_block_indexes": [1]}
 QWEN3 = {**QWEN25, "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "patch_size": 14}
 SQUARE = {"size": {"height": 28, "width": 28}}
+# transformers 5.20 reads ModernVBert's images in groups of as many tokens as a patch has rows
+SMALL, SMALL_SQUARES = {"image_size": 16, "patch_size": 4}, {"size": {"longest_edge": 32}}
+SMALL_SQUARES |= {"max_image_size": {"longest_edge": 16}}
 SQUARES = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}}
 PINPOINTS = {"image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]]}
 PATCHES = {"size": {"shortest_edge": 784, "longest_edge": 12 * 784}, "patch_size": 14, "merge_size": 2}
@@ -97,11 +100,13 @@ ROWS = {
         *(_PALI_TOWER, ("SiglipImageProcessor", {**SQUARE, "image_seq_length": 16}), _PALIGEMMA),
     ),
     "colmodernvbert_hf": Row(
-        *("ColModernVBertForRetrieval", "modernvbert", MODERNBERT, SIGLIP, ("Idefics3ImageProcessor", SQUARES)),
+        *("ColModernVBertForRetrieval", "modernvbert", MODERNBERT, {**SIGLIP, **SMALL}),
+        *(("Idefics3ImageProcessor", SMALL_SQUARES),),
         *({"pixel_shuffle_factor": 2}, {}, {}, ((r"^", "vlm."),), "embedding_proj_layer"),
     ),
     "colmodernvbert": Row(
-        *("ColModernVBert", "modernvbert", MODERNBERT, SIGLIP, ("Idefics3ImageProcessor", SQUARES)),
+        *("ColModernVBert", "modernvbert", MODERNBERT, {**SIGLIP, **SMALL}),
+        *(("Idefics3ImageProcessor", SMALL_SQUARES),),
         *({"pixel_shuffle_factor": 2}, {}, {}, _MERGED, "custom_text_proj"),
     ),
     "e5v": Row(

@@ -168,6 +168,18 @@ def test_squares_have_their_row_and_column_and_the_whole_image_comes_last(load: 
     assert tokens_of(load("colmodernvbert", compat="vllm"), Content((WIDE,))) == square + "<bos><eos>"
 
 
+def test_the_squares_of_any_size_are_those_that_the_processor_cuts(load: Load) -> None:
+    reader: Any = load("colmodernvbert").batcher._runner.reader.media  # type: ignore[attr-defined]
+    for width, height in [(1, 1), (16, 16), (17, 16), (3, 200), (200, 3), (31, 64), (64, 31), (33, 32), (97, 101)]:
+        media = FINDER.image(picture(width, height, 0))
+        planned, cut = (
+            reader.visual(media),
+            reader.processor(Image.new("RGB", (width, height)), return_row_col_info=True),
+        )
+        assert planned.grid == (cut["rows"][0][0], cut["cols"][0][0])
+        assert len(reader.pixels(planned)["pixel_values"][0]) == planned.tokens // 4
+
+
 def test_colpali_reads_both_ways_and_in_vllm_one_way(load: Load) -> None:
     cells: list[Cell] = [Content((PAGE,)), "the old house"]
     first = [vectors[0] for vectors in encoded(load("colpali"), cells)]
@@ -188,6 +200,20 @@ def test_e5v_reads_a_text_or_an_image(load: Load) -> None:
 def test_a_processor_that_needs_torchvision_says_so(load: Load) -> None:
     with pytest.raises(MissingDependencyError, match="PixtralProcessor requires the Torchvision library"):
         load("mistral3")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["FooForConditionalGeneration"], "model_type": "foo"}, "has no model of type 'foo'"),
+        # texts from images: no token of its text stands for one
+        ({"architectures": ["BlipForConditionalGeneration"], "model_type": "blip"}, "which token stands for an image"),
+        ({"text_config": {"model_type": "llama", "hidden_size": "wide"}}, "transformers cannot read config.json"),
+    ],
+)
+def test_a_model_whose_images_cannot_be_read_is_refused(load: Load, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load("llava", hf_overrides=config)
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")

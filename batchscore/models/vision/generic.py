@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -38,14 +39,15 @@ class Reader(MediaReader):
     """An image's tokens as its processor writes those of a black image of that size."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
-        self.native: Any = CONFIG_MAPPING[spec.config["model_type"]].from_dict(dict(spec.config))
+        self.native = _native(checkpoint, spec)
         self.processor = _processor(checkpoint, spec, self.native)
         self.image_token = self.processor.image_token
         super().__init__(checkpoint, spec, tokenizer)
         self.vision = replace(self.vision, image=self.image_token)
         self._written = lru_cache(_SIZES)(self._write)
         try:
-            self._written(64, 48)
+            with quiet():  # what processors report the first time; it is not for threads, in which the others are made
+                self._written(64, 48)
         except MediaFaultError as error:
             raise CheckpointError(f"{checkpoint.name}: {error.fault.message}") from error
 
@@ -79,10 +81,9 @@ class Reader(MediaReader):
         return np.asarray(made["input_ids"][0], np.int32), numbers // (3 * patch**2)
 
     def _made(self, image: Any, text: str = "") -> Mapping[str, Any]:
-        with quiet():
-            made: Mapping[str, Any] = self.processor(
-                text=[text or self.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
-            )
+        made: Mapping[str, Any] = self.processor(
+            text=[text or self.image_token], images=[image], add_special_tokens=False, return_tensors="pt"
+        )
         return made
 
     def _pixels(self, made: Mapping[str, Any]) -> Pixels:
@@ -126,6 +127,20 @@ class Reader(MediaReader):
             f"{self.checkpoint.name}: {type(body.model).__name__} does more with images than is known here: {reason}",
             hint="batchscore models lists what is supported",
         )
+
+
+def _native(checkpoint: Checkpoint, spec: ModelSpec) -> Any:
+    """The config object of the class in transformers."""
+    kind: Any = spec.config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        theirs = f"transformers {transformers.__version__}"
+        raise CheckpointError(f"{checkpoint.name}: {theirs} has no model of type {kind!r}", hint="a later release may")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(dict(spec.config))
+    except Exception as error:  # classes of transformers raise almost anything
+        raise CheckpointError(
+            f"{checkpoint.name}: transformers cannot read config.json: {first_line(error)}"
+        ) from error
 
 
 def _processor(checkpoint: Checkpoint, spec: ModelSpec, native: Any) -> Any:

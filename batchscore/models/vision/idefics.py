@@ -75,7 +75,7 @@ class Reader(MediaReader):
         """Squares of equal size, float32 [1, squares, 3, side, side], and which of their pixels are the image's."""
         frames = visual.media.source.frames(visual.frames, on_white=self.on_white)
         made = self.processor(images=frames, return_tensors="np")
-        return {name: made[name] for name in ("pixel_values", "pixel_attention_mask")}
+        return {name: np.asarray(made[name]) for name in ("pixel_values", "pixel_attention_mask") if name in made}
 
 
 def _enlarged(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line
+from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line, one_line
 from batchscore.models.arch.entry import Json
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.quiet import quiet
@@ -18,7 +18,7 @@ def image_processor(checkpoint: Checkpoint, spec: ModelSpec, **defaults: Any) ->
 
     Raises:
         CheckpointError: the files say none, or it cannot be made.
-        MissingDependencyError: the torchvision backend without torchvision.
+        MissingDependencyError: torchvision is asked for, or needed, and not installed.
         UsageError: an option that the processor does not have.
     """
     from transformers import AutoImageProcessor
@@ -36,7 +36,12 @@ def image_processor(checkpoint: Checkpoint, spec: ModelSpec, **defaults: Any) ->
             processor = AutoImageProcessor.from_pretrained(
                 folder, backend=spec.image_backend, trust_remote_code=False, **options
             )
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{checkpoint.name}: transformers needs a package for its images: {one_line(error)}",
+            hint="before 5.18 transformers has no image processors without torchvision",
+        ) from error
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError
         raise CheckpointError(
             f"{checkpoint.name}: no image processor can be made from preprocessor_config.json: {first_line(error)}"
         ) from error
