@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 from batchscore.models.checkpoint import open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.options import user_options
-from batchscore.models.text import rendered
+from batchscore.models.text import fitting
 from batchscore.models.text import tokenizer as tokenizer_module
 from batchscore.models.text.prompts import pair_work
 from batchscore.models.text.sides import InputReader
@@ -232,7 +232,7 @@ def test_a_prompt_whose_template_counts_its_texts_is_read_as_it_is(tiny: Tiny) -
     _, _, lay = laid_out(tiny, "bert_ce", "{{ query }} {{ document[:40] }} {{ document | length }}")
     long = text_of("english", 5_000)
 
-    assert len(long) > rendered._LONG * 64
+    assert len(long) > fitting._LONG * 64
     found, expected = (lay(Pairs(Cells.of(["cat"]), Cells.of([text]))) for text in (long, long + " " * 7))
     assert not found.cut.any()
     assert found.items.ids.tolist() != expected.items.ids.tolist()
