@@ -224,5 +224,5 @@ def too_large(tokens: int, limit: int) -> Fault:
     return Fault(
         "too-long",
         f"its media are {tokens} tokens with the prompt, and max_length is {limit}",
-        "raise --max-length, or have the images shrunk: docs/images.md, under Sizes",
+        "raise --max-length, or shrink images: --max-pixels, or --mm-processor-kwargs where a model has no such bound",
     )
