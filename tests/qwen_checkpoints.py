@@ -46,6 +46,7 @@ QWEN3 = {**TOWER, "hidden_size": 16, "out_hidden_size": HIDDEN, "intermediate_si
 QWEN3 |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1, "linear_num_value_heads": 1}
 LINEAR |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Row:
 PROJECTION = (("custom_text_proj", 8),)
 ROWS = {
     "qwen3_embedding": Row("Qwen3VLForConditionalGeneration", "qwen3_vl", QWEN3, "model."),
+    "qwen3_moe": Row("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe", QWEN3, "model.", text=EXPERTS),
     "qwen3_reranker": Row("Qwen3VLForSequenceClassification", "qwen3_vl", QWEN3, "model."),
     "jina": Row("JinaVLForRanking", "qwen2_vl", QWEN2, "model.", (("score.0", 8), ("score.2", 1))),
     "colqwen2": Row("ColQwen2", "qwen2_vl", QWEN2, "", PROJECTION),

@@ -153,11 +153,12 @@ def test_nemotron_reads_both_ways_and_before_the_last_norm(folders: Callable[[st
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["flat", "padded"])
+@pytest.mark.parametrize("name", ["qwen3_embedding", "qwen3_moe"])
 def test_an_embedding_is_the_last_state_of_transformers(
-    folders: Callable[[str], Any], load: Load, padded: bool
+    folders: Callable[[str], Any], load: Load, name: str, padded: bool
 ) -> None:
-    folder, model, _ = folders("qwen3_embedding")
-    scorer = load("qwen3_embedding", padded=padded)
+    folder, model, _ = folders(name)
+    scorer = load(name, padded=padded)
     work = scorer.batcher.lay_out(CELLS, "document")
     states = own_states(folder, model, work.items, [as_content(cell) for cell in CELLS])
     close(encoded(scorer, CELLS), [state[-1:] for state in states], 1e-4)
