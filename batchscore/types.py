@@ -242,6 +242,11 @@ class Items:
         """The media of each sequence."""
         return [() if self.visuals is None else self.visuals[sequence] for sequence in range(len(self))]
 
+    @property
+    def num_media(self) -> int:
+        """Of all sequences."""
+        return 0 if self.visuals is None else len(self.visuals.values)
+
     def filled(self, name: str) -> NDArray[Any]:
         """A column, full of its default where it is not there."""
         return self.columns[name] if name in self.columns else np.full(len(self.ids), ABSENT[name])

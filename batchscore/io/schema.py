@@ -88,14 +88,9 @@ def is_cell(kind: pa.DataType) -> bool:
     Structs count that have a field with media, or with content parts; and `text` alone.
     """
     if pa.types.is_struct(kind):
-        names = {field.name for field in kind}
-        has_text = "text" in names and is_plain(kind.field("text").type)
-        has_parts = "content" in names and is_nested(kind.field("content").type)
-        return has_text or has_parts or _is_image(kind) or not names.isdisjoint(MEDIA_NAMES)
+        return holds_media(kind) or ("text" in _fields(kind) and is_plain(kind.field("text").type))
     if is_nested(kind):
-        part = kind.value_type
-        names = {field.name for field in part} if pa.types.is_struct(part) else set()
-        return _is_image(part) or not names.isdisjoint({"type", *MEDIA_NAMES})
+        return _is_image(kind.value_type) or not _fields(kind.value_type).isdisjoint({"type", *MEDIA_NAMES})
     return is_plain(kind) or _is_bytes(kind) or _is_json(kind)
 
 
@@ -103,7 +98,7 @@ def holds_media(kind: pa.DataType) -> bool:
     """Whether values of this type, which are queries or documents, can have media."""
     if not pa.types.is_struct(kind):
         return not is_plain(kind)
-    names = {field.name for field in kind}
+    names = _fields(kind)
     has_parts = "content" in names and is_nested(kind.field("content").type)
     return has_parts or _is_image(kind) or not names.isdisjoint(MEDIA_NAMES)
 
@@ -113,7 +108,7 @@ def is_documents(kind: pa.DataType) -> bool:
     kind = listed_type(kind)
     if not is_nested(kind):
         return False
-    names = {field.name for field in kind.value_type} if pa.types.is_struct(kind.value_type) else set()
+    names = _fields(kind.value_type)
     return not ("type" in names and names <= PART_FIELDS)
 
 
@@ -125,13 +120,18 @@ def has_bytes(kind: pa.DataType) -> bool:
 def _is_medium(kind: pa.DataType) -> bool:
     if is_nested(kind):
         kind = kind.value_type
-    is_object = pa.types.is_struct(kind) and ({"url"} | IMAGE_FIELDS) & {field.name for field in kind}
-    return bool(is_plain(kind) or _is_bytes(kind) or _is_json(kind) or is_object)
+    is_object = not _fields(kind).isdisjoint({"url", *IMAGE_FIELDS})
+    return is_plain(kind) or _is_bytes(kind) or _is_json(kind) or is_object
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    names = _fields(kind)
     return "bytes" in names and names <= IMAGE_FIELDS
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    """The names of a struct's fields; of other types none."""
+    return {field.name for field in kind} if pa.types.is_struct(kind) else set()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -148,13 +148,10 @@ def listed_type(kind: pa.DataType) -> pa.DataType:
     Older versions of `datasets` make a struct of lists of a list of structs. A struct with nothing but a list of
     content parts is one document.
     """
-    is_content = pa.types.is_struct(kind) and [field.name for field in kind] == ["content"]
-    if (
-        is_content
-        and is_nested(kind.field("content").type)
-        and pa.types.is_struct(kind.field("content").type.value_type)
-    ):
-        return kind
+    if _fields(kind) == {"content"}:
+        content = kind.field("content").type
+        if is_nested(content) and pa.types.is_struct(content.value_type):
+            return kind
     if pa.types.is_struct(kind) and kind.num_fields and all(is_nested(field.type) for field in kind):
         return pa.large_list(pa.struct([field.with_type(field.type.value_type) for field in kind]))
     return kind

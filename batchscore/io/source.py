@@ -105,9 +105,8 @@ class FileAddresses:
 
     inputs: tuple[Input, ...]
     split: str | None = None  # of datasets
-    media: MediaPolicy = field(
-        default_factory=MediaPolicy
-    )  # without a root, media lie below the folder of the file that names them
+    # without a root, media lie below the folder of the file that names them
+    media: MediaPolicy = field(default_factory=MediaPolicy)
 
     def open(self) -> FileSource:
         """Raises as `open_source`."""

@@ -45,13 +45,8 @@ _FIELDS: Mapping[Kind, tuple[str, ...]] = {  # of a part, in which its text or m
     "video": ("video_url", "video", "url", "path"),
     "embeddings": ("image_embeds",),
 }
-_BARE_TYPES = (
-    "image_url",
-    "video_url",
-    "image",
-    "video",
-    "image_embeds",
-)  # a part may lack `type` beside one of these fields
+# a part may lack `type` beside one of these fields
+_BARE_TYPES = ("image_url", "video_url", "image", "video", "image_embeds")
 _EMBEDDED = ("video_embeds", "audio_embeds")
 _SETTINGS = (  # in other libraries' parts; to leave them out in silence would give other scores
     "min_pixels",

@@ -60,9 +60,8 @@ class _Files:
         self._kept: OrderedDict[str, str] = OrderedDict()  # path by URL, oldest first
         self._bytes = 0
         self._lock = threading.Lock()
-        self._fetching = [
-            threading.Lock() for _ in range(64)
-        ]  # each for some of the URLs: none is fetched twice at once
+        # each for some of the URLs: none is fetched twice at once
+        self._fetching = [threading.Lock() for _ in range(64)]
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
     def open(self, url: str, policy: MediaPolicy) -> BinaryIO:

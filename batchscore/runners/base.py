@@ -195,8 +195,7 @@ class BaseRunner:
     def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
         """The pack of the items at `index`, ready for `forward`."""
         pack = items.take(index)
-        has_media = self.media is not None and pack.visuals is not None and len(pack.visuals.values) > 0
-        views = self.media.views(pack, ahead=ahead) if self.media is not None and has_media else None
+        views = self.media.views(pack, ahead=ahead) if self.media is not None and pack.num_media else None
         with self.device_errors(len(pack.ids), int(pack.lengths.max(initial=0))):
             return collate(
                 pack,

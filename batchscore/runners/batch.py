@@ -130,7 +130,7 @@ def _flat(items: Items, tensor: _ToTensor, first_position: int, padding: int, po
 
 def _media_places(items: Items) -> NDArray[np.int64] | None:
     """int64: the tokens that stand for media; None if there are none."""
-    return None if items.visuals is None or not len(items.visuals.values) else np.flatnonzero(items.filled("media"))
+    return np.flatnonzero(items.filled("media")) if items.num_media else None
 
 
 def _padded(
@@ -168,9 +168,8 @@ def _even(items: Items, tensor: _ToTensor, first_position: int, padding: int, po
     for _, count, _ in runs_of(items.lengths):
         some = items.take(np.arange(done, done + count))
         (call,) = _padded(some, tensor, first_position, padding, positions)
-        media = 0 if some.visuals is None else len(some.visuals.values)
-        calls.append(replace(call, media=(seen, seen + media)))
-        done, seen = done + count, seen + media
+        calls.append(replace(call, media=(seen, seen + some.num_media)))
+        done, seen = done + count, seen + some.num_media
     return tuple(calls)
 
 

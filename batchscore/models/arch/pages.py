@@ -6,13 +6,7 @@ from dataclasses import replace
 
 from batchscore.models.arch.decoders import LAST
 from batchscore.models.arch.entry import Architecture, Entry, Json, Layer, Rename, Vision
-from batchscore.models.arch.vision import QWEN
-
-
-def _inner(config: Json) -> Json:
-    """The model inside a retriever."""
-    return {**config["vlm_config"], "architectures": config["architectures"]}
-
+from batchscore.models.arch.vision import QWEN, inner
 
 _FAR = 1 << 30  # tokens: PaliGemma 2's windows do not bound what is read in both directions
 
@@ -30,7 +24,7 @@ def _causal(config: Json) -> Json:
 _COLPALI = Architecture(
     "late-interaction",
     hub="vidore/colpali-v1.3-hf",
-    translate=lambda config: _both_ways(_inner(config)),
+    translate=lambda config: _both_ways(inner(config)),
     renames=(
         Rename(r"^vlm\.(model\.)?", ("",)),
         Rename(r"^language_model\.model\.", ("language_model.",)),
@@ -58,7 +52,7 @@ def _modernvbert(config: Json) -> Architecture:
     """The layout of transformers, or with this name that of colpali-engine."""
     if "vlm_config" not in config:
         return _MODERNVBERT
-    return replace(_MODERNVBERT, translate=_inner, head=(Layer("embedding_proj_layer"),))
+    return replace(_MODERNVBERT, translate=inner, head=(Layer("embedding_proj_layer"),))
 
 
 _IN_VLLM = replace(LAST, translate=_causal, special_tokens=False, vision=Vision("paligemma", image="<image>"))
@@ -83,7 +77,7 @@ PAGES: dict[str, Entry] = {
         _COLPALI,
         in_vllm=replace(
             _COLPALI,
-            translate=lambda config: _causal(_inner(config)),
+            translate=lambda config: _causal(inner(config)),
             head=(Layer("embedding_proj_layer", bias=False),),
         ),
     ),

@@ -62,8 +62,8 @@ def _both_ways(config: Json) -> Json:
     return {**_qwen3_vl(config), "text_config": {**config["text_config"], "is_causal": False}}
 
 
-def _colqwen2_hf(config: Json) -> Json:
-    """The model inside, since the class around it loses the rows and columns of images."""
+def inner(config: Json) -> Json:
+    """The model inside a retriever; transformers' class around ColQwen2 loses the rows and columns of images."""
     return {**config["vlm_config"], "architectures": config["architectures"]}
 
 
@@ -100,7 +100,7 @@ VISION: dict[str, Entry] = {
     "ColQwen2": _COLQWEN2,
     "ColQwen2_5": replace(_COLQWEN2, hub="vidore/colqwen2.5-v0.2"),
     "ColQwen2ForRetrieval": replace(
-        _retriever("vidore/colqwen2-v1.0-hf", "colqwen2-hf", "embedding_proj_layer"), translate=_colqwen2_hf
+        _retriever("vidore/colqwen2-v1.0-hf", "colqwen2-hf", "embedding_proj_layer"), translate=inner
     ),
     "ColQwen3": replace(_COLQWEN3, in_vllm=replace(_without_bias(_COLQWEN3), vision=_QWEN3)),
     # gated delta layers see what stands before a sequence

@@ -15,26 +15,11 @@ from numpy.typing import NDArray
 
 from batchscore.errors import UsageError
 from batchscore.models.spec import ModelSpec
-from batchscore.models.text.prompts import (
-    ALL,
-    Bits,
-    cut_bits,
-    sliced,
-    slices_ids,
-    too_long_faults,
-)
+from batchscore.models.text.prompts import ALL, Bits, cut_bits, sliced, slices_ids, too_long_faults
 from batchscore.models.text.tokenizer import Spans, TextTokenizer, assemble, num_specials
 from batchscore.models.text.truncation import BY_PIECES, LIBRARY_LIMITS, Limits, rule_of
 from batchscore.models.vision.reader import MediaReader, too_large
-from batchscore.types import (
-    CUT_DOCUMENT,
-    Fault,
-    Faults,
-    Items,
-    Visual,
-    Visuals,
-    offsets_of,
-)
+from batchscore.types import CUT_DOCUMENT, Fault, Faults, Items, Visual, Visuals, offsets_of
 
 _LONG = 64  # characters a token: a text of more cannot fit, so its middle is dropped before it is rendered
 _AT_ONCE = 512  # prompts whose characters are held by token
@@ -77,6 +62,7 @@ class Fitter:
     spec: ModelSpec
     media: MediaReader | None
     sides: tuple[str, str]  # the stand-ins for queries, and those for documents
+    _known_limits: dict[tuple[str, ...], Limits] = field(default_factory=dict)  # by the template's own pieces
 
     def bounded(self, prompt: Prompt) -> Prompt:
         """The prompt with less of texts that do not fit, so that it is not tokenized whole."""
@@ -174,9 +160,8 @@ class Fitter:
 
     def _expanded(self, prompts: Sequence[Prompt], bodies: list[Ids], faults: Faults) -> Items:
         """The sequences, in which each placeholder has become the tokens of its image."""
-        kept = [
-            prompt.visuals if index not in faults else () for index, prompt in enumerate(prompts)
-        ]  # a row with a fault needs no sequence
+        # a row with a fault needs no sequence
+        kept = [prompt.visuals if index not in faults else () for index, prompt in enumerate(prompts)]
         for index, visuals in enumerate(kept):
             if visuals and self.media is not None:
                 places = np.flatnonzero(np.isin(bodies[index], self.media.placeholder_ids))
@@ -200,15 +185,17 @@ class Fitter:
         length, rule = self.spec.max_length, LIBRARY_LIMITS.get(self.spec.truncation)
         if rule is None:
             return Limits(length, length, length)
-        fixed = ["".join(parts) for parts in prompt.layout if len(parts) == 1]
+        fixed = tuple("".join(parts) for parts in prompt.layout if len(parts) == 1)
         if self.spec.truncation in BY_PIECES and (len(prompt.layout) - len(fixed) != 2 or len(fixed) < 2):
             raise UsageError(
                 f"truncation {self.spec.truncation} is a rule for templates with a piece for the query and a piece for "
                 "the document",
                 hint="pass --truncation document-first",
             )
-        limits = rule(length, [len(self.tokenizer.tokenize_again([piece], ALL)[0].ids) for piece in fixed])
-        return limits._replace(whole=min(limits.whole, self.spec.position_limit))
+        if fixed not in self._known_limits:
+            limits = rule(length, [len(self.tokenizer.tokenize_again([piece], ALL)[0].ids) for piece in fixed])
+            self._known_limits[fixed] = limits._replace(whole=min(limits.whole, self.spec.position_limit))
+        return self._known_limits[fixed]
 
     def _cut(self, prompt: Prompt, encoded: Sequence[Spans], budget: int) -> tuple[Ids, int] | Fault:
         """(ids, cut bits) of a prompt that is too long, or why it cannot fit.

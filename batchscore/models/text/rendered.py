@@ -16,27 +16,15 @@ import numpy as np
 from batchscore.errors import first_line
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.fitting import Fills, Fitter, Prompt
-from batchscore.models.text.prompts import (
-    CUT_BITS,
-    distinct_pairs,
-)
+from batchscore.models.text.prompts import CUT_BITS, distinct_pairs
 from batchscore.models.text.templates import PIECE, Template
 from batchscore.models.text.tokenizer import TextTokenizer
-from batchscore.models.vision.reader import MediaFaultError, MediaReader
-from batchscore.types import (
-    Cell,
-    Content,
-    Fault,
-    Faults,
-    Pairs,
-    Side,
-    Visual,
-    Work,
-)
+from batchscore.models.vision.reader import TEXT_ONLY, MediaFaultError, MediaReader
+from batchscore.types import Cell, Content, Fault, Faults, Pairs, Side, Visual, Work
 
 # stand for what is cut, where the template's own characters are looked for; a side by itself is written in two ways
 _QUERY, _DOCUMENT, _TEXT = "\ue000", "\ue001", "\ue002"
-Render = Callable[[Fills], list[str]]  # the pieces of a prompt
+Render = Callable[[Fills, str], list[str]]  # texts, and the placeholders of media apart -> the pieces of a prompt
 _EMPTY = Prompt({}, [""])
 
 
@@ -49,18 +37,17 @@ def template_work(
     write = _plain_text if template.reads_media else partial(_written, media)
     queries, documents = ([write(cell) for cell in cells.values] for cells in (pairs.queries, pairs.documents))
 
-    def renderer(placeholders: str) -> Render:
-        return lambda fills: template.render(spec.query_prompt + fills[_QUERY], fills[_DOCUMENT], placeholders)
+    def render(fills: Fills, placeholders: str) -> list[str]:
+        return template.render(spec.query_prompt + fills[_QUERY], fills[_DOCUMENT], placeholders)
 
-    prompter = _Prompter(media, {})
+    prompter = _Prompter(media, render)
     faults: Faults = {}  # by prompt
     prompts = []
     for index, (query, document) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
         cells = {_QUERY: pairs.queries.values[query], _DOCUMENT: pairs.documents.values[document]}
         fills = {_QUERY: queries[query], _DOCUMENT: documents[document]}
         placeholders = "".join(_placeholders(media, cell) for cell in cells.values()) if template.reads_media else ""
-        prompter.renders.setdefault(placeholders, renderer(placeholders))
-        prompts.append(prompter.prompt(placeholders, fills, cells, index, faults))
+        prompts.append(prompter.prompt(fills, placeholders, cells, index, faults))
     fitter = Fitter(tokenizer, spec, media, (_QUERY, _DOCUMENT))
     items, cut = fitter.fit([fitter.bounded(prompt) for prompt in prompts], faults)
     work = Work(items, 0, codes, codes, cut[codes], group=left)
@@ -80,17 +67,13 @@ def side_template_work(
     prompt_text = spec.query_prompt if side == "query" else spec.document_prompt
     instruction, before = (prompt_text, "") if template.reads_instruction else ("", prompt_text)
 
-    def renderer(placeholders: str) -> Render:
-        return lambda fills: template.render_side(side, fills[_DOCUMENT], fills[_TEXT], placeholders, instruction)
+    def render(fills: Fills, placeholders: str) -> list[str]:
+        return template.render_side(side, fills[_DOCUMENT], fills[_TEXT], placeholders, instruction)
 
-    prompter, faults, prompts = _Prompter(media, {}), Faults(), []
+    prompter, faults, prompts = _Prompter(media, render), Faults(), []
     for index, cell in enumerate(cells):
-        written = before + _written(media, cell)
-        text = before + _plain_text(cell)
-        placeholders = _placeholders(media, cell)
-        prompter.renders.setdefault(placeholders, renderer(placeholders))
-        fills = {_DOCUMENT: written, _TEXT: text}
-        prompts.append(prompter.prompt(placeholders, fills, {_DOCUMENT: cell}, index, faults))
+        fills = {_DOCUMENT: before + _written(media, cell), _TEXT: before + _plain_text(cell)}
+        prompts.append(prompter.prompt(fills, _placeholders(media, cell), {_DOCUMENT: cell}, index, faults))
     sides = (_DOCUMENT + _TEXT, "") if side == "query" else ("", _DOCUMENT + _TEXT)
     fitter = Fitter(tokenizer, replace(spec, max_length=spec.lengths[side]), media, sides)
     items, cut = fitter.fit([fitter.bounded(prompt) for prompt in prompts], faults)
@@ -121,18 +104,18 @@ class _Prompter:
     """Renders prompts, and plans their media."""
 
     media: MediaReader | None
-    renders: dict[str, Render]  # by what else the prompt depends on
+    render: Render
     _layouts: dict[tuple[str, ...], list[list[str]]] = field(default_factory=dict)
     _planned: dict[Content, tuple[Visual, ...]] = field(default_factory=dict)
 
-    def prompt(self, key: str, fills: Fills, cells: Mapping[str, Cell], index: int, faults: Faults) -> Prompt:
+    def prompt(self, fills: Fills, placeholders: str, cells: Mapping[str, Cell], index: int, faults: Faults) -> Prompt:
         """The prompt of some texts; an empty one, and a fault at `index`, if it is refused."""
         try:
-            pieces = self.renders[key](fills)
+            pieces = self.render(fills, placeholders)
         except Exception as error:  # a template may divide by zero, recurse, or ask for a million numbers
             faults[index] = Fault("template", f"the chat template refuses it: {first_line(error)}")
             return _EMPTY
-        layout = self._layout(key, fills)
+        layout = self._layout(fills, placeholders)
         if all(isinstance(cell, str) for cell in cells.values()):
             return Prompt(fills, pieces, layout)
         try:
@@ -153,20 +136,18 @@ class _Prompter:
         if isinstance(cell, str):
             return ()
         if self.media is None:
-            raise MediaFaultError(
-                Fault("media", "this model reads text only", "score it with a model that reads images")
-            )
+            raise MediaFaultError(TEXT_ONLY)
         if cell not in self._planned:
             self._planned[cell] = self.media.planned(cell)
         return self._planned[cell]
 
-    def _layout(self, key: str, fills: Fills) -> list[list[str]]:
+    def _layout(self, fills: Fills, placeholders: str) -> list[list[str]]:
         # beside media, whether there is a text may decide what a template writes
-        stand_ins = {stand_in: stand_in if text or not key else "" for stand_in, text in fills.items()}
-        place = (key, *stand_ins.values())
+        stand_ins = {stand_in: stand_in if text or not placeholders else "" for stand_in, text in fills.items()}
+        place = (placeholders, *stand_ins.values())
         if place not in self._layouts:
             try:
-                pieces = self.renders[key](stand_ins)
+                pieces = self.render(stand_ins, placeholders)
             except Exception:  # as in `prompt`
                 pieces = []
             self._layouts[place] = [re.split(f"([{_QUERY}{_DOCUMENT}{_TEXT}])", piece) for piece in pieces]

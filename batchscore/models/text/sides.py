@@ -14,13 +14,12 @@ from batchscore.models.text.prompts import CUT_BITS, Bits, pair_work, plain_side
 from batchscore.models.text.rendered import side_template_work, template_work
 from batchscore.models.text.templates import Template
 from batchscore.models.text.tokenizer import TextTokenizer
-from batchscore.models.vision.reader import MediaFaultError, MediaReader
+from batchscore.models.vision.reader import TEXT_ONLY, MediaFaultError, MediaReader
 from batchscore.types import (
     SIDES,
     Cell,
     Cells,
     Content,
-    Fault,
     Faults,
     Items,
     Pairs,
@@ -32,7 +31,6 @@ from batchscore.types import (
     row_faults,
 )
 
-_TEXT_ONLY = Fault("media", "this model reads text only", "choose a model that reads images, or leave the row out")
 _SideWork = Callable[[Sequence[Cell], Side], Work]
 # for a query or document with media where texts have no template
 _BARE, _APART = Template("{{ content }}"), Template("{{ media }}{{ piece }}{{ text }}")
@@ -112,7 +110,7 @@ class InputReader:
         if self.media is not None or all(isinstance(cell, str) for cell in cells.values):
             return cells, {}
         values = [cell if isinstance(cell, str) else "" for cell in cells.values]
-        faulty = {code: _TEXT_ONLY for code, cell in enumerate(cells.values) if not isinstance(cell, str)}
+        faulty = {code: TEXT_ONLY for code, cell in enumerate(cells.values) if not isinstance(cell, str)}
         return Cells(values, cells.codes), faulty
 
     def shortened(self, pairs: Pairs) -> tuple[Pairs, Bits]:

@@ -2,11 +2,11 @@
 
 A template sees `messages` with the roles `query` and `document` (after `system`, if there is a system prompt),
 `instruction`, and the shorthands `query` and `document` (`documents` in a listwise template). One that reads `media`,
-the placeholders of all images, gets texts without them. Of a model that reads
-the sides separately it makes a prompt of one side, which is `content`, with `role` "query" or "document"; `text` and
-`media` are its texts and the placeholders of its images by themselves. At `{{ piece }}` the prompt is divided before it
-is tokenized, so that no token spans the two parts: some libraries tokenize their prompts in pieces. Other engines leave
-the name undefined, which renders as nothing.
+the placeholders of all images, gets texts without them. For a model that reads the sides separately it makes a prompt
+of one side: `content`, with `role` "query" or "document"; `text` and `media` are its texts and the placeholders of its
+images by themselves. At `{{ piece }}` the prompt is divided before it is tokenized, so that no token spans the two
+parts: some libraries tokenize their prompts in pieces. Other engines leave the name undefined, which renders as
+nothing.
 """
 
 from __future__ import annotations

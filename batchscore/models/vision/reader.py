@@ -18,6 +18,7 @@ from batchscore.models.text.tokenizer import TextTokenizer
 from batchscore.types import Content, Fault, Items, Media, Visual
 
 IMAGE, VIDEO = np.int8(1), np.int8(2)  # values of the column "media"
+TEXT_ONLY = Fault("media", "this model reads text only", "choose a model that reads images, or leave the row out")
 Pixels = Mapping[str, NDArray[Any]]  # what a vision tower takes, by keyword
 
 
