@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import masking_utils as masks
 
-from batchscore.runners.attention import Sequences, attend_from_first, packed_attention
+from batchscore.runners.attention import attend_from_first, packed_attention
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
+from batchscore.runners.sequences import Sequences
 from kernels import KERNELS, MINOR_RELEASES
 
 LENGTHS = [9, 5, 5, 5, 2, 1]
@@ -292,7 +293,7 @@ def kernel_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         return kernel(*tensors, **keywords)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", recorded)
-    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: True)
+    monkeypatch.setattr("batchscore.runners.varlen._has_kernel", lambda device: True)
     return calls
 
 
@@ -369,7 +370,7 @@ def test_the_releases_of_torch_are_known_by_their_signature() -> None:
 @pytest.mark.parametrize("key_heads", [1, 4])
 def test_torchs_own_kernel_takes_what_it_is_asked(key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, where it gives shapes alone."""
-    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: True)
+    monkeypatch.setattr("batchscore.runners.varlen._has_kernel", lambda device: True)
     query, key, value = (states(heads, 0).half().to("meta") for heads in (HEADS, key_heads, key_heads))
     on_meta = Sequences.of(np.array(LENGTHS), None, lambda column: torch.from_numpy(column).to("meta"))
 

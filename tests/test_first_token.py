@@ -11,8 +11,8 @@ from transformers import AutoModel
 
 import checkpoints
 from batchscore import Scorer
-from batchscore.runners.attention import Sequences
 from batchscore.runners.first_token import last_layer_at_first_tokens
+from batchscore.runners.sequences import Sequences
 
 Tiny = Callable[[str], str]
 LENGTHS = [9, 5, 5, 5, 2, 1]

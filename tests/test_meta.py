@@ -137,7 +137,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
         return kernel(*tensors, **keywords)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", recorded)
-    monkeypatch.setattr("batchscore.runners.attention._has_kernel", lambda device: device.type == "meta")
+    monkeypatch.setattr("batchscore.runners.varlen._has_kernel", lambda device: device.type == "meta")
     return calls
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from batchscore.engine.scheduler import Pack, plan_packs
-from batchscore.runners.attention import runs_of
 from batchscore.runners.batch import Batch, collate, position_ids
+from batchscore.runners.sequences import runs_of
 from batchscore.types import Cells, Fault, Items, Pairs, Scores, Work, offsets_of, ranges
 
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.runners.attention import Sequences, runs_of
 from batchscore.runners.media import Views
+from batchscore.runners.sequences import Sequences, runs_of
 from batchscore.types import Items
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from batchscore.runners.attention import Sequences, attend_from_first
+from batchscore.runners.attention import attend_from_first
+from batchscore.runners.sequences import Sequences
 
 
 def last_layer_at_first_tokens(layer: Any, hidden: Tensor, sequences: Sequences) -> Tensor:

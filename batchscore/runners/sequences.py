@@ -1,0 +1,73 @@
+"""Where the sequences of a pack lie, decided on the host, once per pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchscore.types import offsets_of
+
+Run = tuple[int, int, int]  # (first token, sequences, length) of equally long sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Where the sequences of a flat batch lie, and which of their tokens are attended to."""
+
+    runs: list[Run]
+    offsets: Tensor  # int32 [n + 1]
+    longest: int
+    seen: list[Tensor | None] | None  # of each run bool [sequences, 1, 1, length], None: all; None: all of all runs
+
+    @classmethod
+    def of(
+        cls, lengths: NDArray[np.integer], seen: NDArray[np.bool_] | None, tensor: Callable[[NDArray[Any]], Tensor]
+    ) -> Sequences:
+        """A pack's.
+
+        Args:
+            lengths: int [n].
+            seen: bool [tokens], the tokens that are attended to; None: all.
+            tensor: puts an array on the device.
+        """
+        runs, offsets = runs_of(lengths), tensor(offsets_of(lengths).astype(np.int32))
+        return cls(runs, offsets, int(lengths.max(initial=0)), _seen_of_runs(seen, runs, tensor))
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences."""
+        start, count, length = self.runs[-1]
+        return start + count * length
+
+    @property
+    def starts(self) -> Tensor:
+        """int64 [n]: first token of each sequence."""
+        return self.offsets[:-1].long()
+
+    def keywords(self) -> dict[str, Any]:
+        """For a model's forward: ours, and the names by which some models look for joints themselves."""
+        return {"sequences": self, "cu_seq_lens_q": self.offsets, "max_length_q": self.longest}
+
+
+def runs_of(lengths: NDArray[np.integer]) -> list[Run]:
+    """The stretches of equal length."""
+    offsets = offsets_of(lengths)
+    starts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(starts, append=len(lengths))
+    return [(int(offsets[s]), int(c), int(lengths[s])) for s, c in zip(starts, counts, strict=True)]
+
+
+def _seen_of_runs(
+    seen: NDArray[np.bool_] | None, runs: list[Run], tensor: Callable[[NDArray[Any]], Tensor]
+) -> list[Tensor | None] | None:
+    """Decided on the host: asking a tensor on the device would wait for it, for each run of each layer."""
+    if seen is None or seen.all():
+        return None
+    on_device = tensor(seen)
+    spans = [(slice(start, start + count * length), count, length) for start, count, length in runs]
+    return [None if seen[span].all() else on_device[span].view(count, 1, 1, length) for span, count, length in spans]
