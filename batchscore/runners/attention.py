@@ -21,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from batchscore.runners.dense import run_attention, shared_heads
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
+from batchscore.runners.native import fits_native, native_attention
 from batchscore.runners.sequences import Sequences
 from batchscore.runners.varlen import fits_kernel, kernel_attention
 
@@ -110,6 +111,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Se
     """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
     if sequences.seen is None and rule.softcap is None and fits_kernel(query, value):
         return kernel_attention(query, key, value, rule, sequences, from_first=from_first)
+    if fits_native(query, key, value, rule, sequences):
+        return native_attention(query, key, value, rule, sequences, from_first=from_first)
     return run_attention(query, *shared_heads(query, key, value), rule, sequences, from_first=from_first)
 
 

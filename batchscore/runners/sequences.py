@@ -23,6 +23,7 @@ class Sequences:
     offsets: Tensor  # int32 [n + 1]
     longest: int
     seen: list[Tensor | None] | None  # of each run bool [sequences, 1, 1, length], None: all; None: all of all runs
+    seen_tokens: Tensor | None  # bool [tokens], None: all
 
     @classmethod
     def of(
@@ -36,7 +37,9 @@ class Sequences:
             tensor: puts an array on the device.
         """
         runs, offsets = runs_of(lengths), tensor(offsets_of(lengths).astype(np.int32))
-        return cls(runs, offsets, int(lengths.max(initial=0)), _seen_of_runs(seen, runs, tensor))
+        tokens = None if seen is None or seen.all() else tensor(seen)
+        of_runs = None if seen is None or tokens is None else _seen_of_runs(seen, tokens, runs)
+        return cls(runs, offsets, int(lengths.max(initial=0)), of_runs, tokens)
 
     @property
     def tokens(self) -> int:
@@ -62,12 +65,7 @@ def runs_of(lengths: NDArray[np.integer]) -> list[Run]:
     return [(int(offsets[s]), int(c), int(lengths[s])) for s, c in zip(starts, counts, strict=True)]
 
 
-def _seen_of_runs(
-    seen: NDArray[np.bool_] | None, runs: list[Run], tensor: Callable[[NDArray[Any]], Tensor]
-) -> list[Tensor | None] | None:
+def _seen_of_runs(seen: NDArray[np.bool_], tokens: Tensor, runs: list[Run]) -> list[Tensor | None]:
     """Decided on the host: asking a tensor on the device would wait for it, for each run of each layer."""
-    if seen is None or seen.all():
-        return None
-    on_device = tensor(seen)
     spans = [(slice(start, start + count * length), count, length) for start, count, length in runs]
-    return [None if seen[span].all() else on_device[span].view(count, 1, 1, length) for span, count, length in spans]
+    return [None if seen[span].all() else tokens[span].view(count, 1, 1, length) for span, count, length in spans]
