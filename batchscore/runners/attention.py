@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from batchscore.runners.dense import run_attention, shared_heads
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
-from batchscore.runners.native import fits_native, native_attention
+from batchscore.runners.native_attention import fits_native, native_attention
 from batchscore.runners.sequences import Sequences
 from batchscore.runners.varlen import fits_kernel, kernel_attention
 

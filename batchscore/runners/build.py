@@ -28,8 +28,10 @@ from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.late_interaction import LateInteraction
+from batchscore.runners.linears import pack_linears
 from batchscore.runners.listwise import Listwise
 from batchscore.runners.media import MediaMemory
+from batchscore.runners.norms import replace_norms
 from batchscore.types import Budget, Cells, Items, Pairs, ScoreType, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
@@ -99,6 +101,11 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
+    if placement.device == "cpu" and reader.media is None:
+        tails = [] if last_layer is None else [last_layer]
+        bare = BaseRunner(reader, model, placement.device, last_layer)
+        replace_norms([*model.bodies, *tails])
+        pack_linears([*model.bodies, *tails], lambda: _Probe(bare).run(model.layout, [7, 4]))
     media = (
         None
         if reader.media is None
@@ -157,7 +164,7 @@ class _Probe:
         _set_attention(packed, None)
         if self.runner.reader.media is not None:
             self.runner.reader.media.check(model.bodies[0])
-        alone = torch.cat([self._run("padded", [length]) for length in lengths])
+        alone = torch.cat([self.run("padded", [length]) for length in lengths])
         ranked = any(_BY_RANK.search(name) for name, _ in settings)
         padded: Layout = "padded" if not ranked and self._agrees("padded", lengths, alone) else "even"
         _set_attention(packed, PACKED)
@@ -177,11 +184,12 @@ class _Probe:
     def _states(self, layout: Layout, lengths: list[int]) -> Tensor | None:
         """[tokens, dim]; None if the bodies do not take the layout."""
         try:
-            return self._run(layout, lengths)
+            return self.run(layout, lengths)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeFailureError):
             return None
 
-    def _run(self, layout: Layout, lengths: list[int]) -> Tensor:
+    def run(self, layout: Layout, lengths: list[int]) -> Tensor:
+        """[tokens, dim]: last hidden states of made-up sequences of these lengths."""
         items = Items(offsets_of(lengths), {"ids": np.zeros(sum(lengths), np.int32)})
         # every length has ids of its own
         ids = (np.repeat(lengths, lengths) + items.positions) % self.runner.model.vocabulary

@@ -1,9 +1,9 @@
-"""Attention on a CPU by a kernel of our own (attention.cpp), built on first use where a C++ compiler is.
+"""Our own functions for CPUs (kernels.cpp), built on first use where a C++ compiler is.
 
-torch's kernel handles what is left of a vector one element at a time, so that odd lengths cost twice as much, and it
-needs a call for each length. Ours reads a pack as it lies. The library is kept in the user's cache folder under a
-name that says what it was made of: the source, the compiler and the instructions of the CPU. Where there is no
-compiler, or the kernel gives other numbers than torch, torch's is used.
+torch's attention takes what is left of a vector one element at a time, so that odd lengths cost twice as much, and it
+needs a call for each length; its norms read their input several times. The library is kept in the user's cache folder
+under a name that says what it was made of: the source, the compiler and the instructions of the CPU. Where there is no
+compiler, torch's are used.
 """
 
 from __future__ import annotations
@@ -21,41 +21,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from batchscore.runners.masks import Rule
-from batchscore.runners.sequences import Sequences
-
-SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: neither build nor use the kernel
-_SOURCE = Path(__file__).with_name("attention.cpp")
+SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: neither build nor use them
+_SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = "-std=c++17 -O3 -shared -fPIC -fno-math-errno -fno-trapping-math"
 _INSTRUCTIONS = {"AVX2": "-mavx2 -mfma", "AVX512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
 _BFLOAT16 = "-mavx512bf16"
-_MOST_NUMBERS = 2**18  # of a head's keys in a sequence: what a core's cache has room for
-_LARGEST_HEAD = 1024  # components; the kernel's buffer of a row
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-_Function = Callable[..., None]
-
-
-class _Shape(ctypes.Structure):
-    """`Shape` of attention.cpp."""
-
-    _fields_ = (
-        ("query_offsets", ctypes.c_void_p),
-        ("key_offsets", ctypes.c_void_p),
-        ("seen", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("sequences", "heads", "key_heads", "dim", "value_dim", "window")),
-        *((f"{name}_strides", ctypes.c_int64 * 2) for name in ("query", "key", "value", "out")),
-        ("causal", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-    )
+Function = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The functions of the library by the dtype that they take, and how it came about."""
 
-    functions: Mapping[torch.dtype, _Function]
+    attend: Mapping[torch.dtype, Function]
+    normalize: Mapping[torch.dtype, Function]
     reason: str
 
 
@@ -63,77 +45,23 @@ class Kernels:
 def kernels() -> Kernels:
     """Those of this machine, built if they have to be; none of them with the reason."""
     if os.environ.get(SWITCH) == "off":
-        return Kernels({}, f"{SWITCH}=off")
+        return Kernels({}, {}, f"{SWITCH}=off")
     try:
         compiler = _compiler()
         library = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        return Kernels({}, f"no kernel: {error}")
-    names = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
-    found = {dtype: getattr(library, name) for dtype, name in names.items() if hasattr(library, name)}
-    right = {dtype: function for dtype, function in found.items() if _agrees(function, dtype)}
-    return Kernels(right, f"built by {compiler}" if right else "no kernel: it gives other numbers than torch")
+        return Kernels({}, {}, f"none: {error}")
+    return Kernels(_functions(library, "attend"), _functions(library, "normalize"), f"built by {compiler}")
 
 
-def fits_native(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences) -> bool:
-    """Whether the kernel takes these [tokens, heads, dim] and this rule."""
-    if query.device.type != "cpu" or query.dtype not in kernels().functions or rule.softcap is not None:
-        return False
-    # a token that sees none but hidden ones has no output, and torch's is not a number
-    may_be_blind = sequences.seen is not None and (rule.causal or rule.window is not None)
-    sizes, tensors = (query.shape[-1], value.shape[-1]), (query, key, value)
-    strides = [tensor.stride(axis) for tensor in tensors for axis in (0, 1)]
-    return (
-        not may_be_blind
-        and max(sizes) <= _LARGEST_HEAD
-        and sequences.longest * max(sizes) <= _MOST_NUMBERS
-        and all(tensor.stride(2) == 1 for tensor in tensors)
-        and all(number % 2 == 0 for number in (*sizes, *strides))  # bfloat16 is read in pairs
-    )
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin; null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def native_attention(
-    query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool
-) -> Tensor:
-    """[queries, heads, dim]: attention inside each sequence of a pack, with the arguments of `run_attention`."""
-    offsets = sequences.offsets
-    query_offsets = torch.arange(len(offsets), dtype=torch.int32) if from_first else offsets
-    return _call(
-        kernels().functions[query.dtype], (query, key, value), query_offsets, offsets, sequences.seen_tokens, rule
-    )
-
-
-def _call(
-    function: _Function,
-    states: tuple[Tensor, Tensor, Tensor],
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    seen: Tensor | None,
-    rule: Rule,
-) -> Tensor:
-    query, key, value = states
-    output = torch.empty(*query.shape[:2], value.shape[2], dtype=query.dtype)
-    scale = query.shape[2] ** -0.5 if rule.scaling is None else rule.scaling
-    shape = _Shape(
-        query_offsets.data_ptr(),
-        key_offsets.data_ptr(),
-        None if seen is None else seen.data_ptr(),
-        len(key_offsets) - 1,
-        query.shape[1],
-        key.shape[1],
-        query.shape[2],
-        value.shape[2],
-        rule.window or 0,
-        *((ctypes.c_int64 * 2)(*tensor.stride()[:2]) for tensor in (*states, output)),
-        rule.causal,
-        scale,
-    )
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (*states, output))
-    function(*pointers, ctypes.byref(shape))
-    return output
-
-
-# ---- the library
+def _functions(library: ctypes.CDLL, name: str) -> dict[torch.dtype, Function]:
+    names = {dtype: f"{name}_{suffix}" for dtype, suffix in _DTYPES.items()}
+    return {dtype: getattr(library, name) for dtype, name in names.items() if hasattr(library, name)}
 
 
 def _compiler() -> str:
@@ -163,14 +91,3 @@ def _built(compiler: str) -> Path:
             )
             made.replace(path)
     return path
-
-
-def _agrees(function: _Function, dtype: torch.dtype) -> bool:
-    """Whether the kernel gives what torch gives, on a few numbers."""
-    lengths, generator = (1, 18, 35), torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, sum(lengths), 2, 24, generator=generator).to(dtype)
-    offsets = torch.tensor((0, *lengths)).cumsum(0).int()
-    ours = _call(function, (query, key, value), offsets, offsets, None, Rule())
-    parts = zip(*(states.float().split(lengths) for states in (query, key, value)), strict=True)
-    theirs = [scaled_dot_product_attention(*(part.transpose(0, 1) for part in some)).transpose(0, 1) for some in parts]
-    return torch.allclose(ours.float(), torch.cat(theirs), atol=1e-5 if dtype == torch.float32 else 2e-2)

@@ -1,7 +1,7 @@
-// Attention inside each sequence of a pack, for one thread of a CPU.
+// What a pack needs between its linear layers, each for one thread of a CPU: attention inside each sequence, and norms.
 //
-// Rows of queries are taken a few at a time: their products with all keys, softmax, then their products with all values.
-// Both are the same small matrix product, a row of A broadcast against vectors of B, whose accumulators stay in
+// Attention takes rows of queries a few at a time: their products with all keys, softmax, then their products with all
+// values. Both are the same small matrix product, a row of A broadcast against vectors of B, whose accumulators stay in
 // registers. Sequences are short enough for the keys and values of a head to stay in the core's cache.
 
 #include <algorithm>
@@ -121,6 +121,7 @@ struct Float32 {
   using Packed = float;
   static constexpr int kDepth = 1;
   static Vector multiply(Vector sum, Packed a, const Packed* b) { return sum + a * load(b); }
+  static Vector widen(const Element* from) { return load(from); }
   static void narrow(Vector from, Element* to) { store(to, from); }
   static void pack_pair(const Element* first, const Element*, int64_t width, Packed* to) {
     std::copy(first, first + width, to);
@@ -136,6 +137,11 @@ struct Bfloat16 {
     return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                                                      reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
                                                      reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+  }
+  static Vector widen(const Element* from) {
+    __m256i narrow;
+    std::memcpy(&narrow, from, sizeof narrow);
+    return reinterpret_cast<Vector>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
   }
   static void narrow(Vector from, Element* to) {
     const __m256bh narrow = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(from));
@@ -302,6 +308,39 @@ void attend(const typename T::Element* query, const typename T::Element* key, co
   }
 }
 
+// Rows of `states`, plus those of `residual` unless it is null, divided by their spread: LayerNorm, or RMSNorm if the
+// mean stays. `width` is a multiple of kLanes.
+template <class T>
+void normalize(const typename T::Element* states, const typename T::Element* residual, const float* weight,
+               const float* bias, typename T::Element* out, int64_t rows, int64_t width, int32_t centered,
+               float epsilon) {
+  thread_local std::vector<float> buffer;
+  buffer.resize(width);
+  float* line = buffer.data();
+  const auto sum = [](Vector a, Vector b) { return a + b; };
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t start = row * width;
+    Vector sums = {}, squares = {};
+    for (int64_t column = 0; column < width; column += kLanes) {
+      Vector number = T::widen(states + start + column);
+      if (residual) number += T::widen(residual + start + column);
+      sums += number;
+      store(line + column, number);
+    }
+    const float mean = centered ? reduce(sums, sum) / width : 0.0f;
+    for (int64_t column = 0; column < width; column += kLanes) {
+      const Vector number = load(line + column) - mean;
+      squares += number * number;
+    }
+    const float factor = 1.0f / std::sqrt(reduce(squares, sum) / width + epsilon);
+    for (int64_t column = 0; column < width; column += kLanes) {
+      Vector number = (load(line + column) - mean) * factor * load(weight + column);
+      if (bias) number += load(bias + column);
+      T::narrow(number, out + start + column);
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -310,7 +349,17 @@ void attend_float32(const float* query, const float* key, const float* value, fl
   attend<Float32>(query, key, value, out, *shape);
 }
 
+void normalize_float32(const float* states, const float* residual, const float* weight, const float* bias, float* out,
+                       int64_t rows, int64_t width, int32_t centered, float epsilon) {
+  normalize<Float32>(states, residual, weight, bias, out, rows, width, centered, epsilon);
+}
+
 #if defined(__AVX512BF16__)
+void normalize_bfloat16(const uint16_t* states, const uint16_t* residual, const float* weight, const float* bias,
+                        uint16_t* out, int64_t rows, int64_t width, int32_t centered, float epsilon) {
+  normalize<Bfloat16>(states, residual, weight, bias, out, rows, width, centered, epsilon);
+}
+
 void attend_bfloat16(const uint16_t* query, const uint16_t* key, const uint16_t* value, uint16_t* out,
                      const Shape* shape) {
   attend<Bfloat16>(query, key, value, out, *shape);

@@ -1,0 +1,107 @@
+"""Norms of a body on a CPU by our own kernel, which reads their input once, and adds the residual where a module does.
+
+A pass over a loaded body, by structure, like `linears.py`: what a module gives is compared before it is replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchscore.runners.native import Function, kernels, pointer
+
+_VECTOR = 16  # numbers; the kernel takes whole vectors
+
+
+class NativeNorm(nn.Module):
+    """A LayerNorm, or an RMSNorm, whose mean stays."""
+
+    def __init__(self, norm: nn.Module, scale: Tensor, epsilon: float, function: Function) -> None:
+        super().__init__()
+        bias = getattr(norm, "bias", None)
+        self.weight: Any = norm.weight  # some models ask for its dtype
+        self.is_centered = isinstance(norm, nn.LayerNorm)
+        self._scale, self._bias = scale.float().contiguous(), None if bias is None else bias.detach().float()
+        self._epsilon, self._function = epsilon, function
+
+    def forward(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., dim] of states [..., dim], to which a residual of the same shape is added first."""
+        states = states.contiguous()
+        output, width = torch.empty_like(states), states.shape[-1]
+        inputs = map(
+            pointer, (states, None if residual is None else residual.contiguous(), self._scale, self._bias, output)
+        )
+        rows = ctypes.c_int64(states.numel() // width)
+        epsilon = ctypes.c_float(self._epsilon)
+        self._function(*inputs, rows, ctypes.c_int64(width), ctypes.c_int32(self.is_centered), epsilon)
+        return output
+
+
+class AddNorm(nn.Module):
+    """What ends a BERT layer's attention and its feed-forward part: a linear layer, the residual, a norm."""
+
+    def __init__(self, dense: nn.Module, norm: NativeNorm) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm = dense, norm
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """[..., dim], of what the linear layer reads and of the residual."""
+        result: Tensor = self.LayerNorm(self.dense(hidden_states), input_tensor)
+        return result
+
+
+@torch.inference_mode()
+def replace_norms(bodies: Iterable[nn.Module]) -> None:
+    """Replace the norms of bodies on a CPU by our own where the library is."""
+    for body in bodies:
+        for parent, name, norm in list(_norms(body)):
+            if (native := _native(norm)) is not None:
+                setattr(parent, name, native)
+        for parent in list(body.modules()):
+            for name, child in list(parent.named_children()):
+                if {part for part, _ in child.named_children()} == {"dense", "LayerNorm", "dropout"}:
+                    _add_in_norm(parent, name, child)
+
+
+def _norms(body: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in body.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.LayerNorm or type(child).__name__.endswith("RMSNorm"):
+                yield parent, name, child
+
+
+def _native(norm: Any) -> NativeNorm | None:
+    """The same norm by our own function; None if it has other numbers, or there is no function for it."""
+    weight = getattr(norm, "weight", None)
+    epsilon = next((value for name in ("eps", "variance_epsilon") if (value := getattr(norm, name, None))), None)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or len(weight) % _VECTOR or epsilon is None:
+        return None
+    function = kernels().normalize.get(weight.dtype)
+    if function is None:
+        return None
+    states = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    for scale in (weight.detach(), 1 + weight.detach().float()):  # Gemma's are stored as what they are above 1
+        native = NativeNorm(norm, scale, epsilon, function)
+        if _are_close(native(states), norm(states)):
+            return native
+    return None
+
+
+def _add_in_norm(parent: nn.Module, name: str, child: Any) -> None:
+    if not isinstance(child.LayerNorm, NativeNorm):
+        return
+    generator, norm = torch.Generator().manual_seed(0), child.LayerNorm
+    shapes = (3, child.dense.in_features), (3, len(norm.weight))
+    states = [torch.randn(shape, generator=generator).to(norm.weight.dtype) for shape in shapes]
+    joined = AddNorm(child.dense, norm)
+    if _are_close(joined(*states), child(*states)):
+        setattr(parent, name, joined)
+
+
+def _are_close(first: Tensor, second: Tensor) -> bool:
+    error, size = (part.float().norm() for part in (first - second, second))
+    return first.shape == second.shape and bool(error <= (1e-5 if first.dtype == torch.float32 else 0.02) * size)
