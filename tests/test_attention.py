@@ -25,6 +25,14 @@ LENGTHS = [9, 5, 5, 5, 2, 1]
 HEADS, DIM = 4, 8
 SAME = 1e-6
 
+
+@pytest.fixture(autouse=True, params=["torch", "native"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: by torch's attention, and by our own where it is."""
+    if request.param == "torch":
+        monkeypatch.setattr("batchscore.runners.native_attention._functions", dict)
+
+
 causal = pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from batchscore.runners.native import are_off
+
 _SOME_TOKENS = 2_048  # for which oneDNN chooses the order of a weight
 _SPREAD = 4.0  # of numbers that tell activations apart
 _Activation = tuple[str, str]  # in oneDNN's words, with the algorithm
@@ -66,7 +68,7 @@ def pack_linears(bodies: Iterable[nn.Module], forward: Callable[[], object]) -> 
         forward: runs them on a few tokens; layers whose weight they read themselves stay as they were.
     """
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability not in ("AVX2", "AVX512") or not torch.backends.mkldnn.is_available():
+    if are_off() or capability not in ("AVX2", "AVX512") or not torch.backends.mkldnn.is_available():
         return
     bodies = list(bodies)
     for body in bodies:

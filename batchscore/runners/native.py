@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: neither build nor use them
+SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: a body runs on a CPU as transformers and torch have it
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = "-std=c++17 -O3 -shared -fPIC -fno-math-errno -fno-trapping-math"
 _INSTRUCTIONS = {"AVX2": "-mavx2 -mfma", "AVX512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
@@ -41,10 +41,15 @@ class Kernels:
     reason: str
 
 
+def are_off() -> bool:
+    """Whether the environment says so."""
+    return os.environ.get(SWITCH) == "off"
+
+
 @lru_cache(1)
 def kernels() -> Kernels:
     """Those of this machine, built if they have to be; none of them with the reason."""
-    if os.environ.get(SWITCH) == "off":
+    if are_off():
         return Kernels({}, {}, f"{SWITCH}=off")
     try:
         compiler = _compiler()
