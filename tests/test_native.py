@@ -123,11 +123,18 @@ def test_torch_does_what_the_kernel_cannot(change: Any, rule: Rule) -> None:
     assert not native_attention.fits_native(states, states, states, rule, sequences([10]))
 
 
-def test_long_sequences_stay_with_torch() -> None:
-    """Their keys do not stay in the cache."""
-    states = draw(1, 1, 64, seed=0).expand(5000, 1, 64)
+@needs_library
+@pytest.mark.parametrize(
+    ("dtype", "tiles", "fits"), [("bfloat16", True, False), ("bfloat16", False, True), ("float32", True, True)]
+)
+def test_long_sequences_stay_with_torch_where_it_has_tiles(
+    dtype: str, tiles: bool, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_attention, "_has_tiles", lambda: tiles)
+    monkeypatch.setattr(native_attention, "_functions", lambda: dict.fromkeys([torch.float32, torch.bfloat16]))
+    states = draw(1, 1, 64, seed=0, dtype=getattr(torch, dtype)).expand(600, 1, 64)
 
-    assert not native_attention.fits_native(states, states, states, Rule(), sequences([5000]))
+    assert native_attention.fits_native(states, states, states, Rule(), sequences([600])) is fits
 
 
 # ---- norms

@@ -13,7 +13,8 @@ from batchscore.runners.masks import Rule
 from batchscore.runners.native import Function, kernels, pointer
 from batchscore.runners.sequences import Sequences
 
-_MOST_NUMBERS = 2**18  # of a head's keys in a sequence: what a core's cache has room for
+_MOST_NUMBERS = 2**21  # of a head's keys in a sequence; bounds the kernel's memory
+_WITH_TILES = 512  # tokens; for longer sequences torch's bfloat16 attention has AMX, and odd ends matter less
 _LARGEST_HEAD = 1024  # components; the kernel's buffer of a row
 
 
@@ -43,9 +44,15 @@ def fits_native(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences
         not may_be_blind
         and max(sizes) <= _LARGEST_HEAD
         and sequences.longest * max(sizes) <= _MOST_NUMBERS
+        and (sequences.longest <= _WITH_TILES or not (query.dtype == torch.bfloat16 and _has_tiles()))
         and all(tensor.stride(2) == 1 for tensor in tensors)
         and all(number % 2 == 0 for number in (*sizes, *strides))  # bfloat16 is read in pairs
     )
+
+
+def _has_tiles() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
 
 
 def native_attention(
