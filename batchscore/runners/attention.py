@@ -3,9 +3,10 @@
 transformers models look their attention up by name, so registering one function makes all models that do run on a flat
 (1, tokens) batch. Which tokens see each other a model says in its mask: in place of one, it gets the rule that the
 mask follows. Whatever else it asks for, in its mask or in a keyword, is an `UnknownAttentionError`, never
-left out. On CUDA in 16 bits it is torch's variable-length kernel. Elsewhere the pack, which is sorted by
-length, is divided into runs of equally long sequences: each run is a dense (n, heads, length, dim) batch without a
-mask, which is scaled_dot_product_attention's fastest path. The price is one call per run.
+left out. On CUDA in 16 bits it is torch's variable-length kernel, and where that does not fit, a padded batch
+(`padded.py`). On a CPU it is a kernel of our own where that could be built (`native_attention.py`). Elsewhere the pack,
+which is sorted by length, is divided into runs of equally long sequences: each run is a dense (n, heads, length, dim)
+batch without a mask, which is scaled_dot_product_attention's fastest path. The price is one call per run.
 
 Nothing here waits for the device: whatever depends on values is decided on the host, once per pack (`sequences.py`).
 """
@@ -22,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from batchscore.runners.dense import run_attention, shared_heads
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
 from batchscore.runners.native_attention import fits_native, native_attention
+from batchscore.runners.padded import padded_attention
 from batchscore.runners.sequences import Sequences
 from batchscore.runners.varlen import fits_kernel, kernel_attention
 
@@ -111,6 +113,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Se
     """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
     if sequences.seen is None and rule.softcap is None and fits_kernel(query, value):
         return kernel_attention(query, key, value, rule, sequences, from_first=from_first)
+    if not query.is_cpu:
+        return padded_attention(query, key, value, rule, sequences, from_first=from_first)
     if fits_native(query, key, value, rule, sequences):
         return native_attention(query, key, value, rule, sequences, from_first=from_first)
     return run_attention(query, *shared_heads(query, key, value), rule, sequences, from_first=from_first)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from batchscore.runners.padding import Padding, Run, stretches_of
 from batchscore.types import offsets_of
 
-Run = tuple[int, int, int]  # (first token, sequences, length) of equally long sequences
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sequences:
     """Where the sequences of a flat batch lie, and which of their tokens are attended to."""
 
@@ -46,6 +46,11 @@ class Sequences:
         """Of all sequences."""
         start, count, length = self.runs[-1]
         return start + count * length
+
+    @cached_property
+    def paddings(self) -> list[Padding]:
+        """All sequences in padded batches, for the layers of a body that need them so."""
+        return [Padding.of(stretch, self.offsets, self.seen_tokens) for stretch in stretches_of(self.runs)]
 
     @property
     def starts(self) -> Tensor:

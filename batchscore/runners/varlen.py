@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchscore.runners.dense import shared_heads
 from batchscore.runners.masks import Rule
 from batchscore.runners.sequences import Sequences
 
@@ -40,10 +39,8 @@ def kernel_attention(
     # the kernel's window counts how many tokens are seen on either side; -1 is no bound, and (-1, 0) causal
     reach = -1 if rule.window is None else rule.window - 1
     options: dict[str, Any] = {"scale": rule.scaling, "window_size": (reach, 0 if rule.causal else reach)}
-    if _knows(varlen_attn, "enable_gqa"):  # torch 2.11 does not
+    if _knows(varlen_attn, "enable_gqa"):  # torch 2.11 does not, and does not ask: its kernel takes grouped queries too
         options["enable_gqa"] = key.shape[1] != query.shape[1]
-    else:
-        key, value = shared_heads(query, key, value)
     offsets, longest = sequences.offsets, sequences.longest
     query_offsets = torch.arange(len(offsets), dtype=torch.int32, device=offsets.device) if from_first else offsets
     output = varlen_attn(query, key, value, query_offsets, offsets, 1 if from_first else longest, longest, **options)
