@@ -193,11 +193,11 @@ class Reading:
         self.tokenized: Counter[str] = Counter()
         attempt, tokenize = Batcher._attempt, TextTokenizer.tokenize
 
-        def attempting(batcher: Batcher, items: Items, pack: Pack, collated: Any, *, is_query: bool) -> Any:
+        def attempting(batcher: Batcher, items: Items, pack: Pack, *rest: Any, is_query: bool) -> Any:
             for item in pack.index.tolist():
                 ids = items.ids[items.offsets[item] : items.offsets[item + 1]]
                 self.forwarded["query" if is_query else "document", tuple(ids.tolist())] += 1
-            return attempt(batcher, items, pack, collated, is_query=is_query)
+            return attempt(batcher, items, pack, *rest, is_query=is_query)
 
         def tokenizing(tokenizer: TextTokenizer, texts: Sequence[str], *args: Any, **options: Any) -> Any:
             self.tokenized.update(texts)

@@ -8,6 +8,7 @@ for each signature that it has had; tests/test_attention.py shows that what it i
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,15 +18,20 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import checkpoints
 import more_checkpoints
 from batchscore import Scorer
 from batchscore.errors import RuntimeFailureError
-from batchscore.runners.batch import Batch
+from batchscore.runners import fused_norms, turns
+from batchscore.runners.base import Match
+from batchscore.runners.batch import Batch, Staging
 from kernels import KERNELS
+from test_padded import Launches
 from test_rows import DOCUMENTS, QUERIES, ROWS, columns
-from threads import one_thread
+from threads import one_thread, plain_bodies
 
 Tiny = Callable[[str], str]
 
@@ -63,6 +69,9 @@ WAITING = {
 # OPT makes a mask of tokens of its own, and so is padded
 ONCE_WAITING = {"phi3_longrope": "modeling_rope_utils.py", "llama4": "masking_utils.py", "opt": "masking_utils.py"}
 
+# transformers makes its frequencies of long texts on the CPU, for the first pack
+COPYING = {"phi3_longrope", "phimoe"}
+
 # the kernel's windows in rows of each kind
 WINDOWS = {
     "bert_pairs": {(-1, -1)},
@@ -97,7 +106,7 @@ def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[OnMeta]:
     model = more_checkpoints.ROWS[checkpoint].model if name in ROWS else ""
     if not hasattr(transformers, model or "AutoModel"):
         pytest.skip(f"transformers {transformers.__version__} has no {model} to make a checkpoint of")
-    with one_thread(), Scorer(tiny(checkpoint), dtype="float32", cache_mb=0, **options) as scorer:
+    with one_thread(), plain_bodies(), Scorer(tiny(checkpoint), dtype="float32", cache_mb=0, **options) as scorer:
         runner = moved(scorer.batcher._runner)
         yield OnMeta(name, runner, packs_of(scorer, runner))
 
@@ -126,6 +135,36 @@ def packs_of(scorer: Scorer, runner: Any) -> dict[str, Batch]:
     }
 
 
+class Copies(TorchDispatchMode):
+    """Notes each operation between two devices, but for those of the functions that do not wait for it."""
+
+    meant = ("to_device", "send", "_begin_copy")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, output))
+        tensors = [part for part in leaves if isinstance(part, Tensor) and (part.dim() or func.name() in COPIES)]
+        if len({tensor.device.type for tensor in tensors}) > 1 and not called_by(self.meant):
+            self.found.append(func.name())
+        return output
+
+
+COPIES = ("aten::_to_copy", "aten::copy_")
+
+
+def called_by(names: tuple[str, ...]) -> bool:
+    frame = sys._getframe(1)
+    while frame.f_back:
+        frame = frame.f_back
+        if frame.f_code.co_name in names:
+            return True
+    return False
+
+
 @pytest.fixture(params=KERNELS)
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Keywords of each call of the kernel, which the meta device is said to have."""
@@ -150,17 +189,72 @@ def test_no_forward_waits_for_the_device(row: OnMeta, calls: list[dict[str, Any]
             assert WAITING[row.name][0] in files_of(caught.value.__cause__)
             continue
         try:
-            output = row.runner.forward(batch)
+            with Copies() as copies:
+                output = row.runner.forward(batch)
         except RuntimeFailureError as error:
             if ONCE_WAITING.get(row.name) not in files_of(error.__cause__):
                 raise
             continue
+        assert len(copies.found) <= (row.name in COPYING), copies.found
         assert len(output) == len(batch)
         assert {part.device.type for part in output} == {"meta"}
         without = row.name in WITHOUT_KERNEL or (side == "queries" and row.name in HIDING_IN_QUERIES)
         assert len(calls) == (0 if without else row.layers)
     if row.name in WINDOWS:
         assert {call["window_size"] for call in calls} == WINDOWS[row.name]
+
+
+@pytest.mark.parametrize("name", ["bert_pairs", "bert", "bert_splade", "colbert", "jina_listwise"])
+def test_a_pack_is_one_copy_to_the_device_and_its_scores_one_from_it(
+    name: str, tiny: Tiny, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, sent = list[tuple[int, ...]](), list[int]()
+
+    def begin(tensor: Tensor) -> Tensor:
+        fetched.append(tensor.shape)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    monkeypatch.setattr(turns, "_begin_copy", begin)
+    monkeypatch.setattr(turns, "_mark", lambda device: None)
+    send = Staging.send
+    monkeypatch.setattr(Staging, "send", lambda staging: (sent.append(1), send(staging)))
+    checkpoint, options = (ROWS[name].checkpoint or name, ROWS[name].options) if name in ROWS else (name, {})
+    with one_thread(), plain_bodies(), Scorer(tiny(checkpoint), dtype="float32", cache_mb=0, **options) as scorer:
+        runner = moved(scorer.batcher._runner)
+    with Copies() as copies:
+        packs = packs_of(scorer, runner)
+        assert len(sent) == len(packs)
+        outputs = {side: runner.forward(batch) for side, batch in packs.items()}
+        held = None
+        if "queries" in packs:
+            held = runner.hold([np.arange(len(packs["queries"]))], [outputs["queries"]])
+        items = np.arange(len(packs["documents"])).repeat(2)
+        none = np.zeros(len(items), np.int64)
+        scores = runner.compare(held, Match(none, items, none), outputs["documents"])
+        assert scores.shape == (len(items), 1)
+        assert len(fetched) == 1
+        if scorer.spec.score_type != "cross-encoder":
+            fetched.clear()
+            runner.to_arrays(outputs["documents"])
+            assert len(fetched) <= 2  # vectors of tokens, and whether they are numbers
+    assert copies.found == []
+
+
+@pytest.mark.parametrize(("name", "most"), [("bert_pairs", 24), ("llama_pairs", 36), ("qwen3_reranker", 36)])
+def test_a_layer_is_few_launches(
+    name: str, most: int, tiny: Tiny, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside those of the embeddings and the head; each is some microseconds of the thread that queues them."""
+    monkeypatch.setattr(fused_norms, "_FUSED_SIZE", 1)
+    options: dict[str, Any] = {"config": "qwen3-reranker"} if name == "qwen3_reranker" else {}
+    with one_thread(), plain_bodies(), Scorer(tiny(name), dtype="float32", cache_mb=0, **options) as scorer:
+        fused_norms.fuse_norms(scorer.batcher._runner.model.bodies[0])  # type: ignore[attr-defined]
+        runner = moved(scorer.batcher._runner)
+        (pack,) = packs_of(scorer, runner).values()
+        with Launches() as launches:
+            runner.forward(pack)
+
+    assert launches.count <= most * len(calls) + 12
 
 
 def files_of(error: BaseException | None) -> set[str]:
@@ -173,5 +267,5 @@ def files_of(error: BaseException | None) -> set[str]:
 
 
 def test_every_exception_is_a_row() -> None:
-    for names in (WITHOUT_KERNEL, HIDING_IN_QUERIES, WAITING, ONCE_WAITING, WINDOWS):
+    for names in (WITHOUT_KERNEL, HIDING_IN_QUERIES, WAITING, ONCE_WAITING, WINDOWS, COPYING):
         assert set(names) <= set(NAMES)

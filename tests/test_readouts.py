@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from batchscore.models import readouts
 from batchscore.models.arch.entry import PoolingMode
 from batchscore.models.readouts import States, first_token, pool
 from batchscore.models.spec import POOLING_MODES
@@ -88,6 +89,22 @@ def test_a_pack_is_pooled_as_each_sequence_by_the_formula(mode: PoolingMode, see
     expected = np.stack([FORMULAS[mode](x, counts) for x, counts in zip(*parts, strict=True)])
 
     np.testing.assert_allclose(pool(states(hidden, lengths, keep), (mode,)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", POOLING_MODES)
+@pytest.mark.parametrize("kept", [False, True])
+def test_chunks_of_a_pack_give_the_same_bits(mode: PoolingMode, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no pack is in memory in float32 as a whole."""
+    hidden, lengths, keep = ragged(4)
+    pack = states(hidden, lengths, keep if kept else None)
+    whole = pool(pack, (mode,))
+    monkeypatch.setattr(readouts, "_TOKENS_AT_ONCE", 12)
+
+    chunks = list(pack.chunks(12))
+    assert [size for chunk in chunks for size in chunk.sizes] == lengths
+    assert len(chunks) > 3
+    assert all(sum(chunk.sizes) == len(chunk.hidden) <= 12 for chunk in chunks)
+    assert pool(pack, (mode,)).tolist() == whole.tolist()
 
 
 def test_several_modes_stand_side_by_side() -> None:

@@ -42,9 +42,9 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many sequences of each side were forwarded; pairs count as documents."""
     counts, attempt = Counter[str](), Batcher._attempt
 
-    def attempting(batcher: Batcher, items: Items, pack: Pack, collated: Any, *, is_query: bool) -> Any:
+    def attempting(batcher: Batcher, items: Items, pack: Pack, *rest: Any, is_query: bool) -> Any:
         counts["query" if is_query else "document"] += len(pack)
-        return attempt(batcher, items, pack, collated, is_query=is_query)
+        return attempt(batcher, items, pack, *rest, is_query=is_query)
 
     monkeypatch.setattr(Batcher, "_attempt", attempting)
     return counts

@@ -240,10 +240,11 @@ class Batcher:
         self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """float32 [pairs, k]: raw scores of a chunk of pairs."""
-        (held, query), (output, item) = (
-            self._on_device(side, index) for side, index in ((queries, left), (documents, right))
-        )
-        return self._runner.compare(held, Match(query, item, None), output)
+        with self._runner.turn():
+            (held, query), (output, item) = (
+                self._on_device(side, index) for side, index in ((queries, left), (documents, right))
+            )
+            return self._runner.compare(held, Match(query, item, None), output)
 
     def _on_device(self, side: Encodings, index: NDArray[np.integer]) -> tuple[Any, NDArray[np.int64]]:
         """(the encodings that some rows need, which of these each row has)."""
@@ -381,35 +382,38 @@ class Batcher:
         """
         if len(pack) == 1 or pack.cost <= self._fitting_cost:
             try:
-                output = self._attempt(items, pack, collated, is_query=is_query)
+                shortage = self._attempt(items, pack, collated, take, is_query=is_query)
             except UnreadableMediaError as error:
                 for place, fault in error.faults.items():
                     take(pack.index[[place]], fault)
                 if len(rest := pack.without(list(error.faults))):
                     self._forward(items, rest, None, take, is_query=is_query)
                 return
-            if not isinstance(output, DeviceMemoryError):
-                take(pack.index, output)
+            if shortage is None:
                 return
             if len(pack) == 1:
-                take(pack.index, Fault("out-of-memory", output.message, output.hint))
+                take(pack.index, Fault("out-of-memory", shortage.message, shortage.hint))
                 return
             self._fitting_cost = min(self._fitting_cost, pack.cost // 2)
         for half in pack.halves():
             self._forward(items, half, None, take, is_query=is_query)
 
-    def _attempt(self, items: Items, pack: Pack, collated: Future[Batch] | None, *, is_query: bool) -> Any:
-        """The output of one pack, or the DeviceMemoryError that it ran into."""
+    def _attempt(
+        self, items: Items, pack: Pack, collated: Future[Batch] | None, take: OnOutput, *, is_query: bool
+    ) -> DeviceMemoryError | None:
+        """Forward one pack and hand on its output; returns the error where there is no memory for it."""
         try:
             batch = (
                 self._runner.collate(items, pack.index, is_query=is_query) if collated is None else collated.result()
             )
-            output = self._runner.forward(batch)
+            with self._runner.turn():
+                take(pack.index, self._runner.forward(batch))
         except DeviceMemoryError as error:
-            output = DeviceMemoryError(error.message, hint=error.hint)  # without what the traceback holds on to
-        if isinstance(output, DeviceMemoryError):
-            self._runner.release_memory()
-        return output
+            shortage = DeviceMemoryError(error.message, hint=error.hint)  # without what the traceback holds on to
+        else:
+            return None
+        self._runner.release_memory()
+        return shortage
 
     # ---- scores that are not numbers
 

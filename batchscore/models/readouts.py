@@ -16,6 +16,8 @@ from torch import Tensor
 
 from batchscore.models.arch.entry import PoolingMode
 
+_TOKENS_AT_ONCE = 8_192  # that a sum or a maximum has in float32 beside the pack in 16 bits
+
 
 @dataclass(frozen=True, slots=True)
 class States:
@@ -39,12 +41,17 @@ class States:
         """int64 [n]: first token of each sequence."""
         return self.lengths.cumsum(0) - self.lengths
 
-    def __iter__(self) -> Iterator[States]:
-        """Each sequence by itself."""
-        keeps = [None] * len(self.sizes) if self.keep is None else self.keep.split(self.sizes)
-        parts = zip(self.hidden.split(self.sizes), self.sizes, self.lengths.split(1), keeps, strict=True)
-        for hidden, size, length, keep in parts:
-            yield States(hidden, [size], length, keep)
+    def chunks(self, tokens: int) -> Iterator[States]:
+        """The sequences, as many together as have no more tokens than that; a longer one by itself."""
+        ends = np.cumsum(self.sizes)
+        start = 0
+        while start < len(self.sizes):
+            base = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, base + tokens, side="right")))
+            span = slice(base, int(ends[stop - 1]))
+            keep = None if self.keep is None else self.keep[span]
+            yield States(self.hidden[span], self.sizes[start:stop], self.lengths[start:stop], keep)
+            start = stop
 
     def weights(self) -> Tensor:
         """float32 [tokens, 1]: 1 for tokens that count."""
@@ -98,13 +105,22 @@ def _weighted_mean(states: States, weights: Tensor) -> Tensor:
     return states.total(states.hidden.float() * weights) / states.total(weights).clamp(min=1e-9)
 
 
+def _sum_and_count(states: States) -> tuple[Tensor, Tensor]:
+    """(float32 [n, dim], float32 [n, 1]): the sum over the tokens that count, and how many these are."""
+    if states.keep is None:
+        return states.total(states.hidden.float()), states.lengths[:, None].float()
+    weights = states.weights()
+    return states.total(states.hidden.float() * weights), states.total(weights).clamp(min=1e-9)
+
+
 def _mean(states: States) -> Tensor:
-    return _weighted_mean(states, states.weights())
+    total, count = _sum_and_count(states)
+    return total / count
 
 
 def _mean_sqrt_len(states: States) -> Tensor:
-    weights = states.weights()
-    return states.total(states.hidden.float() * weights) / states.total(weights).clamp(min=1e-9).sqrt()
+    total, count = _sum_and_count(states)
+    return total / count.sqrt()
 
 
 def _position_weighted_mean(states: States) -> Tensor:
@@ -126,6 +142,16 @@ _POOL: dict[PoolingMode, Callable[[States], Tensor]] = {
 }
 
 
+_OF_ONE_TOKEN = ("cls", "lasttoken")  # these select before they convert
+
+
 def pool(states: States, modes: tuple[PoolingMode, ...]) -> Tensor:
     """float32 [n, dim * len(modes)]: one vector per sequence, the modes side by side."""
-    return torch.cat([_POOL[mode](states) for mode in modes], dim=1)
+    return torch.cat([_pooled(states, mode) for mode in modes], dim=1)
+
+
+def _pooled(states: States, mode: PoolingMode) -> Tensor:
+    """A sequence's vector comes from its own tokens, so chunks change none."""
+    if mode in _OF_ONE_TOKEN or len(states.hidden) <= _TOKENS_AT_ONCE:
+        return _POOL[mode](states)
+    return torch.cat([_POOL[mode](chunk) for chunk in states.chunks(_TOKENS_AT_ONCE)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from threading import Barrier
 from typing import Any, NamedTuple, Protocol
 
@@ -23,9 +23,14 @@ from batchscore.models.vision.body import Seen
 from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.runners.media import MediaMemory
+from batchscore.runners.turns import Turns
 from batchscore.types import Cell, Cells, Fault, Items, Pairs, Side, Work, row_faults
 
 Index = NDArray[np.integer]
+
+# tokens that a head of every token's state reads at once: on a CPU a sequence, which its caches hold; a GPU, which
+# takes a few microseconds to begin anything, 2,048, whose logits over 250,000 words are 2 GB
+_HEAD_TOKENS = (1, 2_048)
 
 
 class Match(NamedTuple):
@@ -59,6 +64,9 @@ class Runner(Protocol):
 
     def start_workers(self, count: int) -> ThreadPoolExecutor:
         """Threads to call `forward` in."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """A block that queues work on the device: a forward and what is made of its output."""
 
     def tokenize(self, pairs: Pairs) -> Work:
         """The window's token sequences; rows that cannot have one are its faults."""
@@ -113,6 +121,7 @@ class BaseRunner:
     device: str
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
     media: MediaMemory | None = None  # of a model that reads media
+    turns: Turns = field(default_factory=lambda: Turns(are_taken=False))
 
     num_scores = 1
 
@@ -186,6 +195,19 @@ class BaseRunner:
         torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
         return workers
 
+    def turn(self) -> AbstractContextManager[None]:
+        """A block that queues work on the device: a forward and what is made of its output."""
+        return self.turns.turn()
+
+    def fetch(self, *tensors: Tensor) -> list[NDArray[Any]]:
+        """Tensors in main memory; it ends the turn. What has gone wrong on the device by then shows here."""
+        try:
+            return self.turns.fetch(*tensors)
+        except RuntimeError as error:
+            if _is_lost(error):
+                raise self._lost(error) from error
+            raise
+
     def costs(self, items: Items) -> NDArray[np.int64]:
         """A sequence costs its tokens, and its media's patches. Packs are sorted, so padding adds next to nothing."""
         if items.visuals is None:
@@ -221,7 +243,8 @@ class BaseRunner:
         """Last hidden states of a pack; of first tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
         seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
-        hidden = torch.cat([self._run(body, call, seen[slice(*call.media)]) for call in batch.calls])
+        parts = [self._run(body, call, seen[slice(*call.media)]) for call in batch.calls]
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy the pack
         if self.last_layer is not None:
             return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
         return States(hidden, batch.sizes, batch.lengths, batch.keep)
@@ -232,9 +255,10 @@ class BaseRunner:
         if self.model.token_head is None:
             pooled: Tensor = self.model.head(pool(states, modes))
             return pooled
-        # sequence by sequence: SPLADE's has a number for each word of the vocabulary, which would fill the memory
-        read = [replace(part, hidden=self.model.token_head(part.hidden.float())) for part in states]
-        vectors: Tensor = self.model.head(torch.cat([pool(part, modes) for part in read]))
+        # SPLADE's has a number for each word of the vocabulary, which would fill the memory
+        chunks = states.chunks(_HEAD_TOKENS[self.device != "cpu"])
+        read = (replace(chunk, hidden=self.model.token_head(chunk.hidden.float())) for chunk in chunks)
+        vectors: Tensor = self.model.head(torch.cat([pool(chunk, modes) for chunk in read]))
         return vectors
 
     def kept_states(self, batch: Batch) -> Tensor:
@@ -263,13 +287,16 @@ class BaseRunner:
                     f"{self.device} has no memory left for {tokens} tokens at once", hint="lower --max-length"
                 ) from None  # the traceback holds what filled the memory
             if _is_lost(error):
-                raise DeviceLostError(
-                    f"{self.device} failed: {first_line(error)}", hint="run the same command again to resume"
-                ) from error
+                raise self._lost(error) from error
             raise RuntimeFailureError(
                 f"the model fails on sequences of up to {longest} tokens: {first_line(error)}",
                 hint="lower --max-length if it has positions for fewer",
             ) from error
+
+    def _lost(self, error: Exception) -> DeviceLostError:
+        return DeviceLostError(
+            f"{self.device} failed: {first_line(error)}", hint="run the same command again to resume"
+        )
 
     def to_arrays(self, output: Any) -> Arrays:
         """A pack's output in main memory, of a model that reads texts by themselves."""

@@ -85,15 +85,11 @@ def collate(
         positions: of the model's own kind, where there are media.
         views: of the pack's media.
     """
-
-    def tensor(column: NDArray[Any]) -> Tensor:
-        made = torch.from_numpy(column)
-        # pinned memory is copied while the GPU works on the pack before
-        return made.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else made.to(device)
-
+    places = len(items.ids) if layout == "flat" else len(items) * int(items.lengths.max(initial=0))
+    tensor = torch.from_numpy if device == "cpu" else Staging(device, _BYTES_A_TOKEN * places + _BYTES_A_PACK)
     keep = items.columns.get("keep")
     lengths = items.lengths
-    return Batch(
+    batch = Batch(
         sizes=lengths.tolist(),
         kept_sizes=(lengths if keep is None else np.add.reduceat(keep.astype(np.int64), items.offsets[:-1])).tolist(),
         lengths=tensor(lengths),
@@ -103,7 +99,52 @@ def collate(
         is_query=is_query,
         views=views,
     )
+    if isinstance(tensor, Staging):
+        tensor.send()
+    return batch
 
+
+class Staging:
+    """The columns of a pack on their way to a device, in one copy.
+
+    Calling it gives a view of the device's memory, which has the column's numbers once `send` was called; until then
+    it may be sliced and reshaped, not computed with.
+
+    Args:
+        device: where they go.
+        size: bytes of a buffer; columns that do not fit get another.
+    """
+
+    def __init__(self, device: str, size: int) -> None:
+        self._device, self._size = device, size
+        self._begin(size)
+
+    def __call__(self, column: NDArray[Any]) -> Tensor:
+        """A column, in its own dtype and shape, on the device."""
+        if self._used + column.nbytes > len(self._here):
+            self.send()
+            self._begin(max(self._size, column.nbytes))
+        span = slice(self._used, self._used + column.nbytes)
+        self._here.numpy()[span] = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
+        self._used += -(-column.nbytes // _ALIGNMENT) * _ALIGNMENT
+        dtype = torch.from_numpy(column).dtype
+        return self._there[span].view(dtype).view(column.shape)
+
+    def _begin(self, size: int) -> None:
+        # the GPU copies from pinned memory while it works on the pack before
+        self._here = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.startswith("cuda"))
+        self._there = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._used = 0
+
+    def send(self) -> None:
+        """Queue the copy of what is in the buffer."""
+        used = min(self._used, len(self._here))
+        self._there[:used].copy_(self._here[:used], non_blocking=True)
+
+
+_ALIGNMENT = 16  # of a column, in bytes
+_BYTES_A_TOKEN = 64  # room for ids, types, three axes of positions, places and flags; a sequence takes less
+_BYTES_A_PACK = 4_096
 
 _ToTensor = Callable[[NDArray[Any]], Tensor]
 
@@ -140,16 +181,19 @@ def _padded(
     shape = len(items), int(items.lengths.max(initial=0))
     tokens = np.repeat(np.arange(shape[0]) * shape[1], items.lengths) + items.positions
 
+    def filled(column: NDArray[Any], filler: int) -> NDArray[np.int64]:
+        places = np.full(shape[0] * shape[1], filler, np.int64)
+        places[tokens] = column
+        return places.reshape(shape)
+
     def padded(column: NDArray[Any], filler: int) -> Tensor:
-        filled = np.full(shape[0] * shape[1], filler, np.int64)
-        filled[tokens] = column
-        return tensor(filled.reshape(shape))
+        return tensor(filled(column, filler))
 
     inputs = {"input_ids": padded(items.ids, padding), "attention_mask": padded(items.filled("seen"), 0)}
     if "types" in items.columns:
         inputs["token_type_ids"] = padded(items.columns["types"], 0)
     if (axes := positions(items)) is not None:
-        inputs["position_ids"] = torch.stack([padded(axis, 0) for axis in axes])
+        inputs["position_ids"] = tensor(np.stack([filled(axis, 0) for axis in axes]))
     places = _media_places(items)
     return (
         Call(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from batchscore.models.similarity import VECTOR_SIMILARITIES
+from batchscore.models.transfer import to_device
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work
@@ -31,23 +32,23 @@ class BiEncoder(BaseRunner):
 
     def hold(self, packs: Sequence[Index], outputs: Sequence[Tensor]) -> Tensor:
         """float32 [items, dim]: vectors in item order."""
-        return torch.cat(list(outputs))[torch.from_numpy(positions_of(packs))]
+        return torch.cat(list(outputs))[to_device(positions_of(packs), self.device)]
 
     @torch.inference_mode()
     def compare(self, held: Tensor, match: Match, output: Tensor) -> NDArray[np.float32]:
         """float32 [rows, 1]: similarities."""
         similarity = VECTOR_SIMILARITIES[self.spec.similarity]
-        scores: NDArray[np.float32] = similarity(held, output, match.query, match.item).cpu().numpy()
+        scores: NDArray[np.float32] = self.fetch(similarity(held, output, match.query, match.item))[0]
         return scores[:, None]
 
     def to_arrays(self, output: Tensor) -> Arrays:
         """float32 [n, dim] in main memory, a vector for each sequence."""
-        values = output.cpu().numpy()
+        (values,) = self.fetch(output)
         return Arrays(values, np.ones(len(values), np.int64), np.isfinite(values).all(1))
 
     def of_arrays(self, values: NDArray[np.float32], counts: NDArray[np.int64]) -> Tensor:
         """float32 [n, dim] on the device."""
-        return torch.from_numpy(np.require(values, requirements="W")).to(self.device)
+        return to_device(np.require(values, requirements="W"), self.device)
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""

@@ -27,11 +27,13 @@ from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement
 from batchscore.runners.first_token import take_last_layer
+from batchscore.runners.fused_norms import fuse_norms
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.runners.linears import pack_linears
 from batchscore.runners.listwise import Listwise
 from batchscore.runners.media import MediaMemory
 from batchscore.runners.norms import replace_norms
+from batchscore.runners.turns import Turns
 from batchscore.types import Budget, Cells, Items, Pairs, ScoreType, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
@@ -87,6 +89,9 @@ def build_runner(
         packed_attention=None if padded else PACKED,
         trust_remote_code=trust_remote_code,
     )
+    if placement.device != "cpu":
+        for body in model.bodies:
+            fuse_norms(body)
     known = spec.architecture in ARCHITECTURES
     if spec.per_sequence and not known:
         model = replace(model, layout="even")  # right whatever its layers do with padding
@@ -111,7 +116,8 @@ def build_runner(
         if reader.media is None
         else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
     )
-    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media)
+    turns = Turns(are_taken=placement.device != "cpu")
+    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
 

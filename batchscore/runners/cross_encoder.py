@@ -31,7 +31,7 @@ class CrossEncoder(BaseRunner):
 
     def compare(self, held: None, match: Match, output: Tensor) -> NDArray[np.float32]:
         """float32 [rows, 1]: the logit of each row's pair."""
-        logits: NDArray[np.float32] = output.cpu().numpy()[match.item, None]
+        logits: NDArray[np.float32] = self.fetch(output)[0][match.item, None]
         return logits
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from batchscore.errors import MissingDependencyError, UsageError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _CPU_PACK, _CUDA_PACK = 2_048, 65_536  # tokens: few keep a CPU core busy and stay in its cache; a GPU wants many
+_CUDA_WORKERS = 2  # one waits for the pack that runs, the other has queued the next (turns.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Placement:
     device_name: str
     dtype: str
     dtype_reason: str
-    workers: int  # packs at once; on a CPU each has one thread, so that a busy neighbour costs only its share
+    workers: int  # packs in work; on a CPU each has one thread, so that a busy neighbour costs only its share
     max_tokens: int  # of a pack, unless the user says otherwise
 
 
@@ -47,7 +48,7 @@ def choose_device(device: str, dtype: Dtype) -> Placement:
                 hint="pass one that is there, or cpu",
             )
         chosen, reason = _choose_dtype(dtype, torch.cuda.get_device_capability(index) >= (8, 0), "this GPU")
-        return Placement(device, torch.cuda.get_device_name(index), chosen, reason, 1, _CUDA_PACK)
+        return Placement(device, torch.cuda.get_device_name(index), chosen, reason, _CUDA_WORKERS, _CUDA_PACK)
     if dtype == "float16":
         raise UsageError("--dtype float16: CPUs compute it in software", hint="use auto, bfloat16 or float32 on a CPU")
     chosen, reason = _choose_dtype(dtype, _cpu_multiplies_bfloat16(), "this CPU")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from batchscore.models.similarity import maxsim
+from batchscore.models.similarity import maxsim, maxsim_of_rows
+from batchscore.models.transfer import to_device
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
 from batchscore.types import Pairs, Work, offsets_of, ranges
@@ -37,7 +38,7 @@ class Matrices:
         sizes, starts = self.sizes[index], offsets_of(self.sizes)
         if (np.diff(index) == 1).all():
             return Matrices(self.vectors[starts[index[0]] : starts[index[-1] + 1]], sizes)
-        rows = torch.from_numpy(ranges(starts[index], sizes)).to(self.vectors.device)
+        rows = to_device(ranges(starts[index], sizes), self.vectors.device)
         return Matrices(self.vectors.index_select(0, rows), sizes)
 
     def distinct(self, index: NDArray[np.integer]) -> tuple[Matrices, NDArray[np.int64]]:
@@ -71,18 +72,14 @@ class LateInteraction(BaseRunner):
 
     @torch.inference_mode()
     def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
-        """float32 [rows, 1]: MaxSim, one product for each document, or for each query."""
+        """float32 [rows, 1]: MaxSim, on a CPU one product for each document, or for each query."""
         queries, left = held.distinct(match.query)
         queries = Matrices(queries.vectors.float(), queries.sizes)
-        scores = np.empty(len(left), np.float32)
-        # by the side of which there are fewer: each turn of the loop holds Python's lock for a while
-        shared = match.item if len(np.unique(match.item)) < len(queries) else left
-        order = np.argsort(shared, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(shared[order])) + 1):
-            some, above = queries.distinct(left[rows])
-            documents, beside = output.distinct(match.item[rows])
-            found = maxsim(some.vectors, some.sizes, documents.vectors.float(), documents.sizes)
-            scores[rows] = found[above, beside]
+        if self.device == "cpu":
+            scores = _by_the_fewer(queries, left, output, match.item)
+        else:
+            sides = queries.vectors, queries.sizes, output.vectors.float(), output.sizes
+            (scores,) = self.fetch(maxsim_of_rows(*sides, left, match.item))
         if self.spec.similarity == "meanmaxsim":
             scores /= queries.sizes[left]
         return scores[:, None]
@@ -90,19 +87,18 @@ class LateInteraction(BaseRunner):
     def to_arrays(self, output: Matrices) -> Arrays:
         """The vectors in main memory and in the body's dtype."""
         vectors = output.vectors.to(self._dtype)
-        is_bad = ~vectors.isfinite().all(1).cpu().numpy()
-        is_finite = ~np.isin(
-            np.arange(len(output.sizes)), np.repeat(np.arange(len(output.sizes)), output.sizes)[is_bad]
-        )
+        finite = vectors.isfinite().all(1)
         vectors = vectors.view(torch.uint16) if vectors.dtype == torch.bfloat16 else vectors  # numpy has no bfloat16
-        return Arrays(vectors.cpu().numpy(), output.sizes, is_finite)
+        values, is_good = self.fetch(vectors, finite)
+        is_finite = ~np.isin(
+            np.arange(len(output.sizes)), np.repeat(np.arange(len(output.sizes)), output.sizes)[~is_good]
+        )
+        return Arrays(values, output.sizes, is_finite)
 
     def of_arrays(self, values: NDArray[Any], counts: NDArray[np.int64]) -> Matrices:
         """The vectors on the device."""
-        vectors = torch.from_numpy(np.require(values, requirements="W"))
-        return Matrices(
-            (vectors.view(torch.bfloat16) if values.dtype == np.uint16 else vectors).to(self.device), counts
-        )
+        vectors = to_device(np.require(values, requirements="W"), self.device)
+        return Matrices(vectors.view(torch.bfloat16) if values.dtype == np.uint16 else vectors, counts)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -111,3 +107,19 @@ class LateInteraction(BaseRunner):
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""
         return raw
+
+
+def _by_the_fewer(
+    queries: Matrices, left: NDArray[np.integer], output: Matrices, item: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """float32 [rows]: MaxSim of these queries and documents, by the side of which there are fewer."""
+    scores = np.empty(len(left), np.float32)
+    # each turn of the loop holds Python's lock for a while
+    shared = item if len(np.unique(item)) < len(queries) else left
+    order = np.argsort(shared, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(shared[order])) + 1):
+        some, above = queries.distinct(left[rows])
+        documents, beside = output.distinct(item[rows])
+        found = maxsim(some.vectors, some.sizes, documents.vectors.float(), documents.sizes)
+        scores[rows] = found[above, beside]
+    return scores

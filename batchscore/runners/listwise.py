@@ -33,7 +33,7 @@ class Listwise(BaseRunner):
     def compare(self, held: None, match: Match, output: Sequence[Tensor]) -> NDArray[np.float32]:
         """float32 [rows, 1]: the cosine at each row's slot of its prompt."""
         assert match.slot is not None
-        cosines: NDArray[np.float32] = torch.cat(list(output)).cpu().numpy()
+        cosines: NDArray[np.float32] = self.fetch(torch.cat(list(output)))[0]
         starts = offsets_of([len(prompt) for prompt in output])
         return cosines[starts[match.item] + match.slot, None]
 

@@ -16,11 +16,11 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from batchscore.errors import InputError
 from batchscore.media.sources import Embeddings
+from batchscore.models.transfer import to_device
 from batchscore.models.vision.body import Seen
 from batchscore.models.vision.reader import MediaReader
 from batchscore.types import Fault, Faults, Items, Visual
@@ -103,7 +103,7 @@ class MediaMemory:
                 return False
             if isinstance(view.visual.media.source, Embeddings):
                 levels = self._reader.seen(view.visual.media)
-                view.seen = tuple(torch.from_numpy(level).to(self._device) for level in levels)
+                view.seen = tuple(to_device(level, self._device) for level in levels)
                 return False
             try:
                 view.pixels = self._reader.pixels(view.visual)
@@ -148,7 +148,7 @@ class MediaMemory:
 
     def _pixels(self, view: View) -> dict[str, Tensor]:
         arrays = (view.pixels or {}).items()
-        return {name: torch.from_numpy(np.require(array, requirements="W")).to(self._device) for name, array in arrays}
+        return {name: to_device(np.require(array, requirements="W"), self._device) for name, array in arrays}
 
     def _keep(self, visual: Visual, seen: Seen) -> None:
         with self._lock:
