@@ -26,6 +26,7 @@ from transformers import (
     AutoModel,
     PreTrainedConfig,
 )
+from transformers.initialization import no_init_weights
 
 from batchscore.errors import CheckpointError, MissingDependencyError, UsageError, first_line, one_line
 from batchscore.models.arch import ARCHITECTURES
@@ -34,6 +35,7 @@ from batchscore.models.arch.entry import Rename
 from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.heads import load_head, load_modules, make_activation
 from batchscore.models.lora import merge_adapter, merge_lora
+from batchscore.models.materialize import materialize
 from batchscore.models.per_sequence import PER_SEQUENCE
 from batchscore.models.quiet import quiet
 from batchscore.models.resolve import unsupported
@@ -228,7 +230,22 @@ def _load_body(
         kind, tensors = getattr(importlib.import_module(module), name), _renamed(tensors, spec.arch.body_renames)
     else:
         kind = _native_class(spec, config)
+    allowed = _may_be_unread(spec)
     with _transformers_errors(), quiet():
+        made = materialize(kind, config, tensors, getattr(torch, dtype), unread=allowed, pooler=bool(spec.per_sequence))
+    model, unexpected = made or _from_pretrained(kind, config, tensors, dtype, spec)
+    if spec.arch.vision is not None:
+        model = family(spec.arch.vision).Body(model)
+        if not spec.arch.final_norm:
+            model.language_model.norm = nn.Identity()
+    return PER_SEQUENCE[spec.per_sequence](model) if spec.per_sequence else model, unexpected
+
+
+def _from_pretrained(
+    kind: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: str, spec: ModelSpec
+) -> tuple[Any, Collection[str]]:
+    """`_load_body` by transformers, which converts tensors, and reports those that do not fit."""
+    with _transformers_errors(), quiet(), no_init_weights():  # what it has no tensor for, it fills all the same
         # without a folder, transformers neither looks for files nor asks the hub
         model, report = kind.from_pretrained(
             None,
@@ -241,11 +258,7 @@ def _load_body(
     for name, stored, expected in sorted(report["mismatched_keys"]):
         raise CheckpointError(f"{name} is {list(stored)}, and by config.json it should be {list(expected)}")
     _check_report(report["missing_keys"], report["unexpected_keys"], spec)
-    if spec.arch.vision is not None:
-        model = family(spec.arch.vision).Body(model)
-        if not spec.arch.final_norm:
-            model.language_model.norm = nn.Identity()
-    return PER_SEQUENCE[spec.per_sequence](model) if spec.per_sequence else model, report["unexpected_keys"]
+    return model, report["unexpected_keys"]
 
 
 def _native_class(spec: ModelSpec, config: PreTrainedConfig) -> Any:
@@ -262,12 +275,17 @@ def _native_class(spec: ModelSpec, config: PreTrainedConfig) -> Any:
     return mapping[type(config)]
 
 
-def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
-    needed = [key for key in missing if spec.per_sequence or not _NOT_NEEDED.search(key)]
+def _may_be_unread(spec: ModelSpec) -> re.Pattern[str]:
+    """Names of tensors that a body may leave."""
     # the architecture's own heads stay in the file where another readout is chosen
     heads = () if spec.head else (*spec.arch.head, *spec.arch.mlm_head)
     patterns = [_UNREAD, spec.arch.unread, *(re.escape(layer.name) for layer in heads)]
-    allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
+    return re.compile("|".join(pattern for pattern in patterns if pattern))
+
+
+def _check_report(missing: Collection[str], unexpected: Collection[str], spec: ModelSpec) -> None:
+    needed = [key for key in missing if spec.per_sequence or not _NOT_NEEDED.search(key)]
+    allowed = _may_be_unread(spec)
     unread = [key for key in unexpected if not allowed.search(key)]
     for problem, keys in (("lacks", sorted(needed)), ("has, unread by the architecture,", sorted(unread))):
         if keys:
