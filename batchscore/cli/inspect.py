@@ -24,8 +24,11 @@ def inspect(
 
     batchscore inspect BAAI/bge-reranker-v2-m3
     """
-    from batchscore.cli.report import print_inspection
-    from batchscore.inspection import inspect_model
+    from batchscore.jobs.start import lean_imports
+
+    with lean_imports():
+        from batchscore.cli.report import print_inspection
+        from batchscore.inspection import inspect_model
 
     trust_remote_code = options.pop("trust_remote_code")
     if options["score_type"] == "auto":

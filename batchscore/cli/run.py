@@ -19,13 +19,14 @@ def run(
 
     display = Display(quiet=quiet, log_format=log_format)
     display.loading(model, "files")  # the imports that follow take seconds
-    from batchscore.jobs.files import encode_files, rerank_files, score_files
+    from batchscore.jobs.start import job_functions
 
+    files = job_functions(options["inputs"])
     if not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
         options["store"] = [store]
     stop = Stop()
     stop.listen()
-    run_files: Any = {"score": score_files, "rerank": rerank_files, "encode": encode_files}[command]
+    run_files = getattr(files, f"{command}_files")
     try:
         with exit_on_error(display, stop), stop.interruptible():
             outcome = run_files(model, stop=stop, events=display, **options)

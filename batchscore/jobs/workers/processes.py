@@ -7,6 +7,7 @@ when no worker is left, the job ends with an error.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from batchscore.errors import BatchscoreError, DeviceLostError, StoppedError, Us
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Amounts, Meter
 from batchscore.jobs.pipeline import LULL_SECONDS
+from batchscore.jobs.workers import start
 from batchscore.jobs.workers.backlog import Backlog
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.stop import GRACE_SECONDS, SIGNALS, Stop, blocked_signals
@@ -125,7 +127,9 @@ class _Pool:
         ours, theirs = _CONTEXT.Pipe()
         orders, ordered = _CONTEXT.Pipe()
         process: BaseProcess = _CONTEXT.Process(
-            target=_work, args=(self._workforce.job, slot.device, theirs, ordered), daemon=True
+            target=start.work,
+            args=(pickle.dumps(self._workforce.job), slot.device, theirs, ordered),
+            daemon=True,
         )
         resource_tracker.ensure_running()  # else start() would start it, and unblock signals in doing so
         with _threads(slot.threads), blocked_signals(SIGNALS):
@@ -217,7 +221,7 @@ def _threads(count: int | None) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _work(job: WorkerJob, device: str, messages: Connection, orders: Connection) -> None:
+def work(job: WorkerJob, device: str, messages: Connection, orders: Connection) -> None:
     """The worker's side; ends the process."""
     for number in SIGNALS:  # a terminal or a scheduler sends them to every process; the parent decides
         signal.signal(number, signal.SIG_IGN)
