@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPI
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.utils import import_utils
 
+from batchscore import Scorer
 from batchscore.models import lean, load, materialize
 from batchscore.models.open import open_model
 from batchscore.models.text.tokenizer import load_tokenizer
@@ -155,3 +156,20 @@ def test_modules_that_another_thread_builds_meanwhile_have_memory() -> None:
         built.append(nn.Linear(2, 2))
 
     assert [module.weight.is_meta for module in [*built, nn.Linear(2, 2)]] == [False, True, False]
+
+
+def test_a_model_is_built_in_one_thread_and_the_callers_threads_come_back(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the threads of an operation wait for each other, a hundred times a load."""
+    seen: list[int] = []
+    monkeypatch.setattr(load, "materialize", lambda *args, **options: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Scorer(tiny("bert_ce"), dtype="float32", device="cpu").close()
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [1, 2]

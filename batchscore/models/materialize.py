@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.initialization import no_init_weights
 UNCONVERTED = {"bert", "camembert", "deberta-v2", "distilbert", "electra", "eurobert", "gemma", "llama", "mistral"}
 UNCONVERTED |= {"modernbert", "mpnet", "qwen2", "qwen3", "roberta", "t5", "xlm-roberta"}
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+_CONVERTING = 4  # threads
 _LOADING = Lock()  # `no_init_weights` changes torch's modules for all threads
 
 
@@ -66,7 +68,9 @@ def materialize(
     is_clear = len(given) + len(left) == len(tensors) and not tied & given.keys()
     if missing or not fits or not is_clear or not all(map(unread.search, left)):
         return None
-    ready = {name: tensor.to(places[name].dtype) for name, tensor in given.items()}
+    dtypes = [places[name].dtype for name in given]
+    with ThreadPoolExecutor(_CONVERTING) as pool:
+        ready = dict(zip(given, pool.map(Tensor.to, given.values(), dtypes), strict=True))
     model.load_state_dict(ready, strict=False, assign=True)
     model.tie_weights()
     return model.eval(), {name for name in left if not _is_ignored(name, kind)}

@@ -25,7 +25,7 @@ from batchscore.runners.attention import PACKED
 from batchscore.runners.base import BaseRunner, Runner
 from batchscore.runners.bi_encoder import BiEncoder
 from batchscore.runners.cross_encoder import CrossEncoder
-from batchscore.runners.device import Placement
+from batchscore.runners.device import Placement, one_thread_an_operation
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.fused_norms import fuse_norms
 from batchscore.runners.late_interaction import LateInteraction
@@ -69,6 +69,7 @@ def input_reader(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: 
     return InputReader(spec, tokenizer, template, media)
 
 
+@one_thread_an_operation()
 def build_runner(
     checkpoint: Checkpoint,
     spec: ModelSpec,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,17 @@ def choose_device(device: str, dtype: Dtype) -> Placement:
     threads = torch.get_num_threads()  # follows OMP_NUM_THREADS and the affinity
     threads = min(threads, cpu_quota() or threads)  # but not a container's quota, past which all threads are paused
     return Placement("cpu", f"{threads} threads", chosen, reason, threads, _CPU_PACK)
+
+
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
+    """No operation in this thread is shared with others: on a busy machine these wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def count_cuda_devices() -> int:
