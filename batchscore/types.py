@@ -257,6 +257,39 @@ class Items:
         return replace(self, columns=set_columns)
 
 
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """Leading parts that sequences share with their neighbours, each of which a causal model needs to read once.
+
+    Sequence i has `depth` parts that end at `cuts[i]`, and behind them a last one of its own with at least one token.
+    Neighbours that have the same number for a part have it in common, and all parts before it.
+    """
+
+    cuts: NDArray[np.int64]  # [n, depth], ascending; equal ones: an empty part
+    parts: NDArray[np.int64]  # [n, depth], the number of each part; that of an empty one is the sequence's own
+
+    def take(self, index: NDArray[np.integer] | slice) -> Prefixes:
+        """Those of the sequences at `index`, in that order, which leaves neighbours that share a part neighbours."""
+        return Prefixes(self.cuts[index], self.parts[index])
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """int64 [n, depth]: tokens of each part."""
+        return np.diff(self.cuts, axis=1, prepend=0)
+
+    @property
+    def is_new(self) -> NDArray[np.bool_]:
+        """bool [n, depth]: whether the sequence before has another part there."""
+        is_new: NDArray[np.bool_] = np.diff(self.parts, axis=0, prepend=-1) != 0
+        return is_new
+
+    @property
+    def shared(self) -> NDArray[np.int64]:
+        """int64 [n]: leading tokens that a sequence shares with the one before it."""
+        shared: NDArray[np.int64] = np.where(self.is_new, 0, self.sizes).sum(axis=1)
+        return shared
+
+
 ABSENT: Mapping[str, Any] = {
     "types": np.int32(0),  # token type ids: one segment
     "keep": np.True_,  # tokens that count in the readout: all

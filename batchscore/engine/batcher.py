@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchscore.engine.prefixes import find_prefixes
 from batchscore.engine.scheduler import Pack, plan_chunks, plan_packs
 from batchscore.engine.setup import Setup
 from batchscore.errors import DeviceMemoryError, UsageError
@@ -346,7 +347,12 @@ class Batcher:
         is_long = lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
         max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
-        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, count)]
+        packs = []
+        for part in parts:
+            found = find_prefixes(work.items, part) if self._runner.shares_prefixes(work.items) else None
+            order, prefixes = found or (part, None)
+            packs += plan_packs(order, lengths, costs, work.group, max_cost, count, prefixes)
+        return packs
 
     # ---- forwards
 
@@ -365,7 +371,7 @@ class Batcher:
                     pending.popleft()
                 stop.check()
                 is_idle = len(pending) < self.budget.workers  # a worker that would only wait makes its batch itself
-                batch = None if is_idle else self._collators.submit(collate, pack.index)
+                batch = None if is_idle else self._collators.submit(collate, pack.index, prefixes=pack.prefixes)
                 pending.append(self._workers.submit(self._forward, items, pack, batch, take, is_query=is_query))
             while pending:
                 stop.result(pending[0])
@@ -403,9 +409,10 @@ class Batcher:
     ) -> DeviceMemoryError | None:
         """Forward one pack and hand on its output; returns the error where there is no memory for it."""
         try:
-            batch = (
-                self._runner.collate(items, pack.index, is_query=is_query) if collated is None else collated.result()
-            )
+            if collated is None:
+                batch = self._runner.collate(items, pack.index, is_query=is_query, prefixes=pack.prefixes)
+            else:
+                batch = collated.result()
             with self._runner.turn():
                 take(pack.index, self._runner.forward(batch))
         except DeviceMemoryError as error:

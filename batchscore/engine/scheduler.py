@@ -16,15 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from batchscore.types import Prefixes
+
 _CHUNK = 2**20  # numbers: little enough for a core's share of the caches
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Items that are forwarded together, longest first."""
+    """Items that are forwarded together, longest first, or, where they have prefixes, in the order of these."""
 
     index: NDArray[np.int64]  # [n], which of the window's items
     costs: NDArray[np.int64]  # [n], what each adds to the pack, in the unit of the budget
+    prefixes: Prefixes | None = None  # which of their leading tokens are forwarded once; None: they share nothing
 
     def __len__(self) -> int:
         return len(self.index)
@@ -36,17 +39,21 @@ class Pack:
 
     def only(self, wanted: NDArray[np.bool_]) -> Pack:
         """The pack without the items for which `wanted`, bool [items of the window], is false."""
-        kept = wanted[self.index]
-        return Pack(self.index[kept], self.costs[kept])
+        return self._take(np.flatnonzero(wanted[self.index]))
 
     def without(self, places: Sequence[int]) -> Pack:
         """The pack without the items at these places."""
-        return Pack(np.delete(self.index, places), np.delete(self.costs, places))
+        return self._take(np.delete(np.arange(len(self)), places))
 
     def halves(self) -> tuple[Pack, Pack]:
         """Two packs of half as many items each."""
         middle = len(self) // 2
-        return Pack(self.index[:middle], self.costs[:middle]), Pack(self.index[middle:], self.costs[middle:])
+        return self._take(slice(0, middle)), self._take(slice(middle, None))
+
+    def _take(self, places: NDArray[np.int64] | slice) -> Pack:
+        """Its items at these places. They are cut where they were: cut elsewhere, they would round differently."""
+        prefixes = None if self.prefixes is None else self.prefixes.take(places)
+        return Pack(self.index[places], self.costs[places], prefixes)
 
 
 def plan_packs(
@@ -56,6 +63,7 @@ def plan_packs(
     group: NDArray[np.integer],
     max_cost: int,
     min_packs: int = 1,
+    prefixes: Prefixes | None = None,
 ) -> list[Pack]:
     """Group items into packs of at most `max_cost`.
 
@@ -66,19 +74,24 @@ def plan_packs(
         group: int [items], whose query each is: of equally long items those of one query are neighbours.
         max_cost: what a pack may hold; an item that costs more gets a pack of its own.
         min_packs: aim for this many packs of equal cost, so that every worker has one.
+        prefixes: what the items share, which are in its order then; made by `find_prefixes`.
 
     Returns:
         Packs, longest items first; every item of `index` is in exactly one of them.
     """
-    order = index[np.lexsort((group[index], -lengths[index]))]
-    sorted_costs = np.asarray(costs[order], np.int64)
-    ends = np.cumsum(sorted_costs)  # cost up to and with each; a pack ends before the first that would pass the limit
-    limit = min(max_cost, max(1, -(-int(sorted_costs.sum()) // min_packs)))
-    packs, start, base = [], 0, 0
+    order = index if prefixes is not None else index[np.lexsort((group[index], -lengths[index]))]
+    alone = np.asarray(costs[order], np.int64)  # what each costs as the first of a pack
+    shared = np.zeros_like(alone) if prefixes is None else prefixes.shared
+    ends = np.cumsum(alone - shared)  # cost up to and with each; a pack ends before the first that would pass the limit
+    again = int(shared.max(initial=0)) * (min_packs - 1)  # each further pack reads its first prefix anew
+    limit = min(max_cost, max(1, -(-(int(ends[-1:].sum()) + again) // min_packs)))
+    packs, start = [], 0
     while start < len(order):
+        base = int(ends[start] - alone[start])
         stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
-        packs.append(Pack(order[start:stop], sorted_costs[start:stop]))
-        start, base = stop, int(ends[stop - 1])
+        added = np.diff(ends[start:stop], prepend=base)
+        packs.append(Pack(order[start:stop], added, None if prefixes is None else prefixes.take(slice(start, stop))))
+        start = stop
     return packs
 
 

@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from batchscore.runners.dense import run_attention, shared_heads
+from batchscore.runners.gathered import attend_in_reach
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
 from batchscore.runners.native_attention import fits_native, native_attention
 from batchscore.runners.padded import padded_attention
@@ -111,6 +112,8 @@ def attend_from_first(query: Tensor, key: Tensor, value: Tensor, scaling: float 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool) -> Tensor:
     """Attention inside each sequence; `query` holds all tokens, or the first of each sequence if `from_first`."""
+    if sequences.reach is not None:
+        return attend_in_reach(query, key, value, rule, sequences.reach)
     if sequences.seen is None and rule.softcap is None and fits_kernel(query, value):
         return kernel_attention(query, key, value, rule, sequences, from_first=from_first)
     if not query.is_cpu:

@@ -24,7 +24,7 @@ from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.runners.media import MediaMemory
 from batchscore.runners.turns import Turns
-from batchscore.types import Cell, Cells, Fault, Items, Pairs, Side, Work, row_faults
+from batchscore.types import Cell, Cells, Fault, Items, Pairs, Prefixes, Side, Work, row_faults
 
 Index = NDArray[np.integer]
 
@@ -77,12 +77,24 @@ class Runner(Protocol):
     def costs(self, items: Items) -> NDArray[np.int64]:
         """int64 [n]: what each sequence adds to a pack."""
 
-    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
+    def shares_prefixes(self, items: Items) -> bool:
+        """Whether `collate` can take what these sequences have in common."""
+
+    def collate(
+        self,
+        items: Items,
+        index: Index,
+        *,
+        is_query: bool,
+        prefixes: Prefixes | None = None,
+        ahead: bool = False,
+    ) -> Batch:
         """The pack of the items at `index`, ready for `forward`.
 
         Args:
             items: of the window.
             index: int [n], the pack's.
+            prefixes: what they share with their neighbours, which is forwarded once.
             is_query: they are queries.
             ahead: called in a thread of its own, ahead of the forward, which may wait for the packs before.
 
@@ -122,6 +134,8 @@ class BaseRunner:
     last_layer: Any  # of the body, where it runs for first tokens alone; else None
     media: MediaMemory | None = None  # of a model that reads media
     turns: Turns = field(default_factory=lambda: Turns(are_taken=False))
+    last_only: bool = False  # nothing but last tokens' states is read of a flat batch
+    shares: bool = False  # such a batch may have what sequences share once
 
     num_scores = 1
 
@@ -214,7 +228,19 @@ class BaseRunner:
             return items.lengths
         return items.lengths + items.visuals.total(lambda visual: visual.patches)
 
-    def collate(self, items: Items, index: Index, *, is_query: bool, ahead: bool = False) -> Batch:
+    def shares_prefixes(self, items: Items) -> bool:
+        """Whether `collate` can take what these sequences have in common: tokens that differ in their ids alone."""
+        return self.shares and not items.columns.keys() - {"ids", "keep"}
+
+    def collate(
+        self,
+        items: Items,
+        index: Index,
+        *,
+        is_query: bool,
+        prefixes: Prefixes | None = None,
+        ahead: bool = False,
+    ) -> Batch:
         """The pack of the items at `index`, ready for `forward`."""
         pack = items.take(index)
         views = self.media.views(pack, ahead=ahead) if self.media is not None and pack.num_media else None
@@ -228,6 +254,8 @@ class BaseRunner:
                 is_query=is_query,
                 positions=self.reader.positions,
                 views=views,
+                prefixes=prefixes,
+                last_only=self.last_only and "seen" not in pack.columns,
             )
 
     def forward(self, batch: Batch) -> Any:
@@ -240,13 +268,15 @@ class BaseRunner:
         raise NotImplementedError
 
     def states(self, batch: Batch) -> States:
-        """Last hidden states of a pack; of first tokens alone where only these are read."""
+        """Last hidden states of a pack; of first or last tokens alone where only these are read."""
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
         seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
         parts = [self._run(body, call, seen[slice(*call.media)]) for call in batch.calls]
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy the pack
-        if self.last_layer is not None:
-            return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), None)
+        last = batch.last
+        if self.last_layer is not None or last is not None:
+            keep = None if last is None or batch.keep is None else batch.keep[batch.lengths.cumsum(0) - 1]
+            return States(hidden, [1] * len(batch), torch.ones_like(batch.lengths), keep)
         return States(hidden, batch.sizes, batch.lengths, batch.keep)
 
     def vectors(self, batch: Batch) -> Tensor:
@@ -274,6 +304,9 @@ class BaseRunner:
         states: Tensor = body(**call.inputs, **keywords).last_hidden_state.flatten(0, 1)
         if call.sequences is not None and self.last_layer is not None:
             return last_layer_at_first_tokens(self.last_layer, states, call.sequences)
+        if call.sequences is not None and call.sequences.last is not None:
+            last = call.sequences.last.places
+            return states if len(states) == len(last) else states[last]  # a last layer may give nothing else already
         return states if call.tokens is None else states[call.tokens]
 
     @contextmanager

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.runners.media import Views
-from batchscore.runners.sequences import Sequences, runs_of
-from batchscore.types import Items
+from batchscore.runners.prefix import Tree
+from batchscore.runners.sequences import LastTokens, Sequences, runs_of
+from batchscore.types import Items, Prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ class Batch:
         return sum(self.sizes)
 
     @property
+    def last(self) -> LastTokens | None:
+        """The last tokens, where nothing else is read."""
+        sequences = self.calls[0].sequences if self.calls else None
+        return None if sequences is None else sequences.last
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         return max(self.sizes, default=0)
@@ -71,6 +78,8 @@ def collate(
     is_query: bool,
     positions: Positions = lambda items: None,
     views: Views | None = None,
+    prefixes: Prefixes | None = None,
+    last_only: bool = False,
 ) -> Batch:
     """Lay sequences out as a body takes them.
 
@@ -84,18 +93,24 @@ def collate(
         is_query: the sequences are queries.
         positions: of the model's own kind, where there are media.
         views: of the pack's media.
+        prefixes: what neighbours share of a flat batch whose last tokens are read: forwarded once.
+        last_only: of a flat batch nothing is read but each sequence's last token.
     """
     places = len(items.ids) if layout == "flat" else len(items) * int(items.lengths.max(initial=0))
     tensor = torch.from_numpy if device == "cpu" else Staging(device, _BYTES_A_TOKEN * places + _BYTES_A_PACK)
     keep = items.columns.get("keep")
     lengths = items.lengths
+    if last_only:
+        calls: tuple[Call, ...] = (_last_tokens(items, Tree.of(items, prefixes), tensor, first_position, positions),)
+    else:
+        calls = _CALLS[layout](items, tensor, first_position, padding, positions)
     batch = Batch(
         sizes=lengths.tolist(),
         kept_sizes=(lengths if keep is None else np.add.reduceat(keep.astype(np.int64), items.offsets[:-1])).tolist(),
         lengths=tensor(lengths),
         keep=None if keep is None else tensor(keep),
         kept=None if keep is None else tensor(np.flatnonzero(keep)),
-        calls=_CALLS[layout](items, tensor, first_position, padding, positions),
+        calls=calls,
         is_query=is_query,
         views=views,
     )
@@ -151,22 +166,40 @@ _ToTensor = Callable[[NDArray[Any]], Tensor]
 
 def _flat(items: Items, tensor: _ToTensor, first_position: int, padding: int, positions: Positions) -> tuple[Call, ...]:
     """One (1, tokens) forward."""
-    axes = positions(items)
-    inputs = {
-        "input_ids": tensor(items.ids.astype(np.int64))[None],
-        "position_ids": tensor(position_ids(items, first_position))[None] if axes is None else tensor(axes)[:, None],
-    }
-    if "types" in items.columns:
-        inputs["token_type_ids"] = tensor(items.columns["types"].astype(np.int64))[None]
     places = _media_places(items)
     return (
         Call(
-            inputs,
+            _flat_inputs(items, slice(None), tensor, first_position, positions),
             Sequences.of(items.lengths, items.columns.get("seen"), tensor),
             None,
             None if places is None else tensor(places),
         ),
     )
+
+
+def _last_tokens(items: Items, tree: Tree, tensor: _ToTensor, first_position: int, positions: Positions) -> Call:
+    """One (1, tokens) forward of a tree's parts, of which nothing but the sequences' last tokens is read."""
+    inputs = _flat_inputs(items, tree.tokens, tensor, first_position, positions)
+    return Call(inputs, tree.sequences(tensor), None)
+
+
+def _flat_inputs(
+    items: Items,
+    tokens: NDArray[np.int64] | slice,
+    tensor: _ToTensor,
+    first_position: int,
+    positions: Positions,
+) -> dict[str, Tensor]:
+    """A body's keywords for some of the tokens, each [1, tokens]; several axes of positions are [axes, 1, tokens]."""
+    axes = positions(items)
+    places = position_ids(items, first_position)[None] if axes is None else axes[:, None]
+    inputs = {
+        "input_ids": tensor(items.ids[tokens].astype(np.int64))[None],
+        "position_ids": tensor(places[..., tokens]),
+    }
+    if "types" in items.columns:
+        inputs["token_type_ids"] = tensor(items.columns["types"][tokens].astype(np.int64))[None]
+    return inputs
 
 
 def _media_places(items: Items) -> NDArray[np.int64] | None:

@@ -28,13 +28,14 @@ from batchscore.runners.cross_encoder import CrossEncoder
 from batchscore.runners.device import Placement, one_thread_an_operation
 from batchscore.runners.first_token import take_last_layer
 from batchscore.runners.fused_norms import fuse_norms
+from batchscore.runners.last_token import shorten_last_layer
 from batchscore.runners.late_interaction import LateInteraction
 from batchscore.runners.linears import pack_linears
 from batchscore.runners.listwise import Listwise
 from batchscore.runners.media import MediaMemory
 from batchscore.runners.norms import replace_norms
 from batchscore.runners.turns import Turns
-from batchscore.types import Budget, Cells, Items, Pairs, ScoreType, offsets_of
+from batchscore.types import Budget, Cells, Items, Pairs, Prefixes, ScoreType, offsets_of
 
 _RUNNERS: dict[ScoreType, type[CrossEncoder | BiEncoder | LateInteraction]] = {
     "cross-encoder": CrossEncoder,
@@ -117,10 +118,18 @@ def build_runner(
         if reader.media is None
         else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
     )
+    last_only = model.layout == "flat" and media is None and _reads_last_only(spec)
+    shares = last_only and _Probe(BaseRunner(reader, model, placement.device, None)).last_tokens()
     turns = Turns(are_taken=placement.device != "cpu")
-    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns)
+    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns, last_only, shares)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
+
+
+def _reads_last_only(spec: ModelSpec) -> bool:
+    """Whether of each sequence nothing but its last token's state is read."""
+    pooled = spec.score_type == "bi-encoder" or (spec.score_type == "cross-encoder" and not spec.listwise)
+    return pooled and not spec.per_sequence and spec.pooling == ("lasttoken",)
 
 
 def vector_width(checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
@@ -143,6 +152,7 @@ _LIMITS = re.compile("window|chunk|top_?k|local|keep|block|sparse|stride")
 # names of those by which tokens read the best-scored tokens alone; which of equals these are depends on the padding
 _BY_RANK = re.compile("index_top_?k|keep_window")
 _FAR = 512  # tokens; a limit beyond is not tried out
+_BEGINNING = 5  # tokens that the sequences of a trial have in common
 
 
 @dataclass(frozen=True)
@@ -180,28 +190,53 @@ class _Probe:
         _set_attention(packed, None)
         return padded
 
+    def last_tokens(self) -> bool:
+        """Whether what sequences share may be forwarded once; and the last layer is shortened where that is right."""
+        bodies = self.runner.model.bodies
+        lengths = [max(length, _BEGINNING + 2) for length in self._lengths()]
+        prefixes = Prefixes(np.full((len(lengths), 1), _BEGINNING), np.zeros((len(lengths), 1), np.int64))
+        expected = self._states("flat", lengths, last_only=True)
+        undo = [shorten_last_layer(body) for body in bodies]
+        if expected is None or not self._agree(self._states("flat", lengths, last_only=True), expected):
+            for restore in filter(None, undo):
+                restore()
+        return expected is not None and self._agree(
+            self._states("flat", lengths, last_only=True, prefixes=prefixes), expected
+        )
+
+    def _lengths(self) -> list[int]:
+        config: Any = self.runner.model.bodies[0].config
+        return _telling_lengths(_settings(config.to_dict()), self.runner.spec.max_length)
+
     def _agrees(self, layout: Layout, lengths: list[int], alone: Tensor) -> bool:
-        states = self._states(layout, lengths)
+        return self._agree(self._states(layout, lengths), alone)
+
+    def _agree(self, states: Tensor | None, alone: Tensor) -> bool:
+        """Whether states are those of sequences alone."""
         if states is None:
             return False
         errors, sizes = (part.float().norm(dim=1) for part in (states - alone, alone))
         # 16 bits give up to 0.05 in a deep model
         return bool((errors <= (1e-3 if alone.dtype == torch.float32 else 0.1) * sizes).all())
 
-    def _states(self, layout: Layout, lengths: list[int]) -> Tensor | None:
-        """[tokens, dim]; None if the bodies do not take the layout."""
+    def _states(self, layout: Layout, lengths: list[int], **reading: Any) -> Tensor | None:
+        """[tokens, dim], or what is read of them; None if the bodies do not take the layout."""
         try:
-            return self.run(layout, lengths)
+            return self.run(layout, lengths, **reading)
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeFailureError):
             return None
 
-    def run(self, layout: Layout, lengths: list[int]) -> Tensor:
+    def run(
+        self, layout: Layout, lengths: list[int], *, last_only: bool = False, prefixes: Prefixes | None = None
+    ) -> Tensor:
         """[tokens, dim]: last hidden states of made-up sequences of these lengths."""
         items = Items(offsets_of(lengths), {"ids": np.zeros(sum(lengths), np.int32)})
-        # every length has ids of its own
-        ids = (np.repeat(lengths, lengths) + items.positions) % self.runner.model.vocabulary
-        runner = replace(self.runner, model=replace(self.runner.model, layout=layout))
-        batch = runner.collate(items.with_columns(ids=ids.astype(np.int32)), np.arange(len(lengths)), is_query=False)
+        # every length has ids of its own, behind a beginning that all have where last tokens are read
+        own = np.repeat(lengths, lengths) * ((items.positions >= _BEGINNING) | (not last_only))
+        ids = ((own + items.positions) % self.runner.model.vocabulary).astype(np.int32)
+        runner = replace(self.runner, model=replace(self.runner.model, layout=layout), last_only=last_only)
+        index = np.arange(len(lengths))
+        batch = runner.collate(items.with_columns(ids=ids), index, is_query=False, prefixes=prefixes)
         with torch.inference_mode(), runner.device_errors(batch.num_tokens, batch.longest):
             return runner.states(batch).hidden
 

@@ -48,14 +48,19 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     causal = rule.causal and mask is None and query.shape[2] > 1
     if rule.softcap is None:
         return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=rule.scaling)
-    # no fused kernel caps the products; float32 as in the model's own code
+    if causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    return capped_attention(query, key, value, mask, rule)
+
+
+def capped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """[n, heads, queries, dim] with products that the rule's softcap bounds, which no fused kernel does."""
+    assert rule.softcap is not None
     scale = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
     products = (query @ key.transpose(2, 3) * scale / rule.softcap).tanh() * rule.softcap
-    if causal:
-        mask = torch.ones(products.shape[2:], dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         products = products.masked_fill(~mask, -torch.inf)
-    return products.float().softmax(-1).to(query.dtype) @ value
+    return products.float().softmax(-1).to(query.dtype) @ value  # float32 as in the model's own code
 
 
 def shared_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.runners.padding import Padding, Run, stretches_of
+from batchscore.runners.reach import Reach
 from batchscore.types import offsets_of
 
 
@@ -24,6 +25,8 @@ class Sequences:
     longest: int
     seen: list[Tensor | None] | None  # of each run bool [sequences, 1, 1, length], None: all; None: all of all runs
     seen_tokens: Tensor | None  # bool [tokens], None: all
+    reach: Reach | None = None  # where sequences share a beginning: what its tokens and those that follow it see
+    last: LastTokens | None = None  # where nothing else is read
 
     @classmethod
     def of(
@@ -60,6 +63,14 @@ class Sequences:
     def keywords(self) -> dict[str, Any]:
         """For a model's forward: ours, and the names by which some models look for joints themselves."""
         return {"sequences": self, "cu_seq_lens_q": self.offsets, "max_length_q": self.longest}
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """The last token of each sequence of a flat batch."""
+
+    places: Tensor  # int64 [n]
+    reach: Reach  # of these n queries
 
 
 def runs_of(lengths: NDArray[np.integer]) -> list[Run]:

@@ -34,6 +34,16 @@ def kernel_attention(
     query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences, *, from_first: bool
 ) -> Tensor:
     """[queries, heads, dim]: attention inside each sequence of a pack, with the arguments of `run_attention`."""
+    every = sequences.offsets, sequences.longest
+    first = torch.arange(len(every[0]), dtype=torch.int32, device=every[0].device), 1
+    return varlen(query, key, value, rule, first if from_first else every, every)
+
+
+Sides = tuple[Tensor, int]  # (int32 [n + 1], where each sequence begins and the last ends, length of the longest)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, rule: Rule, queries: Sides, keys: Sides) -> Tensor:
+    """[queries, heads, dim]: the kernel; by a causal rule the last query of a sequence stands at its last key."""
     from torch.nn.attention.varlen import varlen_attn
 
     # the kernel's window counts how many tokens are seen on either side; -1 is no bound, and (-1, 0) causal
@@ -41,9 +51,7 @@ def kernel_attention(
     options: dict[str, Any] = {"scale": rule.scaling, "window_size": (reach, 0 if rule.causal else reach)}
     if _knows(varlen_attn, "enable_gqa"):  # torch 2.11 does not, and does not ask: its kernel takes grouped queries too
         options["enable_gqa"] = key.shape[1] != query.shape[1]
-    offsets, longest = sequences.offsets, sequences.longest
-    query_offsets = torch.arange(len(offsets), dtype=torch.int32, device=offsets.device) if from_first else offsets
-    output = varlen_attn(query, key, value, query_offsets, offsets, 1 if from_first else longest, longest, **options)
+    output = varlen_attn(query, key, value, queries[0], keys[0], queries[1], keys[1], **options)
     assert isinstance(output, Tensor)
     return output
 

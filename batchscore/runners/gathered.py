@@ -1,0 +1,53 @@
+"""Attention to listed keys (`reach.py`): they are gathered for each stretch.
+
+That copies keys and values, a few percent of what attention costs. Merging the attention to what is shared and that to
+what is not by their log-sum-exps, which copies nothing, was no faster on a CPU, and takes no window.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from batchscore.runners.dense import capped_attention, shared_heads
+from batchscore.runners.masks import Rule, UnknownAttentionError
+from batchscore.runners.reach import Reach
+from batchscore.runners.varlen import fits_kernel, varlen
+
+
+def attend_in_reach(query: Tensor, key: Tensor, value: Tensor, rule: Rule, reach: Reach) -> Tensor:
+    """[queries, heads, dim]: causal attention of each stretch to its keys.
+
+    Args:
+        query: [queries, heads, dim], stretches end to end.
+        key, value: [tokens, key heads, dim], of the batch.
+        rule: which keys a query sees.
+        reach: of the pack.
+
+    Raises:
+        UnknownAttentionError: the rule is not causal, so that what comes before depends on what follows; or a GPU
+            has no kernel for it.
+    """
+    if not rule.causal:
+        raise UnknownAttentionError("attention to later tokens from a beginning that sequences share")
+    if fits_kernel(query, value) and rule.softcap is None:
+        if reach.keys is not None:
+            key, value = key[reach.keys], value[reach.keys]
+        sides = (reach.offsets, reach.longest), (reach.key_offsets, reach.longest_keys)
+        return varlen(query, key, value, rule, *sides)
+    if not reach.runs:
+        raise UnknownAttentionError("attention to listed keys without a kernel for it")
+    output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
+    for run, mask in zip(reach.runs, reach.masks_of(rule), strict=True):
+        asking, asked, read = (part.transpose(1, 2) for part in (query[run.rows], key[run.keys], value[run.keys]))
+        output[run.rows] = _masked_attention(asking, asked, read, mask, rule).transpose(1, 2)
+    return output
+
+
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Rule) -> Tensor:
+    """[n, heads, queries, dim], of key heads that several query heads may share."""
+    if rule.softcap is None:
+        grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(query, key, value, mask, scale=rule.scaling, enable_gqa=grouped)
+    return capped_attention(query, *shared_heads(query, key, value), mask, rule)
