@@ -209,11 +209,14 @@ def tree_states(key_heads: int, dtype: torch.dtype) -> tuple[Tree, list[NDArray[
 @pytest.mark.parametrize("key_heads", [1, 4])
 @pytest.mark.parametrize("window", [None, 1, 7, 30])
 @pytest.mark.parametrize("softcap", [None, 0.5])
-@pytest.mark.parametrize("block", [5, 512])
+@pytest.mark.parametrize("way", ["native", "dense", "dense in blocks"])
 def test_a_tree_is_attended_as_each_sequence_alone(
-    monkeypatch: pytest.MonkeyPatch, key_heads: int, window: int | None, softcap: float | None, block: int
+    monkeypatch: pytest.MonkeyPatch, key_heads: int, window: int | None, softcap: float | None, way: str
 ) -> None:
-    monkeypatch.setattr(reaches, "_BLOCK", block)
+    if way != "native":
+        monkeypatch.setattr("batchscore.runners.gathered.takes", lambda *_: False)
+    if way == "dense in blocks":
+        monkeypatch.setattr(reaches, "_BLOCK", 5)
     tree, sequences, (query, key, value) = tree_states(key_heads, torch.float32)
     rule, laid = Rule(causal=True, window=window, softcap=softcap), tree.sequences(torch.from_numpy)
     assert laid.reach is not None

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from batchscore.runners.dense import capped_attention, shared_heads
 from batchscore.runners.masks import Rule, UnknownAttentionError
+from batchscore.runners.native_attention import native, takes
 from batchscore.runners.reach import Reach
 from batchscore.runners.varlen import fits_kernel, varlen
 
@@ -32,10 +33,10 @@ def attend_in_reach(query: Tensor, key: Tensor, value: Tensor, rule: Rule, reach
     if not rule.causal:
         raise UnknownAttentionError("attention to later tokens from a beginning that sequences share")
     if fits_kernel(query, value) and rule.softcap is None:
-        if reach.keys is not None:
-            key, value = key[reach.keys], value[reach.keys]
         sides = (reach.offsets, reach.longest), (reach.key_offsets, reach.longest_keys)
-        return varlen(query, key, value, rule, *sides)
+        return varlen(query, *_gathered(key, value, reach), rule, *sides)
+    if takes(query, key, value, rule, reach.longest_keys):
+        return native(query, *_gathered(key, value, reach), rule, reach.offsets, reach.key_offsets)
     if not reach.runs:
         raise UnknownAttentionError("attention to listed keys without a kernel for it")
     output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
@@ -43,6 +44,11 @@ def attend_in_reach(query: Tensor, key: Tensor, value: Tensor, rule: Rule, reach
         asking, asked, read = (part.transpose(1, 2) for part in (query[run.rows], key[run.keys], value[run.keys]))
         output[run.rows] = _masked_attention(asking, asked, read, mask, rule).transpose(1, 2)
     return output
+
+
+def _gathered(key: Tensor, value: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
+    """The keys and values of each stretch, end to end."""
+    return (key, value) if reach.keys is None else (key[reach.keys], value[reach.keys])
 
 
 def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Rule) -> Tensor:

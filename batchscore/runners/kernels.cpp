@@ -255,6 +255,7 @@ void attend(const typename T::Element* query, const typename T::Element* key, co
   for (int64_t i = 0; i < shape.sequences; ++i) {
     const int64_t first = shape.key_offsets[i], length = shape.key_offsets[i + 1] - first;
     const int64_t first_query = shape.query_offsets[i], queries = shape.query_offsets[i + 1] - first_query;
+    const int64_t behind = length - queries;  // the last query stands at the last key
     const int64_t width = round_up(length, kLanes);
     const uint8_t* seen = shape.seen ? shape.seen + first : nullptr;
     for (int64_t key_head = 0; key_head < shape.key_heads; ++key_head) {
@@ -275,9 +276,10 @@ void attend(const typename T::Element* query, const typename T::Element* key, co
         Element* head_out = out + first_query * shape.out_strides[0] + head * shape.out_strides[1];
         for (int64_t row = 0; row < queries; row += kRows) {
           const int rows = static_cast<int>(std::min<int64_t>(kRows, queries - row));
+          const int64_t place = behind + row;
           // the keys that any of these rows sees
-          const int64_t from = shape.window ? std::max<int64_t>(0, row - shape.window + 1) / kLanes * kLanes : 0;
-          int64_t to = shape.causal ? row + rows : shape.window ? std::min(length, row + rows - 1 + shape.window) : length;
+          const int64_t from = shape.window ? std::max<int64_t>(0, place - shape.window + 1) / kLanes * kLanes : 0;
+          int64_t to = shape.causal ? place + rows : shape.window ? std::min(length, place + rows - 1 + shape.window) : length;
           to = round_up(to, kLanes);
           const int64_t seen_width = to - from;
           const Packed* a = reinterpret_cast<const Packed*>(head_queries + row * shape.query_strides[0]);
@@ -285,8 +287,8 @@ void attend(const typename T::Element* query, const typename T::Element* key, co
                       seen_width);
           float sums[kRows];
           for (int r = 0; r < rows; ++r) {
-            const int64_t low = shape.window ? std::max<int64_t>(from, row + r - shape.window + 1) : from;
-            int64_t high = shape.causal ? row + r + 1 : shape.window ? row + r + shape.window : length;
+            const int64_t low = shape.window ? std::max<int64_t>(from, place + r - shape.window + 1) : from;
+            int64_t high = shape.causal ? place + r + 1 : shape.window ? place + r + shape.window : length;
             high = std::min(high, length);
             float* line = &products[r * capacity];
             sums[r] = exponentiate<T>(line, low - from, high - from, seen_width, seen ? seen + from : nullptr, scale,

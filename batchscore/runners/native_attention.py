@@ -34,17 +34,21 @@ class _Shape(ctypes.Structure):
 
 def fits_native(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Sequences) -> bool:
     """Whether the kernel takes these [tokens, heads, dim] and this rule."""
-    if query.device.type != "cpu" or query.dtype not in _functions() or rule.softcap is not None:
-        return False
     # a token that sees none but hidden ones has no output, and torch's is not a number
     may_be_blind = sequences.seen is not None and (rule.causal or rule.window is not None)
+    return not may_be_blind and takes(query, key, value, rule, sequences.longest)
+
+
+def takes(query: Tensor, key: Tensor, value: Tensor, rule: Rule, longest: int) -> bool:
+    """Whether the kernel takes these [tokens, heads, dim] and this rule, where up to `longest` keys are seen."""
+    if query.device.type != "cpu" or query.dtype not in _functions() or rule.softcap is not None:
+        return False
     sizes, tensors = (query.shape[-1], value.shape[-1]), (query, key, value)
     strides = [tensor.stride(axis) for tensor in tensors for axis in (0, 1)]
     return (
-        not may_be_blind
-        and max(sizes) <= _LARGEST_HEAD
-        and sequences.longest * max(sizes) <= _MOST_NUMBERS
-        and (sequences.longest <= _WITH_TILES or not (query.dtype == torch.bfloat16 and _has_tiles()))
+        max(sizes) <= _LARGEST_HEAD
+        and longest * max(sizes) <= _MOST_NUMBERS
+        and (longest <= _WITH_TILES or not (query.dtype == torch.bfloat16 and _has_tiles()))
         and all(tensor.stride(2) == 1 for tensor in tensors)
         and all(number % 2 == 0 for number in (*sizes, *strides))  # bfloat16 is read in pairs
     )
@@ -61,7 +65,28 @@ def native_attention(
     """[queries, heads, dim]: attention inside each sequence of a pack, with the arguments of `run_attention`."""
     offsets = sequences.offsets
     query_offsets = torch.arange(len(offsets), dtype=torch.int32) if from_first else offsets
-    return _call(_functions()[query.dtype], (query, key, value), query_offsets, offsets, sequences.seen_tokens, rule)
+    return native(query, key, value, rule, query_offsets, offsets, sequences.seen_tokens)
+
+
+def native(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rule: Rule,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """[queries, heads, dim]: the kernel; the last query of a sequence stands at its last key.
+
+    Args:
+        query: [queries, heads, dim].
+        key, value: [tokens, key heads, dim].
+        rule: which keys a query sees.
+        query_offsets, key_offsets: int32 [n + 1], where each sequence begins and the last ends.
+        seen: bool [tokens], the keys that are attended to; None: all.
+    """
+    return _call(_functions()[query.dtype], (query, key, value), query_offsets, key_offsets, seen, rule)
 
 
 def _call(
