@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.engine.prefixes import find_prefixes
-from batchscore.engine.scheduler import Pack, plan_chunks, plan_packs
+from batchscore.engine.scheduler import Pack, plan_chunks, plan_window
 from batchscore.engine.setup import Setup
 from batchscore.errors import DeviceMemoryError, UsageError
 from batchscore.models.load import Layout
@@ -342,17 +341,12 @@ class Batcher:
             index: the items.
             min_packs: what to aim for; None: one for each worker.
         """
-        lengths, costs = work.items.lengths, self._runner.costs(work.items)
-        limit = self.spec.regime_length or sys.maxsize
-        is_long = lengths[index] > limit
+        costs, limit = self._runner.costs(work.items), self.spec.regime_length or sys.maxsize
+        is_long = work.items.lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
         max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
-        packs = []
-        for part in parts:
-            found = find_prefixes(work.items, part) if self._runner.shares_prefixes(work.items) else None
-            order, prefixes = found or (part, None)
-            packs += plan_packs(order, lengths, costs, work.group, max_cost, count, prefixes)
-        return packs
+        shares = self._runner.shares_prefixes(work.items)
+        return plan_window(work.items, parts, costs, work.group, max_cost, count, shares=shares)
 
     # ---- forwards
 
@@ -409,10 +403,8 @@ class Batcher:
     ) -> DeviceMemoryError | None:
         """Forward one pack and hand on its output; returns the error where there is no memory for it."""
         try:
-            if collated is None:
-                batch = self._runner.collate(items, pack.index, is_query=is_query, prefixes=pack.prefixes)
-            else:
-                batch = collated.result()
+            laid = partial(self._runner.collate, items, pack.index, is_query=is_query, prefixes=pack.prefixes)
+            batch = laid() if collated is None else collated.result()
             with self._runner.turn():
                 take(pack.index, self._runner.forward(batch))
         except DeviceMemoryError as error:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.types import Prefixes
+from batchscore.engine.prefixes import find_prefixes
+from batchscore.types import Items, Prefixes
 
 _CHUNK = 2**20  # numbers: little enough for a core's share of the caches
 
@@ -54,6 +55,31 @@ class Pack:
         """Its items at these places. They are cut where they were: cut elsewhere, they would round differently."""
         prefixes = None if self.prefixes is None else self.prefixes.take(places)
         return Pack(self.index[places], self.costs[places], prefixes)
+
+
+def plan_window(
+    items: Items,
+    parts: Sequence[NDArray[np.int64]],
+    costs: NDArray[np.integer],
+    group: NDArray[np.integer],
+    max_cost: int,
+    min_packs: int,
+    *,
+    shares: bool,
+) -> list[Pack]:
+    """Packs of parts of a window that are not to be mixed.
+
+    Args:
+        items: of the window.
+        parts: each int64 [n], the items of one part.
+        costs, group, max_cost, min_packs: as in `plan_packs`.
+        shares: what the items have in common may be forwarded once.
+    """
+    packs: list[Pack] = []
+    for part in parts:
+        order, prefixes = (find_prefixes(items, part) if shares else None) or (part, None)
+        packs += plan_packs(order, items.lengths, costs, group, max_cost, min_packs, prefixes)
+    return packs
 
 
 def plan_packs(

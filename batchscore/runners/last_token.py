@@ -6,12 +6,12 @@ keys and values are needed for all tokens: in a Qwen3 of 0.6B parameters an eigh
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from batchscore.runners.gathered import attend_in_reach
@@ -36,17 +36,10 @@ def shorten_last_layer(body: Any) -> Callable[[], None] | None:
     layer: Any = layers[-1]
     attention = getattr(layer, "self_attn", None)
     known = all(hasattr(layer, name) for name in _PARTS) and all(hasattr(attention, name) for name in _ATTENTION)
-    if not known or _rotation(attention) is None:
+    if not known:
         return None
     layer.forward = partial(_forward, layer, layer.forward)
     return partial(delattr, layer, "forward")
-
-
-def _rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The rotary embedding of the architecture: (queries, keys, cos, sin) to rotated queries and keys."""
-    rotation: Callable[..., tuple[Tensor, Tensor]] | None
-    rotation = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    return rotation
 
 
 def _forward(layer: Any, whole: Callable[..., Tensor], hidden_states: Tensor, *others: Any, **keywords: Any) -> Tensor:
@@ -74,11 +67,8 @@ def _at_last_tokens(
     normed = layer.input_layernorm(hidden)
     query = _heads(attention, "q", normed[:, last.places])
     key, value = (_heads(attention, name, normed) for name in ("k", "v"))
-    rotate = _rotation(attention)
-    assert rotate is not None
-    query, _ = rotate(query, query, *(part[:, last.places] for part in embedding))
-    _, key = rotate(key, key, *embedding)
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query = _rotated(query, *(part[:, last.places] for part in embedding))
+    query, key, value = (states[0].transpose(0, 1) for states in (query, _rotated(key, *embedding), value))
     attended = attend_in_reach(query, key, value, replace(rule, scaling=attention.scaling), last.reach)
     states = hidden[:, last.places] + attention.o_proj(attended.flatten(1)[None])
     output: Tensor = states + layer.mlp(layer.post_attention_layernorm(states))
@@ -91,3 +81,10 @@ def _heads(attention: Any, name: str, states: Tensor) -> Tensor:
     norm = getattr(attention, f"{name}_norm", None)
     heads: Tensor = (projected if norm is None else norm(projected)).transpose(1, 2)
     return heads
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[1, heads, tokens, head dim] with positions: the rotary embedding of Llama, whose pairs are half a head apart."""
+    first, second = states.chunk(2, dim=-1)
+    rotated = states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return rotated.to(states.dtype)  # some have cos and sin in float32
