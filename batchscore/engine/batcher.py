@@ -45,6 +45,7 @@ from batchscore.types import (
     row_faults,
 )
 
+_SHARES = 16  # packs that 2, 4, 8 or 16 workers divide without a rest: the number of workers must not change bits
 _AGAIN = 16  # the queries of a chunk come again with each of its documents, as a rule
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
@@ -346,7 +347,10 @@ class Batcher:
         is_long = lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
         max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
-        return [pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, count)]
+        shares = _SHARES if self.setup.placement.device == "cpu" else 1  # a GPU has no workers that wait for the last
+        return [
+            pack for part in parts for pack in plan_packs(part, lengths, costs, work.group, max_cost, count, shares)
+        ]
 
     # ---- forwards
 

@@ -56,6 +56,7 @@ def plan_packs(
     group: NDArray[np.integer],
     max_cost: int,
     min_packs: int = 1,
+    shares: int = 1,
 ) -> list[Pack]:
     """Group items into packs of at most `max_cost`.
 
@@ -66,6 +67,9 @@ def plan_packs(
         group: int [items], whose query each is: of equally long items those of one query are neighbours.
         max_cost: what a pack may hold; an item that costs more gets a pack of its own.
         min_packs: aim for this many packs of equal cost, so that every worker has one.
+        shares: aim for packs of equal cost whose number is a multiple of it, so that so many workers end together, or
+            half as many, and so on; it is halved while packs would cost less than a quarter of `max_cost`. 1: packs
+            are filled.
 
     Returns:
         Packs, longest items first; every item of `index` is in exactly one of them.
@@ -73,13 +77,25 @@ def plan_packs(
     order = index[np.lexsort((group[index], -lengths[index]))]
     sorted_costs = np.asarray(costs[order], np.int64)
     ends = np.cumsum(sorted_costs)  # cost up to and with each; a pack ends before the first that would pass the limit
-    limit = min(max_cost, max(1, -(-int(sorted_costs.sum()) // min_packs)))
-    packs, start, base = [], 0, 0
+    count = max(min_packs, _multiple(shares, int(sorted_costs.sum()), max_cost))
+    packs: list[Pack] = []
+    start, base = 0, 0
     while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
+        share = -(-(int(ends[-1]) - base) // max(1, count - len(packs)))
+        stop = max(start + 1, int(np.searchsorted(ends, base + min(share, max_cost), side="right")))
+        # one more where that comes nearer to the share: what each pack lacks would be too much for the last
+        if stop < len(ends) and ends[stop] - base <= min(max_cost, 2 * share - (ends[stop - 1] - base)):
+            stop += 1
         packs.append(Pack(order[start:stop], sorted_costs[start:stop]))
         start, base = stop, int(ends[stop - 1])
     return packs
+
+
+def _multiple(shares: int, cost: int, max_cost: int) -> int:
+    """Packs of a cost, a multiple of `shares`, with some room in each, since sequences are not divided."""
+    while shares > 1 and cost < shares * max_cost // 4:
+        shares //= 2
+    return -(-cost // (shares * max(1, max_cost - max_cost // 16))) * shares if shares > 1 else 1
 
 
 def plan_chunks(
@@ -97,10 +113,44 @@ def plan_chunks(
         inner_sizes: int [n], likewise.
     """
     is_first = np.diff(outer, prepend=-1) > 0
-    ends = np.cumsum(inner_sizes[inner] + is_first * outer_sizes[outer], dtype=np.int64)
-    chunks, start, base = [], 0, 0
+    return stretches(inner_sizes[inner] + is_first * outer_sizes[outer], _CHUNK)
+
+
+def stretches(sizes: NDArray[np.integer], limit: int) -> list[slice]:
+    """Divide things in a row into stretches whose sizes, int [n], add up to `limit` at most, or have one thing."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    found, start, base = [], 0, 0
     while start < len(ends):
-        stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))
-        chunks.append(slice(start, stop))
+        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
+        found.append(slice(start, stop))
         start, base = stop, int(ends[stop - 1])
-    return chunks
+    return found
+
+
+def plan_meetings(
+    codes: tuple[NDArray[np.integer], NDArray[np.integer]],
+    sizes: tuple[NDArray[np.integer], NDArray[np.integer]],
+    limit: int,
+) -> tuple[int, list[tuple[slice, NDArray[np.int64]]]]:
+    """Divide pairs whose texts are encoded group by group, so that no more than a group of each side is held.
+
+    The groups of one side come one after the other, and each meets those of the other side: its texts are read once,
+    and the other's once for each of these groups that they have a pair with.
+
+    Args:
+        codes: int [pairs] each, which text of its side each pair has.
+        sizes: int [texts] each, what reading and holding a text costs.
+        limit: what a group may cost.
+
+    Returns:
+        (the side that is read once, (the group of it, the pairs of a meeting) of each meeting).
+    """
+    groups = [stretches(side, limit) for side in sizes]
+    read = [sizes[side].sum() + len(groups[side]) * sizes[1 - side].sum() for side in (0, 1)]
+    outer = int(read[1] <= read[0])
+    numbers = [np.repeat(np.arange(len(some)), [part.stop - part.start for part in some]) for some in groups]
+    first, second = numbers[outer][codes[outer]], numbers[1 - outer][codes[1 - outer]]
+    order = np.lexsort((second, first))
+    is_new = (np.diff(first[order]) != 0) | (np.diff(second[order]) != 0)
+    meetings = np.split(order, np.flatnonzero(is_new) + 1)
+    return outer, [(groups[outer][first[pairs[0]]], pairs) for pairs in meetings]
