@@ -419,12 +419,12 @@ def crossed(queries: int, documents: int) -> tuple[list[str], list[str]]:
     return [asked[row // len(read)] for row in rows], [read[row % len(read)] for row in rows]
 
 
-@pytest.mark.parametrize(("window_rows", "read"), [(50, 10 + 30), (10, 3 * 10 + 30)])
+@pytest.mark.parametrize(("window_rows", "read"), [(50, 10 + 30), (10, 10 + 30), (5, 10 + 2 * 30)])
 def test_late_interaction_reads_a_text_once_in_a_call_as_long_as_its_side_fits_into_a_group(
     scorers: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch, window_rows: int, read: int
 ) -> None:
-    """In windows of rows, each window would read nearly all documents again. A group has `window_rows` texts at most:
-    30 documents make one group, or three, each of which reads the ten queries."""
+    """In windows of rows, each window would read nearly all documents again. A group has `window_rows` texts at
+    most: of five, the ten queries make two, each of which reads all documents."""
     queries, documents = crossed(10, 30)
     whole = scorers("bert_tokens", score_type="late-interaction", cache_mb=0).score(queries, documents)
     scorer, laid_out = scorers("bert_tokens", score_type="late-interaction", window_rows=window_rows), list[str]()
