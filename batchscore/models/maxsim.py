@@ -55,7 +55,7 @@ def _by_document(
     for document, first, stop in _runs(right):
         tokens = documents[starts[document] : starts[document + 1]].float()
         for some in _pieces(int(ends[first]), int(ends[stop]), max(1, _BLOCK // len(tokens))):
-            np.maximum.reduce((tokens @ rows.at(some).T).cpu().numpy(), axis=0, out=best[some])
+            np.maximum.reduce((tokens @ rows.at(some).T).numpy(), axis=0, out=best[some])
     return np.add.reduceat(best, ends[:-1])
 
 
@@ -71,7 +71,7 @@ def _by_query(
         while first < stop:
             limit = ends[first] + _BLOCK // len(tokens)
             last = min(stop, max(first + 1, int(np.searchsorted(ends, limit, side="right")) - 1))
-            products = (tokens @ rows.at(slice(int(ends[first]), int(ends[last]))).T).cpu().numpy()
+            products = (tokens @ rows.at(slice(int(ends[first]), int(ends[last]))).T).numpy()
             scores[first:last] = np.maximum.reduceat(products, ends[first:last] - ends[first], axis=1).sum(0)
             first = last
     return scores
@@ -82,7 +82,7 @@ class _Rows:
 
     def __init__(self, matrix: Tensor, index: NDArray[np.int64]) -> None:
         self._matrix, self._index = matrix, index
-        self._there = torch.from_numpy(index).to(matrix.device)
+        self._there = torch.from_numpy(index)
         self._jumps = np.cumsum(np.diff(index, prepend=-1) != 1)
 
     def at(self, some: slice) -> Tensor:
