@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.cache import EncodingCache, keys_of
 from batchscore.engine.ranking import rank_rows
+from batchscore.engine.scheduler import plan_meetings
 from batchscore.engine.setup import ScorerOptions, Setup, set_up
 from batchscore.errors import InputError, RuntimeFailureError, UsageError, naming_keywords
 from batchscore.media.content import read_cell
@@ -41,6 +42,9 @@ __all__ = ["Ranked", "Scorer", "ScorerOptions", "Setup", "set_up", "vector_width
 Input = Any  # a query or document: a string, or what `Scorer.score` says
 _FORMS = 'a text is a string; with media it is {"content": [parts]}, {"text": ..., "image": ...}, or a PIL image'
 _LARGE_OUTPUTS = 1024  # held together, of 30,000 numbers or more each
+# Of texts whose matrices are held together, some 130,000 tokens: a side's characters, and what a short text or an image
+# at least costs, since a query may be filled up and an image has many vectors.
+_GROUP_CHARS, _LEAST_CHARS, _IMAGE_CHARS = 2**19, 128, 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Scorer:
     Args:
         model: a checkpoint folder or a hub id, or what `set_up` made of it and the options.
         cache_mb: memory for vectors of texts and logits of pairs that come back in a later window or call; 0 keeps
-            none. They need no tokenizer then, either. Late interaction keeps none.
+            none. They need no tokenizer then, either. Late interaction keeps none beyond a call.
         media_root: folder below which images and videos that are named by a path must lie, and at which relative paths
             begin; None: the working directory.
         allow_remote_media: fetch images and videos that http and https URLs name.
@@ -204,6 +208,8 @@ class Scorer:
 
     def _raw_scores(self, pairs: Pairs) -> NDArray[np.float32]:
         """float32 [pairs, k], a window at a time; a listwise model reads all documents of a query together."""
+        if self.spec.score_type == "late-interaction":
+            return self._scores_of_matrices(pairs)
         size = len(pairs) if self.spec.listwise else self.budget.window_rows
         is_encoded = self.spec.score_type == "bi-encoder"
         if is_encoded and self.batcher.has_large_outputs:
@@ -221,6 +227,26 @@ class Scorer:
         queries = self._encoded(pairs.queries.values, "query")
         documents = self._encoded(pairs.documents.values, "document")
         return self.batcher.compare(queries, documents, pairs.queries.codes, pairs.documents.codes)
+
+    def _scores_of_matrices(self, pairs: Pairs) -> NDArray[np.float32]:
+        """float32 [pairs, k] of late interaction, whose matrices are made group by group and kept no longer."""
+        raw = np.empty((len(pairs), self.batcher.num_scores), np.float32)
+        sides = pairs.queries, pairs.documents
+        least = max(_LEAST_CHARS, _GROUP_CHARS // self.budget.window_rows)
+        sizes = [np.array([max(least, _chars(cell)) for cell in side.values], np.int64) for side in sides]
+        outer, meetings = plan_meetings((sides[0].codes, sides[1].codes), (sizes[0], sizes[1]), _GROUP_CHARS)
+        group, held = None, Encodings.concat([])
+        for place, rows in meetings:
+            if place != group:
+                group, held = place, self._encoded(sides[outer].values[place], SIDES[outer])
+            others = sides[1 - outer].rows(rows)
+            found = self._encoded(others.values, SIDES[1 - outer])
+            both = (held, sides[outer].codes[rows] - place.start), (found, others.codes)
+            (queries, left), (documents, right) = both[::-1] if outer else both
+            outcome = self.batcher.compare(queries, documents, left, right)
+            _raise_first("pair {}", {int(rows[row]): fault for row, fault in outcome.faults.items()})
+            raw[rows] = outcome.raw
+        return raw
 
     def _encoded(self, texts: Sequence[Cell], side: Side) -> Encodings:
         """The encodings of distinct texts."""
@@ -240,7 +266,7 @@ class Scorer:
             outcome = self.batcher.score(work)
             return Encodings(outcome.raw, np.arange(len(rows) + 1), work.row_tokens(), work.cut, outcome.faults)
 
-        if self.spec.score_type != "cross-encoder" or self.spec.listwise:
+        if self.spec.listwise:
             found = make(np.arange(len(pairs)))
         else:
             queries, documents = keys_of(pairs.queries.values, "query"), keys_of(pairs.documents.values, "document")
@@ -257,6 +283,11 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _chars(cell: Cell) -> int:
+    """What reading a query or document costs, in characters of text."""
+    return len(cell) if isinstance(cell, str) else len(cell.text) + _IMAGE_CHARS * len(cell.media)
 
 
 def _raise_first(place: str, faults: Faults) -> None:

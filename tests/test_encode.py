@@ -412,6 +412,29 @@ def test_equal_texts_are_encoded_once(scorers: Callable[..., Scorer], monkeypatc
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
+def crossed(queries: int, documents: int) -> tuple[list[str], list[str]]:
+    """Every distinct query with every distinct document, in no order."""
+    asked, read = list(dict.fromkeys(QUERIES))[:queries], list(dict.fromkeys(DOCUMENTS))[:documents]
+    rows = np.random.default_rng(3).permutation(len(asked) * len(read))
+    return [asked[row // len(read)] for row in rows], [read[row % len(read)] for row in rows]
+
+
+@pytest.mark.parametrize(("window_rows", "read"), [(50, 10 + 30), (10, 10 + 30), (5, 10 + 2 * 30)])
+def test_late_interaction_reads_a_text_once_in_a_call_as_long_as_its_side_fits_into_a_group(
+    scorers: Callable[..., Scorer], monkeypatch: pytest.MonkeyPatch, window_rows: int, read: int
+) -> None:
+    """In windows of rows, each window would read nearly all documents again. A group has `window_rows` texts at
+    most: of five, the ten queries make two, each of which reads all documents."""
+    queries, documents = crossed(10, 30)
+    whole = scorers("bert_tokens", score_type="late-interaction", cache_mb=0).score(queries, documents)
+    scorer, laid_out = scorers("bert_tokens", score_type="late-interaction", window_rows=window_rows), list[str]()
+    lay_out = scorer.batcher.lay_out
+    monkeypatch.setattr(scorer.batcher, "lay_out", lambda texts, side: laid_out.extend(texts) or lay_out(texts, side))
+
+    np.testing.assert_allclose(scorer.score(queries, documents), whole, rtol=2e-6, atol=SAME)
+    assert len(laid_out) == read
+
+
 def test_bfloat16_matrices_come_as_float32_and_give_the_score(scorers: Callable[..., Scorer]) -> None:
     scorer = scorers("bert_tokens", dtype="bfloat16", score_type="late-interaction")
     (query,), (document,) = scorer.encode("the cat", "query"), scorer.encode("the dog sat")

@@ -18,6 +18,7 @@ import jobs
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.scheduler import Pack
 from batchscore.errors import InputError, UsageError
+from batchscore.jobs import pipeline
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import rerank_files, score_files
 from batchscore.models.text.tokenizer import TextTokenizer
@@ -100,6 +101,16 @@ KINDS: list[tuple[str, Options]] = [
 def test_scores_are_those_of_texts_read_in_every_unit(tiny: Tiny, name: str, options: Options) -> None:
     rows = [*ROWS, {"id": "long", "query": LONG, "document": "cat"}, {"id": "too", "query": "cat", "document": LONG}]
     same(*both(tiny(name), rows, **options))
+
+
+def test_a_process_alone_never_waits(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look for a task after the last block comes while that is encoded, and the next one after it was written."""
+    waited: list[float] = []
+    monkeypatch.setattr(pipeline, "sleep", waited.append)
+    jobs.write_rows("in.parquet", ROWS)
+
+    assert run(score_files, tiny("bert_mean"), "out.parquet", "once").counts["encode"] == "once"
+    assert waited == []
 
 
 def test_lines_get_the_same_scores_too(tiny: Tiny) -> None:

@@ -15,7 +15,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import AutoModelForSequenceClassification
 
 import checkpoints
@@ -25,7 +24,7 @@ from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.heads import Head, activate, answer_head, load_modules, make_activation, take_head, value_range
 from batchscore.models.load import LoadedModel, load_model
 from batchscore.models.resolve import resolve
-from batchscore.models.similarity import VECTOR_SIMILARITIES, maxsim
+from batchscore.models.similarity import VECTOR_SIMILARITIES
 from batchscore.models.spec import DenseSpec
 from batchscore.models.text.tokenizer import load_tokenizer
 from batchscore.scorer import Scorer
@@ -377,40 +376,3 @@ def test_a_similarity_of_two_vectors(name: str, scores: list[float]) -> None:
 
     pairs = np.arange(3), np.arange(3)
     assert VECTOR_SIMILARITIES[name](queries, documents, *pairs).tolist() == pytest.approx(scores)
-
-
-def test_maxsim_sums_the_best_match_of_each_query_token() -> None:
-    query = rows([1, 0], [0, 1])
-    documents = rows([1, 0], [0.6, 0.8], [-1, 0], [0, 1])
-
-    # 1 + 0.8; -1 + 0; 0 + 1
-    assert maxsim(query, [2], documents, [2, 1, 1])[0].tolist() == pytest.approx([1.8, -1, 1])
-
-
-def test_maxsim_of_opposite_tokens_is_negative() -> None:
-    """A padding token's zero would win here."""
-    query = rows([1, 0], [1, 0])
-
-    assert maxsim(query, [2], rows([-1, 0], [-0.6, 0.8], [-1, 0]), [2, 1])[0].tolist() == pytest.approx([-1.2, -2])
-
-
-def test_maxsim_of_a_text_with_itself_is_its_number_of_tokens() -> None:
-    tokens = normalize(torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-
-    assert maxsim(tokens, [9], tokens, [9])[0].tolist() == pytest.approx([9])
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_maxsim_of_many_is_that_of_each_pair(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 8, 10).tolist(), rng.integers(1, 8, 10).tolist()
-    queries, documents = (rng.standard_normal((sum(side), 4)).astype(np.float32) for side in lengths)
-
-    scores = maxsim(torch.from_numpy(queries), lengths[0], torch.from_numpy(documents), lengths[1])
-
-    queries, documents = (
-        np.split(side, np.cumsum(counts)[:-1]) for side, counts in zip((queries, documents), lengths, strict=True)
-    )
-    for query, row in zip(queries, scores, strict=True):
-        expected = [sum(max(float(q @ d) for d in document) for q in query) for document in documents]
-        assert row.tolist() == pytest.approx(expected, abs=1e-5)

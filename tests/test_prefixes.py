@@ -56,7 +56,7 @@ def conversation(seed: int, queries: int = 4, documents: int = 5) -> list[list[i
 def packs_of(items: Items, max_cost: int, min_packs: int = 1) -> list[Pack]:
     order, prefixes = find_prefixes(items, np.arange(len(items))) or (np.arange(len(items)), None)
     group = np.zeros(len(items), np.int32)
-    return plan_packs(order, items.lengths, items.lengths, group, max_cost, min_packs, prefixes)
+    return plan_packs(order, items.lengths, items.lengths, group, max_cost, min_packs, prefixes=prefixes)
 
 
 # ---- what is found

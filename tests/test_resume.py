@@ -280,7 +280,7 @@ def test_a_signal_while_the_weights_are_loaded_is_no_fault_of_theirs(
 ) -> None:
     """Which takes minutes for a large model."""
     jobs.write_rows("in.parquet", jobs.random_rows(10))
-    monkeypatch.setattr("batchscore.models.load._check_report", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("batchscore.models.load._check_listed", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
     result = run("score", tiny("bert_ce"), "--in", "in.parquet", "--out", "out/")
 
     assert result.exit_code == 75, result.stderr

@@ -91,6 +91,49 @@ def test_work_is_shared_among_the_workers(lengths: list[int], min_packs: int, si
     assert [len(pack) for pack in packs_of(np.array(lengths), 1_000, min_packs)] == sizes
 
 
+def makespan(costs: list[int], workers: int) -> int:
+    """When the last of some workers is done, each of which takes the next pack when it is free."""
+    free = [0] * workers
+    for cost in costs:
+        free[free.index(min(free))] += cost
+    return max(free)
+
+
+def documents(count: int, seed: int) -> np.ndarray:
+    """Lengths of as many documents, 10 to 256 tokens with a median of some 80."""
+    return np.clip(np.random.default_rng(seed).lognormal(4.4, 0.7, count), 10, 256).astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("count", [64, 150, 300, 1_000, 3_000])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
+def test_workers_end_together(count: int, workers: int, seed: int) -> None:
+    """Within a tenth of what packs that could be divided would take; where there is little, each has one at most."""
+    lengths = documents(count, seed)
+    packs = plan_packs(np.arange(count), lengths, lengths, np.zeros(count, np.int32), 2_048, multiple=16)
+
+    assert makespan([pack.cost for pack in packs], workers) <= max(1.1 * lengths.sum() / workers, 1_024)
+    filled = plan_packs(np.arange(count), lengths, lengths, np.zeros(count, np.int32), 2_048)
+    assert len(packs) <= max(1.4 * len(filled), lengths.sum() / 512 + 1, 16)
+
+
+def test_images_are_shared_by_two_workers() -> None:
+    """64 images of 50 tokens filled a pack with 40 of them, and the other worker had 24."""
+    costs = np.full(64, 50)
+
+    packs = plan_packs(np.arange(64), costs, costs, np.zeros(64, np.int32), 2_048, multiple=16)
+    assert [len(pack) for pack in packs] == [16, 16, 16, 16]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shared_pack_is_within_the_budget_or_one_sequence(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 300, 200)
+    packs = plan_packs(np.arange(200), lengths, lengths, np.zeros(200, np.int32), 256, multiple=16)
+
+    assert sorted(np.concatenate([pack.index for pack in packs]).tolist()) == list(range(200))
+    assert all(pack.cost <= 256 or len(pack) == 1 for pack in packs)
+
+
 def test_no_sequences_make_no_packs() -> None:
     assert packs_of(np.empty(0, np.int64), 64, min_packs=2) == []
 

@@ -331,7 +331,7 @@ def with_nan_in(tensors: dict[str, Tensor], row: int) -> dict[str, Tensor]:
         ("bert_ce_default", "cross-encoder", "its score is nan"),
         ("bert_mean", "bi-encoder", "its vector has a number that is not finite"),
         ("bert_max", "bi-encoder", "its vector has a number that is not finite"),
-        ("bert_dense", "late-interaction", "its score is nan"),
+        ("bert_dense", "late-interaction", "its vector has a number that is not finite"),
     ],
 )
 def test_a_score_that_is_no_number_is_an_error_that_names_the_pair(

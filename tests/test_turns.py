@@ -15,7 +15,8 @@ import checkpoints
 from batchscore import Scorer
 from batchscore.engine.batcher import Batcher
 from batchscore.errors import DeviceLostError
-from batchscore.models.similarity import maxsim, maxsim_of_rows
+from batchscore.models.maxsim import maxsim
+from batchscore.models.similarity import maxsim_of_rows
 from batchscore.runners.batch import Staging, collate
 from batchscore.runners.turns import Turns
 from batchscore.scorer import set_up
@@ -173,7 +174,7 @@ def test_maxsim_of_rows_in_one_batch_is_that_of_each_pair(monkeypatch: pytest.Mo
 
     found = maxsim_of_rows(queries, query_lengths, documents, lengths, left, right)
 
-    expected = maxsim(queries, query_lengths, documents, lengths)[left, right]
+    expected = maxsim(queries, query_lengths, documents, lengths, left, right)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
 
 

@@ -45,6 +45,7 @@ from batchscore.types import (
     row_faults,
 )
 
+_MULTIPLE = 16  # packs that 2, 4, 8 or 16 workers divide without a rest: the number of workers must not change bits
 _AGAIN = 16  # the queries of a chunk come again with each of its documents, as a rule
 
 OnPack = Callable[[int, int], None]  # (rows scored, tokens read) since the last call
@@ -345,8 +346,12 @@ class Batcher:
         is_long = work.items.lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]
         max_cost, count = self.budget.max_tokens, min_packs or self.budget.workers
+        multiple = (
+            _MULTIPLE if self.setup.placement.device == "cpu" else 1
+        )  # a GPU has no workers that wait for the last
         shares = self._runner.shares_prefixes(work.items)
-        return plan_window(work.items, parts, costs, work.group, max_cost, count, shares=shares)
+        plan = partial(plan_window, work.items, parts, costs, work.group)
+        return plan(max_cost, count, multiple, shares_prefixes=shares)
 
     # ---- forwards
 

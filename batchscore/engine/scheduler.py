@@ -64,21 +64,22 @@ def plan_window(
     group: NDArray[np.integer],
     max_cost: int,
     min_packs: int,
+    multiple: int,
     *,
-    shares: bool,
+    shares_prefixes: bool,
 ) -> list[Pack]:
     """Packs of parts of a window that are not to be mixed.
 
     Args:
         items: of the window.
         parts: each int64 [n], the items of one part.
-        costs, group, max_cost, min_packs: as in `plan_packs`.
-        shares: what the items have in common may be forwarded once.
+        costs, group, max_cost, min_packs, multiple: as in `plan_packs`.
+        shares_prefixes: what the items have in common may be forwarded once.
     """
     packs: list[Pack] = []
     for part in parts:
-        order, prefixes = (find_prefixes(items, part) if shares else None) or (part, None)
-        packs += plan_packs(order, items.lengths, costs, group, max_cost, min_packs, prefixes)
+        order, prefixes = (find_prefixes(items, part) if shares_prefixes else None) or (part, None)
+        packs += plan_packs(order, items.lengths, costs, group, max_cost, min_packs, multiple, prefixes)
     return packs
 
 
@@ -89,6 +90,7 @@ def plan_packs(
     group: NDArray[np.integer],
     max_cost: int,
     min_packs: int = 1,
+    multiple: int = 1,
     prefixes: Prefixes | None = None,
 ) -> list[Pack]:
     """Group items into packs of at most `max_cost`.
@@ -100,6 +102,9 @@ def plan_packs(
         group: int [items], whose query each is: of equally long items those of one query are neighbours.
         max_cost: what a pack may hold; an item that costs more gets a pack of its own.
         min_packs: aim for this many packs of equal cost, so that every worker has one.
+        multiple: aim for packs of equal cost whose number is a multiple of it, so that so many workers end together, or
+            half as many, and so on; it is halved while packs would cost less than a quarter of `max_cost`. 1: packs
+            are filled.
         prefixes: what the items share, which are in its order then; made by `find_prefixes`.
 
     Returns:
@@ -109,16 +114,28 @@ def plan_packs(
     alone = np.asarray(costs[order], np.int64)  # what each costs as the first of a pack
     shared = np.zeros_like(alone) if prefixes is None else prefixes.shared
     ends = np.cumsum(alone - shared)  # cost up to and with each; a pack ends before the first that would pass the limit
-    again = int(shared.max(initial=0)) * (min_packs - 1)  # each further pack reads its first prefix anew
-    limit = min(max_cost, max(1, -(-(int(ends[-1:].sum()) + again) // min_packs)))
-    packs, start = [], 0
+    again = int(shared.max(initial=0))  # each further pack reads its first prefix anew
+    count = max(min_packs, _count(multiple, int(ends[-1:].sum()), max_cost))
+    packs: list[Pack] = []
+    start = 0
     while start < len(order):
-        base = int(ends[start] - alone[start])
-        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
+        left, base = max(1, count - len(packs)), int(ends[start] - alone[start])
+        share = -(-(int(ends[-1]) - base + again * (left - 1)) // left)
+        stop = max(start + 1, int(np.searchsorted(ends, base + min(share, max_cost), side="right")))
+        # one more where that comes nearer to the share: what each pack lacks would be too much for the last
+        if stop < len(ends) and ends[stop] - base <= min(max_cost, 2 * share - (ends[stop - 1] - base)):
+            stop += 1
         added = np.diff(ends[start:stop], prepend=base)
         packs.append(Pack(order[start:stop], added, None if prefixes is None else prefixes.take(slice(start, stop))))
         start = stop
     return packs
+
+
+def _count(multiple: int, cost: int, max_cost: int) -> int:
+    """Packs of a cost, a multiple of `multiple`, with some room in each, since sequences are not divided."""
+    while multiple > 1 and cost < multiple * max_cost // 4:
+        multiple //= 2
+    return -(-cost // (multiple * max(1, max_cost - max_cost // 16))) * multiple if multiple > 1 else 1
 
 
 def plan_chunks(
@@ -136,10 +153,44 @@ def plan_chunks(
         inner_sizes: int [n], likewise.
     """
     is_first = np.diff(outer, prepend=-1) > 0
-    ends = np.cumsum(inner_sizes[inner] + is_first * outer_sizes[outer], dtype=np.int64)
-    chunks, start, base = [], 0, 0
+    return stretches(inner_sizes[inner] + is_first * outer_sizes[outer], _CHUNK)
+
+
+def stretches(sizes: NDArray[np.integer], limit: int) -> list[slice]:
+    """Divide things in a row into stretches whose sizes, int [n], add up to `limit` at most, or have one thing."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    found, start, base = [], 0, 0
     while start < len(ends):
-        stop = max(start + 1, int(np.searchsorted(ends, base + _CHUNK, side="right")))
-        chunks.append(slice(start, stop))
+        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
+        found.append(slice(start, stop))
         start, base = stop, int(ends[stop - 1])
-    return chunks
+    return found
+
+
+def plan_meetings(
+    codes: tuple[NDArray[np.integer], NDArray[np.integer]],
+    sizes: tuple[NDArray[np.integer], NDArray[np.integer]],
+    limit: int,
+) -> tuple[int, list[tuple[slice, NDArray[np.int64]]]]:
+    """Divide pairs whose texts are encoded group by group, so that no more than a group of each side is held.
+
+    The groups of one side come one after the other, and each meets those of the other side: its texts are read once,
+    and the other's once for each of these groups that they have a pair with.
+
+    Args:
+        codes: int [pairs] each, which text of its side each pair has.
+        sizes: int [texts] each, what reading and holding a text costs.
+        limit: what a group may cost.
+
+    Returns:
+        (the side that is read once, (the group of it, the pairs of a meeting) of each meeting).
+    """
+    groups = [stretches(side, limit) for side in sizes]
+    read = [sizes[side].sum() + len(groups[side]) * sizes[1 - side].sum() for side in (0, 1)]
+    outer = int(read[1] <= read[0])
+    numbers = [np.repeat(np.arange(len(some)), [part.stop - part.start for part in some]) for some in groups]
+    first, second = numbers[outer][codes[outer]], numbers[1 - outer][codes[1 - outer]]
+    order = np.lexsort((second, first))
+    is_new = (np.diff(first[order]) != 0) | (np.diff(second[order]) != 0)
+    meetings = np.split(order, np.flatnonzero(is_new) + 1)
+    return outer, [(groups[outer][first[pairs[0]]], pairs) for pairs in meetings]

@@ -67,6 +67,7 @@ class Pipeline:
             BatchscoreError: what ends a run; the files that are done stay.
         """
         with self.stop.polling():
+            is_new = False  # whether something was done since the last look for a task
             for kind, some in groupby(tasks, type):
                 if kind is Unit:
                     self._run_units(cast("Iterator[Unit]", some), on_done)
@@ -77,7 +78,10 @@ class Pipeline:
                 else:
                     for _ in some:
                         self.stop.check()
-                        sleep(_WAIT_SECONDS)
+                        if not is_new:  # else this look was before the last block had its file
+                            sleep(_WAIT_SECONDS)
+                        is_new = False
+                is_new = kind is not type(None)
 
     def task(self, key: tuple[str, int]) -> Task:
         """The task of the job that has this key."""

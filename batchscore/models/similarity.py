@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -65,34 +65,10 @@ def _rows(vectors: Tensor, index: Index) -> Tensor:
 VECTOR_SIMILARITIES: dict[str, Callable[[Tensor, Tensor, Index, Index], Tensor]] = {"cosine": cosine, "dot": dot}
 
 
-def maxsim(
-    queries: Tensor, query_lengths: Sequence[int] | Index, documents: Tensor, lengths: Sequence[int] | Index
-) -> NDArray[np.float32]:
-    """Sum over the tokens of each query of the best-matching token of each document.
-
-    One product for all of them, then a maximum over each document's own tokens: padding could win where every true
-    similarity is negative.
-
-    Args:
-        queries: float32 [sum(query_lengths), dim], rows of unit length, queries end to end.
-        query_lengths: tokens of each query, at least 1.
-        documents: float32 [sum(lengths), dim], likewise.
-        lengths: tokens of each document, at least 1.
-
-    Returns:
-        float32 [queries, documents]; each at most the number of the query's tokens.
-
-    Source: the MaxSim operator of ColBERT (Khattab & Zaharia 2020).
-    """
-    similarities = (queries @ documents.T).numpy()  # whose maxima are several times faster than torch's
-    best = np.maximum.reduceat(similarities, offsets_of(lengths)[:-1], axis=1)
-    return np.add.reduceat(best, offsets_of(query_lengths)[:-1], axis=0)
-
-
 def maxsim_of_rows(
     queries: Tensor, query_lengths: Index, documents: Tensor, lengths: Index, left: Index, right: Index
 ) -> Tensor:
-    """float32 [rows]: what `maxsim` has for query left[i] and document right[i], on a GPU.
+    """float32 [rows]: what `maxsim.maxsim` has for query left[i] and document right[i], on a GPU.
 
     A loop over queries or documents would queue several kernels for each of them. So all rows are one batch, in which
     both sides are padded: the documents of a pack are of similar length.

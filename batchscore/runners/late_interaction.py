@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from batchscore.models.similarity import maxsim, maxsim_of_rows
+from batchscore.models.maxsim import maxsim
+from batchscore.models.similarity import maxsim_of_rows
 from batchscore.models.transfer import to_device
 from batchscore.runners.base import Arrays, BaseRunner, Index, Match, positions_of
 from batchscore.runners.batch import Batch
@@ -73,21 +74,23 @@ class LateInteraction(BaseRunner):
     @torch.inference_mode()
     def compare(self, held: Matrices, match: Match, output: Matrices) -> NDArray[np.float32]:
         """float32 [rows, 1]: MaxSim, on a CPU one product for each document, or for each query."""
-        queries, left = held.distinct(match.query)
-        queries = Matrices(queries.vectors.float(), queries.sizes)
+        # equal rows once: where a row stands in a product can change its last bit
+        keys, places = np.unique(match.query.astype(np.int64) * len(output) + match.item, return_inverse=True)
+        left, right = np.divmod(keys, len(output))
+        queries, left = held.distinct(left)
         if self.device == "cpu":
-            scores = _by_the_fewer(queries, left, output, match.item)
+            scores = maxsim(queries.vectors, queries.sizes, output.vectors, output.sizes, left, right)
         else:
-            sides = queries.vectors, queries.sizes, output.vectors.float(), output.sizes
-            (scores,) = self.fetch(maxsim_of_rows(*sides, left, match.item))
+            sides = queries.vectors.float(), queries.sizes, output.vectors.float(), output.sizes
+            (scores,) = self.fetch(maxsim_of_rows(*sides, left, right))
         if self.spec.similarity == "meanmaxsim":
             scores /= queries.sizes[left]
-        return scores[:, None]
+        return scores[places, None]
 
     def to_arrays(self, output: Matrices) -> Arrays:
         """The vectors in main memory and in the body's dtype."""
         vectors = output.vectors.to(self._dtype)
-        finite = vectors.isfinite().all(1)
+        finite = ~(vectors * 0).sum(1).isnan()  # many times as fast as isfinite of 16 bits
         vectors = vectors.view(torch.uint16) if vectors.dtype == torch.bfloat16 else vectors  # numpy has no bfloat16
         values, is_good = self.fetch(vectors, finite)
         is_finite = ~np.isin(
@@ -107,19 +110,3 @@ class LateInteraction(BaseRunner):
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """A similarity is the score."""
         return raw
-
-
-def _by_the_fewer(
-    queries: Matrices, left: NDArray[np.integer], output: Matrices, item: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    """float32 [rows]: MaxSim of these queries and documents, by the side of which there are fewer."""
-    scores = np.empty(len(left), np.float32)
-    # each turn of the loop holds Python's lock for a while
-    shared = item if len(np.unique(item)) < len(queries) else left
-    order = np.argsort(shared, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(shared[order])) + 1):
-        some, above = queries.distinct(left[rows])
-        documents, beside = output.distinct(item[rows])
-        found = maxsim(some.vectors, some.sizes, documents.vectors.float(), documents.sizes)
-        scores[rows] = found[above, beside]
-    return scores
