@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # before transformers is imported anywhere: nothing in a test may reach for the network
@@ -15,8 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from typer import testing
 
 import checkpoints
+
+# one for the session: to build the command from its options takes longer than most of what a test then does with it
+testing._get_command = cache(testing._get_command)
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the tests only
 
