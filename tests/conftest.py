@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 from typer import testing
 
 import checkpoints
+import jobs
 
 # one for the session: to build the command from its options takes longer than most of what a test then does with it
 testing._get_command = cache(testing._get_command)
@@ -30,6 +32,17 @@ SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the t
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: one more than there are cores, because many tests wait for other processes; each takes a GiB."""
     return min(8, len(os.sched_getaffinity(0)) + 1) if hasattr(os, "sched_getaffinity") else 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All processes of a session have their runs forked from the same one."""
+    if not SHARED and config.getoption("numprocesses", None):
+        jobs.serve()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded and collected by now stays, and need not be looked through for garbage again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

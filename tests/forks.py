@@ -1,10 +1,10 @@
 """Starts runs as forks of a process that has loaded everything: a tenth of a second each, where Python takes five.
 
-Reads one JSON object a line: {"start": arguments, "cwd", "environment", "stderr"} answers {"pid"}, {"poll": pid}
-answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names a file that its
-first pack writes before it takes forever. BLOCK_TEXTS is how many texts a block has. KILL_AT and HOLD_AT name a file of
-the job's folder: when it is about to be written, the process is killed, or writes a file of this name where it runs and
-takes forever. Its workers are forks as well.
+Each connection to its socket asks by one line of JSON: {"start": arguments, "cwd", "environment", "stderr"} answers
+{"pid"}, {"poll": pid} answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names
+a file that its first pack writes before it takes forever. BLOCK_TEXTS is how many texts a block has. KILL_AT and
+HOLD_AT name a file of the job's folder: when it is about to be written, the process is killed, or writes a file of this
+name where it runs and takes forever. Its workers are forks as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -105,19 +107,20 @@ def poll(process: int) -> int | None:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer until the input ends, with the process that started this one."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
     context = forking()
     for name in PRELOADED:
         importlib.import_module(name)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "poll" in asked:
-            answer = {"code": poll(asked["poll"])}
-        else:
-            answer = {"pid": start(asked["start"], asked["cwd"], asked["environment"], asked["stderr"], context)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        with listener.accept()[0] as connection, connection.makefile("rw", encoding="utf-8") as stream:
+            asked = json.loads(stream.readline())
+            if "poll" in asked:
+                answer = {"code": poll(asked["poll"])}
+            else:
+                answer = {"pid": start(asked["start"], asked["cwd"], asked["environment"], asked["stderr"], context)}
+            stream.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
