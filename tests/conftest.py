@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 # before transformers is imported anywhere: nothing in a test may reach for the network
@@ -15,8 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from typer import testing
 
 import checkpoints
+import jobs
+
+# one for the session: to build the command from its options takes longer than most of what a test then does with it
+testing._get_command = cache(testing._get_command)
 
 SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the tests only
 
@@ -25,6 +32,17 @@ SHARED = "PYTEST_XDIST_WORKER" in os.environ  # this process has a part of the t
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: one more than there are cores, because many tests wait for other processes; each takes a GiB."""
     return min(8, len(os.sched_getaffinity(0)) + 1) if hasattr(os, "sched_getaffinity") else 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All processes of a session have their runs forked from the same one."""
+    if not SHARED and config.getoption("numprocesses", None):
+        jobs.serve()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded and collected by now stays, and need not be looked through for garbage again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

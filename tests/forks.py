@@ -1,17 +1,20 @@
 """Starts runs as forks of a process that has loaded everything: a tenth of a second each, where Python takes five.
 
-Reads one JSON object a line: {"start": arguments, "cwd", "environment", "stderr"} answers {"pid"}, {"poll": pid}
-answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names a file that its
-first pack writes before it takes forever, and with SPAWN its workers are started as they are for users. Without,
-they are forks as well. BLOCK_TEXTS is how many texts a block has. KILL_AT and HOLD_AT name a file of the job's folder:
-when it is about to be written, the process is killed, or writes a file of this name where it runs and takes forever.
+Each connection to its socket asks by one line of JSON: {"start": arguments, "cwd", "environment", "stderr"} answers
+{"pid"}, {"poll": pid} answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names
+a file that its first pack writes before it takes forever. BLOCK_TEXTS is how many texts a block has. KILL_AT and
+HOLD_AT name a file of the job's folder: when it is about to be written, the process is killed, or writes a file of this
+name where it runs and takes forever. Its workers are forks as well.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -22,16 +25,26 @@ from typing import Any
 
 from batchscore.cli.main import app
 from batchscore.io.storage import LocalFolder
-from batchscore.jobs import survey
-from batchscore.jobs.files import score_files  # noqa: F401  what each fork would load
+from batchscore.jobs import leases, pipeline, run, survey
 from batchscore.jobs.workers import processes
 from batchscore.runners.cross_encoder import CrossEncoder
+
+# what each fork would load: pyarrow imports pandas where it is, and transformers imports models when one is opened
+PRELOADED = [
+    "batchscore.cli.display",
+    "batchscore.jobs.files",
+    "batchscore.runners.build",
+    "pandas",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.qwen2_vl.modeling_qwen2_vl",
+    "transformers.processing_utils",
+]
 
 
 def forking() -> ForkServerContext:
     """Starts workers as forks of a process that has one thread and has loaded what workers do."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["batchscore.jobs.files", "batchscore.runners.build"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
@@ -42,7 +55,8 @@ def block(path: str) -> None:
 
 
 def obstruct(environment: dict[str, str]) -> None:
-    """Do what BLOCK_TEXTS, KILL_AT and HOLD_AT ask for."""
+    """Do what BLOCK_TEXTS, KILL_AT and HOLD_AT ask for, and look often at what other processes do."""
+    pipeline._WAIT_SECONDS = leases._POLL_SECONDS = run._POLL_SECONDS = 0.02
     survey._BLOCK_TEXTS = int(environment.get("BLOCK_TEXTS", survey._BLOCK_TEXTS))
     filled = LocalFolder._filled
 
@@ -58,7 +72,7 @@ def obstruct(environment: dict[str, str]) -> None:
 
 def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: str, context: ForkServerContext) -> int:
     """Process id of a run."""
-    if "--devices" in arguments and "SPAWN" not in environment:
+    if "--devices" in arguments:
         forkserver.ensure_running()
     process = os.fork()
     if process:
@@ -71,10 +85,9 @@ def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: s
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(environment)
-        if "SPAWN" not in environment:
-            processes._CONTEXT = context
-            # it is no child of this process, which therefore cannot ask whether it runs
-            forkserver._forkserver.ensure_running = lambda: None
+        processes._CONTEXT = context
+        # it is no child of this process, which therefore cannot ask whether it runs
+        forkserver._forkserver.ensure_running = lambda: None
         obstruct(environment)
         if "BLOCK_ON" in environment:
             CrossEncoder.forward = lambda *_: block(environment["BLOCK_ON"])
@@ -94,17 +107,20 @@ def poll(process: int) -> int | None:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer until the input ends, with the process that started this one."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in its background
     context = forking()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "poll" in asked:
-            answer = {"code": poll(asked["poll"])}
-        else:
-            answer = {"pid": start(asked["start"], asked["cwd"], asked["environment"], asked["stderr"], context)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        with listener.accept()[0] as connection, connection.makefile("rw", encoding="utf-8") as stream:
+            asked = json.loads(stream.readline())
+            if "poll" in asked:
+                answer = {"code": poll(asked["poll"])}
+            else:
+                answer = {"pid": start(asked["start"], asked["cwd"], asked["environment"], asked["stderr"], context)}
+            stream.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

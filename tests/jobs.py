@@ -6,7 +6,9 @@ import atexit
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,10 +47,42 @@ def write_rows(path: str, rows: Sequence[dict[str, Any]]) -> str:
     return path
 
 
+SERVER = "BATCHSCORE_TEST_RUNS"  # names the socket of the process that runs are forked from
+
+
+def serve() -> None:
+    """Start that process, for this one and all that it starts; it ends with this one."""
+    folder = tempfile.mkdtemp()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+        server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forks.py")), str(listener.fileno())],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parent,  # not a test's folder, by which its processes are found
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+        )
+    os.environ[SERVER] = f"{folder}/socket"
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(server.kill)
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """What that process answers."""
+    if SERVER not in os.environ:
+        serve()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ[SERVER])
+        with connection.makefile("rw", encoding="utf-8") as stream:
+            stream.write(json.dumps(request) + "\n")
+            stream.flush()
+            answer: dict[str, Any] = json.loads(stream.readline())
+    return answer
+
+
 class Run:
     """A run of `batchscore` with one thread, which makes outputs comparable bit for bit."""
-
-    _server: subprocess.Popen[str] | None = None
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self.returncode: int | None = None
@@ -60,31 +94,12 @@ class Run:
             "environment": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
             "stderr": self._stderr,
         }
-        self.pid: int = self._ask(asked)["pid"]
-
-    @classmethod
-    def _ask(cls, asked: dict[str, Any]) -> dict[str, Any]:
-        if cls._server is None:
-            cls._server = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("forks.py"))],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                cwd=Path(__file__).parent,  # not a test's folder, by which its processes are found
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            atexit.register(cls._server.kill)
-        assert cls._server.stdin is not None
-        assert cls._server.stdout is not None
-        cls._server.stdin.write(json.dumps(asked) + "\n")
-        cls._server.stdin.flush()
-        answer: dict[str, Any] = json.loads(cls._server.stdout.readline())
-        return answer
+        self.pid: int = ask(asked)["pid"]
 
     def poll(self) -> int | None:
         """Exit code, None while it runs."""
         if self.returncode is None:
-            self.returncode = self._ask({"poll": self.pid})["code"]
+            self.returncode = ask({"poll": self.pid})["code"]
         return self.returncode
 
     def send_signal(self, number: int) -> None:

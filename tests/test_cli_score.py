@@ -241,7 +241,7 @@ def test_something_is_said_before_torch_is_loaded(tiny: Tiny) -> None:
     code = (
         "import sys\nfrom batchscore.cli.display import Display\nfrom batchscore.cli.main import app\n"
         "loading = Display.loading\n"
-        "def note(*values):\n    loading(*values)\n    print('torch' in sys.modules)\n"
+        "def note(*values):\n    loading(*values)\n    print('torch' in sys.modules)\n    sys.exit(4)\n"
         f"Display.loading = note\napp({call!r})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import date
@@ -232,10 +230,3 @@ def test_a_job_resumed_after_midnight_keeps_the_day_of_its_prompts(
     assert on(31, overwrite=True).plan.setup.spec.template_date == "2026-01-31"
     with pytest.raises(OutputError, match='template_date was "2026-01-30" and is "2026-01-29"'):
         on(31, "2026-01-29").execute()
-
-
-def test_the_functions_are_there_without_torch() -> None:
-    code = "import sys, batchscore; print('torch' in sys.modules, batchscore.score_files.__name__)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert run.stdout == "False score_files\n"

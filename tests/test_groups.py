@@ -33,6 +33,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def _here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(survey, "_BLOCK_TEXTS", 4)
+    monkeypatch.setattr("batchscore.jobs.pipeline._WAIT_SECONDS", 0.01)
     jobs.write_rows("in.parquet", ROWS)
     with one_thread():
         yield

@@ -82,6 +82,9 @@ WINDOWS = {
     "gemma3_lm": {(-1, 0), (11, 0)},
     "phimoe": {(7, 0)},
 }
+# every row with the latest signature; what differs with an earlier one is how windows and grouped heads are asked for
+LATEST = [*KERNELS][-1]
+ASKED = [(name, release) for name in NAMES for release in KERNELS if release == LATEST or name in WINDOWS]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class OnMeta:
         return layers
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module")
 def row(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[OnMeta]:
     name: str = request.param
     checkpoint, options = (ROWS[name].checkpoint or name, ROWS[name].options) if name in ROWS else (name, {})
@@ -180,6 +183,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
     return calls
 
 
+@pytest.mark.parametrize(("row", "calls"), ASKED, indirect=True)
 def test_no_forward_waits_for_the_device(row: OnMeta, calls: list[dict[str, Any]]) -> None:
     for side, batch in row.packs.items():
         calls.clear()

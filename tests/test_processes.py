@@ -243,9 +243,8 @@ def test_a_worker_that_would_score_something_else_ends_the_job(tiny: Tiny) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1], ids=lambda sent: sent.name)
 def test_signals_to_all_leave_workers_alone_from_their_first_moment(
-    tiny: Tiny, sent: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take seconds to load Python, in which a terminal's Ctrl-C would have each print where it was."""
     monkeypatch.setattr(processes, "_CONTEXT", get_context("spawn"))
@@ -255,7 +254,8 @@ def test_signals_to_all_leave_workers_alone_from_their_first_moment(
         while len(told) < 2:
             for child in psutil.Process().children():
                 if child.pid not in told and "spawn_main" in " ".join(child.cmdline()):
-                    child.send_signal(sent)
+                    child.send_signal(signal.SIGINT)
+                    child.send_signal(signal.SIGUSR1)
                     told.append(child.pid)
 
     job, parts = started(tiny("bert_ce"), ScoreCommand())

@@ -93,29 +93,20 @@ def on(cluster: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_parts(tiny: Tiny, plain: Path, cluster: str) -> None:
-    options = [*arguments(tiny, plain), "--out", "parts/", "--engine", "ray"]
-    code, said = jobs.finish(*options, **NO_TOKEN, RAY_ADDRESS=cluster)
-
-    assert code == 0, said
-    assert f"2 workers at {cluster}" in said
-    assert said.splitlines()[-1].startswith(f"{ROWS:,} rows in")
-    assert jobs.contents("parts") == jobs.contents(f"{plain}/parts")
-
-
-@pytest.mark.slow
 def test_ray_finishes_what_a_plain_run_began_though_a_worker_is_killed(tiny: Tiny, plain: Path, cluster: str) -> None:
-    """No unit is lost or done twice."""
+    """Its parts are those of a run without it: no unit is lost or done twice."""
     shutil.copytree(plain / "parts", "parts")
     for name in jobs.parts("parts")[1::2]:
         os.remove(f"parts/{name}")
     times = {name: os.stat(f"parts/{name}").st_mtime_ns for name in jobs.parts("parts")}
-    run = jobs.start(*arguments(tiny, plain), "--out", "parts/", *on(cluster), **NO_TOKEN)
+    options = [*arguments(tiny, plain), "--out", "parts/", "--engine", "ray"]
+    run = jobs.start(*options, **NO_TOKEN, RAY_ADDRESS=cluster)
     jobs.wait_until(lambda: len(jobs.parts("parts")) > UNITS // 2)
     os.kill(workers()[0], signal.SIGKILL)
     said = run.communicate(timeout=60)[1]
 
     assert run.returncode == 0, said
+    assert f"2 workers at {cluster}" in said
     assert f"to do    {ROWS // 2:,} rows in {UNITS // 2} units" in said
     assert said.count("; started again, 2 restarts left") == 1
     assert said.splitlines()[-1].startswith(f"{ROWS // 2:,} rows in")

@@ -225,11 +225,10 @@ def test_processes_that_claim_share_the_work(tiny: Tiny) -> None:
 
 @pytest.mark.slow
 def test_two_devices_do_what_one_does(tiny: Tiny) -> None:
-    """With workers as a user has them; those of other tests are forked, which takes seconds less."""
     jobs.write_rows("in.parquet", ROWS)
     options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "64", "--quiet"]
     assert jobs.finish(*options, "--out", "one.parquet")[0] == 0
-    code, said = jobs.finish(*options, "--out", "two.parquet", "--devices", "cpu:2", SPAWN="1")
+    code, said = jobs.finish(*options, "--out", "two.parquet", "--devices", "cpu:2")
 
     assert (code, said) == (0, "")
     assert Path("two.parquet").read_bytes() == Path("one.parquet").read_bytes()
@@ -237,9 +236,9 @@ def test_two_devices_do_what_one_does(tiny: Tiny) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(tiny: Tiny) -> None:
-    rows = jobs.random_rows(8_000)
+    rows = jobs.random_rows(4_000)
     jobs.write_rows("in.parquet", rows)
-    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "200", "--devices", "cpu:2"]
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "100", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/", "--max-restarts", "1")
     jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     jobs.workers(run)[0].kill()
@@ -255,9 +254,9 @@ def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(tiny: Tiny
 
 @pytest.mark.slow
 def test_without_restarts_the_job_goes_on_with_the_other_and_ends_with_none(tiny: Tiny) -> None:
-    rows = jobs.random_rows(8_000)
+    rows = jobs.random_rows(4_000)
     jobs.write_rows("in.parquet", rows)
-    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "200", "--devices", "cpu:2"]
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "100", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/", "--max-restarts", "0")
     jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     first, second = jobs.workers(run)
@@ -273,7 +272,7 @@ def test_without_restarts_the_job_goes_on_with_the_other_and_ends_with_none(tiny
     assert not is_alive(first, second)
     code, said = jobs.finish(*options, "--out", "out/", "--quiet")
     assert code == 0, said
-    assert sum(pq.read_metadata(f"out/{name}").num_rows for name in jobs.parts("out")) == 8_000
+    assert sum(pq.read_metadata(f"out/{name}").num_rows for name in jobs.parts("out")) == 4_000
 
 
 def is_alive(*processes: psutil.Process) -> bool:
@@ -287,8 +286,8 @@ def is_alive(*processes: psutil.Process) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
 def test_workers_end_with_their_parent(tiny: Tiny, sent: signal.Signals) -> None:
-    jobs.write_rows("in.parquet", jobs.random_rows(8_000))
-    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "200", "--devices", "cpu:2"]
+    jobs.write_rows("in.parquet", jobs.random_rows(4_000))
+    options = ["score", "--model", tiny("bert_ce"), "--in", "in.parquet", "--window-rows", "100", "--devices", "cpu:2"]
     run = jobs.start(*options, "--out", "out/")
     jobs.wait_until(lambda: len(jobs.parts("out")) > 3)
     workers = jobs.workers(run)

@@ -22,6 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import checkpoints
+import jobs
+from batchscore.errors import UsageError
+from batchscore.jobs.shards import Shard, find_shard
 
 _MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if shutil.which(name) is None]
 pytestmark = [
@@ -126,87 +129,87 @@ def cluster(tiny: Tiny) -> Iterator[Cluster]:
 def plain(cluster: Cluster) -> Iterator[Callable[[], bytes]]:
     """The file that one run without Slurm writes, which begins now and is waited for when it is asked for."""
     out = cluster.folder / "plain.parquet"
-    command = ["batchscore", "score", "--model", cluster.environment["MODEL"], "--in", cluster.environment["IN"]]
+    command = ["score", "--model", cluster.environment["MODEL"], "--in", cluster.environment["IN"], "--out", str(out)]
+    run = jobs.start(*command, *PACE)
 
     def written() -> bytes:
-        assert run.wait() == 0
+        jobs.wait_until(lambda: run.poll() is not None, 180)
+        assert run.returncode == 0
         assert pq.read_table(out)["id"].to_pylist() == list(range(ROWS))
         return out.read_bytes()
 
-    with subprocess.Popen([*command, "--out", str(out), *PACE], env=cluster.environment) as run:
-        yield written
+    yield written
+    run.kill()
 
 
-def test_a_preempted_job_goes_on_where_it_was(cluster: Cluster, plain: Plain) -> None:
+def test_a_signalled_and_then_preempted_job_goes_on_where_it_was_each_time(cluster: Cluster, plain: Plain) -> None:
+    """The first start ends with exit code 75, the second is preempted, and the third does what is left."""
     job = cluster.submit(PREEMPTIBLE, *PACE, out="scores.parquet")
-    wait_until(lambda: list(Path(".scores.parquet.parts").glob("part-*.parquet")))
+    wait_until(lambda: parts() > 0)
+    cluster.call("scancel", "--signal=USR1", "--batch", job)
+    wait_until(lambda: cluster.tasks(job)[0]["ExitCode"] == "75:0")
+    done = parts()
+    wait_until(lambda: parts() > done)
     cluster.submit("--partition=high", "--exclusive", "--wrap=true")
     (end,) = cluster.ended(job)
 
     log = Path(f"batchscore-{job}.log").read_text()
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log
-    assert "DUE TO PREEMPTION" in log
-    assert_went_on(log, "SIGTERM")
+    assert (end["JobState"], end["Restarts"], end["ExitCode"]) == ("COMPLETED", "2", "0:0"), log
+    first, second, third = re.split(r"start \d on ", log)[1:]
+    assert "DUE TO PREEMPTION" in second
+    left = [units_left(first, "SIGUSR1"), units_left(second, "SIGTERM")]
+    assert UNITS > left[0] > left[1] > 0
+    for start, units in zip((second, third), left, strict=True):
+        assert f"to do    {units * ROWS // UNITS:,} rows in {units} units" in start
     assert Path("scores.parquet").read_bytes() == plain()
 
 
-def test_an_array_of_four_writes_the_file_of_one_run(cluster: Cluster, plain: Plain) -> None:
-    job = cluster.submit(ARRAY, *PACE, out="scores/")
+def test_tasks_of_an_array_write_the_file_of_one_run(cluster: Cluster, plain: Plain) -> None:
+    job = cluster.submit("--array=0-1", ARRAY, *PACE, out="scores/")
     ends = cluster.ended(job)
 
-    logs = [Path(f"batchscore-{job}_{task}.log").read_text() for task in range(4)]
-    assert [end["ExitCode"] for end in ends] == ["0:0"] * 4, "".join(logs)
-    assert [f"shard {task}/4 (Slurm array)" in log for task, log in enumerate(logs)] == [True] * 4
-    assert ["to do    600 rows in 6 units" in log for log in logs] == [True] * 4
-    assert Path("scores.parquet").read_bytes() == plain()
-
-
-def test_a_job_that_is_signalled_ends_with_75_and_is_started_again(cluster: Cluster, plain: Plain) -> None:
-    job = cluster.submit(PREEMPTIBLE, *PACE, out="scores.parquet")
-    wait_until(lambda: list(Path(".scores.parquet.parts").glob("part-*.parquet")))
-    cluster.call("scancel", "--signal=USR1", "--batch", job)
-    wait_until(lambda: cluster.tasks(job)[0]["ExitCode"] == "75:0")
-    (end,) = cluster.ended(job)
-
-    log = Path(f"batchscore-{job}.log").read_text()
-    assert (end["JobState"], end["Restarts"], end["ExitCode"]) == ("COMPLETED", "1", "0:0"), log
-    assert_went_on(log, "SIGUSR1")
-    assert Path("scores.parquet").read_bytes() == plain()
-
-
-def test_tasks_of_srun_share_the_units_and_a_batch_script_without_it_takes_all(cluster: Cluster, plain: Plain) -> None:
-    command = f'batchscore score --model "$MODEL" --in "$IN" --out "$OUT" {" ".join(PACE)}'
-    shared = cluster.submit("--ntasks=2", "--output=srun.log", f"--wrap=srun {command} --merge", out="shared/")
-    alone = cluster.submit("--ntasks=2", "--output=alone.log", f"--wrap={command}", out="alone.parquet")
-    ends = cluster.ended(shared) + cluster.ended(alone)
-
-    logs = [Path(name).read_text() for name in ("srun.log", "alone.log")]
+    logs = [Path(f"batchscore-{job}_{task}.log").read_text() for task in range(2)]
     assert [end["ExitCode"] for end in ends] == ["0:0"] * 2, "".join(logs)
-    assert sorted(re.findall(r"shard (\d/\d \(.*\))", logs[0])) == ["0/2 (srun)", "1/2 (srun)"]
-    assert "shard" not in logs[1]
-    assert Path("shared.parquet").read_bytes() == plain()
-    assert Path("alone.parquet").read_bytes() == plain()
+    assert [f"shard {task}/2 (Slurm array)" in log for task, log in enumerate(logs)] == [True] * 2
+    assert ["to do    1,200 rows in 12 units" in log for log in logs] == [True] * 2
+    assert Path("scores.parquet").read_bytes() == plain()
 
 
-def test_an_array_with_gaps_is_refused_with_a_way_out(cluster: Cluster) -> None:
-    job = cluster.submit("--array=1,3", ARRAY, out="scores/")
-    ends = cluster.ended(job)
+def test_what_slurm_tells_its_processes_is_what_their_shards_follow_from(cluster: Cluster) -> None:
+    """tests/test_shards.py shows what follows; here is only what each process finds in its environment."""
+    steps = """env -0 >batch.env; srun sh -c 'env -0 >"srun-$SLURM_PROCID.env"'"""
+    submitted = [
+        cluster.submit("--ntasks=2", f"--wrap={steps}"),
+        cluster.submit("--array=1,3", "--wrap=env -0 >array-$SLURM_ARRAY_TASK_ID.env"),
+    ]
+    assert [end["ExitCode"] for job in submitted for end in cluster.ended(job)] == ["0:0"] * 3
 
-    logs = [Path(f"batchscore-{job}_{task}.log").read_text() for task in (1, 3)]
-    assert [end["ExitCode"] for end in ends] == ["2:0"] * 2, "".join(logs)
-    assert ["error: the Slurm array has gaps: 2 tasks with ids from 1 to 3" in log for log in logs] == [True] * 2
-    assert [re.findall("hint: .*--claim dynamic", log) != [] for log in logs] == [True] * 2
-    assert not Path("scores").exists()
+    assert find_shard(None, told("batch")) == Shard(0, 1, "one process")
+    assert [find_shard(None, told(f"srun-{process}")) for process in range(2)] == [
+        Shard(0, 2, "srun"),
+        Shard(1, 2, "srun"),
+    ]
+    for task in (1, 3):
+        with pytest.raises(UsageError, match="the Slurm array has gaps: 2 tasks with ids from 1 to 3") as caught:
+            find_shard(None, told(f"array-{task}"))
+        assert "--claim dynamic" in (caught.value.hint or "")
 
 
-def assert_went_on(log: str, reason: str) -> None:
-    """The log is of two starts; the first was stopped in the middle, and the second did the rest only."""
-    first, second = log.split("start 2 on ")
-    found = re.search(rf"stopped by {reason}; (\d+) of {UNITS} units are done", first)
+def told(name: str) -> dict[str, str]:
+    """The environment that a process wrote down."""
+    return dict(line.split("=", 1) for line in Path(f"{name}.env").read_text().split("\0") if line)
+
+
+def parts() -> int:
+    """How many the job of this folder has."""
+    return len(jobs.parts(".scores.parquet.parts"))
+
+
+def units_left(log: str, reason: str) -> int:
+    """What a start that was stopped in the middle left to the next."""
+    found = re.search(rf"stopped by {reason}; (\d+) of {UNITS} units are done", log)
     assert found is not None, log
-    left = UNITS - int(found[1])
-    assert 0 < left < UNITS
-    assert f"to do    {left * ROWS // UNITS:,} rows in {left} units" in second
+    return UNITS - int(found[1])
 
 
 # ---- the cluster

@@ -27,8 +27,8 @@ def load_config(model: str, name: str | None) -> dict[str, Sourced]:
         path = find_resource("configs", name)
         return _options(path, _read(path))
     for path in shipped_files("configs").values():
-        content = _read(path)
-        if model in content.get("models", []):
+        # few files mention a model, and YAML takes long to read
+        if model in path.read_text("utf-8") and model in (content := _read(path)).get("models", []):
             return _options(path, content)
     return {}
 
