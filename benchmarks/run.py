@@ -5,7 +5,7 @@
 
 Every system loads once (benchmarks/peers.py); then they take turns, there and back, with all others stopped, so that
 no idle thread of one takes time from another and a slow minute of the machine falls on all of them. Command lines and
-scripts are processes that start anew each round. `--minutes` ends the rounds early; two are always done.
+scripts are processes that start anew each round. There are two rounds, and more while `--minutes` last.
 
 Speeds are medians; "x" is how many times as long a system takes as the first, by medians and by minima, and CPU is the
 same for the processor time of all its processes. The gap is the largest difference between its scores and those of the
@@ -61,11 +61,15 @@ def start(names: Sequence[str], task: Task, variants: Mapping[str, Variant]) -> 
     return entrants
 
 
-def take_turns(entrants: list[Entrant], rounds: int, minutes: float) -> None:
-    """Run every system in each round; one that fails leaves the list."""
-    end = time.monotonic() + 60 * minutes
+def take_turns(entrants: list[Entrant], rounds: int, end: float) -> None:
+    """Run every system in each round, two rounds at least and none that would go on past the end.
+
+    A system that fails leaves the list.
+    """
+    longest = 0.0
     for number in range(rounds):
-        if number >= 2 and time.monotonic() > end:
+        begun = time.monotonic()
+        if number >= 2 and begun + longest > end:
             return
         for entrant in entrants[:: 1 if number % 2 == 0 else -1]:
             try:
@@ -74,6 +78,7 @@ def take_turns(entrants: list[Entrant], rounds: int, minutes: float) -> None:
             except FailedError as error:
                 say(f"{entrant.name} failed: {error}")
                 entrants.remove(entrant)
+        longest = max(longest, time.monotonic() - begun)
 
 
 def ratios(entrant: Entrant, first: Entrant) -> tuple[float, float, float]:
@@ -139,11 +144,12 @@ def measure(name: str, workload: Workload, args: argparse.Namespace, work: Path)
     if dtype == "float32":
         names = [one for one in names if one != "st-float32"]
     write_pairs(work / "pairs.jsonl", pairs)
+    end = time.monotonic() + 60 * args.minutes
     task = Task(workload.kind, model, work / "pairs.jsonl", dtype, args.threads, args.peers, work)
     entrants = start(names, task, variants)
     everyone = list(entrants)
     try:
-        take_turns(entrants, args.rounds, args.minutes)
+        take_turns(entrants, args.rounds, end)
     finally:
         for entrant in everyone:
             entrant.close()
@@ -168,7 +174,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32, of every system")
     parser.add_argument("--rounds", type=int, default=5, help="at most")
-    parser.add_argument("--minutes", type=float, default=2.5, help="after which no round of a workload begins")
+    parser.add_argument("--minutes", type=float, default=3, help="of a workload, unless two rounds take longer")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pairs", type=int, help="the first so many; all by default")
     parser.add_argument("--only", help="these systems, with commas")

@@ -213,7 +213,7 @@ class Server(Entrant):
     def close(self) -> None:
         """End it and all below it."""
         send(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.communicate()  # closes its pipes, too
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
