@@ -39,7 +39,7 @@ from typing import Any
 
 WARM_UP_PAIRS = 64
 BATCH = 32  # of sentence-transformers and PyLate: their default
-OPENVINO_BATCH_TOKENS = 2048  # padding included
+OPENVINO_BATCH_TOKENS = 1024  # padding included
 
 Pairs = list[tuple[str, str]]
 Scores = list[float]
@@ -173,19 +173,14 @@ def _st_late_interaction(request: Request, options: dict[str, Any]) -> Callable[
     def score(pairs: Pairs) -> Scores:
         queries = encode(model.encode_query, [query for query, _ in pairs])
         documents = encode(model.encode_document, [document for _, document in pairs])
-        return compared(pairs, lambda query, some: model.similarity([queries[query]], [documents[one] for one in some]))
+        scores = [0.0] * len(pairs)
+        for query, rows in by_query(pairs):
+            found = model.similarity([queries[query]], [documents[pairs[row][1]] for row in rows])
+            for row, value in zip(rows, found[0].tolist(), strict=True):
+                scores[row] = value
+        return scores
 
     return score
-
-
-def compared(pairs: Pairs, compare: Callable[[str, list[str]], Any]) -> Scores:
-    """The scores of each query's documents, [1, documents], put where their rows are."""
-    scores = [0.0] * len(pairs)
-    for query, rows in by_query(pairs):
-        found = compare(query, [pairs[row][1] for row in rows])
-        for row, value in zip(rows, found[0].tolist(), strict=True):
-            scores[row] = value
-    return scores
 
 
 # ---- OpenVINO
@@ -293,7 +288,7 @@ def load_vllm(request: Request) -> Loaded:
 def load_pylate(request: Request) -> Loaded:
     """ColBERT by the library that such checkpoints come from."""
     import torch
-    from pylate import models, scores
+    from pylate import models, rank
 
     torch.set_num_threads(request.threads)
     model = models.ColBERT(request.model, model_kwargs={"dtype": getattr(torch, request.dtype)})
@@ -307,10 +302,12 @@ def load_pylate(request: Request) -> Loaded:
         queries = encode([query for query, _ in pairs], is_query=True)
         documents = encode([document for _, document in pairs], is_query=False)
 
-        def compare(query: str, some: list[str]) -> Any:
-            return scores.colbert_scores([queries[query]], [documents[one] for one in some])
-
-        return compared(pairs, compare)
+        scores = [0.0] * len(pairs)
+        for query, rows in by_query(pairs):
+            some = [documents[pairs[row][1]] for row in rows]
+            for one in rank.rerank([rows], [queries[query]], [some])[0]:
+                scores[one["id"]] = one["score"]
+        return scores
 
     return Loaded(importlib.metadata.version("pylate"), score)
 
