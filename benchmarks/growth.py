@@ -51,8 +51,7 @@ class Point:
     rows: int = 0
     seconds: float = math.inf
     peak_mb: int = 0
-    tokens: int = 0
-    tokens_forwarded: int = 0
+    tokens: int = 0  # that the model reads
 
 
 def mixed(rows: int, document: Callable[[Texts], str], per_query: int = 10) -> Pairs:
@@ -101,8 +100,8 @@ STUDIES = {
         lambda x, scale: repeated(round(3_000 * scale), x / 100),
     ),
 }
-READINGS = ("seconds", "peak_mb", "tokens_forwarded")
-TITLES = {"seconds": "seconds, without start-up", "peak_mb": "peak memory, MB", "tokens_forwarded": "tokens forwarded"}
+READINGS = ("seconds", "peak_mb", "tokens")
+TITLES = {"seconds": "seconds, without start-up", "peak_mb": "peak memory, MB", "tokens": "tokens that the model reads"}
 
 
 def score(model: Path, pairs: Path, out: Path, dtype: str, *more: str) -> tuple[float, dict[str, int]]:
@@ -133,7 +132,7 @@ def measure(study: Study, model: Path, work: Path, args: argparse.Namespace) -> 
             seconds, counts = score(model, work / f"{point.x}.jsonl", work / "out.parquet", args.dtype)
             point.seconds = min(point.seconds, seconds)
             point.peak_mb = max(point.peak_mb, counts["peak_rss_mb"])
-            point.tokens, point.tokens_forwarded = counts["tokens"], counts["tokens_forwarded"]
+            point.tokens = counts["tokens_forwarded"]
             print(f"round {number + 1}: {point.x:g}: {seconds:.1f} s", file=sys.stderr, flush=True)
     for point in points:
         point.seconds = max(0.0, point.seconds - start_up)
@@ -151,11 +150,11 @@ def table(name: str, study: Study, points: Sequence[Point]) -> list[str]:
     lines = [
         f"{name}, {study.model}:",
         "",
-        f"| {study.axis} | rows | tokens | forwarded | seconds | peak MB |",
-        "|" + "---|" * 6,
+        f"| {study.axis} | rows | tokens | seconds | peak MB |",
+        "|" + "---|" * 5,
     ]
     for point in points:
-        cells = [f"{point.x:g}", f"{point.rows:,}", f"{point.tokens:,}", f"{point.tokens_forwarded:,}"]
+        cells = [f"{point.x:g}", f"{point.rows:,}", f"{point.tokens:,}"]
         lines.append(f"| {' | '.join([*cells, f'{point.seconds:.2f}', f'{point.peak_mb:,}'])} |")
     grown = ", ".join(f"{name} ^{exponent(points, name):.2f}" for name in READINGS)
     return [*lines, "", f"Growth between the two largest, as a power of the axis: {grown}.", ""]
@@ -175,7 +174,9 @@ def draw(study: Study, points: Sequence[Point], path: Path) -> None:
         values = [float(getattr(point, name)) for point in points]
         panel.plot([point.x for point in points], values, marker="o", color="#1f5f8b", linewidth=1.5)
         panel.set_xscale("log")
+        panel.set_xticks([point.x for point in points], [f"{point.x:,g}" for point in points])
         panel.set_yscale("log" if name != "peak_mb" else "linear")
+        panel.minorticks_off()
         panel.set_title(TITLES[name], fontsize=9)
         panel.set_xlabel(study.axis)
         panel.grid(visible=True, which="major", linewidth=0.4)

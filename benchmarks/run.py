@@ -190,6 +190,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a table a workload."""
     args = parse_arguments()
+    args.peers, args.models = args.peers.resolve(), args.models.resolve()  # processes run in folders of their own
     for name in WORKLOADS if "all" in args.workloads else args.workloads:
         with tempfile.TemporaryDirectory() as folder:
             print("\n".join([*measure(name, WORKLOADS[name], args, Path(folder)), ""]), flush=True)

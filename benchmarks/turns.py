@@ -116,7 +116,8 @@ def run_process(command: Sequence[str], environment: Mapping[str, str], log: Pat
     """A whole process; FailedError if it fails."""
     begun = time.perf_counter()
     with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        # in a folder without a package of ours, which `-m` would prefer to that of PYTHONPATH
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=log.parent)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -84,7 +84,7 @@ def test_a_command_line_is_timed_without_its_median_start_up(tmp_path: Path) -> 
 
 def test_growth_is_told_as_a_power_of_the_axis() -> None:
     growth = script("growth")
-    points = [growth.Point(x, seconds=x * x, peak_mb=500, tokens_forwarded=int(x)) for x in (1.0, 10.0, 100.0)]
+    points = [growth.Point(x, seconds=x * x, peak_mb=500, tokens=int(x)) for x in (1.0, 10.0, 100.0)]
     assert [round(growth.exponent(points, name), 9) for name in growth.READINGS] == [2, 0, 1]
 
 
