@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -50,15 +51,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start(names: Sequence[str], task: Task, variants: Mapping[str, Variant]) -> list[Entrant]:
-    """Every system that can be started."""
-    entrants: list[Entrant] = []
+def start(names: Sequence[str], task: Task, variants: Mapping[str, Variant], started: list[Entrant]) -> None:
+    """Add every system that can be started."""
     for name in names:
         try:
-            entrants.append(enter(name, task, variants))
+            started.append(enter(name, task, variants))
         except FailedError as error:
             say(f"{name} is left out: {error}")
-    return entrants
 
 
 def take_turns(entrants: list[Entrant], rounds: int, end: float) -> None:
@@ -146,9 +145,10 @@ def measure(name: str, workload: Workload, args: argparse.Namespace, work: Path)
     write_pairs(work / "pairs.jsonl", pairs)
     end = time.monotonic() + 60 * args.minutes
     task = Task(workload.kind, model, work / "pairs.jsonl", dtype, args.threads, args.peers, work)
-    entrants = start(names, task, variants)
-    everyone = list(entrants)
+    everyone: list[Entrant] = []
     try:
+        start(names, task, variants, everyone)
+        entrants = list(everyone)
         take_turns(entrants, args.rounds, end)
     finally:
         for entrant in everyone:
@@ -190,6 +190,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a table a workload."""
     args = parse_arguments()
+    # stopped processes would stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.peers, args.models = args.peers.resolve(), args.models.resolve()  # processes run in folders of their own
     for name in WORKLOADS if "all" in args.workloads else args.workloads:
         with tempfile.TemporaryDirectory() as folder:

@@ -187,7 +187,7 @@ class Server(Entrant):
             )
         try:
             ready = self._answer()
-        except FailedError:
+        except BaseException:  # an interrupt, too: nobody else knows the process
             self.close()
             raise
         self.version, self.load_seconds = ready["version"], ready["load_seconds"]
