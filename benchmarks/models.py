@@ -52,7 +52,7 @@ def random_cross_encoder(folder: Path, sizes: Sizes) -> None:
     torch.manual_seed(0)
     settings: Any = {**sizes, "num_labels": 1}
     model = BertForSequenceClassification(BertConfig(**settings))
-    torch.nn.init.normal_(model.classifier.weight, std=0.5)
+    torch.nn.init.normal_(model.classifier.weight, std=0.1)
     model.save_pretrained(folder)
 
 
@@ -116,7 +116,7 @@ def qwen3_reranker(folder: Path, sizes: Sizes) -> None:
     rest: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": 0, "num_labels": 1}
     config = Qwen3Config(**sizes, **rest, max_position_embeddings=4096, use_cache=False)  # type: ignore[arg-type]
     model = Qwen3ForSequenceClassification(config)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
+    torch.nn.init.normal_(model.score.weight, std=0.1)
     model.save_pretrained(folder)
 
 

@@ -82,7 +82,7 @@ def take_turns(entrants: list[Entrant], rounds: int, end: float) -> None:
 
 def ratios(entrant: Entrant, first: Entrant) -> tuple[float, float, float]:
     """How many times what the first takes: medians, minima, processor time at the median."""
-    cpu = [statistics.median(one.cpu_seconds for one in some.rounds) for some in (entrant, first)]
+    cpu = [statistics.median(some.cpu_seconds) for some in (entrant, first)]
     median = statistics.median(entrant.seconds) / statistics.median(first.seconds)
     return median, min(entrant.seconds) / min(first.seconds), cpu[0] / cpu[1]
 
@@ -115,7 +115,8 @@ def notes(entrants: Sequence[Entrant]) -> list[str]:
     found = []
     for entrant in entrants:
         if isinstance(entrant, CommandLineAlone):
-            found.append(f"{entrant.name}: less a start-up of {statistics.median(entrant.start_up):.2f} s")
+            start_up = [one.seconds for one in entrant.start_up]
+            found.append(f"{entrant.name}: less a start-up of {statistics.median(start_up):.2f} s")
         if isinstance(entrant, Server):
             found.append(f"{entrant.name}: loaded in {entrant.load_seconds:.1f} s")
     return found

@@ -150,6 +150,11 @@ class Entrant:
         return [one.seconds for one in self.rounds]
 
     @property
+    def cpu_seconds(self) -> list[float]:
+        """Processor time of each round."""
+        return [one.cpu_seconds for one in self.rounds]
+
+    @property
     def log(self) -> Path:
         """What it printed."""
         return self.task.work / f"{self.name}.log"
@@ -258,16 +263,23 @@ class CommandLine(Entrant):
 class CommandLineAlone(CommandLine):
     """The same without its start-up, which is what two rows take: another process in each turn."""
 
-    start_up: list[float] = field(default_factory=list)
+    start_up: list[Round] = field(default_factory=list)
 
     @property
     def seconds(self) -> list[float]:
         """Of each round, less the median start-up."""
-        return [one.seconds - statistics.median(self.start_up) for one in self.rounds]
+        less = statistics.median(one.seconds for one in self.start_up)
+        return [one.seconds - less for one in self.rounds]
+
+    @property
+    def cpu_seconds(self) -> list[float]:
+        """Processor time of each round, less that of the median start-up."""
+        less = statistics.median(one.cpu_seconds for one in self.start_up)
+        return [one.cpu_seconds - less for one in self.rounds]
 
     def turn(self) -> None:
         """Two processes."""
-        self.start_up.append(self._score(self.task.work / "two.jsonl", "--limit", "2").seconds)
+        self.start_up.append(self._score(self.task.work / "two.jsonl", "--limit", "2"))
         super().turn()
 
 
