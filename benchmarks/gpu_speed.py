@@ -169,7 +169,7 @@ def large_model(report: Report, model: Size) -> str:
 
 
 def workload(count: int) -> tuple[Cells, Cells]:
-    """Pairs as in throughput.py: queries of 3 to 12 words, documents of 10 to 250 with a median of 60."""
+    """Pairs as in workloads.py: queries of 3 to 12 words, documents of 10 to 250 with a median of 60."""
     chance = random.Random(0)
 
     def text(length: int) -> str:
