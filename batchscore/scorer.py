@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.cache import EncodingCache, keys_of
+from batchscore.engine.quantization import QuantizationError, measure
 from batchscore.engine.ranking import rank_rows
 from batchscore.engine.scheduler import plan_meetings
 from batchscore.engine.setup import ScorerOptions, Setup, set_up
@@ -69,6 +70,8 @@ class Scorer:
         allowed_media_domains: fetch them from these hosts only.
         score_type: "auto" decides from the checkpoint's files.
         dtype: of the model body; "auto" is bfloat16 where the hardware multiplies it natively, else float32.
+        quantize: "int8" multiplies in eight bits in the linear layers of the body, on a CPU with VNNI or AMX or on a
+            GPU; `quantization_error` measures what that does to scores.
         device: "auto", "cpu", "cuda" or "cuda:N".
         config: a YAML file, or the name of a shipped one; None takes the shipped one that lists this hub id.
         batch_tokens: tokens of a pack; None fits the device.
@@ -177,6 +180,24 @@ class Scorer:
         encodings = Encodings.concat(parts).take(listed.codes)
         vectors = encodings.float32
         return vectors if self.spec.score_type == "bi-encoder" else np.split(vectors, encodings.offsets[1:-1])
+
+    @naming_keywords()
+    def quantization_error(
+        self, queries: Input | Iterable[Input], documents: Input | Iterable[Input]
+    ) -> QuantizationError | None:
+        """How far scores are from those of the same model without `quantize`, which is loaded for that time.
+
+        Queries and documents are those of `score`; at most 256 distinct pairs of them are scored by both models.
+
+        Returns:
+            None if no pair can be scored.
+
+        Raises:
+            UsageError: the model is not quantized; as `score`.
+        """
+        if self.placement.quantize == "none":
+            raise UsageError("the model is not quantized", hint='pass quantize="int8"')
+        return measure(self.batcher, _pair_up(self._cells(queries, "queries"), self._cells(documents, "documents")))
 
     def _cells(self, values: Input | Iterable[Input], name: str) -> list[Cell]:
         """What a caller passed as `name`; UsageError as `score`."""

@@ -231,6 +231,6 @@ def test_without_the_library_torch_runs_and_the_scores_are_the_same(
 @needs_library
 def test_a_library_that_gives_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {dtype: lambda *_: None for dtype in FUNCTIONS}
-    monkeypatch.setattr(native_attention, "kernels", lambda: native.Kernels(wrong, {}, ""))
+    monkeypatch.setattr(native_attention, "kernels", lambda: native.Kernels("", wrong))
 
     assert native_attention._functions() == {}

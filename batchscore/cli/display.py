@@ -202,10 +202,14 @@ def _summary_lines(outcome: Outcome) -> list[str]:
         f"seconds  {stages} (these overlap, and add up over workers)",
         f"record   {outcome.record}",
     ]
+    if measured := counts.get("quantization"):
+        from batchscore.engine.quantization import QuantizationError  # imports torch, as the run has by now
+
+        lines.append(QuantizationError(**measured).line)
     if outcome.bad_rows:
         lines.append(f"errors   {outcome.bad_rows:,} bad rows ({plan.errors}): {outcome.errors}")
     rows, spent = outcome.done["rows"], max(seconds["total"], 1e-3)
     # forwarded, as in the lines of progress: tokens that a cache or an earlier run answered took no time
     speed = f"{rows / spent:,.0f} rows/s, {counts['tokens_forwarded'] / spent:,.0f} tokens/s"
-    where = f"on {placement.device} in {placement.dtype} -> {outcome.output}"
+    where = f"on {placement.device} in {placement.numbers} -> {outcome.output}"
     return [*lines, f"{rows:,} rows in {spent:,.1f} s ({speed}) {where}"]

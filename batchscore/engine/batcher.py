@@ -448,7 +448,7 @@ class Batcher:
             return "", _OVERFLOW
         try:
             if self._float32 is None:
-                placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry")
+                placement = replace(self.setup.placement, dtype="float32", dtype_reason="retry", quantize="none")
                 self._float32 = Batcher(replace(self.setup, placement=placement))
             repeat(self._float32)
         except RuntimeError as error:  # two models may be more than the device has memory for

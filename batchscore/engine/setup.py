@@ -13,6 +13,7 @@ from batchscore.models.checkpoint import Checkpoint
 from batchscore.models.open import ModelOptions, open_model
 from batchscore.models.spec import ModelSpec
 from batchscore.runners.device import Dtype, Placement, choose_device
+from batchscore.runners.quantized import Quantize
 from batchscore.types import Budget, ScoreType
 
 
@@ -21,6 +22,7 @@ class ScorerOptions(ModelOptions, total=False):
 
     score_type: ScoreType | Literal["auto"]
     dtype: Dtype
+    quantize: Quantize
     device: str
     config: str | None
     batch_tokens: int | None
@@ -49,6 +51,7 @@ def set_up(
     *,
     score_type: ScoreType | Literal["auto"] = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
     device: str = "auto",
     config: str | None = None,
     batch_tokens: int | None = None,
@@ -62,12 +65,17 @@ def set_up(
 ) -> Setup:
     """Decide what a model means and where it runs; arguments and errors are those of Scorer."""
     _require_choice("dtype", dtype, get_args(Dtype))
+    _require_choice("quantize", quantize, get_args(Quantize))
     _require_least("batch_tokens", batch_tokens, 1)
     _require_least("window_rows", window_rows, 1)
     _require_least("media_mb", media_mb, 1)
     model_options = {"score_type": None if score_type == "auto" else score_type, **options}
     checkpoint, spec = open_model(model, config, model_options, revision=revision, tokenizer=tokenizer)
-    placement = choose_device(device, dtype)
+    if quantize != "none" and spec.arch.vision is not None:
+        raise UsageError(
+            f"--quantize {quantize} is not for models that read images, like {checkpoint.name}", hint="leave it out"
+        )
+    placement = choose_device(device, dtype, quantize)
     budget = Budget(
         batch_tokens or placement.max_tokens,
         window_rows,

@@ -4,6 +4,7 @@ The state of a job is which parts exist and nothing else, so any number of proce
 folder without talking to each other. Other files are there while they are needed:
 
     _job.json                      what is scored, and the units that it was divided into
+    _quantization.json             what --quantize does to scores, measured by the first process
     part-00012.parquet             a finished unit; its footer has the job, counts and bad rows
     part-00012.progress            raw scores of a unit that was interrupted
     part-00012.lease               who has claimed the unit (--claim dynamic)
@@ -38,7 +39,7 @@ from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
 from batchscore.jobs.records import as_json
 
-JOB, TEXTS = "_job.json", "texts.json"
+JOB, TEXTS, QUANTIZATION = "_job.json", "texts.json", "_quantization.json"
 SCRATCH = ".texts-"  # begins the name of a folder for one process
 _KEY = b"batchscore"  # of the footer's metadata
 # The end of a part that is read first. A footer has some 100 bytes for each column of each row group, and about 100 for
@@ -49,7 +50,7 @@ _PART = re.compile(r"part-\d+\.parquet")
 _TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
-_OURS = re.compile(rf"{_PART.pattern}|_(job|texts|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
+_OURS = re.compile(rf"{_PART.pattern}|_(job|texts|quantization|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")
 
 Fingerprint = Mapping[str, Any]
 Encode = Literal["once", "unit"]  # how often a text is read by the model: once a job, or once in each unit that has it
@@ -99,6 +100,14 @@ class Parts:
     def rows(self) -> int:
         """Rows of the whole job."""
         return sum(unit.rows for unit in self.units)
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """What was measured of `--quantize`, if it was."""
+        try:
+            return json.loads(bytes(self.folder.read(QUANTIZATION)))  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            return None
 
     def finished(self) -> set[int]:
         """Units with a part."""
@@ -399,7 +408,8 @@ def encoding_fingerprint(job: Fingerprint, side: str) -> dict[str, Any]:
     It is a part of the job's fingerprint, without what is said about the other side alone.
     """
     fields = {name: value for name, value in job["model"].items() if name not in _OTHER_SIDE[side]}
-    return {"side": side, "model": fields, "files": job["files"], "dtype": job["dtype"]}
+    numbers = {name: job[name] for name in ("dtype", "quantize") if name in job}
+    return {"side": side, "model": fields, "files": job["files"], **numbers}
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:

@@ -57,6 +57,7 @@ class Plan:
             "model": {name: field["value"] for name, field in self.setup.spec.describe().items()},
             "files": identity(self.setup.checkpoint, with_code=self.setup.trust_remote_code),
             "dtype": self.setup.placement.dtype,
+            **({} if self.setup.placement.quantize == "none" else {"quantize": self.setup.placement.quantize}),
             "options": asdict(self.command),  # type: ignore[call-overload]
             "errors": self.errors,
             "encode": self.encode,
@@ -112,7 +113,7 @@ class Plan:
             f"score    {self._score_meaning()}, {self._score_range()}",
             f"length   {spec.max_length} tokens ({sources['max_length']}), truncation {spec.truncation}",
             *([f"prompts  {', '.join(prompts)}"] if prompts else []),
-            f"device   {placement.device} ({placement.device_name}), {placement.dtype} ({placement.dtype_reason})",
+            f"device   {placement.device} ({placement.device_name}), {placement.numbers} ({placement.dtype_reason})",
         ]
 
     def record(self, counts: Mapping[str, Any]) -> dict[str, Any]:

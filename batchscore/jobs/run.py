@@ -8,12 +8,14 @@ processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter, sleep
 from typing import Any
 
+from batchscore.engine.batcher import Batcher
+from batchscore.engine.quantization import QuantizationError, measure
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import local_path, open_folder, writer_id
@@ -30,10 +32,10 @@ from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
-from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_parts, start_parts, total
+from batchscore.jobs.parts import JOB, QUANTIZATION, Division, Parts, first_difference, open_parts, start_parts, total
 from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan, share_lines, text_line
-from batchscore.jobs.records import exists, read_record, write_record
+from batchscore.jobs.records import as_json, exists, read_record, write_record
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.jobs.shelves import Stores
@@ -299,6 +301,7 @@ class _Run:
         self.events.loading(setup.checkpoint.name, "weights")
         if not job.slots and options.engine == "local":
             scorer = Scorer(setup)
+            self._measure(parts, scorer.batcher)
             command = job.plan.command
             shelves = job.stores.open(job.plan)
             pipeline = Pipeline(
@@ -312,6 +315,7 @@ class _Run:
             yield do
             scorer.close()  # not after an error, which must not wait for what is in the model
             return
+        self._measure(parts, None)
         workforce = Workforce(job.for_worker(), self.meter, self.stop, options.max_restarts, finish, self.events.note)
         if options.engine == "ray":
             from batchscore.jobs.workers.ray import run_on_ray
@@ -319,6 +323,29 @@ class _Run:
             yield partial(run_on_ray, workforce, options.ray_address)
         else:
             yield partial(run_in_processes, workforce, job.slots)
+
+    def _measure(self, parts: Parts, batcher: Batcher | None) -> None:
+        """Tell what quantization does to scores, measured on rows of the first unit unless another process has.
+
+        Args:
+            parts: of the job.
+            batcher: of the quantized model; None: it is loaded for this.
+        """
+        job, setup = self.job, self.job.plan.setup
+        if setup.placement.quantize == "none":
+            return
+        if (known := parts.quantization) is None:
+            rows = job.plan.command.load_pairs(job.source, parts.units[0]).pairs
+            with ExitStack() as stack:
+                if len(rows) and batcher is None:
+                    batcher = stack.enter_context(closing(Batcher(setup)))
+                with self.stop.polling():
+                    error = measure(batcher, rows, self.stop) if batcher is not None and len(rows) else None
+            if error is None:
+                return
+            known = asdict(error)
+            parts.folder.create(QUANTIZATION, as_json(known))
+        self.events.note(QuantizationError(**known).line)
 
     # ---- the end
 
@@ -369,6 +396,7 @@ class _Run:
         counts = {
             **(counts if whole else self.done),
             "encode": parts.encode,
+            **({"quantization": measured} if (measured := parts.quantization) else {}),
             "tokens_forwarded": self.meter.tokens,
             "seconds": {"total": round(self.meter.elapsed, 3), **spent},
             "peak_rss_mb": peak_rss_mb(),

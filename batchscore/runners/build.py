@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from batchscore.runners.linears import pack_linears
 from batchscore.runners.listwise import Listwise
 from batchscore.runners.media import MediaMemory
 from batchscore.runners.norms import replace_norms
+from batchscore.runners.quantized import quantize_linears
 from batchscore.runners.turns import Turns
 from batchscore.types import Budget, Cells, Items, Pairs, Prefixes, ScoreType, offsets_of
 
@@ -108,11 +110,7 @@ def build_runner(
         raise CheckpointError(
             f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
         ) from error
-    if placement.device == "cpu" and reader.media is None:
-        tails = [] if last_layer is None else [last_layer]
-        bare = BaseRunner(reader, model, placement.device, last_layer)
-        replace_norms([*model.bodies, *tails])
-        pack_linears([*model.bodies, *tails], lambda: _Probe(bare).run(model.layout, [7, 4]))
+    _replace_layers(BaseRunner(reader, model, placement.device, last_layer), placement)
     media = (
         None
         if reader.media is None
@@ -124,6 +122,17 @@ def build_runner(
     runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns, last_only, shares)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
+
+
+def _replace_layers(runner: BaseRunner, placement: Placement) -> None:
+    """Put quicker layers, or less exact ones, in the place of those of the bodies."""
+    bodies = [*runner.model.bodies, *([] if runner.last_layer is None else [runner.last_layer])]
+    run = partial(_Probe(runner).run, runner.layout, [7, 4])
+    if placement.device == "cpu" and runner.reader.media is None:
+        replace_norms(bodies)
+        pack_linears(bodies, run)
+    if placement.quantize == "int8":
+        quantize_linears(bodies, run)
 
 
 def _reads_last_only(spec: ModelSpec) -> bool:

@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from batchscore.errors import MissingDependencyError, UsageError
+from batchscore.runners.quantized import Quantize, require_int8
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _CPU_PACK, _CUDA_PACK = 2_048, 65_536  # tokens: few keep a CPU core busy and stay in its cache; a GPU wants many
@@ -29,15 +30,28 @@ class Placement:
     dtype_reason: str
     workers: int  # packs in work; on a CPU each has one thread, so that a busy neighbour costs only its share
     max_tokens: int  # of a pack, unless the user says otherwise
+    quantize: Quantize = "none"
+
+    @property
+    def numbers(self) -> str:
+        """The format of the body's numbers, for people."""
+        return self.dtype if self.quantize == "none" else f"{self.quantize} and {self.dtype}"
 
 
-def choose_device(device: str, dtype: Dtype) -> Placement:
+def choose_device(device: str, dtype: Dtype, quantize: Quantize = "none") -> Placement:
     """Choose what "auto" leaves open.
 
     Raises:
         MissingDependencyError: the CUDA device does not exist.
-        UsageError: torch does not know the device, or float16 on a CPU.
+        UsageError: torch does not know the device, float16 on a CPU, or int8 where the hardware has no products of it.
     """
+    placement = _placement(device, dtype)
+    if quantize == "int8":
+        require_int8(placement.device)
+    return replace(placement, quantize=quantize)
+
+
+def _placement(device: str, dtype: Dtype) -> Placement:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = _device_kind(device)

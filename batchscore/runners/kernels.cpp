@@ -1,4 +1,5 @@
-// What a pack needs between its linear layers, each for one thread of a CPU: attention inside each sequence, and norms.
+// What a pack needs around its matrix products, each for one thread of a CPU: attention inside each sequence, norms, and
+// the way to eight bits and back.
 //
 // Attention takes rows of queries a few at a time: their products with all keys, softmax, then their products with all
 // values. Both are the same small matrix product, a row of A broadcast against vectors of B, whose accumulators stay in
@@ -343,6 +344,103 @@ void normalize(const typename T::Element* states, const typename T::Element* res
   }
 }
 
+constexpr float kLeast = 1e-30f;  // a row without a larger number is all zeros: 127 / size must not overflow
+
+Vector magnitude(Vector x) { return larger(x, -x); }
+
+// Rows as eight bits, each with a scale of its own: out * scales is about `states`, and a row's scale is not a number if
+// one of its numbers is not finite. `width` is a multiple of kLanes.
+template <class T>
+void quantize_rows(const typename T::Element* states, int8_t* out, float* scales, int64_t rows, int64_t width) {
+  const Vector shift = fill(12582912.0f);  // 1.5 * 2 ** 23: adding it rounds to an integer, in the lowest bits
+  thread_local std::vector<int32_t> buffer;
+  buffer.resize(width);
+  int32_t* __restrict numbers = buffer.data();
+  for (int64_t row = 0; row < rows; ++row) {
+    const typename T::Element* line = states + row * width;
+    Integers largest = {};  // bits of positive numbers are in the order of the numbers, and what is no number comes last
+    for (int64_t column = 0; column < width; column += kLanes) {
+      const Integers bits = reinterpret_cast<Integers>(T::widen(line + column)) & 0x7fffffff;
+      largest = bits > largest ? bits : largest;
+    }
+    int32_t most = 0;
+    for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, largest[lane]);
+    float size;
+    std::memcpy(&size, &most, sizeof size);
+    const Vector factor = fill(size > kLeast ? 127.0f / size : 0.0f);
+    scales[row] = size / 127.0f + (size - size);
+    for (int64_t column = 0; column < width; column += kLanes) {
+      const Vector shifted = T::widen(line + column) * factor + shift;
+      const Integers bits = reinterpret_cast<Integers>(shifted);
+      std::memcpy(numbers + column, &bits, sizeof bits);
+    }
+    int8_t* __restrict bytes = out + row * width;
+    for (int64_t column = 0; column < width; ++column) bytes[column] = static_cast<int8_t>(numbers[column]);
+  }
+}
+
+// 1 / (1 + exp(-x))
+Vector sigmoid(Vector x) {
+  const Vector power = power_of_two(-magnitude(x) * 1.44269504f);
+  const Vector small = power / (1.0f + power);
+  return x < 0.0f ? small : 1.0f - small;
+}
+
+struct Same {
+  static Vector apply(Vector x) { return x; }
+};
+
+struct Gelu {
+  // erf by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7
+  static Vector apply(Vector x) {
+    const Vector z = magnitude(x) * 0.70710678f;
+    const Vector t = 1.0f / (1.0f + 0.3275911f * z);
+    Vector sum = fill(1.061405429f);
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    const Vector tail = 0.5f * sum * t * power_of_two(z * z * -1.44269504f);
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+  }
+};
+
+struct TanhGelu {
+  static Vector apply(Vector x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
+};
+
+struct Silu {
+  static Vector apply(Vector x) { return x * sigmoid(x); }
+};
+
+struct Relu {
+  static Vector apply(Vector x) { return x < 0.0f ? fill(0.0f) : x; }  // what is no number stays so
+};
+
+// Rows of sums of products of eight bits as numbers, with a bias unless it is null, and an activation. `width` is a
+// multiple of kLanes.
+template <class T, class Activation>
+void rescale(const int32_t* sums, const float* row_scales, const float* scales, const float* bias,
+             typename T::Element* out, int64_t rows, int64_t width) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < width; column += kLanes) {
+      Integers sum;
+      std::memcpy(&sum, sums + row * width + column, sizeof sum);
+      Vector number = __builtin_convertvector(sum, Vector) * (load(scales + column) * row_scales[row]);
+      if (bias) number += load(bias + column);
+      T::narrow(Activation::apply(number), out + row * width + column);
+    }
+}
+
+template <class T>
+void rescale_rows(const int32_t* sums, const float* row_scales, const float* scales, const float* bias,
+                  typename T::Element* out, int64_t rows, int64_t width, int32_t activation) {
+  using Function = decltype(&rescale<T, Same>);
+  static constexpr Function kFunctions[] = {rescale<T, Same>, rescale<T, Gelu>, rescale<T, TanhGelu>, rescale<T, Silu>,
+                                            rescale<T, Relu>};
+  kFunctions[activation](sums, row_scales, scales, bias, out, rows, width);
+}
+
 }  // namespace
 
 extern "C" {
@@ -356,7 +454,25 @@ void normalize_float32(const float* states, const float* residual, const float* 
   normalize<Float32>(states, residual, weight, bias, out, rows, width, centered, epsilon);
 }
 
+void quantize_rows_float32(const float* states, int8_t* out, float* scales, int64_t rows, int64_t width) {
+  quantize_rows<Float32>(states, out, scales, rows, width);
+}
+
+void rescale_rows_float32(const int32_t* sums, const float* row_scales, const float* scales, const float* bias,
+                          float* out, int64_t rows, int64_t width, int32_t activation) {
+  rescale_rows<Float32>(sums, row_scales, scales, bias, out, rows, width, activation);
+}
+
 #if defined(__AVX512BF16__)
+void quantize_rows_bfloat16(const uint16_t* states, int8_t* out, float* scales, int64_t rows, int64_t width) {
+  quantize_rows<Bfloat16>(states, out, scales, rows, width);
+}
+
+void rescale_rows_bfloat16(const int32_t* sums, const float* row_scales, const float* scales, const float* bias,
+                           uint16_t* out, int64_t rows, int64_t width, int32_t activation) {
+  rescale_rows<Bfloat16>(sums, row_scales, scales, bias, out, rows, width, activation);
+}
+
 void normalize_bfloat16(const uint16_t* states, const uint16_t* residual, const float* weight, const float* bias,
                         uint16_t* out, int64_t rows, int64_t width, int32_t centered, float epsilon) {
   normalize<Bfloat16>(states, residual, weight, bias, out, rows, width, centered, epsilon);

@@ -18,9 +18,9 @@ from batchscore.runners.native import are_off
 
 _SOME_TOKENS = 2_048  # for which oneDNN chooses the order of a weight
 _SPREAD = 4.0  # of numbers that tell activations apart
-_Activation = tuple[str, str]  # in oneDNN's words, with the algorithm
-_NONE: _Activation = ("none", "")
-_ACTIVATIONS: dict[_Activation, Callable[[Tensor], Tensor]] = {
+Activation = tuple[str, str]  # in oneDNN's words, with the algorithm
+NO_ACTIVATION: Activation = ("none", "")
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     ("gelu", "none"): functional.gelu,
     ("gelu", "tanh"): lambda numbers: functional.gelu(numbers, approximate="tanh"),
     ("swish", ""): functional.silu,
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[_Activation, Callable[[Tensor], Tensor]] = {
 class PackedLinear(nn.Module):
     """A linear layer whose weight is in the order that oneDNN multiplies it in."""
 
-    def __init__(self, linear: nn.Linear, activation: _Activation = _NONE) -> None:
+    def __init__(self, linear: nn.Linear, activation: Activation = NO_ACTIVATION) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         self.activation = activation
@@ -110,12 +110,12 @@ def _fuse_activation(module: nn.Module) -> None:
         return
 
 
-def _activation(module: nn.Module) -> _Activation | None:
+def _activation(module: nn.Module) -> Activation | None:
     """What an activation is in oneDNN's words, found out by its values."""
     if not type(module).__module__.endswith((".activations", ".activation")):
         return None
     numbers = torch.linspace(-_SPREAD, _SPREAD, 33)
-    return next((name for name, known in _ACTIVATIONS.items() if torch.equal(module(numbers), known(numbers))), None)
+    return next((name for name, known in ACTIVATIONS.items() if torch.equal(module(numbers), known(numbers))), None)
 
 
 def _states(linear: nn.Linear) -> Tensor:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,11 +34,13 @@ Function = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The functions of the library by the dtype that they take, and how it came about."""
+    """How the library came about, and its functions by the dtype that they take."""
 
-    attend: Mapping[torch.dtype, Function]
-    normalize: Mapping[torch.dtype, Function]
     reason: str
+    attend: Mapping[torch.dtype, Function] = field(default_factory=dict)
+    normalize: Mapping[torch.dtype, Function] = field(default_factory=dict)
+    quantize_rows: Mapping[torch.dtype, Function] = field(default_factory=dict)
+    rescale_rows: Mapping[torch.dtype, Function] = field(default_factory=dict)
 
 
 def are_off() -> bool:
@@ -50,13 +52,14 @@ def are_off() -> bool:
 def kernels() -> Kernels:
     """Those of this machine, built if they have to be; none of them with the reason."""
     if are_off():
-        return Kernels({}, {}, f"{SWITCH}=off")
+        return Kernels(f"{SWITCH}=off")
     try:
         compiler = _compiler()
         library = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        return Kernels({}, {}, f"none: {error}")
-    return Kernels(_functions(library, "attend"), _functions(library, "normalize"), f"built by {compiler}")
+        return Kernels(f"none: {error}")
+    names = "attend", "normalize", "quantize_rows", "rescale_rows"
+    return Kernels(f"built by {compiler}", *(_functions(library, name) for name in names))
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
