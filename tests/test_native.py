@@ -19,7 +19,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from batchscore import Scorer
-from batchscore.runners import native, native_attention
+from batchscore.runners import dense, native, native_attention
 from batchscore.runners.masks import Rule
 from batchscore.runners.norms import AddNorm, NativeNorm, replace_norms
 from batchscore.runners.sequences import Sequences
@@ -135,6 +135,30 @@ def test_long_sequences_stay_with_torch_where_it_has_tiles(
     states = draw(1, 1, 64, seed=0, dtype=getattr(torch, dtype)).expand(600, 1, 64)
 
     assert native_attention.fits_native(states, states, states, Rule(), sequences([600])) is fits
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(causal=True), Rule(window=5), Rule(True, 7)], ids=str)
+@pytest.mark.parametrize("hides", [False, True])
+def test_torch_gets_whole_vectors_of_keys_in_bfloat16(rule: Rule, hides: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def recorded(query: Tensor, key: Tensor, value: Tensor, *others: Any, **keywords: Any) -> Tensor:
+        asked.append(key.shape[2])
+        return scaled_dot_product_attention(query, key, value, *others, **keywords)
+
+    monkeypatch.setattr(dense, "scaled_dot_product_attention", recorded)
+    lengths = [48, 47, 47, 33, 20]
+    seen = np.arange(sum(lengths)) % 3 > 0 if hides else None
+    placed = Sequences.of(np.array(lengths), seen, torch.from_numpy)
+    states = [draw(sum(lengths), 2, 16, seed=seed, dtype=torch.bfloat16) for seed in range(3)]
+
+    found = dense.run_attention(*states, rule, placed, from_first=False)
+    padded = asked.copy()
+    expected = dense.run_attention(*(part.float() for part in states), rule, placed, from_first=False)
+
+    assert padded == [48, 48, 48, 20]
+    defined = ~expected.isnan()  # a token that sees none but hidden ones
+    assert (found.float() - expected)[defined].abs().max() < BOUNDS[torch.bfloat16]
 
 
 # ---- norms

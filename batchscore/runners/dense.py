@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from batchscore.runners.masks import Rule
 from batchscore.runners.sequences import Sequences
+
+_VECTOR = 16  # keys that torch's kernel for CPUs takes at once; the rest of them it takes one by one
+_LEAST_PADDED = 32  # tokens; what is shorter costs less than the mask that padding needs
 
 
 def run_attention(
@@ -47,10 +50,21 @@ def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     """[n, heads, queries, dim] of equally long sequences."""
     causal = rule.causal and mask is None and query.shape[2] > 1
     if rule.softcap is None:
+        rest = -key.shape[2] % _VECTOR
+        if rest and query.is_cpu and query.dtype == torch.bfloat16 and key.shape[2] > _LEAST_PADDED:
+            mask = _causal_mask(query, key) if causal else mask
+            mask = torch.ones(1, key.shape[2], dtype=torch.bool) if mask is None else mask
+            key, value, mask = (*(pad(states, (0, 0, 0, rest)) for states in (key, value)), pad(mask, (0, rest)))
+            causal = False
         return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=rule.scaling)
     if causal:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = _causal_mask(query, key)
     return capped_attention(query, key, value, mask, rule)
+
+
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """bool [queries, keys]."""
+    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
 
 
 def capped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
