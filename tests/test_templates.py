@@ -499,3 +499,9 @@ def test_an_instruction_without_a_place_in_the_template_is_refused(tiny: Tiny) -
 def test_a_template_for_a_model_that_reads_the_sides_apart_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="^--chat-template 'basic': a bi-encoder of texts has none$"):
         Scorer(tiny("bert_mean"), chat_template="basic")
+
+
+def test_a_template_may_be_longer_than_a_file_name() -> None:
+    text = "{{ query }}" + "x" * 5000
+
+    assert find_template(text, exact=True) == text

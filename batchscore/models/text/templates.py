@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
@@ -42,7 +41,7 @@ def find_template(name: str, *, exact: bool) -> str:
         UsageError: none of these, or a syntax error.
     """
     shipped = shipped_files("templates")
-    if not Path(os.path.expanduser(name)).is_file() and name not in shipped and ("{" in name or "\n" in name):
+    if not os.path.isfile(os.path.expanduser(name)) and name not in shipped and ("{" in name or "\n" in name):
         return compiled_text(name.removesuffix("\n"), "chat_template")
     path = find_resource("templates", name)
     try:
