@@ -7,11 +7,13 @@ a decoder of 0.6B parameters take as long as its matrix products.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
+
+from batchscore.runners.replacing import children, epsilon_of, made_up, output_of
 
 # numbers of a row from which torch's kernel pays: it has a block of threads for each row, which idle in a short one
 _FUSED_SIZE = 512
@@ -38,39 +40,31 @@ def short_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
 
 
+@torch.inference_mode()
 def fuse_norms(body: nn.Module) -> int:
     """Replace the norms that compute just this, by trial; returns how many. Gemma's, which weighs by 1 + w, stays."""
     replaced = 0
-    for name, module in list(body.named_modules()):
-        epsilon = _epsilon(module)
+    for parent, name, module in children(body):
+        epsilon = epsilon_of(module) if _has_only_a_weight(module) else None
         if epsilon is None:
             continue
-        fused = FusedNorm(module.weight, epsilon)
+        fused = FusedNorm(cast("nn.Parameter", module.weight), epsilon)
         if _agree(module, fused):
-            body.set_submodule(name, fused)
+            setattr(parent, name, fused)
             replaced += 1
     return replaced
 
 
-def _epsilon(module: Any) -> float | None:
-    """Of a norm with nothing but a weight; None of anything else."""
-    parts = [name for name, _ in module.named_parameters()] if type(module).__name__.endswith("RMSNorm") else []
-    if parts != ["weight"] or module.weight.dim() != 1:
-        return None
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    return epsilon if isinstance(epsilon, float) else None
+def _has_only_a_weight(module: Any) -> bool:
+    is_norm = type(module).__name__.endswith("RMSNorm")
+    return is_norm and [name for name, _ in module.named_parameters()] == ["weight"] and module.weight.dim() == 1
 
 
-@torch.inference_mode()
-def _agree(module: nn.Module, fused: nn.Module) -> bool:
-    weight: Any = fused.weight
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    try:
-        outputs = [norm(x) for norm in (module, fused)]
-    except (RuntimeError, TypeError, ValueError):  # it reads something else
+def _agree(module: nn.Module, fused: FusedNorm) -> bool:
+    weight = fused.weight
+    (numbers,) = made_up(weight.dtype, (4, len(weight)))
+    expected, found = (output_of(norm, numbers.to(weight.device)) for norm in (module, fused))
+    if expected is None or found is None or expected.dtype != found.dtype:
         return False
-    if not isinstance(outputs[0], Tensor) or outputs[0].dtype != outputs[1].dtype:
-        return False
-    expected, found = (output.float() for output in outputs)
     # one rounding more or less
-    return torch.allclose(found, expected, rtol=4 * torch.finfo(weight.dtype).eps, atol=1e-6)
+    return torch.allclose(found.float(), expected.float(), rtol=4 * torch.finfo(weight.dtype).eps, atol=1e-6)

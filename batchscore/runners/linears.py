@@ -7,17 +7,18 @@ from a timing, so that a job that is resumed gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from batchscore.runners.native import are_off
+from batchscore.runners.replacing import are_close, children, made_up, output_of
 
 _SOME_TOKENS = 2_048  # for which oneDNN chooses the order of a weight
 _SPREAD = 4.0  # of numbers that tell activations apart
+_TOLERANCE = 0.02  # of a trial, which would be off by much more where an activation stood elsewhere
 Activation = tuple[str, str]  # in oneDNN's words, with the algorithm
 NO_ACTIVATION: Activation = ("none", "")
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -75,19 +76,14 @@ def pack_linears(bodies: Iterable[nn.Module], forward: Callable[[], object]) -> 
         if capability == "AVX512":
             for module in list(body.modules()):
                 _fuse_activation(module)
-        for parent, name, linear in list(_children(body, nn.Linear)):
-            setattr(parent, name, PackedLinear(linear))
+        for parent, name, child in children(body):
+            if type(child) is nn.Linear:
+                setattr(parent, name, PackedLinear(child))
     forward()
     for body in bodies:
-        for parent, name, packed in list(_children(body, PackedLinear)):
-            if packed.is_read:
-                setattr(parent, name, packed.unpacked())
-
-
-def _children(body: nn.Module, kind: type[Any]) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(parent, name, layer) of each layer of exactly this class."""
-    for parent in body.modules():
-        yield from ((parent, name, child) for name, child in parent.named_children() if type(child) is kind)
+        for parent, name, child in children(body):
+            if isinstance(child, PackedLinear) and child.is_read:
+                setattr(parent, name, child.unpacked())
 
 
 def _fuse_activation(module: nn.Module) -> None:
@@ -97,14 +93,14 @@ def _fuse_activation(module: nn.Module) -> None:
         return
     ((name, child, known),) = activations
     for source, linear in [(name, layer) for name, layer in module.named_children() if type(layer) is nn.Linear]:
-        states = _states(linear)
+        (numbers,) = made_up(torch.float32, (1, 3, linear.in_features))
+        states = (_SPREAD * numbers).to(linear.weight.dtype)
         before, activated = _run(module, child, states)
         if before is None or activated is None or not torch.equal(activated, linear(states)):
             continue
         setattr(module, source, PackedLinear(linear, known))
         setattr(module, name, nn.Identity())
-        after, _ = _run(module, child, states)
-        if after is None or not _are_close(after, before):
+        if not are_close(output_of(module, states), before, _TOLERANCE):
             setattr(module, source, linear)
             setattr(module, name, child)
         return
@@ -118,26 +114,11 @@ def _activation(module: nn.Module) -> Activation | None:
     return next((name for name, known in ACTIVATIONS.items() if torch.equal(module(numbers), known(numbers))), None)
 
 
-def _states(linear: nn.Linear) -> Tensor:
-    """[1, 3, in_features]: something to read."""
-    generator = torch.Generator().manual_seed(0)
-    return (_SPREAD * torch.randn(1, 3, linear.in_features, generator=generator)).to(linear.weight.dtype)
-
-
 def _run(module: nn.Module, activation: nn.Module, states: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """(what a module makes of states, what its activation got); None for what is not one tensor."""
-    got: list[Any] = []
+    got: list[object] = []
     hook = activation.register_forward_pre_hook(lambda _, inputs: got.extend(inputs))
-    try:
-        output = module(states)
-    except Exception:  # a module that takes anything else may raise anything
-        return None, None
-    finally:
-        hook.remove()
+    output = output_of(module, states)
+    hook.remove()
     first = got[0] if len(got) == 1 else None
-    return output if isinstance(output, Tensor) else None, first if isinstance(first, Tensor) else None
-
-
-def _are_close(first: Tensor, second: Tensor) -> bool:
-    error, size = (part.float().norm() for part in (first - second, second))
-    return first.shape == second.shape and bool(error <= 0.02 * size)
+    return output, first if isinstance(first, Tensor) else None

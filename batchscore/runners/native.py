@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+VECTOR = 16  # numbers; rows of norms and of eight bits are whole vectors of the widest kind
 SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: a body runs on a CPU as transformers and torch have it
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = "-std=c++17 -O3 -shared -fPIC -fno-math-errno -fno-trapping-math"
@@ -88,7 +89,7 @@ def _built(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     made_of = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), " ".join(flags).encode(), version]))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchscore"
-    path = folder / f"attention-{made_of.hexdigest()[:16]}.so"
+    path = folder / f"kernels-{made_of.hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # other processes may build it at the same moment: each its own file, and the last one stays

@@ -19,7 +19,7 @@ _LARGEST_HEAD = 1024  # components; the kernel's buffer of a row
 
 
 class _Shape(ctypes.Structure):
-    """`Shape` of attention.cpp."""
+    """`Shape` of kernels.cpp."""
 
     _fields_ = (
         ("query_offsets", ctypes.c_void_p),

@@ -6,15 +6,14 @@ A pass over a loaded body, by structure, like `linears.py`: what a module gives 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from batchscore.runners.native import Function, kernels, pointer
-
-_VECTOR = 16  # numbers; the kernel takes whole vectors
+from batchscore.runners.native import VECTOR, Function, kernels, pointer
+from batchscore.runners.replacing import are_close, children, epsilon_of, made_up, output_of
 
 
 class NativeNorm(nn.Module):
@@ -58,50 +57,39 @@ class AddNorm(nn.Module):
 def replace_norms(bodies: Iterable[nn.Module]) -> None:
     """Replace the norms of bodies on a CPU by our own where the library is."""
     for body in bodies:
-        for parent, name, norm in list(_norms(body)):
-            if (native := _native(norm)) is not None:
-                setattr(parent, name, native)
-        for parent in list(body.modules()):
-            for name, child in list(parent.named_children()):
-                if {part for part, _ in child.named_children()} == {"dense", "LayerNorm", "dropout"}:
-                    _add_in_norm(parent, name, child)
-
-
-def _norms(body: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in body.modules():
-        for name, child in parent.named_children():
+        for parent, name, child in children(body):
             if type(child) is nn.LayerNorm or type(child).__name__.endswith("RMSNorm"):
-                yield parent, name, child
+                setattr(parent, name, _native(child) or child)
+        for parent, name, child in children(body):
+            if {part for part, _ in child.named_children()} == {"dense", "LayerNorm", "dropout"}:
+                setattr(parent, name, _joined(child))
 
 
 def _native(norm: Any) -> NativeNorm | None:
     """The same norm by our own function; None if it has other numbers, or there is no function for it."""
-    weight = getattr(norm, "weight", None)
-    epsilon = next((value for name in ("eps", "variance_epsilon") if (value := getattr(norm, name, None))), None)
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or len(weight) % _VECTOR or epsilon is None:
+    weight, epsilon = getattr(norm, "weight", None), epsilon_of(norm)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or len(weight) % VECTOR or epsilon is None:
         return None
     function = kernels().normalize.get(weight.dtype)
     if function is None:
         return None
-    states = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    (states,) = made_up(weight.dtype, (3, len(weight)))
     for scale in (weight.detach(), 1 + weight.detach().float()):  # Gemma's are stored as what they are above 1
         native = NativeNorm(norm, scale, epsilon, function)
-        if _are_close(native(states), norm(states)):
+        if are_close(native(states), output_of(norm, states), _tolerance(weight.dtype)):
             return native
     return None
 
 
-def _add_in_norm(parent: nn.Module, name: str, child: Any) -> None:
-    if not isinstance(child.LayerNorm, NativeNorm):
-        return
-    generator, norm = torch.Generator().manual_seed(0), child.LayerNorm
-    shapes = (3, child.dense.in_features), (3, len(norm.weight))
-    states = [torch.randn(shape, generator=generator).to(norm.weight.dtype) for shape in shapes]
-    joined = AddNorm(child.dense, norm)
-    if _are_close(joined(*states), child(*states)):
-        setattr(parent, name, joined)
+def _joined(child: Any) -> nn.Module:
+    """A module with its residual added in its norm; or as it is, if that gives other numbers."""
+    norm = child.LayerNorm
+    if not isinstance(norm, NativeNorm):
+        return child  # type: ignore[no-any-return]
+    dtype, joined = norm.weight.dtype, AddNorm(child.dense, norm)
+    states = made_up(dtype, (3, child.dense.in_features), (3, len(norm.weight)))
+    return joined if are_close(joined(*states), output_of(child, *states), _tolerance(dtype)) else child
 
 
-def _are_close(first: Tensor, second: Tensor) -> bool:
-    error, size = (part.float().norm() for part in (first - second, second))
-    return first.shape == second.shape and bool(error <= (1e-5 if first.dtype == torch.float32 else 0.02) * size)
+def _tolerance(dtype: torch.dtype) -> float:
+    return 1e-5 if dtype == torch.float32 else 0.02

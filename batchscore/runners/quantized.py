@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from batchscore.errors import UsageError
 from batchscore.runners.linears import ACTIVATIONS, NO_ACTIVATION, Activation, PackedLinear
-from batchscore.runners.native import kernels, pointer
+from batchscore.runners.native import VECTOR, kernels, pointer
+from batchscore.runners.replacing import children
 
 Quantize = Literal["none", "int8"]
 
 _LARGEST = 127
 _LEAST = 1e-30  # a row without a larger number is all zeros
-_VECTOR = 16  # numbers; the kernels take whole vectors
 _SMALLEST = 32  # inputs or outputs of a layer; one that has fewer takes no time, and may choose among experts
 _CUDA_ROWS, _CUDA_MULTIPLE = 17, 8  # what torch's product asks for on CUDA
 _NUMBERS = {activation: number for number, activation in enumerate((NO_ACTIVATION, *ACTIVATIONS))}  # in kernels.cpp
@@ -58,7 +58,7 @@ def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     """(int8 [rows, width], float32 [rows]) of [rows, width]: numbers from -127 to 127, and what multiplies them."""
     states = states.contiguous()
     function = kernels().quantize_rows.get(states.dtype)
-    if function is None or states.shape[1] % _VECTOR or not states.is_cpu:
+    if function is None or states.shape[1] % VECTOR or not states.is_cpu:
         numbers = states.float()
         size = numbers.abs().amax(1, keepdim=True)
         codes = (numbers * torch.where(size > _LEAST, _LARGEST / size, 0)).round().nan_to_num(0, 0, 0)
@@ -89,7 +89,7 @@ def rescale_rows(
         dtype: of the result.
     """
     function = kernels().rescale_rows.get(dtype)
-    if function is None or sums.shape[1] % _VECTOR or not sums.is_cpu:
+    if function is None or sums.shape[1] % VECTOR or not sums.is_cpu:
         numbers = sums * (row_scales[:, None] * scales)
         numbers = numbers if bias is None else numbers + bias
         return (ACTIVATIONS[activation](numbers) if activation in ACTIVATIONS else numbers).to(dtype)
@@ -113,8 +113,7 @@ def quantize_linears(bodies: Iterable[nn.Module], forward: Callable[[], object])
     replaced = [
         (parent, name, child, _quantized(child))
         for body in bodies
-        for parent in body.modules()
-        for name, child in parent.named_children()
+        for parent, name, child in children(body)
         if isinstance(child, nn.Linear | PackedLinear) and _is_eligible(child)
     ]
     for parent, name, _, quantized in replaced:
