@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchscore.runners import padded, padding
+from batchscore.runners import dense, padding
 from batchscore.runners.masks import Rule
 from batchscore.runners.padded import padded_attention
 from batchscore.runners.padding import stretches_of
@@ -120,11 +120,11 @@ def test_a_layer_of_many_lengths_is_few_launches_without_repeated_keys(
     query, key = (torch.empty(sum(lengths), heads, 64, dtype=torch.float16, device="meta") for heads in (8, key_heads))
     read = list[int]()
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Tensor:
         read.append(key.shape[1])
         return torch.empty_like(query)
 
-    monkeypatch.setattr(padded, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(dense, "scaled_dot_product_attention", attend)
     assert len(pack.paddings) == 2  # made once, for all layers
     with Launches() as launches:
         attended = padded_attention(query, key, key, Rule(softcap=softcap), pack, from_first=False)

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from batchscore.runners.masks import Rule
+from batchscore.runners.reach import VECTOR
 from batchscore.runners.sequences import Sequences
 
-_VECTOR = 16  # keys that torch's kernel for CPUs takes at once; the rest of them it takes one by one
 _LEAST_PADDED = 32  # tokens; what is shorter costs less than the mask that padding needs
 
 
@@ -48,36 +48,34 @@ def run_attention(
 
 def _dense_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
     """[n, heads, queries, dim] of equally long sequences."""
-    causal = rule.causal and mask is None and query.shape[2] > 1
+    is_causal = rule.causal and mask is None and query.shape[2] > 1
+    length, rest = key.shape[2], -key.shape[2] % VECTOR
+    is_padded = rest and length > _LEAST_PADDED and query.is_cpu and query.dtype == torch.bfloat16
+    if is_causal and rule.softcap is None and not is_padded:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=rule.scaling)
+    if is_causal:
+        mask = torch.ones(query.shape[2], length, dtype=torch.bool, device=query.device).tril()
+    if is_padded and rule.softcap is None:
+        mask = pad(torch.ones(1, length, dtype=torch.bool) if mask is None else mask, (0, rest))
+        key, value = (pad(states, (0, 0, 0, rest)) for states in (key, value))
+    return masked_attention(query, key, value, mask, rule)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """[n, heads, queries, dim], where query heads may share a key head. Which keys are seen the mask says alone."""
     if rule.softcap is None:
-        rest = -key.shape[2] % _VECTOR
-        if rest and query.is_cpu and query.dtype == torch.bfloat16 and key.shape[2] > _LEAST_PADDED:
-            mask = _causal_mask(query, key) if causal else mask
-            mask = torch.ones(1, key.shape[2], dtype=torch.bool) if mask is None else mask
-            key, value, mask = (*(pad(states, (0, 0, 0, rest)) for states in (key, value)), pad(mask, (0, rest)))
-            causal = False
-        return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=rule.scaling)
-    if causal:
-        mask = _causal_mask(query, key)
-    return capped_attention(query, key, value, mask, rule)
-
-
-def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
-    """bool [queries, keys]."""
-    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-
-
-def capped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
-    """[n, heads, queries, dim] with products that the rule's softcap bounds, which no fused kernel does."""
-    assert rule.softcap is not None
+        grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(query, key, value, mask, scale=rule.scaling, enable_gqa=grouped)
+    # no fused kernel caps products; in place, since they are the largest tensors of a layer
+    key, value = shared_heads(query, key, value)
     scale = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
-    products = (query @ key.transpose(2, 3) * scale / rule.softcap).tanh() * rule.softcap
+    products = (query @ key.mT).mul_(scale).div_(rule.softcap).tanh_().mul_(rule.softcap)
     if mask is not None:
-        products = products.masked_fill(~mask, -torch.inf)
-    return products.float().softmax(-1).to(query.dtype) @ value  # float32 as in the model's own code
+        products.masked_fill_(~mask, -torch.inf)
+    return products.softmax(-1, dtype=torch.float32).to(query.dtype) @ value  # float32 as in the model's own code
 
 
 def shared_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values once for each query head, where groups of queries share a key head."""
+    """Keys and values [tokens or n, heads, ...] once for each query head, where groups of queries share a key head."""
     groups = query.shape[1] // key.shape[1]
     return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from batchscore.runners.dense import capped_attention, shared_heads
+from batchscore.runners.dense import masked_attention
 from batchscore.runners.masks import Rule, UnknownAttentionError
 from batchscore.runners.native_attention import native, takes
 from batchscore.runners.reach import Reach
@@ -37,23 +36,15 @@ def attend_in_reach(query: Tensor, key: Tensor, value: Tensor, rule: Rule, reach
         return varlen(query, *_gathered(key, value, reach), rule, *sides)
     if takes(query, key, value, rule, reach.longest_keys):
         return native(query, *_gathered(key, value, reach), rule, reach.offsets, reach.key_offsets)
-    if not reach.runs:
+    if not query.is_cpu:
         raise UnknownAttentionError("attention to listed keys without a kernel for it")
     output = torch.empty(*query.shape[:-1], value.shape[-1], dtype=query.dtype, device=query.device)
-    for run, mask in zip(reach.runs, reach.masks_of(rule), strict=True):
-        asking, asked, read = (part.transpose(1, 2) for part in (query[run.rows], key[run.keys], value[run.keys]))
-        output[run.rows] = _masked_attention(asking, asked, read, mask, rule).transpose(1, 2)
+    for call, mask in zip(reach.calls, reach.masks_of(rule), strict=True):
+        asking, asked, read = (part.transpose(1, 2) for part in (query[call.rows], key[call.keys], value[call.keys]))
+        output[call.rows] = masked_attention(asking, asked, read, mask, rule).transpose(1, 2)
     return output
 
 
 def _gathered(key: Tensor, value: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
     """The keys and values of each stretch, end to end."""
     return (key, value) if reach.keys is None else (key[reach.keys], value[reach.keys])
-
-
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: Rule) -> Tensor:
-    """[n, heads, queries, dim], of key heads that several query heads may share."""
-    if rule.softcap is None:
-        grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(query, key, value, mask, scale=rule.scaling, enable_gqa=grouped)
-    return capped_attention(query, *shared_heads(query, key, value), mask, rule)

@@ -25,7 +25,9 @@ from torch import Tensor
 VECTOR = 16  # numbers; rows of norms and of eight bits are whole vectors of the widest kind
 SWITCH = "BATCHSCORE_KERNELS"  # "off" in the environment: a body runs on a CPU as transformers and torch have it
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = "-std=c++2a -O3 -shared -fPIC -fno-math-errno -fno-trapping-math"  # by its old name, which older compilers know too
+_FLAGS = (
+    "-std=c++2a -O3 -shared -fPIC -fno-math-errno -fno-trapping-math"  # by its old name, which older compilers know too
+)
 _INSTRUCTIONS = {"AVX2": "-mavx2 -mfma", "AVX512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
 _BFLOAT16 = "-mavx512bf16"
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

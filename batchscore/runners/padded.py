@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from batchscore.runners.dense import masked_attention
 from batchscore.runners.masks import Rule
 from batchscore.runners.padding import Padding
 from batchscore.runners.sequences import Sequences
@@ -43,18 +44,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, padding: Padd
         mask = padding.mask(rule, length)
         if mask is not None and mask.shape[-2] > 1:
             mask = torch.cat([mask] * groups, -2)
-        attended = _masked_attention(grouped, keys, values, mask, rule)
+        attended = masked_attention(grouped, keys, values, mask, rule)
     output = attended.unflatten(2, (groups, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)  # [n, L, heads, dim]
     return output[:, 0] if from_first else padding.flat(output)
-
-
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
-    """[n, key heads, queries, dim]."""
-    if rule.softcap is None:
-        return scaled_dot_product_attention(query, key, value, mask, scale=rule.scaling)
-    # no fused kernel caps the products; float32 as in the model's own code
-    scale = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
-    products = (query @ key.mT).mul_(scale / rule.softcap).tanh_().mul_(rule.softcap)
-    if mask is not None:
-        products.masked_fill_(~mask, -torch.inf)
-    return products.softmax(-1, dtype=torch.float32).to(query.dtype) @ value

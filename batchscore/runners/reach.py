@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,20 @@ from batchscore.types import offsets_of
 
 ToTensor = Callable[[NDArray[Any]], Tensor]
 
-_VECTOR = 16  # keys that a CPU takes at once; a rest is taken one by one
+VECTOR = 16  # keys that torch's kernel for CPUs takes at once; the rest of them it takes one by one
 _BLOCK = 512  # queries of a mask; a block sees none of the keys behind it, so that a long stretch is quick too
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Stretches that are one dense call."""
+class DenseCall:
+    """Stretches that are attended from together."""
 
     rows: Tensor  # int64 [n, queries]
     keys: Tensor  # int64 [n, slots], the last ones of which may be filled up
     lengths: Tensor  # int64 [n], how many keys are real
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reach:
     """Stretches of queries, end to end, and the keys that each sees."""
 
@@ -43,8 +44,10 @@ class Reach:
     keys: Tensor | None  # int64, tokens of the batch; None: all of them in their order
     longest: int  # queries of a stretch
     longest_keys: int
-    runs: list[Run]  # the same for dense attention; empty on a GPU, where the kernel takes all stretches at once
-    masks: dict[int | None, list[Tensor]] = field(default_factory=dict)  # of the runs, by window: all layers' are equal
+    on_host: tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.integer]]  # the arguments of `of`
+    masks: dict[int | None, list[Tensor]] = field(
+        default_factory=dict
+    )  # of the calls, by window: all layers' are equal
 
     @classmethod
     def of(
@@ -62,26 +65,28 @@ class Reach:
             key_lengths: int [n], at least `lengths`.
             tensor: puts an array on the device.
         """
-        offsets = tensor(offsets_of(lengths).astype(np.int32))
         return cls(
-            offsets,
+            tensor(offsets_of(lengths).astype(np.int32)),
             tensor(offsets_of(key_lengths).astype(np.int32)),
             None if np.array_equal(keys, np.arange(len(keys))) else tensor(keys),
             int(lengths.max(initial=0)),
             int(key_lengths.max(initial=0)),
-            _runs(lengths, keys, key_lengths, tensor) if offsets.device.type == "cpu" else [],
+            (lengths, keys, key_lengths),
         )
 
+    @cached_property
+    def calls(self) -> list[DenseCall]:
+        """The same for dense attention on a CPU, which most packs never ask for."""
+        return _calls(*self.on_host)
+
     def masks_of(self, rule: Rule) -> list[Tensor]:
-        """For each run bool [n, 1, queries, slots]: which keys are seen."""
+        """For each call bool [n, 1, queries, slots]: which keys are seen."""
         if rule.window not in self.masks:
-            self.masks[rule.window] = [_mask(run, rule) for run in self.runs]
+            self.masks[rule.window] = [_mask(call, rule) for call in self.calls]
         return self.masks[rule.window]
 
 
-def _runs(
-    lengths: NDArray[np.integer], keys: NDArray[np.int64], key_lengths: NDArray[np.integer], tensor: ToTensor
-) -> list[Run]:
+def _calls(lengths: NDArray[np.integer], keys: NDArray[np.int64], key_lengths: NDArray[np.integer]) -> list[DenseCall]:
     """Stretches, or blocks of long ones, of as many queries and about as many keys together."""
     counts = -(-lengths // _BLOCK)
     block = np.arange(counts.sum()) - np.repeat(offsets_of(counts)[:-1], counts)
@@ -90,23 +95,18 @@ def _runs(
     queries = np.minimum(whole - block * _BLOCK, _BLOCK)
     seen = behind + block * _BLOCK + queries
     starts = np.repeat(offsets_of(key_lengths)[:-1], counts)
-    slots = -(-seen // _VECTOR) * _VECTOR
-    runs = []
+    slots = -(-seen // VECTOR) * VECTOR
+    calls = []
     for size, slot in np.unique(np.stack([queries, slots], axis=1), axis=0).tolist():
         those = np.flatnonzero((queries == size) & (slots == slot))
         filled = np.minimum(np.arange(slot), seen[those, None] - 1)
-        runs.append(
-            Run(
-                tensor(rows[those, None] + np.arange(size)),
-                tensor(keys[starts[those, None] + filled]),
-                tensor(seen[those].astype(np.int64)),
-            )
-        )
-    return runs
+        columns = rows[those, None] + np.arange(size), keys[starts[those, None] + filled], seen[those].astype(np.int64)
+        calls.append(DenseCall(*map(torch.from_numpy, columns)))
+    return calls
 
 
-def _mask(run: Run, rule: Rule) -> Tensor:
+def _mask(call: DenseCall, rule: Rule) -> Tensor:
     """bool [n, 1, queries, slots]: the last query stands at the last real key."""
-    device, queries = run.rows.device, run.rows.shape[1]
-    query = run.lengths[:, None, None, None] - queries + torch.arange(queries, device=device)[:, None]
-    return rule.allows(query, torch.arange(run.keys.shape[1], device=device))
+    device, queries = call.rows.device, call.rows.shape[1]
+    query = call.lengths[:, None, None, None] - queries + torch.arange(queries, device=device)[:, None]
+    return rule.allows(query, torch.arange(call.keys.shape[1], device=device))
