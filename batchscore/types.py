@@ -309,6 +309,17 @@ def ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
 
 
+def chunks_of(sizes: NDArray[np.integer] | Sequence[int], limit: int) -> list[slice]:
+    """Things in a row as chunks whose sizes add up to `limit` at most; what is larger is a chunk by itself."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    chunks, start, base = [], 0, 0
+    while start < len(ends):
+        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
+        chunks.append(slice(start, stop))
+        start, base = stop, int(ends[stop - 1])
+    return chunks
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a row has no score."""

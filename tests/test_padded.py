@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from batchscore.runners import dense, padding
 from batchscore.runners.masks import Rule
 from batchscore.runners.padded import padded_attention
-from batchscore.runners.padding import stretches_of
+from batchscore.runners.padding import sections_of
 from batchscore.runners.sequences import Sequences, runs_of
 from test_attention import HEADS, LENGTHS, SAME, causal, one_by_one, states
 
@@ -73,29 +73,29 @@ def test_the_first_tokens_alone_are_attended_as_among_all(key_heads: int, seen: 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_stretches_are_the_pack_and_at_least_half_full(seed: int) -> None:
+def test_sections_are_the_pack_and_at_least_half_full(seed: int) -> None:
     lengths = sorted(np.random.default_rng(seed).integers(1, 600, 300).tolist(), reverse=True)
 
-    stretches = stretches_of(runs_of(np.array(lengths)))
+    sections = sections_of(runs_of(np.array(lengths)))
 
     ends = np.cumsum([0, *lengths])
     done = 0
-    for stretch in stretches:
-        own = lengths[stretch.sequences]
-        assert (stretch.first, stretch.start, stretch.size) == (done, ends[done], sum(own))
-        assert (stretch.longest, stretch.count) == (own[0], len(own))
+    for section in sections:
+        own = lengths[section.sequences]
+        assert (section.first, section.start, section.size) == (done, ends[done], sum(own))
+        assert (section.longest, section.count) == (own[0], len(own))
         assert 2 * own[-1] > own[0]
-        assert stretch.count * stretch.longest**2 <= padding._PADDED_PRODUCTS
-        done += stretch.count
+        assert section.count * section.longest**2 <= padding._PADDED_PRODUCTS
+        done += section.count
     assert done == len(lengths)
-    assert len(stretches) <= np.log2(lengths[0]) + 1 + sum(length**2 for length in lengths) * 4 / 2**25
+    assert len(sections) <= np.log2(lengths[0]) + 1 + sum(length**2 for length in lengths) * 4 / 2**25
 
 
-def test_a_long_sequence_is_a_stretch_of_its_own() -> None:
+def test_a_long_sequence_is_a_section_of_its_own() -> None:
     """Thousands of short ones beside it are not padded to its length."""
-    stretches = stretches_of(runs_of(np.array([8192, 8192, 8000, *[100] * 500])))
+    sections = sections_of(runs_of(np.array([8192, 8192, 8000, *[100] * 500])))
 
-    assert [(stretch.count, stretch.longest) for stretch in stretches] == [(1, 8192), (1, 8192), (1, 8000), (500, 100)]
+    assert [(section.count, section.longest) for section in sections] == [(1, 8192), (1, 8192), (1, 8000), (500, 100)]
 
 
 class Launches(TorchDispatchMode):

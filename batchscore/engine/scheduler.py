@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.prefixes import find_prefixes
-from batchscore.types import Items, Prefixes
+from batchscore.types import Items, Prefixes, chunks_of
 
 _CHUNK = 2**20  # numbers: little enough for a core's share of the caches
 
@@ -116,8 +116,7 @@ def plan_packs(
     ends = np.cumsum(alone - shared)  # cost up to and with each; a pack ends before the first that would pass the limit
     again = int(shared.max(initial=0))  # each further pack reads its first prefix anew
     count = max(min_packs, _count(multiple, int(ends[-1:].sum()), max_cost))
-    packs: list[Pack] = []
-    start = 0
+    packs, start = list[Pack](), 0
     while start < len(order):
         left, base = max(1, count - len(packs)), int(ends[start] - alone[start])
         share = -(-(int(ends[-1]) - base + again * (left - 1)) // left)
@@ -153,18 +152,7 @@ def plan_chunks(
         inner_sizes: int [n], likewise.
     """
     is_first = np.diff(outer, prepend=-1) > 0
-    return stretches(inner_sizes[inner] + is_first * outer_sizes[outer], _CHUNK)
-
-
-def stretches(sizes: NDArray[np.integer], limit: int) -> list[slice]:
-    """Divide things in a row into stretches whose sizes, int [n], add up to `limit` at most, or have one thing."""
-    ends = np.cumsum(sizes, dtype=np.int64)
-    found, start, base = [], 0, 0
-    while start < len(ends):
-        stop = max(start + 1, int(np.searchsorted(ends, base + limit, side="right")))
-        found.append(slice(start, stop))
-        start, base = stop, int(ends[stop - 1])
-    return found
+    return chunks_of(inner_sizes[inner] + is_first * outer_sizes[outer], _CHUNK)
 
 
 def plan_meetings(
@@ -185,7 +173,7 @@ def plan_meetings(
     Returns:
         (the side that is read once, (the group of it, the pairs of a meeting) of each meeting).
     """
-    groups = [stretches(side, limit) for side in sizes]
+    groups = [chunks_of(side, limit) for side in sizes]
     read = [sizes[side].sum() + len(groups[side]) * sizes[1 - side].sum() for side in (0, 1)]
     outer = int(read[1] <= read[0])
     numbers = [np.repeat(np.arange(len(some)), [part.stop - part.start for part in some]) for some in groups]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchscore.models.arch.entry import PoolingMode
+from batchscore.types import chunks_of, offsets_of
 
 _TOKENS_AT_ONCE = 8_192  # that a sum or a maximum has in float32 beside the pack in 16 bits
 
@@ -43,15 +44,11 @@ class States:
 
     def chunks(self, tokens: int) -> Iterator[States]:
         """The sequences, as many together as have no more tokens than that; a longer one by itself."""
-        ends = np.cumsum(self.sizes)
-        start = 0
-        while start < len(self.sizes):
-            base = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, base + tokens, side="right")))
-            span = slice(base, int(ends[stop - 1]))
+        offsets = offsets_of(self.sizes)
+        for some in chunks_of(self.sizes, tokens):
+            span = slice(int(offsets[some.start]), int(offsets[some.stop]))
             keep = None if self.keep is None else self.keep[span]
-            yield States(self.hidden[span], self.sizes[start:stop], self.lengths[start:stop], keep)
-            start = stop
+            yield States(self.hidden[span], self.sizes[some], self.lengths[some], keep)
 
     def weights(self) -> Tensor:
         """float32 [tokens, 1]: 1 for tokens that count."""

@@ -33,8 +33,8 @@ def padded_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, padding: Padding, *, from_first: bool) -> Tensor:
-    """[queries of a stretch, heads, dim]."""
-    queries = query[padding.stretch.sequences][:, None] if from_first else padding.padded(query)
+    """[queries of a section, heads, dim]."""
+    queries = query[padding.section.sequences][:, None] if from_first else padding.padded(query)
     length, groups = queries.shape[1], query.shape[1] // key.shape[1]
     grouped = queries.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [n, key heads, groups * L, dim]
     keys, values = (padding.padded(states).transpose(1, 2) for states in (key, value))

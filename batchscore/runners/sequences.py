@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from batchscore.runners.padding import Padding, Run, stretches_of
+from batchscore.runners.padding import Padding, Run, sections_of
 from batchscore.runners.reach import Reach
 from batchscore.types import offsets_of
 
@@ -53,7 +53,7 @@ class Sequences:
     @cached_property
     def paddings(self) -> list[Padding]:
         """All sequences in padded batches, for the layers of a body that need them so."""
-        return [Padding.of(stretch, self.offsets, self.seen_tokens) for stretch in stretches_of(self.runs)]
+        return [Padding.of(section, self.offsets, self.seen_tokens) for section in sections_of(self.runs)]
 
     @property
     def starts(self) -> Tensor:
@@ -74,7 +74,7 @@ class LastTokens:
 
 
 def runs_of(lengths: NDArray[np.integer]) -> list[Run]:
-    """The stretches of equal length."""
+    """The runs of equal lengths."""
     offsets = offsets_of(lengths)
     starts = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(starts, append=len(lengths))
