@@ -284,7 +284,7 @@ def test_a_resumed_job_measures_nothing_again(tiny: Tiny, monkeypatch: pytest.Mo
     options = "--out", "out/", "--quantize", "int8", "--text-column", "document"
     first = run("encode", tiny("bert_mean"), *options)
     os.remove("out/part-00001.parquet")
-    monkeypatch.setattr("batchscore.jobs.run.measure", None)
+    monkeypatch.setattr("batchscore.jobs.quantization.measure", None)
     second = run("encode", tiny("bert_mean"), *options)
 
     line = next(line for line in first.stderr.splitlines() if line.startswith("int8"))

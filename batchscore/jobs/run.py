@@ -8,14 +8,13 @@ processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter, sleep
 from typing import Any
 
 from batchscore.engine.batcher import Batcher
-from batchscore.engine.quantization import QuantizationError, measure
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import local_path, open_folder, writer_id
@@ -32,10 +31,11 @@ from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
-from batchscore.jobs.parts import JOB, QUANTIZATION, Division, Parts, first_difference, open_parts, start_parts, total
+from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_parts, start_parts, total
 from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan, share_lines, text_line
-from batchscore.jobs.records import as_json, exists, read_record, write_record
+from batchscore.jobs.quantization import quantization_error
+from batchscore.jobs.records import exists, read_record, write_record
 from batchscore.jobs.room import Room
 from batchscore.jobs.shards import Shard
 from batchscore.jobs.shelves import Stores
@@ -325,27 +325,10 @@ class _Run:
             yield partial(run_in_processes, workforce, job.slots)
 
     def _measure(self, parts: Parts, batcher: Batcher | None) -> None:
-        """Tell what quantization does to scores, measured on rows of the first unit unless another process has.
-
-        Args:
-            parts: of the job.
-            batcher: of the quantized model; None: it is loaded for this.
-        """
-        job, setup = self.job, self.job.plan.setup
-        if setup.placement.quantize == "none":
-            return
-        if (known := parts.quantization) is None:
-            rows = job.plan.command.load_pairs(job.source, parts.units[0]).pairs
-            with ExitStack() as stack:
-                if len(rows) and batcher is None:
-                    batcher = stack.enter_context(closing(Batcher(setup)))
-                with self.stop.polling():
-                    error = measure(batcher, rows, self.stop) if batcher is not None and len(rows) else None
-            if error is None:
-                return
-            known = asdict(error)
-            parts.folder.create(QUANTIZATION, as_json(known))
-        self.events.note(QuantizationError(**known).line)
+        """Tell what quantization does to scores; without a batcher the model is loaded for that."""
+        with self.stop.polling():
+            if error := quantization_error(self.job.plan, self.job.source, parts, batcher, self.stop):
+                self.events.note(error.line)
 
     # ---- the end
 

@@ -28,9 +28,9 @@ from batchscore.types import Cell, Cells, Fault, Items, Pairs, Prefixes, Side, W
 
 Index = NDArray[np.integer]
 
-# tokens that a head of every token's state reads at once: on a CPU a sequence, which its caches hold; a GPU, which
-# takes a few microseconds to begin anything, 2,048, whose logits over 250,000 words are 2 GB
-_HEAD_TOKENS = (1, 2_048)
+# Tokens that a head of every token's state reads at once. A CPU takes a sequence, which its caches hold; a GPU, which
+# needs a few microseconds to begin anything, so many that their logits over 250,000 words are 2 GB.
+_HEAD_TOKENS_CPU, _HEAD_TOKENS_GPU = 1, 2_048
 
 
 class Match(NamedTuple):
@@ -272,7 +272,7 @@ class BaseRunner:
         body = self.model.bodies[0 if batch.is_query else -1]  # the one that reads this side
         seen = [] if batch.views is None or self.media is None else self.media.look(body, batch.views)
         parts = [self._run(body, call, seen[slice(*call.media)]) for call in batch.calls]
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy the pack
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even a single one
         last = batch.last
         if self.last_layer is not None or last is not None:
             keep = None if last is None or batch.keep is None else batch.keep[batch.lengths.cumsum(0) - 1]
@@ -286,7 +286,7 @@ class BaseRunner:
             pooled: Tensor = self.model.head(pool(states, modes))
             return pooled
         # SPLADE's has a number for each word of the vocabulary, which would fill the memory
-        chunks = states.chunks(_HEAD_TOKENS[self.device != "cpu"])
+        chunks = states.chunks(_HEAD_TOKENS_CPU if self.device == "cpu" else _HEAD_TOKENS_GPU)
         read = (replace(chunk, hidden=self.model.token_head(chunk.hidden.float())) for chunk in chunks)
         vectors: Tensor = self.model.head(torch.cat([pool(chunk, modes) for chunk in read]))
         return vectors
@@ -297,7 +297,7 @@ class BaseRunner:
         return (hidden if batch.kept is None else hidden[batch.kept]).float()
 
     def _run(self, body: Any, call: Call, seen: Sequence[Seen]) -> Tensor:
-        """[tokens, dim] of the real tokens, or [n, dim] of first tokens."""
+        """[tokens, dim] of the real tokens, or [n, dim] of first or last tokens."""
         keywords: dict[str, Any] = {} if call.sequences is None else call.sequences.keywords()
         if call.places is not None:
             keywords |= {"seen": seen, "places": call.places}

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchscore.errors import CheckpointError, RuntimeFailureError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
-from batchscore.models.load import Layout, load_model
+from batchscore.models.load import Layout, LoadedModel, load_model
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.sides import InputReader
 from batchscore.models.text.templates import Template
@@ -102,14 +102,7 @@ def build_runner(
     else:
         probe = _Probe(BaseRunner(reader, model, placement.device, None))
         model = replace(model, layout=probe.layout(known=known))
-    # `is_decoder` makes an encoder causal, and a first token sees itself alone
-    first_alone = model.layout == "flat" and spec.layers and not getattr(model.bodies[0].config, "is_decoder", False)
-    try:
-        last_layer = take_last_layer(model.bodies[0], spec.layers) if first_alone else None
-    except AttributeError as error:
-        raise CheckpointError(
-            f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
-        ) from error
+    last_layer = _separate_last_layer(checkpoint, spec, model)
     _replace_layers(BaseRunner(reader, model, placement.device, last_layer), placement)
     media = (
         None
@@ -122,6 +115,19 @@ def build_runner(
     runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns, last_only, shares)
     runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
     return runner
+
+
+def _separate_last_layer(checkpoint: Checkpoint, spec: ModelSpec, model: LoadedModel) -> nn.Module | None:
+    """The body's last layer, taken off it, where it is to run for first tokens alone."""
+    # `is_decoder` makes an encoder causal, and a first token sees itself alone
+    if model.layout != "flat" or not spec.layers or getattr(model.bodies[0].config, "is_decoder", False):
+        return None
+    try:
+        return take_last_layer(model.bodies[0], spec.layers)
+    except AttributeError as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: its weights and model_type are not those of {checkpoint.architecture}: {error}"
+        ) from error
 
 
 def _replace_layers(runner: BaseRunner, placement: Placement) -> None:
