@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -84,7 +85,8 @@ def ratios(entrant: Entrant, first: Entrant) -> tuple[float, float, float]:
     """How many times what the first takes: medians, minima, processor time at the median."""
     cpu = [statistics.median(some.cpu_seconds) for some in (entrant, first)]
     median = statistics.median(entrant.seconds) / statistics.median(first.seconds)
-    return median, min(entrant.seconds) / min(first.seconds), cpu[0] / cpu[1]
+    # processor time is counted in ticks of 10 ms, of which a toy's round may take none
+    return median, min(entrant.seconds) / min(first.seconds), cpu[0] / cpu[1] if cpu[1] else math.nan
 
 
 def gap(entrant: Entrant, first: Entrant) -> str:

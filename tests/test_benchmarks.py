@@ -74,6 +74,13 @@ def test_a_table_has_ratios_to_the_first_system_and_what_reaches_its_goal(tmp_pa
     assert "2.60 missed" in run.table([ours, theirs], 100, {"st": 2.6})[3]
 
 
+def test_a_round_without_a_tick_of_processor_time_has_no_ratio_of_it(tmp_path: Path) -> None:
+    turns, run = script("turns"), script("run")
+    toy = turns.Entrant("batchscore", turns.Task("cross-encoder", tmp_path, tmp_path, "float32", 1, tmp_path, tmp_path))
+    toy.rounds = [turns.Round(0.004, 0.0)]
+    assert run.table([toy], 1, {})[2].split("|")[4:7] == [" 1.00 ", " 1.00 ", " nan "]
+
+
 def test_a_command_line_is_timed_without_its_median_start_up(tmp_path: Path) -> None:
     turns = script("turns")
     task = turns.Task("bi-encoder", tmp_path, tmp_path, "float32", 1, tmp_path, tmp_path)
