@@ -11,6 +11,7 @@
     |   +-- DeviceLostError         6   the device no longer answers; it may work again in a new process
     +-- OutputError                 8   the output cannot be written to its path
     +-- VerificationError           9   `verify` could not confirm the scores
+    +-- GateError                   9   `eval` found a measure that is too low, or has fallen too far
     +-- StoppedError               75   stopped on request; run again to resume
 
 What is wrong with single rows is no exception but a Fault (types.py), unless it ends a call or a run.
@@ -128,6 +129,12 @@ class DeviceLostError(RuntimeFailureError):
 
 class VerificationError(BatchscoreError):
     """The model's own library gives other scores, or no library gives any."""
+
+    exit_code = 9
+
+
+class GateError(BatchscoreError):
+    """A measure is below what was asked for, or has dropped by more than was allowed."""
 
     exit_code = 9
 

@@ -26,7 +26,8 @@ ALLOWED = {
     "jobs": BASE | {"engine", "io", "media", "models", "runners", "scorer", "stop"},
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
-    "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
+    "evaluation": BASE | {"io"},
+    "cli": BASE | {"engine", "evaluation", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
     "": {"jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
@@ -34,7 +35,10 @@ HEAVY = {
     "torch": {"models", "runners"},
     "transformers": {"models", "runners"},
     "sentence_transformers": {"models"},
-    "pyarrow": {"io", "jobs"},
+    "ir_measures": {"evaluation"},
+    "scipy": {"evaluation"},
+    "sklearn": {"evaluation"},
+    "pyarrow": {"evaluation", "io", "jobs"},
     "datasets": {"io"},
     "av": {"media"},
 }

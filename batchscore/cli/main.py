@@ -10,6 +10,7 @@ import typer
 
 from batchscore import __version__
 from batchscore.cli.encode import encode
+from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
@@ -56,6 +57,7 @@ def main(
 app.command()(score)
 app.command()(rerank)
 app.command()(encode)
+app.command("eval")(evaluate)
 app.command()(status)
 app.command()(merge)
 app.command()(inspect)

@@ -49,6 +49,9 @@ AsJson = Annotated[bool, _output("Print JSON.", "--json")]
 TableFormat = Annotated[Literal["text", "markdown", "json"], _output("Format of the table.", "--format")]
 Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
 
+RunArguments = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Outputs of rerank, or other runs.", show_default=False)
+]
 StoreArgument = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the store.", show_default=False)]
 OfModel = Annotated[
     str | None,
@@ -334,6 +337,42 @@ class Verify:
     ] = None
     dtype: _Dtype = "float32"
     device: _Device = "auto"
+
+
+@dataclass
+class Evaluate:
+    """What `eval` compares with what, and what it fails for."""
+
+    qrels: Annotated[str | None, _input("Judgements: qrels of TREC or BEIR, or any file with the columns.")] = None
+    task: Annotated[
+        Literal["ranking", "pairs"], _input("pairs compares a column of scores with a column of labels.")
+    ] = "ranking"
+    label_column: Annotated[str, _input("Column with the labels of --task pairs.")] = "label"
+    score_column: Annotated[str, _input("Column with the scores of --task pairs.")] = "score"
+    metrics: Annotated[
+        str | None,
+        _run(
+            "Measures, as ir-measures names them. (default: nDCG@10 RR@10 AP@100 R@100; of pairs all that the labels "
+            "allow)",
+            metavar="NAMES",
+        ),
+    ] = None
+    baseline: Annotated[str | None, _run("Run to compare the others with. (default: the first of several)")] = None
+    max_drop: Annotated[
+        float | None, _run("Fail with exit code 9 if a mean is lower than the baseline's by more than this.", min=0)
+    ] = None
+    significant: Annotated[
+        bool, _run("Fail only for a drop that the paired test confirms (p < 0.05, adjusted by Holm).", "--significant")
+    ] = False
+    fail_under: Annotated[
+        list[str] | None,
+        _run("Fail with exit code 9 if a mean is lower than this. May be repeated.", metavar="NAME=VALUE"),
+    ] = None
+    out: Annotated[
+        str | None,
+        _output("File for the values of each query, .parquet, .jsonl or .csv.", "--out", "-o", metavar="PATH"),
+    ] = None
+    table_format: Annotated[Literal["text", "markdown", "csv"], _output("Format of the table.", "--format")] = "text"
 
 
 @dataclass

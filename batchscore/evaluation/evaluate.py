@@ -1,0 +1,169 @@
+"""Files in, an evaluation out: what `batchscore eval` prints, and what its exit code depends on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchscore.errors import GateError, UsageError
+from batchscore.evaluation.comparison import Comparison, Failure, below, compare, dropped, parse_limits
+from batchscore.evaluation.measures import Evaluated, Measure, evaluate, parse_measures
+from batchscore.evaluation.pairs import PairsEvaluated, evaluate_pairs
+from batchscore.evaluation.rankings import Judgements, read_judgements, read_rankings, require_overlap
+from batchscore.io.sink import open_sink
+
+METRICS = "nDCG@10 RR@10 AP@100 R@100"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Runs measured by the same judgements."""
+
+    qrels: str
+    runs: Sequence[Evaluated]  # in the order given; the baseline first, if there is one
+    comparisons: Sequence[Comparison]  # of every other run with the first
+    failures: Sequence[Failure]  # of the gate
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "qrels": self.qrels,
+            "queries": len(self.runs[0].queries),
+            "runs": [_described(run) for run in self.runs],
+            "comparisons": list(map(asdict, self.comparisons)),
+            "failures": list(map(asdict, self.failures)),
+        }
+
+    def per_query(self) -> pa.Table:
+        """One row a run and query: run, query_id and a column of float64 for each measure."""
+        tables = []
+        for run in self.runs:
+            columns = {"run": [run.run] * len(run.queries), "query_id": list(run.queries)}
+            tables.append(pa.table({**columns, **{measure.name: measure.values for measure in run.measures}}))
+        return pa.concat_tables(tables)
+
+    def require_pass(self) -> None:
+        """Raise GateError if a measure is too low or has fallen too far."""
+        _require_pass(self.failures)
+
+
+@dataclass(frozen=True, slots=True)
+class PairsEvaluation:
+    """Scored pairs, file by file."""
+
+    runs: Sequence[PairsEvaluated]
+    failures: Sequence[Failure]
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"runs": list(map(asdict, self.runs)), "failures": list(map(asdict, self.failures))}
+
+    def require_pass(self) -> None:
+        """Raise GateError if a measure is too low."""
+        _require_pass(self.failures)
+
+
+def evaluate_runs(
+    runs: Sequence[str | os.PathLike[str]],
+    qrels: str | os.PathLike[str],
+    *,
+    metrics: str = METRICS,
+    baseline: str | os.PathLike[str] | None = None,
+    max_drop: float | None = None,
+    significant: bool = False,
+    fail_under: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """Evaluate runs, as `batchscore eval` does.
+
+    Args:
+        runs: outputs of `rerank`, or runs in another format that is read.
+        qrels: judgements.
+        metrics: names of ir-measures.
+        baseline: a run to compare the others with; None: the first of several.
+        max_drop: how far a mean may fall below the baseline's; None: any distance.
+        significant: of such a drop only count what the paired test confirms (p < 0.05 after Holm).
+        fail_under: like "nDCG@10=0.70", of all runs but the baseline.
+        out: file for the values of each query.
+
+    Raises:
+        InputError, UsageError: a file or an option that cannot be used.
+        MissingDependencyError: the packages of `batchscore[eval]`.
+    """
+    if max_drop is not None and baseline is None:
+        raise UsageError("--max-drop needs a --baseline", hint="name the run of yesterday")
+    if significant and max_drop is None:
+        raise UsageError("--significant is about --max-drop", hint="pass --max-drop 0, for any drop")
+    measures = parse_measures(metrics)
+    limits = parse_limits(fail_under or (), list(map(str, measures)))
+    judged = read_judgements(os.fspath(qrels))
+    known = [_evaluated(os.fspath(run), judged, measures, os.fspath(qrels)) for run in runs]
+    against = [] if baseline is None else [_evaluated(os.fspath(baseline), judged, measures, os.fspath(qrels))]
+    everything = [*against, *known]
+    comparisons = compare(everything[0], everything[1:])
+    failures = [failure for run in known for failure in below(_means(run), limits, run.run)]
+    if max_drop is not None:
+        failures += dropped(comparisons, max_drop, significant=significant)
+    evaluation = Evaluation(os.fspath(qrels), everything, comparisons, failures)
+    if out is not None:
+        with open_sink(os.fspath(out)) as sink:
+            sink.write(evaluation.per_query())
+    return evaluation
+
+
+def evaluate_scores(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    metrics: str | None = None,
+    label_column: str = "label",
+    score_column: str = "score",
+    fail_under: Sequence[str] | None = None,
+) -> PairsEvaluation:
+    """Evaluate scores of pairs against a column of labels, as `batchscore eval --task pairs` does."""
+    names = metrics.replace(",", " ").split() if metrics else None
+    found = [evaluate_pairs(os.fspath(run), label_column, score_column, names) for run in runs]
+    limits = parse_limits(fail_under or (), [measure.name for measure in found[0].measures])
+    failures = []
+    for run in found:
+        failures += below({measure.name: measure.value for measure in run.measures}, limits, run.run)
+    return PairsEvaluation(found, failures)
+
+
+def _evaluated(path: str, judged: Judgements, measures: Sequence[Measure], qrels: str) -> Evaluated:
+    run = read_rankings(path)
+    require_overlap(run, judged, path, qrels)
+    return evaluate(path, run, judged, measures)
+
+
+def _means(run: Evaluated) -> Mapping[str, float]:
+    return {measure.name: measure.mean for measure in run.measures}
+
+
+def _described(run: Evaluated) -> dict[str, Any]:
+    measures = {
+        measure.name: {
+            "mean": measure.mean,
+            "interval": list(measure.interval),
+            "worst_ties": measure.worst,
+            "best_ties": measure.best,
+        }
+        for measure in run.measures
+    }
+    return {
+        "run": run.run,
+        "measures": measures,
+        "results": run.results,
+        "ties": asdict(run.ties),
+        "unjudged": run.unjudged,
+        "queries_without_results": list(run.without_results),
+        "queries_not_judged": run.not_judged,
+    }
+
+
+def _require_pass(failures: Sequence[Failure]) -> None:
+    if failures:
+        raise GateError("; ".join(f"{failure.run}: {failure.message}" for failure in failures))

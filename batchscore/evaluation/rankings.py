@@ -1,0 +1,162 @@
+"""Runs and judgements as files have them -> rankings and relevance, by query.
+
+A run is held in memory as a whole: some 100 bytes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from batchscore.errors import InputError, UsageError
+from batchscore.io.schema import ID_FIELDS, is_nested
+from batchscore.io.source import open_source
+from batchscore.io.values import as_text
+
+_ROWS = 65_536  # read at once
+_QUERY_IDS = ("query_id", "qid", "query-id", "query")
+_DOCUMENT_IDS = (*(name for name in ID_FIELDS if name not in ("id", "_id")), "corpus-id", "corpus_id")
+_SCORES = ("relevance_score", "score")
+_RELEVANCES = ("relevance", "score", "rel", "label")
+
+Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The results of a query, best first."""
+
+    documents: Sequence[str]
+    scores: NDArray[np.float64]  # [documents], descending
+
+    def ties(self) -> NDArray[np.int64]:
+        """int64 [documents]: which group of equal scores each result is in."""
+        return np.cumsum(np.diff(self.scores, prepend=self.scores[:1]) != 0)
+
+
+Run = Mapping[str, Ranking]
+
+
+def read_rankings(path: str) -> Run:
+    """The run in a file: an output of `rerank`, or any other in a format that --in reads.
+
+    Results are in the order of their scores. Equal scores keep the ranks of a file that `rerank` wrote, which has
+    compared logits; else the document with the greater id comes first, as in trec_eval.
+
+    Raises:
+        InputError: columns are missing, a score is not a number, or a document comes twice for a query.
+    """
+    table = _read(path, {"query": _QUERY_IDS, "document": _DOCUMENT_IDS, "score": _SCORES}, optional=("rank",))
+    if not (pa.types.is_floating(table["score"].type) or pa.types.is_integer(table["score"].type)):
+        table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
+    table = table.filter(pc.is_valid(table["score"]))  # rows that --errors null has kept
+    keys = [("query", "ascending"), ("score", "descending")]
+    keys += [("rank", "ascending")] if "rank" in table.column_names else []
+    table = table.take(pc.sort_indices(table, sort_keys=[*keys, ("document", "descending")]))
+    rankings = {}
+    for query, part in _by_query(table):
+        documents, scores = part["document"].to_pylist(), part["score"].to_numpy().astype(np.float64)
+        if len(set(documents)) < len(documents):
+            twice = max(documents, key=documents.count)
+            raise InputError(f"{path}: document {twice!r} comes twice for query {query!r}", hint="keep one of them")
+        if np.isnan(scores).any():
+            raise InputError(f"{path}: a score of query {query!r} is not a number", hint="leave such results out")
+        rankings[query] = Ranking(documents, scores)
+    return rankings
+
+
+def read_judgements(path: str) -> Judgements:
+    """The relevance that people gave to documents, from a file with one judgement a row; raises as `read_rankings`."""
+    table = _read(path, {"query": _QUERY_IDS, "document": _DOCUMENT_IDS, "relevance": _RELEVANCES})
+    relevance = _numbers(table["relevance"], path, "relevance")
+    whole = pc.equal(relevance, pc.floor(relevance))
+    if not pc.all(whole).as_py():
+        raise InputError(f"{path}: a relevance is not a whole number", hint="measures need grades like 0, 1, 2")
+    table = table.set_column(2, "relevance", pc.cast(relevance, pa.int64()))
+    table = table.take(pc.sort_indices(table, sort_keys=[("query", "ascending")]))
+    judged = {
+        query: dict(zip(part["document"].to_pylist(), part["relevance"].to_pylist(), strict=True))
+        for query, part in _by_query(table)
+    }
+    if not judged:
+        raise InputError(f"{path} has no judgements", hint="name the qrels that belong to the queries of the run")
+    return judged
+
+
+def _read(path: str, wanted: Mapping[str, Sequence[str]], optional: Sequence[str] = ()) -> pa.Table:
+    """The wanted columns under their own names: ids as text; lists of results one row each."""
+    tables = []
+    with closing(open_source([path])) as source:
+        nested = "results" in source.column_names() and is_nested(source.column_type("results"))
+        for unit in source.units(_ROWS):
+            table = source.read(unit, None, {}).table
+            tables.append(_chosen(_flat(table) if nested else table, wanted, optional, path))
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """One row for each of the results that `rerank --nested` lists."""
+    results = table["results"].combine_chunks()
+    parents = pc.list_parent_indices(results)
+    columns = {name: table[name].take(parents) for name in table.column_names if name != "results"}
+    flat = pa.Table.from_struct_array(pc.list_flatten(results))
+    return pa.table(columns | {name: flat[name] for name in flat.column_names})
+
+
+def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequence[str], path: str) -> pa.Table:
+    columns: dict[str, Any] = {}
+    for name, choices in wanted.items():
+        found = next((choice for choice in choices if choice in table.column_names), None)
+        if found is None:
+            raise InputError(
+                f"{path} has no column for the {name}: none of {', '.join(choices)}; "
+                f"columns: {', '.join(table.column_names)}",
+                hint="rename the column",
+            )
+        columns[name] = as_text(table[found]) if name in ("query", "document") else table[found]
+        if name in ("query", "document") and columns[name].null_count:
+            raise InputError(f"{path}: column {found!r} has a null, which is no id", hint="leave such rows out")
+    columns |= {name: table[name] for name in optional if name in table.column_names}
+    return pa.table(columns)
+
+
+def _numbers(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
+    try:
+        return pc.cast(column, pa.float64())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: a {name} is not a number: {error}", hint="see what the column holds") from error
+
+
+def _by_query(table: pa.Table) -> Sequence[tuple[str, pa.Table]]:
+    """The rows of each query, which are consecutive."""
+    runs = pc.run_end_encode(table["query"].combine_chunks()) if len(table) else None
+    if runs is None:
+        return []
+    ends = runs.run_ends.to_pylist()
+    starts = [0, *ends[:-1]]
+    names = runs.values.to_pylist()
+    return [(name, table.slice(start, end - start)) for name, start, end in zip(names, starts, ends, strict=True)]
+
+
+def reordered(ranking: Ranking, judged: Mapping[str, int], *, best: bool) -> Ranking:
+    """The ranking with its ties in the order that is best, or worst, for what is judged."""
+    relevance = np.array([judged.get(document, 0) for document in ranking.documents])
+    order = np.lexsort((-relevance if best else relevance, ranking.ties()))
+    return Ranking([ranking.documents[place] for place in order], ranking.scores)
+
+
+def require_overlap(run: Run, judged: Judgements, path: str, qrels: str) -> None:
+    """Raise UsageError if no query of the run is judged."""
+    if run.keys().isdisjoint(judged):
+        some, other = next(iter(run), None), next(iter(judged))
+        raise UsageError(
+            f"no query of {path} (such as {some!r}) is judged in {qrels} (such as {other!r})",
+            hint="the ids must be the same text in both files",
+        )
