@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from batchscore.errors import Errors
+from batchscore.io.forms import InFormat
 
 
 def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
@@ -357,6 +358,9 @@ class Run:
             "file for each unit."
         ),
     ]
+    in_format: Annotated[
+        InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
+    ] = "auto"
     split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")

@@ -7,17 +7,32 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from batchscore.errors import InputError, NotFoundError, UsageError
-from batchscore.io import hf, jsonl, parquet
+from batchscore.io import delimited, fields, hf, jsonl, parquet
 from batchscore.io.block import Reader
+from batchscore.io.forms import Form, InFormat
 from batchscore.io.hive import Partition, partition_of
 from batchscore.io.storage import is_url, list_files, local_path, special_kind
 
-_READERS: dict[str, Callable[[str], Reader]] = {
-    **dict.fromkeys(parquet.SUFFIXES, parquet.ParquetReader),
-    **dict.fromkeys(jsonl.SUFFIXES, jsonl.JsonlReader),
+_READERS: dict[Form, Callable[[str], Reader]] = {
+    "parquet": parquet.ParquetReader,
+    "jsonl": jsonl.JsonlReader,
+    "csv": partial(delimited.DelimitedReader, delimiter=","),
+    "tsv": partial(delimited.DelimitedReader, delimiter="\t"),
+    "msmarco": fields.msmarco_reader,
+    "trec-run": partial(fields.FieldsReader, layout=fields.TREC_RUN),
+    "trec-qrels": partial(fields.FieldsReader, layout=fields.TREC_QRELS),
+}
+_FORMS: dict[str, Form] = {  # by suffix
+    **dict.fromkeys(parquet.SUFFIXES, "parquet"),
+    **dict.fromkeys(jsonl.SUFFIXES, "jsonl"),
+    **dict.fromkeys(delimited.CSV_SUFFIXES, "csv"),
+    **dict.fromkeys(delimited.TSV_SUFFIXES, "tsv"),
+    **dict.fromkeys(fields.RUN_SUFFIXES, "trec-run"),
+    **dict.fromkeys(fields.QRELS_SUFFIXES, "trec-qrels"),
 }
 
 Skip = Callable[[str], bool]
@@ -29,6 +44,7 @@ class Input:
 
     kind: Literal["file", "saved", "hub"]
     name: str  # as errors call it
+    form: Form
     partition: Partition = ()  # what the folders of a file say of its rows
 
     def open(self, split: str | None) -> Reader:
@@ -37,25 +53,17 @@ class Input:
             return hf.open_hub(self.name.removeprefix("hf:"), split, self.name)
         if self.kind == "saved":
             return hf.open_folder(self.name, split)
-        if not is_url(self.name) and (kind := special_kind(self.name)):
-            raise _not_a_file(self.name, kind)
-        for suffix, reader in _READERS.items():
-            if self.name.lower().endswith(suffix):
-                return reader(self.name)
-        suffixes = ", ".join(_READERS)
-        raise UsageError(
-            f"cannot read {self.name}: its suffix is none of {suffixes}",
-            hint="convert it; JSON Lines of another suffix need only a new name",
-        )
+        return _READERS[self.form](self.name)
 
 
-def find_inputs(path: str, skip: Skip, *, hive: bool = True) -> list[Input]:
+def find_inputs(path: str, skip: Skip, *, hive: bool = True, form: InFormat = "auto") -> list[Input]:
     """What a file, glob pattern, folder, saved dataset or Hub dataset stands for.
 
-    Raises NotFoundError. `skip` and `hive` as in `open_source`.
+    Raises NotFoundError, and UsageError or InputError for a file whose format nothing tells. The others as in
+    `open_source`.
     """
     path = local_path(path)
-    inputs = _found(path, skip)
+    inputs = _found(path, skip, form)
     if not hive:
         return inputs
     wild = re.search(r"[*?\[]", path)
@@ -68,24 +76,24 @@ def find_inputs(path: str, skip: Skip, *, hive: bool = True) -> list[Input]:
     ]
 
 
-def _found(path: str, skip: Skip) -> list[Input]:
+def _found(path: str, skip: Skip, form: InFormat) -> list[Input]:
     if is_url(path):
-        return _files(_supported(list_files(path), path, skip))
+        return _files(_supported(list_files(path), path, skip), form)
     if path.startswith("hf:"):
-        return [Input("hub", path)]
+        return [Input("hub", path, "dataset")]
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, marker)) for marker in hf.MARKERS):
-            return [Input("saved", path)]
-        return _files(_files_under(path, skip))
+            return [Input("saved", path, "dataset")]
+        return _files(_files_under(path, skip), form)
     if os.path.exists(path):
-        return [Input("file", path)]
+        return _files([path], form)
     if matches := sorted(
         match for match in glob.glob(path, recursive=True) if os.path.exists(match) and not skip(match)
     ):
         # `**` matches folders and also the files in them: each file is read once
-        return list(dict.fromkeys(file for match in matches for file in _found(match, skip)))
+        return list(dict.fromkeys(file for match in matches for file in _found(match, skip, form)))
     if re.fullmatch(r"[\w-]+/[\w-]+", path):  # a suffix means a file; `hf:` opens a dataset with a dot in its name
-        return [Input("hub", path)]
+        return [Input("hub", path, "dataset")]
     if path == "-":
         raise _not_a_file(path, "standard input")
     raise NotFoundError(f"{path}: no such file or folder", hint="check the path; a Hub dataset is hf:org/name")
@@ -96,8 +104,21 @@ def _not_a_file(path: str, kind: str) -> InputError:
     return InputError(message, hint="write its rows to a file, and name that")
 
 
-def _files(names: Sequence[str]) -> list[Input]:
-    return [Input("file", name) for name in names]
+def _files(names: Sequence[str], form: InFormat) -> list[Input]:
+    return [Input("file", name, _form_of(name) if form == "auto" else form) for name in names]
+
+
+def _form_of(name: str) -> Form:
+    """The format of a file by its suffix, and of a .tsv by its first line too."""
+    if not is_url(name) and (kind := special_kind(name)):
+        raise _not_a_file(name, kind)
+    form = next((form for suffix, form in _FORMS.items() if name.lower().endswith(suffix)), None)
+    if form is None:
+        raise UsageError(
+            f"cannot read {name}: its suffix is none of {', '.join(_FORMS)}",
+            hint="pass --in-format, if it has one of these formats under another name",
+        )
+    return _tsv_form(name) if form == "tsv" else form
 
 
 def _files_under(folder: str, skip: Skip) -> list[str]:
@@ -113,7 +134,12 @@ def _supported(files: Sequence[str], folder: str, skip: Skip) -> list[str]:
     """Those with a suffix that can be read and that are not to be skipped; NotFoundError if there are none."""
     if files == [folder]:
         return [folder]  # the user named this file: opening it says what is wrong with its suffix
-    supported = [file for file in files if file.lower().endswith(tuple(_READERS)) and not skip(file)]
+    supported = [file for file in files if file.lower().endswith(tuple(_FORMS)) and not skip(file)]
     if not supported:
-        raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_READERS)}", hint="check the folder")
+        raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_FORMS)}", hint="check the folder")
     return supported
+
+
+def _tsv_form(name: str) -> Form:
+    """Whether a .tsv has a header, or is one of MS MARCO's files, which have numbers for ids."""
+    return "msmarco" if fields.is_msmarco(name) else "tsv"

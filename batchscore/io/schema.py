@@ -18,7 +18,9 @@ from batchscore.io.values import as_text, is_text
 from batchscore.media.content import IMAGE_FIELDS, MEDIA_NAMES, PART_FIELDS
 
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
-ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
+QUERY_ID_FIELDS = ("query_id", "qid", "query-id")
+DOCUMENT_ID_FIELDS = ("document_id", "doc_id", "docid", "docno", "pid", "corpus-id", "corpus_id")  # beside a query's
+ID_FIELDS = ("id", "_id", *DOCUMENT_ID_FIELDS)  # of a document by itself
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
 # What a column must hold: strings; queries or documents with or without media; media; lists of documents.
 Shape = Literal["text", "cell", "media", "documents"]
@@ -32,7 +34,7 @@ def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) 
                 raise InputError(
                     f"{file} has one text a row, no query and document: no column {column!r}; "
                     f"columns: {', '.join(names)}",
-                    hint="join the queries with their candidate documents, so that each row has both texts",
+                    hint="pass it as --corpus, with --queries and one of --run, --qrels and --all-pairs",
                 )
             closest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f"pass {flag} {closest[0]}" if closest else f"pass {flag} with one of these columns"

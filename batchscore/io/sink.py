@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
 from batchscore.io import jsonl, parquet
 from batchscore.io.encodings import VECTOR
+from batchscore.io.lines import compression
 from batchscore.io.schema import join
 from batchscore.io.storage import (
     TEMPORARY,
@@ -213,7 +214,7 @@ class _JsonlWriter:
     """One object a line, UTF-8."""
 
     def __init__(self, path: str, temporary: str) -> None:
-        self._file = pa.output_stream(temporary, compression=jsonl.compression(path))
+        self._file = pa.output_stream(temporary, compression=compression(path))
 
     def write(self, table: pa.Table) -> None:
         for batch in table.to_batches(

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
+from batchscore.io.forms import InFormat
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
@@ -29,6 +30,7 @@ from batchscore.types import Faults, offsets_of
 
 # About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
 _UNIT_BYTES = 32 << 20
+_BY_ITSELF = ("parquet", "jsonl", "dataset")  # formats that jobs were of before there were others
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +144,11 @@ class FileSource:
         return self._addresses
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Name, bytes and time of each file, and what its folders say."""
+        """Name, bytes and time of each file, its format unless its suffix always told, and what its folders say."""
         files = zip(self._addresses.inputs, self.files, self._stamps, strict=True)
         return [
             {"name": name, "bytes": size, "modified": modified}
+            | ({} if file.form in _BY_ITSELF else {"format": file.form})
             | ({"hive": dict(file.partition)} if file.partition else {})
             for file, name, (size, modified) in files
         ]
@@ -304,19 +307,21 @@ def open_source(
     *,
     split: str | None = None,
     hive: bool = True,
+    form: InFormat = "auto",
     skip: Skip = lambda file: False,
     media: MediaPolicy | None = None,
 ) -> FileSource:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
 
     Files for which `skip` is true are left out of folders and of the matches of a pattern. With `hive`, folders below
-    those of `paths` that are named `key=value` are columns. `media` says which media rows may name; without a root,
-    they lie below the folder of the file that names them.
+    those of `paths` that are named `key=value` are columns. `form` is the format of all files; with "auto", suffix and
+    content tell that of each. `media` says which media rows may name; without a root, they lie below the folder of the
+    file that names them.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive))
+    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
     return FileAddresses(inputs, split, media or MediaPolicy()).open()

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from typing_extensions import Unpack
 
 from batchscore.errors import Errors, UsageError, naming_keywords
+from batchscore.io.forms import InFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
@@ -29,6 +30,7 @@ Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 class FileOptions(ScorerOptions, total=False):
     """Options that all functions take: the flags of the command line, with the same defaults."""
 
+    in_format: InFormat
     split: str | None
     hive: bool
     media_root: str | None

@@ -122,7 +122,14 @@ def prepare(
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
     checks.refuse_media(options)
-    source = open_source(options.inputs, split=options.split, hive=options.hive, skip=output.owns, media=options.media)
+    source = open_source(
+        options.inputs,
+        split=options.split,
+        hive=options.hive,
+        form=options.in_format,
+        skip=output.owns,
+        media=options.media,
+    )
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
     checks.refuse_overwriting_input(source, output)
