@@ -1197,5 +1197,5 @@ def test_a_corpus_is_told_from_pairs(row: dict[str, Any]) -> None:
     source = open_source([write("corpus.jsonl", [row])])
     assert fault(InputError, lambda: source.require(FLAGS)) == (
         f"corpus.jsonl has one text a row, no query and document: no column 'query'; columns: {', '.join(row)}\n"
-        "hint: pass it as --corpus, with --queries and one of --run, --qrels and --all-pairs"
+        "hint: pass --queries and --corpus with --run, --qrels or --all-pairs"
     )

@@ -96,7 +96,9 @@ class Score:
     query_column: _QueryColumn = "query"
     query_image_column: _QueryImages = None
     query_video_column: _QueryVideo = None
-    document_column: Annotated[str, _input("Column with the document.")] = "document"
+    document_column: Annotated[
+        str | None, _input("Column with the document. (default: document, else passage, text, contents, ...)")
+    ] = None
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
@@ -118,17 +120,21 @@ class Rerank:
     document_column: Annotated[
         str | None,
         _input(
-            "Column with one document, or with a list of strings or of structs. (default: document, else documents)"
+            "Column with one document, or with a list of strings or of structs. (default: document, else documents, "
+            "passage, text, ...)"
         ),
     ] = None
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
-    query_id_column: Annotated[str | None, _input("Column that identifies a query. (default: the query's text)")] = None
+    query_id_column: Annotated[
+        str | None, _input("Column that identifies a query. (default: query_id or qid, else the query's text)")
+    ] = None
     document_id_column: Annotated[
         str | None,
         _input(
-            "Column or struct field that identifies a document. (default: document_id; in structs id, _id, docid, ...)"
+            "Column or struct field that identifies a document. (default: document_id, docid, docno, ...; in structs "
+            "id and _id too)"
         ),
     ] = None
     limit: _Limit = None

@@ -59,7 +59,7 @@ class ScoreOptions(FileOptions, total=False):
     """Options of `score_files`."""
 
     query_column: str
-    document_column: str
+    document_column: str | None
     query_image_column: str | None
     query_video_column: str | None
     document_image_column: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -80,6 +80,15 @@ class Command(Protocol):
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
     def load_pairs(self, source: Source, unit: Unit) -> UnitRows: ...  # as `load`, with nothing else read
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+
+
+def columns_line(found: Mapping[str, str]) -> list[str]:
+    """What a person reads of columns that were found by their names (what is in each -> its name)."""
+    told = [f"{what} in {name}" for what, name in found.items() if name not in _FIRST_NAMES]
+    return [f"columns  {', '.join(told)}"] if told else []
+
+
+_FIRST_NAMES = ("query", "document", "documents", "document_id")  # of columns that nobody wonders about
 
 
 def media_counts(cells: Iterable[Cell]) -> Counts:

@@ -14,7 +14,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.digests import digests_of
 from batchscore.io.encodings import DIGEST, MATRIX, VECTOR
-from batchscore.io.schema import ID_FIELDS, text_field
+from batchscore.io.schema import ID_FIELDS, QUERY_ID_FIELDS, text_field
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
@@ -29,7 +29,7 @@ _ADDED = (VECTOR, MATRIX, DIGEST, "num_tokens", "truncated")
 # Vectors are some forty times as large as their texts, matrices some two hundred: a unit of either fits into memory.
 _UNIT_BYTES = 2 << 20
 _IDS: Mapping[Side, Sequence[str]] = {
-    "query": ("query_id", "qid", "id", "_id"),
+    "query": (*QUERY_ID_FIELDS, "id", "_id"),
     "document": ("document_id", *ID_FIELDS),
 }
 _CUT_NAMES = np.array(CUT_NAMES)

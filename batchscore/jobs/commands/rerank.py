@@ -16,11 +16,20 @@ from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
 from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.documents import document_fields, explode, require_fields
-from batchscore.io.schema import Shape, holds_media, is_documents, listed_type
+from batchscore.io.schema import (
+    DOCUMENT_ID_FIELDS,
+    QUERY_ID_FIELDS,
+    Shape,
+    document_column,
+    holds_media,
+    is_documents,
+    listed_type,
+    usual,
+)
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts
+from batchscore.jobs.commands.base import BadRow, Counts, columns_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rankings
 from batchscore.jobs.results import candidates, encode_ids
@@ -37,9 +46,9 @@ class RerankCommand:
     name: ClassVar[str] = "rerank"
 
     query_column: str = "query"
-    document_column: str | None = None  # None: "document", or else "documents"
-    query_id_column: str | None = None  # None: the query's text
-    document_id_column: str | None = None  # None: "document_id", in structs a field with an id's usual name
+    document_column: str | None = None  # None: the first with a usual name of one
+    query_id_column: str | None = None  # None: likewise, or else the query's text
+    document_id_column: str | None = None  # None: likewise, and so in structs
     top_n: int = 0
     return_documents: bool = False
     nested: bool = False
@@ -68,7 +77,16 @@ class RerankCommand:
         if columns.nested:
             kind = listed_type(source.column_type(columns.document))
             documents = CellColumns(document_fields(kind, self.document_fields))
-        return [*columns.queries.lines("query"), *(documents or columns.documents).lines("document")]
+        found = {} if self.query_id_column else {"query ids": columns.query_id}
+        if self.document_column is None:
+            found["documents"] = columns.document
+        if self.document_id_column is None and columns.document_id:
+            found["document ids"] = columns.document_id
+        return [
+            *columns_line(found),
+            *columns.queries.lines("query"),
+            *(documents or columns.documents).lines("document"),
+        ]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
@@ -117,6 +135,7 @@ class RerankCommand:
             parents=parents,
             documents=good,
             groups=groups,
+            query_id=columns.query_id,
             ids=ids,
             document_ids=document_ids,
             texts=shown,
@@ -134,19 +153,16 @@ class RerankCommand:
         rank = partial(rank_rows, top_n=self.top_n)
         return merge_rankings(parts, units, rank, nested=self.nested, scratch=scratch)
 
-    @property
-    def id_name(self) -> str:
-        """Name of the query's id in the output."""
-        return self.query_id_column or self.query_column
+    def _query_id(self, source: Source) -> str:
+        """The column with the query's id, which has this name in the output too."""
+        return self.query_id_column or usual(source.column_names(), QUERY_ID_FIELDS) or self.query_column
 
     def _columns(self, source: Source) -> _Columns:
         """What the first file and the options say; the first row tells whether documents come in lists."""
-        names = source.column_names()
-        document = self.document_column or (
-            "documents" if "documents" in names and "document" not in names else "document"
-        )
+        names, query_id = source.column_names(), self._query_id(source)
+        document = self.document_column or document_column(names)
         queries = self._queries(source)
-        flags = {self.id_name: "--query-id-column", **dict.fromkeys(queries.texts, "--query-column")}
+        flags = {query_id: "--query-id-column", **dict.fromkeys(queries.texts, "--query-column")}
         flags |= queries.flags("query-")
         documents = CellColumns.chosen(
             document_columns(document, names, self.document_fields),
@@ -167,15 +183,15 @@ class RerankCommand:
                     hint="write each image or video into its document, as {text, image}",
                 )
             shapes: dict[str, Shape] = {**queries.shapes, document: "documents"}
-            return _Columns(self.id_name, document, queries, documents, None, True, {**flags, **column}, shapes)
+            return _Columns(query_id, document, queries, documents, None, True, {**flags, **column}, shapes)
         flags |= {name: column.get(name, "--document-fields") for name in documents.texts}
         flags |= documents.flags("document-")
-        document_id = self.document_id_column or ("document_id" if "document_id" in names else None)
+        document_id = self.document_id_column or usual(names, DOCUMENT_ID_FIELDS)
         if document_id:
             flags[document_id] = "--document-id-column"
         source.require(flags)
         shapes = {**queries.shapes, **documents.shapes}
-        return _Columns(self.id_name, document, queries, documents, document_id, False, flags, shapes)
+        return _Columns(query_id, document, queries, documents, document_id, False, flags, shapes)
 
     def _queries(self, source: Source) -> CellColumns:
         """The columns of the query; UsageError if it has media, by which queries are not told apart, and no id."""
@@ -186,7 +202,8 @@ class RerankCommand:
             source.column_names(),
             is_usual=self.query_column == RerankCommand.query_column,
         )
-        if self.query_id_column is None and (queries.has_media or holds_media(source.column_type(self.query_column))):
+        has_media = queries.has_media or holds_media(source.column_type(self.query_column))
+        if has_media and self._query_id(source) == self.query_column:
             raise UsageError(
                 "queries with images or videos need a column that tells them apart",
                 hint="pass --query-id-column",
@@ -219,6 +236,7 @@ class RankedRows:
     parents: NDArray[np.int64]  # [documents], the row of each
     documents: NDArray[np.int64]  # [pairs], the document of each
     groups: NDArray[np.int64]  # [documents], which query; -1: none
+    query_id: str  # the name of the ids
     ids: pa.Array  # [queries]
     document_ids: pa.Array | None  # [documents]
     texts: Cells | None  # code -1: none
@@ -250,7 +268,7 @@ class RankedRows:
         kept = listed[order]
         columns = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
         table = candidates(
-            self.command.id_name,
+            self.query_id,
             self.ids,
             num_documents,
             self.groups[kept],

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from batchscore.errors import UsageError
 from batchscore.io.cells import CellColumns, read_cells
+from batchscore.io.schema import document_column
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts
+from batchscore.jobs.commands.base import BadRow, Counts, columns_line
 from batchscore.jobs.parts import Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
@@ -32,7 +33,7 @@ class ScoreCommand:
     name: ClassVar[str] = "score"
 
     query_column: str = "query"
-    document_column: str = "document"
+    document_column: str | None = None  # None: the first with a usual name of one
     score_column: str = "score"
     keep_columns: Sequence[str] | None = None  # None: all
     details: bool = False
@@ -53,7 +54,8 @@ class ScoreCommand:
     def lines(self, source: Source) -> list[str]:
         """Which columns together are a query or document."""
         queries, documents = self._sides(source)
-        return [*queries.lines("query"), *documents.lines("document")]
+        found = {} if self.document_column or len(documents.texts) != 1 else {"documents": documents.texts[0]}
+        return [*columns_line(found), *queries.lines("query"), *documents.lines("document")]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
         """Units of `unit_rows` rows."""
@@ -93,7 +95,8 @@ class ScoreCommand:
 
     def _sides(self, source: Source) -> tuple[CellColumns, CellColumns]:
         """The columns that together are a row's query, and those of its document."""
-        names, text, fields = source.column_names(), self.document_column, self.document_fields
+        names, fields = source.column_names(), self.document_fields
+        text = self.document_column or document_column(names)
         queries = CellColumns.chosen(
             (self.query_column,),
             self.query_image_column,
@@ -106,16 +109,15 @@ class ScoreCommand:
             self.document_image_column,
             self.document_video_column,
             names,
-            is_usual=fields is None and text == ScoreCommand.document_column,
+            is_usual=fields is None and self.document_column is None,
         )
         return queries, documents
 
     def _flags(self, source: Source) -> dict[str, str]:
         """The columns to read, and the option that names each."""
         queries, documents = self._sides(source)
-        texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, "--document-fields")
-        if self.document_column in documents.texts:
-            texts[self.document_column] = "--document-column"
+        flag = "--document-column" if self.document_fields is None else "--document-fields"
+        texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, flag)
         return {**texts, **queries.flags("query-"), **documents.flags("document-")}
 
     def _refuse_clash(self, existing: Sequence[str]) -> None:
