@@ -36,6 +36,7 @@ class DatasetReader:
 
     def __init__(self, file: str, dataset: Any, rows: int | None, size: int = 0, modified: str | None = None) -> None:
         self.file = file
+        self.split = str(dataset.split or "train")
         self._size = size
         self._modified = modified
         self._dataset = dataset

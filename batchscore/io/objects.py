@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -37,13 +37,18 @@ def as_object(value: Any, *, may_have_surrogates: bool, hint: str) -> dict[str, 
         except UnicodeEncodeError as error:
             raise UnreadableError("half of a surrogate pair cannot be stored", "write both halves") from error
     if not isinstance(value, dict):
-        raise UnreadableError(f"holds a JSON {_NAMES[type(value)]}, not an object", hint)
+        raise UnreadableError(f"holds a JSON {kind_name(value)}, not an object", hint)
     return value
 
 
-def object_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """The keys of rows, each with the type that most of its values have."""
-    names = dict.fromkeys(name for row in rows for name in row)
+def kind_name(value: Any) -> str:
+    """What JSON calls a value of this kind."""
+    return _NAMES[type(value)]
+
+
+def object_schema(rows: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> pa.Schema:
+    """The keys of rows, or these names, each with the type that most of its values have."""
+    names = dict.fromkeys(name for row in rows for name in row) if names is None else names
     return pa.schema([(name, _of_one_kind([row.get(name) for row in rows]).type) for name in names])
 
 
@@ -82,12 +87,15 @@ def _column(
     values = [row.get(name) for row in rows]
     if shape is None:
         return _carried(values)
+    if shape == "values":
+        kept[name] = values
+        return pa.nulls(len(values))
     if shape == "documents":
         values = [_listed(name, row, value, faults) for row, value in enumerate(values)]
     kind, code, wanted, hint = _SHAPES[shape]
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, kind):
-            message = f"is a JSON {_NAMES[type(value)]}, not {wanted}"
+            message = f"is a JSON {kind_name(value)}, not {wanted}"
             faults.setdefault(row, Fault(code, message, hint, column=name))
             values[row] = None
     if shape == "documents":

@@ -23,8 +23,9 @@ DOCUMENT_ID_FIELDS = ("document_id", "doc_id", "docid", "docno", "pid", "corpus-
 ID_FIELDS = ("id", "_id", *DOCUMENT_ID_FIELDS)  # of a document by itself
 _DOCUMENT_COLUMNS = ("document", "documents", "passage", "text", "contents", "content", "body")  # beside a query
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
-# What a column must hold: strings; queries or documents with or without media; media; lists of documents.
-Shape = Literal["text", "cell", "media", "documents"]
+# What a column must hold: strings; queries or documents with or without media; media; lists of documents. Of "values",
+# which may be of any kind, a reader of JSON also gives those that it parsed.
+Shape = Literal["text", "cell", "media", "documents", "values"]
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:

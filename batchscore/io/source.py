@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from batchscore.errors import InputError, UsageError
+from batchscore.errors import BatchscoreError, InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
-from batchscore.io.forms import InFormat
+from batchscore.io.dialects import dialect_of
+from batchscore.io.forms import DialectName, InFormat
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
@@ -148,10 +150,16 @@ class FileSource:
         files = zip(self._addresses.inputs, self.files, self._stamps, strict=True)
         return [
             {"name": name, "bytes": size, "modified": modified}
-            | ({} if file.form in _BY_ITSELF else {"format": file.form})
+            | ({} if (form := file.dialect or file.form) in _BY_ITSELF else {"format": form})
             | ({"hive": dict(file.partition)} if file.partition else {})
             for file, name, (size, modified) in files
         ]
+
+    def dialect(self) -> DialectName | None:
+        """What rows with the columns of the first file are, if another tool writes queries with documents like them."""
+        with suppress(BatchscoreError):  # whoever reads the rows is told of it
+            return dialect_of(self._readers[0].schema)
+        return None
 
     def column_names(self) -> list[str]:
         """Columns of the first file, as far as its first rows tell."""
@@ -324,4 +332,8 @@ def open_source(
     inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
-    return FileAddresses(inputs, split, media or MediaPolicy()).open()
+    addresses = FileAddresses(inputs, split, media or MediaPolicy())
+    source = addresses.open()
+    if form == "auto" and (dialect := source.dialect()):
+        return replace(addresses, inputs=tuple(replace(file, dialect=dialect) for file in inputs)).open()
+    return source

@@ -223,8 +223,8 @@ class _Run:
         return [unit for unit in mine if unit.index not in done]
 
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
-        job, files = self.job, len(self.job.plan.inputs)
-        share = share_lines(files, parts, todo, job.shard, is_dynamic=job.options.is_dynamic)
+        job = self.job
+        share = share_lines(job.plan.inputs, parts, todo, job.shard, is_dynamic=job.options.is_dynamic)
         lines = [*job.plan.lines(), *job.plan.command.lines(job.source), *share]
         self.events.started(lines, job.plan.describe())
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)

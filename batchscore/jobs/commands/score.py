@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchscore.errors import UsageError
+from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
-from batchscore.io.schema import document_column
+from batchscore.io.schema import document_column, is_documents
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
@@ -48,7 +48,11 @@ class ScoreCommand:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         if "" in (self.keep_columns or ()):
             raise UsageError("--keep-columns has an empty name", hint="all, none, or names like id,query")
-        source.require(self._flags(source))
+        flags = self._flags(source)
+        if self.document_column is None and "documents" in flags and is_documents(source.column_type("documents")):
+            message = f"{source.files[0]}: each row lists documents, and score takes one document a row"
+            raise InputError(message, hint="rank the documents of each query with rerank")
+        source.require(flags)
         self._refuse_clash(source.column_names())
 
     def lines(self, source: Source) -> list[str]:
