@@ -242,7 +242,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file() -> None:
     [
         ("none.jsonl", NotFoundError, "none.jsonl: no such file or folder"),
         ("none*.jsonl", NotFoundError, "none*.jsonl: no such file or folder"),
-        ("notes.txt", UsageError, "cannot read notes.txt: its suffix is none of .parquet, .pq, .jsonl, .jsonl.gz"),
+        ("notes.txt", UsageError, "cannot read notes.txt: its suffix is none of .parquet, .pq, .jsonl, .ndjson"),
         ("hollow", NotFoundError, "no input files in hollow; suffixes: .parquet"),
         ("zero.jsonl", InputError, "zero.jsonl is empty"),
         ("zero.parquet", InputError, "zero.parquet is empty"),

@@ -7,6 +7,7 @@ and datasets share it.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,6 +102,15 @@ DIALECTS: dict[DialectName, Dialect] = {
 }
 
 
+def tell_apart(readers: Sequence[Reader]) -> None:
+    """Have ids begin with the name of the file, as the user gave it, where several are of a split of one name."""
+    made = [reader for reader in readers if isinstance(reader, DialectReader)]
+    splits = Counter(reader.split for reader in made)
+    for reader in made:
+        if splits[reader.split] > 1:
+            reader.split = reader.file
+
+
 def dialect_of(schema: pa.Schema) -> DialectName | None:
     """The dialect of rows with these columns; None: none, or rows that need no reading."""
     lists = {field.name for field in schema if is_nested(field.type)}
@@ -161,7 +171,7 @@ class DialectReader:
         self.file, self.first_number, self.is_ragged = reader.file, reader.first_number, reader.is_ragged
         self._reader = reader
         self._dialect = DIALECTS[name]
-        self._split = split  # begins the ids that MTEB makes
+        self.split = split  # begins the ids that MTEB makes
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -235,7 +245,7 @@ class DialectReader:
         if _is_left_out(row) and not any(row[name] is not None for name in _OWN_IDS):
             raise UnreadableError("it has no positive or no negative documents", "MTEB leaves such a query out too")
         index = np.searchsorted(self._numbered, number)
-        return self._dialect.request(row, f"{self._split}_query{index}")
+        return self._dialect.request(row, f"{self.split}_query{index}")
 
     @cached_property
     def _numbered(self) -> NDArray[np.int64]:

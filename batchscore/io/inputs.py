@@ -40,6 +40,7 @@ _SUFFIXES: dict[Form, tuple[str, ...]] = {
     "trec-topics": topics.SUFFIXES,
 }
 _FORMS = {suffix: form for form, suffixes in _SUFFIXES.items() for suffix in suffixes}
+_NAMED = ", ".join(suffix for suffix in _FORMS if not suffix.endswith((".gz", ".zst"))) + " (.gz and .zst too)"
 _OF_DIALECTS: tuple[Form, ...] = ("parquet", "jsonl", "json")  # files that have rows with lists
 
 Skip = Callable[[str], bool]
@@ -152,7 +153,7 @@ def _form_of(name: str) -> Form:
     form = _suffix_form(name)
     if form is None:
         raise UsageError(
-            f"cannot read {name}: its suffix is none of {', '.join(_FORMS)}",
+            f"cannot read {name}: its suffix is none of {_NAMED}",
             hint="pass --in-format, if it has one of these formats under another name",
         )
     if form == "tsv" and fields.is_msmarco(name):
@@ -197,7 +198,7 @@ def _supported(files: Sequence[str], folder: str, skip: Skip, form: InFormat) ->
         wanted = _OF_DIALECTS if form in DIALECTS else ("tsv",) if form == "msmarco" else (form,)
         chosen = [file for file, found in forms.items() if found in wanted] or list(forms)
     if not chosen:
-        raise NotFoundError(f"no input files in {folder}; suffixes: {', '.join(_FORMS)}", hint="check the folder")
+        raise NotFoundError(f"no input files in {folder}; suffixes: {_NAMED}", hint="check the folder")
     return chosen
 
 

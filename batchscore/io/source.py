@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from batchscore.errors import BatchscoreError, InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
-from batchscore.io.dialects import dialect_of
+from batchscore.io.dialects import dialect_of, tell_apart
 from batchscore.io.forms import DialectName, InFormat
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
@@ -115,6 +115,7 @@ class FileAddresses:
     def open(self) -> FileSource:
         """Raises as `open_source`."""
         readers = [file.open(self.split) for file in self.inputs]
+        tell_apart(readers)
         return FileSource(self, add_columns(readers, [file.partition for file in self.inputs]))
 
 
