@@ -104,13 +104,19 @@ class DelimitedReader(LineFile):
             first, fields, fault = text.next_line, list[str](), None
             try:
                 fields = next(parsed)
-                fault = _fault_of(fields, width)
+                fault = _fault_of(fields, width) or self._swallowed(fields)
             except StopIteration:
                 return
             except csv.Error as error:
                 fault = self._broken(str(error), first)
             if fields or fault:
                 yield _Row(first, text.position, text.next_line, fields, fault)
+
+    def _swallowed(self, fields: Sequence[str]) -> Fault | None:
+        """The fault of a row of a TSV with other rows in a field: texts that are not quoted may begin with a quote."""
+        if self._delimiter == "\t" and any("\n" in field and _holds_rows(field, len(fields)) for field in fields):
+            return Fault("not-csv", "has whole rows within quotes", _NO_QUOTES)
+        return None
 
     def _broken(self, reason: str, line: int) -> Fault:
         """What csv says of a row, in words; InputError if all rows after it may be hidden in it."""
@@ -135,7 +141,7 @@ class DelimitedReader(LineFile):
             raise fault_at(self.file, line, f"two columns are called {twice!r}", "rename one of them")
         other = next((mark for mark in "\t;," if len(names) == 1 and mark in names[0]), None)
         if other is not None:
-            message = f"the header is a single column, {names[0]!r}: the file seems to be separated by {other!r}"
+            message = f"the header is a single column, {names[0]!r}, with {other!r} in it"
             hint = {"\t": "pass --in-format tsv", ",": "pass --in-format csv"}.get(other, "write it with commas")
             raise fault_at(self.file, line, message, hint)
 
@@ -169,5 +175,15 @@ def _fault_of(fields: Sequence[str], width: int | None) -> Fault | None:
     return None
 
 
+def _holds_rows(field: str, width: int) -> bool:
+    """Whether a field has the tabs of rows, from its place in one to the same place in a later one."""
+    first, *middle, last = field.split("\n")
+    whole = [line.count("\t") for line in middle] + [first.count("\t") + last.count("\t")]
+    return set(whole) == {width - 1} != {0} and not any(line.startswith("\t") for line in (*middle, last))
+
+
+_NO_QUOTES = (
+    "quote the field and double its quotes, write JSON Lines, or pass --in-format msmarco if there is no header"
+)
 _QUOTES = "quote a field with separators, line ends or quotes in it, and write a quote within it twice"
 _NUL = Fault("not-csv", "has a NUL byte: damaged, or not UTF-8", "convert the file with iconv, or write it again")

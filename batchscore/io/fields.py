@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import repeat
+from math import isfinite
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _NUMBERS = {"rank": _WHOLE, "relevance": _WHOLE, "score": _DECIMAL}
 _IDS = ("id", "query_id", "document_id")
+_KINDS = {"rank": "whole number", "relevance": "whole number", "score": "number"}
 _FIELDS = "write the line again"
 _MSMARCO = "they have 2 (id, text), 3 (query, document, rank) or 4 fields, separated by tabs; pass another --in-format"
 _TYPES = {"rank": pa.int64(), "relevance": pa.int64(), "score": pa.float64()}  # of other fields: text
@@ -160,6 +162,6 @@ class FieldsReader(LineFile):
                 text = field.decode()
             except UnicodeDecodeError:
                 return Fault("not-utf8", "is not UTF-8", "convert the file with iconv")
-            if name in _NUMBERS and not _NUMBERS[name].fullmatch(text):
-                return Fault("not-fields", f"{name} {text!r} is no number", "write it in digits", name)
+            if name in _NUMBERS and not (_NUMBERS[name].fullmatch(text) and isfinite(float(text))):
+                return Fault("not-fields", f"{name} {text!r} is no {_KINDS[name]}", "write it in digits", name)
         return None

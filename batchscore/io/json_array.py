@@ -12,6 +12,7 @@ import re
 import shlex
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,11 +44,12 @@ def is_array(file: str) -> bool:
     """
     reader = LineFile(file)
     reader.stamp()
-    lines = (line for _, line in reader.lines() if line.strip())
-    first, more = next(lines, b""), next(lines, None)
+    with closing(reader.lines()) as numbered:
+        lines = (line for _, line in numbered if line.strip())
+        first, more = next(lines, b""), next(lines, None)
     try:
         value = json.loads(first.removeprefix(codecs.BOM_UTF8))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     is_wrapper = more is None and isinstance(value, dict) and "query" not in value
     return not isinstance(value, dict) or (is_wrapper and any(isinstance(part, list) for part in value.values()))
@@ -149,8 +151,8 @@ def _walked(text: str, file: str) -> _Elements:
     if text[at : at + 1] != "[":
         raise _no_array(text, file)
     at = _skip(text, at + 1)
-    closing = text[at : at + 1] == "]"
-    while not closing:
+    is_over = text[at : at + 1] == "]"
+    while not is_over:
         try:
             end = _DECODER.raw_decode(text, at)[1]
         except json.JSONDecodeError as error:
@@ -162,7 +164,7 @@ def _walked(text: str, file: str) -> _Elements:
         at = _skip(text, end)
         if text[at : at + 1] not in ("]", ","):
             raise _broken(file, json.JSONDecodeError("Expecting ',' or ']'", text, at))
-        closing = text[at] == "]"
+        is_over = text[at] == "]"
         at = _skip(text, at + 1)
     if at < len(text) and starts:
         raise _broken(file, json.JSONDecodeError("Extra data after the array", text, at))
