@@ -39,7 +39,7 @@ class _Row(NamedTuple):
     position: int  # after it
     next_line: int
     fields: list[str]
-    fault: Fault | None
+    fault: Fault | None  # if csv cannot read it
 
 
 class DelimitedReader(LineFile):
@@ -58,22 +58,24 @@ class DelimitedReader(LineFile):
             header = next(self._rows(lines), None)
         if header is None:
             raise InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
-        if header.fault is not None:
-            raise fault_at(self.file, header.line, f"the header {header.fault.message}", header.fault.hint)
+        if fault := self._fault_of(header, len(header.fields)):
+            raise fault_at(self.file, header.line, f"the header {fault.message}", fault.hint)
         self._refuse_names(header.fields, header.line)
         return pa.schema([(name, pa.string()) for name in header.fields])
 
     def steps(self, group: str | None, sparse: Collection[str] = ()) -> Iterator[Steps]:
         """All rows after the header."""
         names = self.schema.names
-        index = None if group is None else names.index(group)
+        index = 0 if group is None else names.index(group)
+
+        def value(row: _Row) -> object:
+            return object() if self._fault_of(row, len(names)) else row.fields[index]
+
         with closing(self.lines()) as lines:
-            rows = self._rows(lines, len(names))
+            rows = self._rows(lines)
             next(rows)
-            yield from row_steps(
-                ((row.position, row.next_line, row) for row in rows),
-                None if index is None else lambda row: object() if row.fault else row.fields[index],
-            )
+            found = ((row.position, row.next_line, row) for row in rows)
+            yield from row_steps(found, None if group is None else value)
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The rows of a span; a broken one is null, with a fault."""
@@ -81,22 +83,22 @@ class DelimitedReader(LineFile):
         faults: Faults = {}
         nothing = [None] * len(names)
         lines = enumerate(io.BytesIO(self.text_of(span)), start=span.first_number)
-        rows = self._rows(lines, len(names), span.first_number)
+        rows = self._rows(lines, span.first_number)
         if span.start == 0:
             next(rows, None)  # the header
         for row in rows:
-            if row.fault is not None:
-                faults[len(numbers)] = row.fault
+            if fault := self._fault_of(row, len(names)):
+                faults[len(numbers)] = fault
             numbers.append(row.line)
-            values.append(nothing if row.fault else row.fields)
+            values.append(nothing if fault else row.fields)
         found = dict(zip(names, zip(*values, strict=True) if values else repeat(()), strict=False))
         arrays = {name: pa.array(found[name], pa.string()) for name in names if columns is None or name in columns}
         return Block(pa.table(arrays) if arrays else bare_table(len(numbers)), self.file, numbers, "line", faults)
 
-    def _rows(self, lines: Iterable[Line], width: int | None = None, first_line: int = 1) -> Iterator[_Row]:
-        """Rows that are not blank; those without `width` fields have a fault.
+    def _rows(self, lines: Iterable[Line], first_line: int = 1) -> Iterator[_Row]:
+        """Rows that are not blank; positions count from the first of the lines.
 
-        Positions count from the first of the lines. InputError for a quote that is not closed.
+        InputError for a quote that is not closed.
         """
         text = _Text(first_line)
         parsed = csv.reader(text.decoded(lines), delimiter=self._delimiter, strict=True)
@@ -104,7 +106,6 @@ class DelimitedReader(LineFile):
             first, fields, fault = text.next_line, list[str](), None
             try:
                 fields = next(parsed)
-                fault = _fault_of(fields, width) or self._swallowed(fields)
             except StopIteration:
                 return
             except csv.Error as error:
@@ -112,9 +113,22 @@ class DelimitedReader(LineFile):
             if fields or fault:
                 yield _Row(first, text.position, text.next_line, fields, fault)
 
-    def _swallowed(self, fields: Sequence[str]) -> Fault | None:
-        """The fault of a row of a TSV with other rows in a field: texts that are not quoted may begin with a quote."""
-        if self._delimiter == "\t" and any("\n" in field and _holds_rows(field, len(fields)) for field in fields):
+    def _fault_of(self, row: _Row, width: int) -> Fault | None:
+        """What is wrong with a row, which is to have so many fields."""
+        if row.fault is not None:
+            return row.fault
+        text, count = "".join(row.fields), len(row.fields)
+        if "\0" in text:
+            return _NUL
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return Fault("not-utf8", "is not UTF-8", "convert the file with iconv")
+        if count != width:
+            message = f"has {count} field{'s' * (count != 1)} where the header has {width}"
+            return Fault("not-csv", message, _QUOTES)
+        # texts that are not quoted, as in many TSVs, may begin with a quote
+        if self._delimiter == "\t" and any("\n" in field and _holds_rows(field, width) for field in row.fields):
             return Fault("not-csv", "has whole rows within quotes", _NO_QUOTES)
         return None
 
@@ -139,7 +153,9 @@ class DelimitedReader(LineFile):
             raise fault_at(self.file, line, message, "name it; pandas writes its index so, unless index=False")
         if twice is not None:
             raise fault_at(self.file, line, f"two columns are called {twice!r}", "rename one of them")
-        other = next((mark for mark in "\t;," if len(names) == 1 and mark in names[0]), None)
+        other = next(
+            (mark for mark in "\t;," if len(names) == 1 and mark in names[0] and mark != self._delimiter), None
+        )
         if other is not None:
             message = f"the header is a single column, {names[0]!r}, with {other!r} in it"
             hint = {"\t": "pass --in-format tsv", ",": "pass --in-format csv"}.get(other, "write it with commas")
@@ -158,21 +174,6 @@ class _Text:
             self.position += len(line)
             self.next_line = number + 1
             yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode(errors="surrogateescape")
-
-
-def _fault_of(fields: Sequence[str], width: int | None) -> Fault | None:
-    """What is wrong with a row that csv could read; a blank one has no fields."""
-    text = "".join(fields)
-    if "\0" in text:
-        return _NUL
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return Fault("not-utf8", "is not UTF-8", "convert the file with iconv")
-    if fields and width not in (None, len(fields)):
-        message = f"has {len(fields)} field{'s' * (len(fields) != 1)} where the header has {width}"
-        return Fault("not-csv", message, _QUOTES)
-    return None
 
 
 def _holds_rows(field: str, width: int) -> bool:
