@@ -239,6 +239,7 @@ def test_topics_are_read_from_sgml_and_xml() -> None:
         ("7\t8\t1\n", "msmarco", ["query_id", "document_id", "rank"]),
         ("7\t8\t0.5\n", "msmarco", ["query_id", "document_id", "score"]),
         ("7\t8\ta query\ta passage\n", "msmarco", ["query_id", "document_id", "query", "document"]),
+        ("7\t\n", "msmarco", ["id", "text"]),
         ("7\t0\t8\t1\n", "msmarco", ["query_id", "document_id", "relevance"]),
         ("7 0 8 1\n", "tsv", ["7 0 8 1"]),
         ("query-id\tcorpus-id\tscore\n", "tsv", ["query-id", "corpus-id", "score"]),
@@ -252,12 +253,11 @@ def test_a_tsv_is_told_by_its_first_line(line: str, form: str, names: list[str])
     assert source.column_names() == names
 
 
-@pytest.mark.parametrize("line", ["query\t7\n", "D7\t8\t1\n", "7\t8\tx\n", "1\t2\t3\t4\t5\n"])
+@pytest.mark.parametrize("line", ["7\ttext\t\n", "query\t7\n", "D7\t8\t1\n", "7\t8\tx\n", "1\t2\t3\t4\t5\n"])
 def test_a_tsv_that_could_be_either_asks_for_the_format(line: str) -> None:
     with pytest.raises(InputError, match="line 1: has numbers where a header has names") as caught:
         open_source([written("a.tsv", line)])
     assert caught.value.hint == "pass --in-format tsv or msmarco"
-    assert open_source(["a.tsv"], form="tsv").column_names() == line.rstrip().split("\t")
 
 
 @pytest.mark.parametrize("name", ["run.txt", "run.txt.gz", "run.jsonl", "run"])
@@ -482,6 +482,19 @@ def test_a_row_that_is_not_in_the_dialect_is_a_bad_row(opened: Opened, row: dict
     chunk = source.read(unit, ["query_id", "query", "documents"], {})
     assert [(number, fault.message) for number, fault in chunk.faults().items()] == [(2, message)]
     assert chunk.table.to_pylist()[2] == {"query_id": None, "query": None, "documents": None}
+
+
+@pytest.mark.parametrize("lines", ["no JSON\n[1]\n", '{"n": 1}\n{}\n'])
+def test_a_unit_may_be_all_bad_rows(opened: Opened, lines: str) -> None:
+    source = opened(written("a.jsonl", json_lines(RANK_LLM) + lines))
+    first, second = (source.read(unit, ["query", "documents"], {}) for unit in source.units(2))
+    assert (len(first.faults()), len(second.faults())) == (0, 2)
+    assert second.table.to_pylist() == [{"query": None, "documents": None}] * 2
+
+
+def test_rows_that_have_a_document_are_no_requests() -> None:
+    rows = [{"query": "a", "document": "b", "positive": ["p"], "negative": []}]
+    assert read(written("a.jsonl", json_lines(rows))) == rows
 
 
 def test_hits_of_several_queries_are_a_bad_row() -> None:

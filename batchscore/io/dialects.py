@@ -1,7 +1,6 @@
 """What other tools call a query with its documents: their rows, read as `query_id`, `query` and a list of `documents`.
 
-A dialect is a function of one row, and the columns by which it is known; the other columns of a row stay. JSON, Parquet
-and datasets share it.
+A dialect is a function of one row, which JSON, Parquet and datasets share. The other columns of a row stay.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from batchscore.io.units import Span, Steps
 from batchscore.io.values import json_values
 from batchscore.types import Fault
 
+_OWN_IDS = (*QUERY_ID_FIELDS, "id")  # of a query, beside it
+_LARGEST = 2**1023  # of 64-bit floats, near enough; JSON has larger integers
 _NAMES = ("query_id", "query", "documents")
 _TEXTS = ("text", "segment", "contents", "content", "body", "passage")  # rank_llm's order
 _TITLED = ("text", "segment", "body", "passage")  # the others hold the title, as Anserini indexes write them
@@ -43,7 +45,7 @@ class Request:
 class Dialect:
     """How a tool writes such a row."""
 
-    columns: tuple[str, ...]  # that it reads; the second has a list, and by it the dialect is known
+    columns: tuple[str, ...]  # that it reads
     fields: pa.StructType  # of a document
     request: Callable[[Mapping[str, Any], str], Request]  # (row, id of a query without one); UnreadableError
 
@@ -54,17 +56,18 @@ def rank_llm(row: Mapping[str, Any], query_id: str) -> Request:
     text, number = (query.get("text"), query.get("qid")) if isinstance(query, dict) else (query, None)
     text = _text("query", text)
     documents = [_candidate(one) for one in _list("candidates", row["candidates"])]
-    return Request(_id(number, text), text, documents)
+    return Request(_id(number, _own_id(row, text)), text, documents)
 
 
 def pyserini(row: Mapping[str, Any], query_id: str) -> Request:
     """{"query", "hits": [{"qid", "docid", "rank", "score", "content"}]}."""
     text = _text("query", row["query"])
     hits = _list("hits", row["hits"])
-    ids = {_id(hit.get("qid"), text) for hit in hits if isinstance(hit, dict)}
+    own = _own_id(row, text)
+    ids = {_id(hit.get("qid"), own) for hit in hits if isinstance(hit, dict)}
     if len(ids) > 1:
         raise UnreadableError(f"its hits are of several queries: {', '.join(sorted(ids)[:3])}", "write a row for each")
-    return Request(ids.pop() if ids else text, text, [_candidate(hit) for hit in hits])
+    return Request(ids.pop() if ids else own, text, [_candidate(hit) for hit in hits])
 
 
 def mteb(row: Mapping[str, Any], query_id: str) -> Request:
@@ -73,8 +76,7 @@ def mteb(row: Mapping[str, Any], query_id: str) -> Request:
     Documents in the order of a first stage count as positive if they are among those.
     """
     text = _text("query", row["query"])
-    named = next((row[name] for name in _OWN_IDS if row.get(name) is not None), None)
-    query_id = _id(named, query_id)
+    query_id = _own_id(row, query_id)
     positive = _list("positive", row["positive"])
     if row.get("documents") is None:
         marked = [(one, 1) for one in positive] + [(one, 0) for one in _list("negative", row.get("negative"))]
@@ -91,13 +93,12 @@ def mteb(row: Mapping[str, Any], query_id: str) -> Request:
     return Request(query_id, text, documents)
 
 
-_OWN_IDS = (*QUERY_ID_FIELDS, "id")  # of a query, instead of those that MTEB makes
 _ROWS = 1000  # in memory at once while they are numbered
 _CANDIDATE = pa.struct({name: pa.string() for name in ("document_id", "title", "text")} | {"score": pa.float64()})
 _JUDGED = pa.struct({"document_id": pa.string(), "text": pa.string(), "relevance": pa.int64()})
 DIALECTS: dict[DialectName, Dialect] = {
-    "rank-llm": Dialect(("query", "candidates"), _CANDIDATE, rank_llm),
-    "pyserini": Dialect(("query", "hits"), _CANDIDATE, pyserini),
+    "rank-llm": Dialect(("query", "candidates", *_OWN_IDS), _CANDIDATE, rank_llm),
+    "pyserini": Dialect(("query", "hits", *_OWN_IDS), _CANDIDATE, pyserini),
     "mteb": Dialect(("query", "positive", "negative", "documents", *_OWN_IDS), _JUDGED, mteb),
 }
 
@@ -114,17 +115,21 @@ def tell_apart(readers: Sequence[Reader]) -> None:
 def dialect_of(schema: pa.Schema) -> DialectName | None:
     """The dialect of rows with these columns; None: none, or rows that need no reading."""
     lists = {field.name for field in schema if is_nested(field.type)}
-    if "query" not in schema.names:
+    if "query" not in schema.names or "document" in schema.names:
         return None
-    for name, dialect in DIALECTS.items():
-        if dialect.columns[1] in lists and (name != "mteb" or lists & {"negative", "documents"}):
-            return name
-    return None
+    if "positive" in lists and lists & {"negative", "documents"}:
+        return "mteb"
+    if "documents" in schema.names:
+        return None
+    return "rank-llm" if "candidates" in lists else "pyserini" if "hits" in lists else None
 
 
 def _list(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, list):
-        raise UnreadableError(f"{name!r} is {_what(value)}, not a list", "pass --in-format jsonl for rows as they are")
+        raise UnreadableError(
+            f"{name!r} is {_what(value)}, not a list",
+            "write it again, or pass --in-format jsonl, json or parquet for rows as they are",
+        )
     return value
 
 
@@ -147,6 +152,10 @@ def _id(value: Any, default: str) -> str:
     return str(value)
 
 
+def _own_id(row: Mapping[str, Any], default: str) -> str:
+    return _id(next((row[name] for name in _OWN_IDS if row[name] is not None), None), default)
+
+
 def _candidate(value: Any) -> Mapping[str, Any]:
     """A candidate or hit, whose text is its own, or that of its `doc`; one without a text has none."""
     if not isinstance(value, dict):
@@ -160,7 +169,7 @@ def _candidate(value: Any) -> Mapping[str, Any]:
         "document_id": None if number is None else _id(number, ""),
         "title": title if field in _TITLED and isinstance(title, str) else None,
         "text": None if field is None else document[field],
-        "score": float(score) if isinstance(score, int | float) else None,
+        "score": float(score) if isinstance(score, int | float) and abs(score) < _LARGEST else None,
     }
 
 
@@ -212,11 +221,11 @@ class DialectReader:
         for name in filter(block.values.__contains__, own):  # also read as JSON, for what is wanted of the column
             carried, more = object_columns([{name: value} for value in block.values[name]], None, shapes, faults)
             table, kept = table.set_column(table.column_names.index(name), name, carried[name]), kept | more
-        for name in wanted:
-            if name in _NAMES:
-                found = [None if request is None else getattr(request, name) for request in requests]
-                column = pa.array(found, self.schema.field(name).type)
-                table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
+        for name in filter(_NAMES.__contains__, wanted):
+            found = [None if request is None else getattr(request, name) for request in requests]
+            column = pa.array(found, self.schema.field(name).type)
+            # Arrow may have lost the length of a table without columns
+            table = table.append_column(name, column) if table.num_columns else pa.table({name: column})
         return replace(block, table=table, faults=dict(sorted(faults.items())), values=kept)
 
     def close(self) -> None:
@@ -236,8 +245,9 @@ class DialectReader:
         )
         found = [name for name in names if name in block.table.column_names]
         columns = [block.values[name] if name in block.values else json_values(block.table[name]) for name in found]
-        empty = dict.fromkeys(self._dialect.columns)
-        return block, [empty | dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
+        nothing = dict.fromkeys(self._dialect.columns)
+        values = zip(*columns, strict=True) if columns else repeat((), len(block))  # of lines none of which is JSON
+        return block, [nothing | dict(zip(found, row, strict=True)) for row in values]
 
     def _request(self, row: Mapping[str, Any], number: int) -> Request:
         if not self._numbers_rows:

@@ -1,7 +1,7 @@
 """Lines of a few fields without header or quotes: the files of MS MARCO, and TREC's runs and judgements.
 
-What a field means, its place says. A line with more or fewer fields, or with a word where a number belongs, is a row of
-nulls with a fault.
+The place of a field says what it is. A line with more or fewer fields, or with a word where a number belongs, is a row
+of nulls with a fault.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _NUMBERS = {"rank": _WHOLE, "relevance": _WHOLE, "score": _DECIMAL}
 _IDS = ("id", "query_id", "document_id")
 _KINDS = {"rank": "whole number", "relevance": "whole number", "score": "number"}
-_FIELDS = "write the line again"
 _MSMARCO = "they have 2 (id, text), 3 (query, document, rank) or 4 fields, separated by tabs; pass another --in-format"
 _TYPES = {"rank": pa.int64(), "relevance": pa.int64(), "score": pa.float64()}  # of other fields: text
 
@@ -59,7 +58,7 @@ _CANDIDATES = Layout(("query_id", "document_id", "query", "document"), b"\t")
 
 def msmarco_layout(line: bytes) -> Layout | None:
     """What kind of MS MARCO's files this is the first line of: texts, a run, candidates with texts, or judgements."""
-    fields = line.strip().split(b"\t")
+    fields = line.rstrip(b"\r\n").split(b"\t")
     if len(fields) == 4 and not (fields[1] in (b"0", b"Q0") and _is(_WHOLE, fields[3])):
         return _CANDIDATES
     if len(fields) == 3:
@@ -130,7 +129,8 @@ class FieldsReader(LineFile):
                 yield position, number + 1, line
 
     def _value(self, column: int, line: bytes) -> object:
-        return dict(enumerate(self._layout.fields(line.removeprefix(codecs.BOM_UTF8)))).get(column)
+        fields = self._layout.fields(line.removeprefix(codecs.BOM_UTF8))
+        return fields[column] if column < len(fields) else None
 
     def read(self, span: Span, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
         """The lines of a span; a broken one is null, with a fault."""
@@ -156,7 +156,8 @@ class FieldsReader(LineFile):
         """What is wrong with a line of these fields."""
         names = self._layout.columns
         if len(fields) != len(names):
-            return Fault("not-fields", f"has {len(fields)} field{'s' * (len(fields) != 1)}, not {len(names)}", _FIELDS)
+            message = f"has {len(fields)} field{'s' * (len(fields) != 1)}, not {len(names)}"
+            return Fault("not-fields", message, f"its fields are {', '.join(name or 'one unused' for name in names)}")
         for name, field in zip(names, fields, strict=True):
             try:
                 text = field.decode()

@@ -65,6 +65,10 @@ class Input:
             part = dataset.split
         return reader if self.dialect is None else DialectReader(reader, self.dialect, part)
 
+    def in_dialect(self, dialect: DialectName) -> Input:
+        """The same with rows in a dialect, if they can have lists."""
+        return replace(self, dialect=dialect) if self.form in ("dataset", *_OF_DIALECTS) else self
+
     def _dataset(self, split: str | None) -> hf.DatasetReader:
         if self.kind == "hub":
             return hf.open_hub(self.name.removeprefix("hf:"), split, self.name)
@@ -136,11 +140,8 @@ def _files(names: Sequence[str], form: InFormat) -> list[Input]:
     if form == "auto":
         return [Input("file", name, _form_of(name)) for name in names]
     if form in DIALECTS:
-        is_known = [_suffix_form(name) in _OF_DIALECTS for name in names]
-        return [
-            Input("file", name, _form_of(name) if known else "jsonl", form)
-            for name, known in zip(names, is_known, strict=True)
-        ]
+        forms = {name: _form_of(name) for name in names if _suffix_form(name) in _OF_DIALECTS}
+        return [Input("file", name, forms.get(name, "jsonl"), form) for name in names]
     return [Input("file", name, cast("Form", form)) for name in names]
 
 

@@ -46,9 +46,11 @@ def is_array(file: str) -> bool:
     reader.stamp()
     with closing(reader.lines()) as numbered:
         lines = (line for _, line in numbered if line.strip())
-        first, more = next(lines, b""), next(lines, None)
+        first, more = next(lines, b"").removeprefix(codecs.BOM_UTF8), next(lines, None)
+    if first.lstrip().startswith(b"["):  # may be all there is: it is read once
+        return True
     try:
-        value = json.loads(first.removeprefix(codecs.BOM_UTF8))
+        value = json.loads(first)
     except (ValueError, RecursionError):
         return True
     is_wrapper = more is None and isinstance(value, dict) and "query" not in value

@@ -336,5 +336,5 @@ def open_source(
     addresses = FileAddresses(inputs, split, media or MediaPolicy())
     source = addresses.open()
     if form == "auto" and (dialect := source.dialect()):
-        return replace(addresses, inputs=tuple(replace(file, dialect=dialect) for file in inputs)).open()
+        return replace(addresses, inputs=tuple(file.in_dialect(dialect) for file in inputs)).open()
     return source
