@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block
-from batchscore.io.lines import ROWS_BYTES, LineFile, fault_at, packed, row_steps
+from batchscore.io.lines import ROWS_BYTES, Line, LineFile, fault_at, packed, row_steps
 from batchscore.io.objects import UnreadableError, as_object, object_columns, object_schema
 from batchscore.io.schema import Shape
 from batchscore.io.units import Span, Steps
@@ -67,20 +67,8 @@ class JsonlReader(LineFile):
 
         In columns of `shapes` any other value is a fault of its row; other columns hold any values.
         """
-        lines, values = array("q"), list[dict[str, Any]]()
-        faults: Faults = {}
-        for number, line in enumerate(self.text_of(span).split(b"\n"), start=span.first_number):
-            if not line.strip():
-                continue
-            try:
-                value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-            except UnreadableError as error:
-                faults[len(lines)] = Fault("not-json", str(error), error.hint)
-                value = {}
-            lines.append(number)
-            values.append(value)
-        table, kept = object_columns(values, columns, shapes, faults)
-        return Block(table, self.file, lines, "line", dict(sorted(faults.items())), kept)
+        lines = enumerate(self.text_of(span).split(b"\n"), start=span.first_number)
+        return block_of(self.file, lines, columns, shapes)
 
     def _readable(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Lines that can be read, and their objects. If there are none, raises what is wrong with the first line."""
@@ -91,7 +79,7 @@ class JsonlReader(LineFile):
                 if not line.strip():
                     continue
                 try:
-                    value = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                    value = parsed(number, line)
                 except UnreadableError as error:
                     fault = fault or fault_at(self.file, number, str(error), error.hint)
                     continue
@@ -99,6 +87,26 @@ class JsonlReader(LineFile):
                 yield line, value
         if not is_readable:
             raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
+
+
+def block_of(
+    file: str, numbered: Iterable[Line], columns: Sequence[str] | None, shapes: Mapping[str, Shape]
+) -> Block:
+    """Lines with their numbers as rows; as `JsonlReader.read`."""
+    lines, values = array("q"), list[dict[str, Any]]()
+    faults: Faults = {}
+    for number, line in numbered:
+        if not line.strip():
+            continue
+        try:
+            value = parsed(number, line)
+        except UnreadableError as error:
+            faults[len(lines)] = Fault("not-json", str(error), error.hint)
+            value = {}
+        lines.append(number)
+        values.append(value)
+    table, kept = object_columns(values, columns, shapes, faults)
+    return Block(table, file, lines, "line", dict(sorted(faults.items())), kept)
 
 
 class _Keys:
@@ -126,6 +134,11 @@ def _value(line: bytes, key: str) -> object:
         return _parse(line.removeprefix(codecs.BOM_UTF8)).get(key)
     except UnreadableError:
         return object()  # equal to nothing
+
+
+def parsed(number: int, line: bytes) -> dict[str, Any]:
+    """The object of a line, which may follow a byte order mark if it is the first; UnreadableError if it is none."""
+    return _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

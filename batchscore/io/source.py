@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,7 +31,7 @@ from batchscore.media.policy import MediaPolicy
 from batchscore.types import Faults, offsets_of
 
 # About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
-_UNIT_BYTES = 32 << 20
+UNIT_BYTES = 32 << 20
 _BY_ITSELF = ("parquet", "jsonl", "dataset")  # formats that jobs were of before there were others
 
 
@@ -94,11 +94,11 @@ class Source(Protocol):
         rows: int,
         *,
         columns: Mapping[str, str] | None = None,
-        size: int = _UNIT_BYTES,
+        size: int = UNIT_BYTES,
         group: str | None = None,
         stretch: float = 2,
         limit: int | None = None,
-    ) -> list[Unit]: ...
+    ) -> Iterable[Unit]: ...
     def read(self, unit: Unit, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Chunk: ...
     def close(self) -> None: ...  # whatever `read` left open
 
@@ -183,7 +183,7 @@ class FileSource:
         rows: int,
         *,
         columns: Mapping[str, str] | None = None,
-        size: int = _UNIT_BYTES,
+        size: int = UNIT_BYTES,
         group: str | None = None,
         stretch: float = 2,
         limit: int | None = None,
@@ -241,7 +241,7 @@ class FileSource:
                         raise InputError(
                             f"{reader.file}, {counts_in} {steps.numbers[row] - 1}: "
                             "its query came before, among other queries",
-                            hint="this model reads all documents of a query together: sort the input by query",
+                            hint="a listwise model, or a stream, needs a query's rows together: sort the input by query",
                         )
                     seen.add(number)
                 left -= min(len(steps.ends), left)
@@ -256,7 +256,7 @@ class FileSource:
                 where the file has types, and else a fault of their row.
         """
         blocks = [self._block(span, columns, shapes) for span in unit.spans]
-        return Chunk(_join(blocks, columns, shapes), tuple(blocks), tuple(map(self._finder, unit.spans)))
+        return chunk_of(blocks, list(map(self._finder, unit.spans)), columns, shapes)
 
     def close(self) -> None:
         if self._open is not None:
@@ -281,21 +281,38 @@ class FileSource:
                     hint="finished units are kept: restore the file, or start again with --overwrite",
                 )
             self._open = span.file
-        block = reader.read(span, columns, shapes)
-        names = block.table.column_names
-        if len(set(names)) < len(names):
-            twice = max(names, key=names.count)
-            leave = "" if twice in shapes else ", or leave them out with --keep-columns"
-            raise InputError(f"{reader.file} has several columns {twice!r}", hint=f"rename them{leave}")
-        location = f"{block.file}, {block.counts_in} {block.numbers[0]}" if len(block) else block.file
-        block = replace(block, table=storable(block.table, location))
-        for column, shape in shapes.items():
-            if column in names:
-                if len(block):
-                    require_shape(block.table.schema.field(column).type, shape, column, location)
-                if shape == "documents":
-                    block = listed(block, column)
-        return block
+        return reader.read(span, columns, shapes)
+
+
+def chunk_of(
+    blocks: Sequence[Block],
+    finders: Sequence[MediaFinder],
+    columns: Sequence[str] | None,
+    shapes: Mapping[str, Shape],
+) -> Chunk:
+    """The rows of blocks as they were read, in types that can be carried; arguments as in `Source.read`.
+
+    Raises InputError for a type that does not fit its column's shape, and for two columns of one name.
+    """
+    checked = [_checked(block, shapes) for block in blocks]
+    return Chunk(_join(checked, columns, shapes), tuple(checked), tuple(finders))
+
+
+def _checked(block: Block, shapes: Mapping[str, Shape]) -> Block:
+    names = block.table.column_names
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        leave = "" if twice in shapes else ", or leave them out with --keep-columns"
+        raise InputError(f"{block.file} has several columns {twice!r}", hint=f"rename them{leave}")
+    location = f"{block.file}, {block.counts_in} {block.numbers[0]}" if len(block) else block.file
+    block = replace(block, table=storable(block.table, location))
+    for column, shape in shapes.items():
+        if column in names:
+            if len(block):
+                require_shape(block.table.schema.field(column).type, shape, column, location)
+            if shape == "documents":
+                block = listed(block, column)
+    return block
 
 
 def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> pa.Table:

@@ -13,6 +13,7 @@ from batchscore.errors import NotFoundError, OutputError, RuntimeFailureError, U
 from batchscore.io.sink import NPY
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
+from batchscore.io.stream import STREAM
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
@@ -129,6 +130,54 @@ def refuse_together(options: RunOptions, shard: Shard, output: Output) -> None:
         raise UsageError("--ray-address needs --engine ray", hint="add --engine ray, or drop it")
 
 
+def refuse_jobs_options(options: RunOptions) -> None:
+    """Raise UsageError for options that have no meaning for a stream."""
+    reads = STREAM in options.inputs
+    if reads and len(options.inputs) > 1:
+        raise UsageError("--in - is standard input, beside which no other input is read", hint="cat the files into it")
+    if options.out.endswith("/") or (options.out != STREAM and os.path.isdir(options.out)):
+        raise UsageError(f"--out {options.out} is a folder of parts, and a stream has none", hint=_JOB_HINT)
+    is_set = {
+        "--shard": options.shard is not None,
+        "--claim dynamic": options.is_dynamic,
+        "--devices": options.devices is not None,
+        "--engine ray": options.engine == "ray",
+        "--ray-address": options.ray_address is not None,
+        "--merge": options.merge,
+        "--overwrite": options.overwrite and options.out == STREAM,
+        "--encode": options.encode != "auto",
+        "--encodings-gb": options.encodings_gb is not None,
+        "--split": reads and options.split is not None,
+    }
+    for flag, is_given in is_set.items():
+        if is_given:
+            raise UsageError(f"{flag} has no meaning for a stream (-)", hint=f"drop it; or {_JOB_HINT}")
+
+
+_JOB_HINT = "name files for --in and --out"
+
+
+def refuse_share_of_errors(limits: MaxErrors) -> None:
+    """Raise UsageError if the number of bad rows that a stream may have is a share of rows nobody has counted."""
+    if limits.is_share:
+        raise UsageError("--max-errors in percent needs to know how many rows there are", hint="pass a number of rows")
+
+
+def refuse_encodings_of_a_stream(command: Command, options: RunOptions, spec: ModelSpec) -> None:
+    """Raise UsageError if encodings of a stream's texts are to be kept, which only jobs collect beforehand."""
+    if options.store and spec.score_type != "cross-encoder" and not isinstance(command, EncodeCommand):
+        raise UsageError(
+            "--store keeps the encodings that a job makes of its distinct texts, which a stream does not collect",
+            hint=f"drop --store, or unset BATCHSCORE_STORE; or {_JOB_HINT}",
+        )
+
+
+def refuse_replacing(output: Output, options: RunOptions) -> None:
+    """Raise OutputError if there is a file in the place of a stream's output."""
+    if exists(output.path) and not options.overwrite:
+        raise OutputError(f"{output.path} already exists", hint="pass --overwrite to replace it, or choose another")
+
+
 def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
     """Raise UsageError if texts of a model that reads pairs are to be encoded once."""
     if options.encode == "once" and spec.score_type == "cross-encoder":
@@ -151,12 +200,12 @@ def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
         raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")
 
 
-def refuse_encoding(command: Command, options: RunOptions, output: Output, spec: ModelSpec) -> None:
+def refuse_encoding(command: Command, options: RunOptions, output: Output | None, spec: ModelSpec) -> None:
     """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
-    is_matrix = not output.is_folder and output.path.lower().endswith(NPY)
+    is_matrix = output is not None and not output.is_folder and output.path.lower().endswith(NPY)
     if not isinstance(command, EncodeCommand):
         if is_matrix:
-            raise UsageError(f"cannot write {output.path}: a score is no vector", hint="write .parquet or .jsonl")
+            raise UsageError(f"cannot write {options.out}: a score is no vector", hint="write .parquet or .jsonl")
         return
     if spec.score_type == "cross-encoder":
         raise UsageError(
@@ -170,11 +219,11 @@ def refuse_encoding(command: Command, options: RunOptions, output: Output, spec:
         )
     if is_matrix and spec.score_type == "late-interaction":
         raise UsageError(
-            f"cannot write {output.path}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
+            f"cannot write {options.out}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
         )
     if is_matrix and command.keep_columns != ():
         raise UsageError(
-            f"cannot write {output.path} with --keep-columns: beside the matrix there are ids alone",
+            f"cannot write {options.out} with --keep-columns: beside the matrix there are ids alone",
             hint="drop --keep-columns, or write .parquet or .jsonl",
         )
 

@@ -19,6 +19,7 @@ from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, Scor
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
 from batchscore.jobs.run import prepare
+from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
@@ -109,8 +110,8 @@ def score_files(
 
     Args:
         model: checkpoint folder or hub id.
-        inputs: one or several files, folders, patterns or datasets.
-        out: file to write, or a folder with a slash at the end for one part file per unit.
+        inputs: one or several files, folders, patterns or datasets; or "-" for standard input.
+        out: file to write, or a folder with a slash at the end for one part file per unit; or "-" for standard output.
         events: receives the progress of the run.
         stop: by which another thread can end the run.
         options: the flags of the command line.
@@ -179,7 +180,10 @@ def _run(
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+    scorer = {"model": os.fspath(model), **left}
+    if is_stream(run):
+        return prepare_stream(command, scorer, run, events).execute(stop, events)
+    return prepare(command, scorer, run, events).execute(stop, events)
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ from batchscore.io.sink import parquet_options
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
+from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 
 JOB, TEXTS, QUANTIZATION = "_job.json", "texts.json", "_quantization.json"
@@ -84,6 +85,8 @@ class Part:
 
 class Parts:
     """The parts of one job in one folder."""
+
+    in_order: ClassVar[bool] = False  # units are finished in any order, so a bad row may end the run at once
 
     def __init__(self, folder: Folder, description: bytes) -> None:
         job = json.loads(description)
@@ -185,6 +188,10 @@ class Parts:
                 f"{self.folder.path}/{part_name(unit)} was damaged and has been removed: {first_line(error)}",
                 hint="run the same command again: only this unit's rows will be scored again",
             ) from error
+
+    def progress(self, unit: Unit) -> Progress:
+        """Where encodings of a unit that is not finished are kept."""
+        return Progress(self.folder, part_name(unit.index, "progress"), {"unit": unit.index, "job": self.id})
 
     def saved_scores(self, unit: Unit, rows: int, k: int) -> NDArray[np.float32]:
         """float32 [rows, k]: raw scores of a unit that an earlier run left half done, NaN where there is none."""

@@ -81,8 +81,14 @@ def merge_rankings(
                 ordered.deal(ranked, np.searchsorted(bounds, ranked["first"].to_numpy(), side="right"))
         for pile in range(count):
             for table in ordered.tables(pile):
-                whole = table.sort_by("first").drop_columns("first")
-                yield from _nested_tables(whole) if nested else _flat_tables(whole, column)
+                yield from _tables(table.sort_by("first"), column, nested=nested)
+
+
+def rank_alone(part: pa.Table, rank: Rank, *, nested: bool) -> Iterator[pa.Table]:
+    """The queries of a part in the same order, where no other part has documents of them; as `merge_rankings`."""
+    column = part.schema.names[0]
+    ranked = _ranked(part.append_column("first", pa.array(np.arange(len(part)))), column, rank)
+    yield from _tables(ranked, column, nested=nested)
 
 
 def _in_common(parts: Parts, units: Sequence[int]) -> tuple[pa.Table, pa.Table]:
@@ -245,6 +251,12 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
 def _structs(table: pa.Table) -> pa.StructArray:
     found = table.to_struct_array()
     return found.combine_chunks() if found.num_chunks else pa.nulls(0, found.type)
+
+
+def _tables(ranked: pa.Table, column: str, *, nested: bool) -> Iterator[pa.Table]:
+    """Ranked queries as they are written."""
+    whole = ranked.drop_columns("first")
+    return _nested_tables(whole) if nested else _flat_tables(whole, column)
 
 
 def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:

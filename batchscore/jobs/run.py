@@ -75,7 +75,7 @@ class PreparedJob:
     def divide(self) -> Division:
         """Divide the input into units, for which files that do not know their number of rows are read."""
         setup, command, encode = self.plan.setup, self.plan.command, self.options.encode
-        units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
+        units = list(command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise))
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
         if isinstance(command, EncodeCommand):

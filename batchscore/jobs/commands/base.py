@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.types import Cell, Fault, OneSide, Pairs
 
 Counts = dict[str, Any]
@@ -68,6 +68,9 @@ class UnitRows(Protocol):
         What `scores` are is for the method to say that makes them (`jobs/scoring.py`): `Scores`, or `Encoded` texts.
         """
 
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """What the rows before the first bad row have in the unit's part."""
+
 
 class Command(Protocol):
     """What `score` and the like do to the units of a job. Its fields are JSON-able: they describe the job."""
@@ -76,10 +79,11 @@ class Command(Protocol):
 
     def check(self, source: Source) -> None: ...  # columns, before a model is loaded
     def lines(self, source: Source) -> list[str]: ...  # what a person should know of how rows are read
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
     def load_pairs(self, source: Source, unit: Unit) -> UnitRows: ...  # as `load`, with nothing else read
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]: ...  # as `merged`, of a part by itself
 
 
 def columns_line(found: Mapping[str, str]) -> list[str]:

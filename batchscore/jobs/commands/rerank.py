@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -30,8 +30,8 @@ from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts, columns_line
-from batchscore.jobs.parts import Parts
-from batchscore.jobs.rankings import merge_rankings
+from batchscore.jobs.parts import Fingerprint, Parts
+from batchscore.jobs.rankings import Rank, merge_rankings, rank_alone
 from batchscore.jobs.results import candidates, encode_ids
 from batchscore.types import Cells, Fault, Faults, Pairs, Scores, good_rows
 
@@ -71,6 +71,10 @@ class RerankCommand:
                 f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
             )
 
+    def lists_documents(self, source: Source) -> bool:
+        """Whether a row has a list of documents; raises as `check`."""
+        return self._columns(source).nested
+
     def lines(self, source: Source) -> list[str]:
         """Which columns or fields together are a query or document."""
         columns, documents = self._columns(source), None
@@ -88,7 +92,7 @@ class RerankCommand:
             *(documents or columns.documents).lines("document"),
         ]
 
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
         """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
         columns = self._columns(source)
         rows = max(1, unit_rows // _NESTED_SHARE) if columns.nested else unit_rows
@@ -105,7 +109,7 @@ class RerankCommand:
         row_faults = chunk.faults()
         missing: Faults = {}  # documents without a text
         queries = read_cells(chunk, columns.queries, row_faults)
-        groups, ids = _groups_of(chunk, columns.query_id, row_faults)
+        row_groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
             documents = explode(
                 chunk, columns.document, self.document_id_column, row_faults, missing, self.document_fields
@@ -118,7 +122,7 @@ class RerankCommand:
             row_faults = {**missing, **row_faults}
         good = good_rows(len(parents), missing)
         good = good[~np.isin(parents[good], list(row_faults))]
-        groups = groups[parents]
+        groups = row_groups[parents]
         pairs = Pairs(Cells(queries.values, queries.codes[parents]), texts, lists=groups)
         shown = None
         if self.return_documents:
@@ -134,6 +138,7 @@ class RerankCommand:
             listed=columns.document if columns.nested else None,
             parents=parents,
             documents=good,
+            row_groups=row_groups,
             groups=groups,
             query_id=columns.query_id,
             ids=ids,
@@ -150,8 +155,15 @@ class RerankCommand:
 
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""
-        rank = partial(rank_rows, top_n=self.top_n)
-        return merge_rankings(parts, units, rank, nested=self.nested, scratch=scratch)
+        return merge_rankings(parts, units, self._rank, nested=self.nested, scratch=scratch)
+
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
+        """Each query's documents in rank order."""
+        return rank_alone(part, self._rank, nested=self.nested)
+
+    @property
+    def _rank(self) -> Rank:
+        return partial(rank_rows, top_n=self.top_n)
 
     def _query_id(self, source: Source) -> str:
         """The column with the query's id, which has this name in the output too."""
@@ -235,7 +247,8 @@ class RankedRows:
     listed: str | None  # the column with lists of documents; None: a document a row
     parents: NDArray[np.int64]  # [documents], the row of each
     documents: NDArray[np.int64]  # [pairs], the document of each
-    groups: NDArray[np.int64]  # [documents], which query; -1: none
+    row_groups: NDArray[np.int64]  # [rows], which query; -1: none
+    groups: NDArray[np.int64]  # [documents], likewise
     query_id: str  # the name of the ids
     ids: pa.Array  # [queries]
     document_ids: pa.Array | None  # [documents]
@@ -278,6 +291,10 @@ class RankedRows:
             kept,
         )
         return table, {"ranked": len(kept)}
+
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """The queries that have no documents in this row or after it."""
+        return table.slice(0, len(np.setdiff1d(self.row_groups[:row], self.row_groups[row:])))
 
 
 def _groups_of(chunk: Chunk, column: str, faults: Faults) -> tuple[NDArray[np.int64], pa.Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts, columns_line
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
 from batchscore.types import CUT_NAMES, Fault, Pairs, Scores, good_rows
@@ -61,7 +61,7 @@ class ScoreCommand:
         found = {} if self.document_column or len(documents.texts) != 1 else {"documents": documents.texts[0]}
         return [*columns_line(found), *queries.lines("query"), *documents.lines("document")]
 
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
         """Units of `unit_rows` rows."""
         kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
         return source.units(unit_rows, columns={**kept, **self._flags(source)}, limit=self.limit)
@@ -96,6 +96,10 @@ class ScoreCommand:
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Rows in input order."""
         return merge_rows(parts, units)
+
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
+        """The rows."""
+        return [part]
 
     def _sides(self, source: Source) -> tuple[CellColumns, CellColumns]:
         """The columns that together are a row's query, and those of its document."""
@@ -157,3 +161,7 @@ class ScoredRows:
     def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
         """The rows with their scores; bad ones are left out, or stay without a score."""
         return rows_with_scores(self.carried, self.rows[pairs], self.command.columns(scores), keep_others=keep_bad), {}
+
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """That many rows."""
+        return table.slice(0, row)
