@@ -140,6 +140,17 @@ class Rerank:
     limit: _Limit = None
     top_n: Annotated[int, _output("Keep the best N documents of each query. 0 keeps all.", "--top-n", "-k", min=0)] = 0
     return_documents: Annotated[bool, _output("Write the text of each document too.", "--return-documents")] = False
+    keep_columns: Annotated[
+        str,
+        _output(
+            "Input columns to write too. Of rows with a list of documents, and of the query's own columns, a query has "
+            "those of its first row; of other rows each document has those of its row.",
+            metavar="all|none|A,B",
+        ),
+    ] = "none"
+    keep_document_fields: Annotated[
+        str, _output("Fields of listed documents to write too, as url or title.", metavar="all|none|A,B")
+    ] = "none"
     nested: Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")] = False
 
 
@@ -350,7 +361,8 @@ class Run:
     inputs: Annotated[
         list[str],
         _input(
-            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name. May be repeated.",
+            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
+            "standard input. May be repeated.",
             "--in",
             "-i",
             metavar="PATH",
@@ -361,7 +373,7 @@ class Run:
         str,
         _out(
             "File to write, .parquet or .jsonl (.gz and .zst too), with encode also .npy, or DIR/ to keep one part "
-            "file for each unit."
+            "file for each unit; - writes JSONL to standard output."
         ),
     ]
     in_format: Annotated[

@@ -89,9 +89,7 @@ class JsonlReader(LineFile):
             raise fault or InputError(f"{self.file} has only blank lines", hint="leave the file out, or write it again")
 
 
-def block_of(
-    file: str, numbered: Iterable[Line], columns: Sequence[str] | None, shapes: Mapping[str, Shape]
-) -> Block:
+def block_of(file: str, numbered: Iterable[Line], columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Block:
     """Lines with their numbers as rows; as `JsonlReader.read`."""
     lines, values = array("q"), list[dict[str, Any]]()
     faults: Faults = {}

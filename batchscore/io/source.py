@@ -241,7 +241,7 @@ class FileSource:
                         raise InputError(
                             f"{reader.file}, {counts_in} {steps.numbers[row] - 1}: "
                             "its query came before, among other queries",
-                            hint="a listwise model, or a stream, needs a query's rows together: sort the input by query",
+                            hint="a listwise model, or a stream, needs a query's rows together: sort them by query",
                         )
                     seen.add(number)
                 left -= min(len(steps.ends), left)

@@ -83,6 +83,8 @@ class RerankOptions(FileOptions, total=False):
     document_id_column: str | None
     top_n: int
     return_documents: bool
+    keep_columns: str | Sequence[str]  # as in `ScoreOptions`
+    keep_document_fields: str | Sequence[str]  # likewise
     nested: bool
 
 
@@ -133,7 +135,10 @@ def rerank_files(
     **options: Unpack[RerankOptions],
 ) -> Outcome:
     """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
-    return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
+    kept = _kept(options.pop("keep_columns", "none"))
+    fields = _kept(options.pop("keep_document_fields", "none"))
+    options_of = {**options, "keep_columns": kept, "keep_document_fields": fields}
+    return _run(RerankCommand, model, inputs, out, options_of, events, stop or Stop())
 
 
 def encode_files(

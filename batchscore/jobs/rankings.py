@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.io.schema import join
 from batchscore.io.storage import remove_orphans, writer_id
-from batchscore.io.values import empty_table, encode, json_values
+from batchscore.io.values import empty_table, encode, is_text, json_values
 from batchscore.jobs.parts import Parts
 from batchscore.types import offsets_of
 
@@ -30,7 +31,7 @@ Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int
 _DOCUMENTS_A_PILE = 500_000
 _BYTES_A_PILE = 256 << 20
 _PILES = ".batchscore-merge-"  # begins the name of their folder
-_ROWS_A_TABLE = 65_536  # written at once
+_ROWS_A_TABLE, _BYTES_A_TABLE = 65_536, 256 << 20  # written at once
 _RESULT = ("index", "document_id", "rank", "relevance_score", "document")
 
 
@@ -52,8 +53,9 @@ def merge_rankings(
     """The documents of each query in rank order, queries in the order of their first appearance.
 
     Args:
-        parts: tables of one row a query: its id, num_documents, and results, a list of structs with index (among this
-            part's documents of the query), document_id, relevance_score, rank_by and document.
+        parts: tables of one row a query: its id, further columns of it, of which those of its first row stay,
+            num_documents, and results, a list of structs with index (among this part's documents of the query),
+            document_id, relevance_score, rank_by, document and further fields.
         units: the parts to merge.
         rank: (groups, index, rank_by) -> (rows to keep in rank order, their ranks).
         nested: one row a query with a list of results, else one row a document.
@@ -81,14 +83,14 @@ def merge_rankings(
                 ordered.deal(ranked, np.searchsorted(bounds, ranked["first"].to_numpy(), side="right"))
         for pile in range(count):
             for table in ordered.tables(pile):
-                yield from _tables(table.sort_by("first"), column, nested=nested)
+                yield from _tables(table.sort_by("first"), nested=nested)
 
 
 def rank_alone(part: pa.Table, rank: Rank, *, nested: bool) -> Iterator[pa.Table]:
     """The queries of a part in the same order, where no other part has documents of them; as `merge_rankings`."""
     column = part.schema.names[0]
     ranked = _ranked(part.append_column("first", pa.array(np.arange(len(part)))), column, rank)
-    yield from _tables(ranked, column, nested=nested)
+    yield from _tables(ranked, nested=nested)
 
 
 def _in_common(parts: Parts, units: Sequence[int]) -> tuple[pa.Table, pa.Table]:
@@ -215,7 +217,7 @@ def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
-    """One row a query: its id, its results in rank order, and where it came first.
+    """One row a query: its columns, its results in rank order, and where it came first.
 
     A part counts a query's documents from 0, so those of the parts before are added.
     """
@@ -236,16 +238,13 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
     rows, ranks = rank(document_groups, index, flat["rank_by"].to_numpy())
     results = flat.take(pa.array(rows)).drop_columns(["index", "rank_by"])
     results = results.append_column("index", pa.array(index[rows])).append_column("rank", pa.array(ranks))
-    results = results.select([name for name in _RESULT if name in results.column_names])
+    names = results.column_names
+    results = results.select(sorted(names, key=lambda name: _RESULT.index(name) if name in _RESULT else len(_RESULT)))
     offsets = offsets_of(np.bincount(document_groups[rows], minlength=queries))
     _, first = np.unique(groups, return_index=True)
-    return pa.table(
-        {
-            column: ids,
-            "results": pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results)),
-            "first": table["first"].to_numpy()[first],
-        }
-    )
+    ranked = pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results))
+    of_query = table.drop_columns(["num_documents", "results"]).take(pa.array(first))
+    return of_query.add_column(of_query.num_columns - 1, "results", ranked)
 
 
 def _structs(table: pa.Table) -> pa.StructArray:
@@ -253,10 +252,10 @@ def _structs(table: pa.Table) -> pa.StructArray:
     return found.combine_chunks() if found.num_chunks else pa.nulls(0, found.type)
 
 
-def _tables(ranked: pa.Table, column: str, *, nested: bool) -> Iterator[pa.Table]:
+def _tables(ranked: pa.Table, *, nested: bool) -> Iterator[pa.Table]:
     """Ranked queries as they are written."""
     whole = ranked.drop_columns("first")
-    return _nested_tables(whole) if nested else _flat_tables(whole, column)
+    return _nested_tables(whole) if nested else _flat_tables(whole)
 
 
 def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:
@@ -265,10 +264,31 @@ def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, step)
 
 
-def _flat_tables(table: pa.Table, column: str) -> Iterator[pa.Table]:
-    """One row a document."""
+def _flat_tables(table: pa.Table) -> Iterator[pa.Table]:
+    """One row a document, beside the columns of its query."""
     lists = table["results"].combine_chunks()
-    ids = table[column].combine_chunks().take(pa.array(np.repeat(np.arange(len(table)), np.diff(lists.offsets))))
-    flat = pa.Table.from_struct_array(lists.flatten()).add_column(0, column, ids)
-    for start in range(0, max(1, len(flat)), _ROWS_A_TABLE):
-        yield flat.slice(start, _ROWS_A_TABLE)
+    queries, results = table.drop_columns("results").combine_chunks(), pa.Table.from_struct_array(lists.flatten())
+    of_document = np.repeat(np.arange(len(table)), np.diff(lists.offsets))
+    # a query's long text is there once for each document: a table of them has to fit into the memory
+    ends, start = np.cumsum(_sizes(queries)[of_document]), 0
+    while start < max(1, len(of_document)):
+        before = ends[start - 1] if start else 0
+        stop = start + _ROWS_A_TABLE
+        stop = max(start + 1, min(stop, int(np.searchsorted(ends, before + _BYTES_A_TABLE, side="right"))))
+        flat = queries.take(pa.array(of_document[start:stop]))
+        for name, column in zip(results.column_names, results.slice(start, stop - start).columns, strict=True):
+            flat = flat.append_column(name, column)
+        yield flat
+        start = stop
+
+
+def _sizes(table: pa.Table) -> NDArray[np.int64]:
+    """int64 [rows], about how many bytes each takes."""
+    sizes = np.zeros(len(table), np.int64)
+    for column in table.columns:
+        kind = column.type
+        if is_text(kind) and not pa.types.is_dictionary(kind):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+        else:
+            sizes += column.nbytes // max(1, len(column))
+    return sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -32,10 +32,20 @@ from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts, columns_line
 from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.jobs.rankings import Rank, merge_rankings, rank_alone
-from batchscore.jobs.results import candidates, encode_ids
+from batchscore.jobs.results import candidates, encode_ids, plain
 from batchscore.types import Cells, Fault, Faults, Pairs, Scores, good_rows
 
-_RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
+_RANKED = (
+    "index",
+    "document_id",
+    "rank",
+    "relevance_score",
+    "rank_by",
+    "document",
+    "results",
+    "num_documents",
+    "first",
+)
 _NESTED_SHARE = 64  # rows of a unit that a list of documents counts as; usual lists have 20 to 100
 
 
@@ -58,18 +68,29 @@ class RerankCommand:
     query_video_column: str | None = None
     document_image_column: str | None = None
     document_video_column: str | None = None
+    keep_columns: Sequence[str] | None = ()  # of the input, beside the query or document; None: all
+    keep_document_fields: Sequence[str] | None = ()  # of structs; None: all
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
+        if "" in (*(self.keep_columns or ()), *(self.keep_document_fields or ())):
+            raise UsageError("--keep-columns or --keep-document-fields has an empty name", hint="all, none, or names")
         columns = self._columns(source)
         if columns.nested:
             location = f"{source.files[0]}: column {columns.document!r}"
             kind = listed_type(source.column_type(columns.document))
-            require_fields(kind, self.document_id_column, location, self.document_fields)
+            kept = self.keep_document_fields
+            require_fields(kind, self.document_id_column, location, self.document_fields, kept)
+        elif self.keep_document_fields != ():
+            raise UsageError(
+                "--keep-document-fields is for lists of documents, and here each row has one",
+                hint="name columns with --keep-columns",
+            )
         if columns.query_id in _RANKED:
             raise UsageError(
                 f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
             )
+        columns.refuse_clash(columns.kept(source.column_names(), self.keep_columns), self.keep_document_fields or ())
 
     def lists_documents(self, source: Source) -> bool:
         """Whether a row has a list of documents; raises as `check`."""
@@ -105,21 +126,32 @@ class RerankCommand:
     def load(self, source: Source, unit: Unit) -> RankedRows:
         """One pair a document."""
         columns = self._columns(source)
-        chunk = source.read(unit, list(columns.flags), columns.shapes)
+        chunk = source.read(unit, None if self.keep_columns is None else list(columns.flags), columns.shapes)
+        kept = columns.kept(chunk.table.column_names, self.keep_columns)
         row_faults = chunk.faults()
         missing: Faults = {}  # documents without a text
         queries = read_cells(chunk, columns.queries, row_faults)
         row_groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
             documents = explode(
-                chunk, columns.document, self.document_id_column, row_faults, missing, self.document_fields
+                chunk,
+                columns.document,
+                self.document_id_column,
+                row_faults,
+                missing,
+                self.document_fields,
+                self.keep_document_fields,
             )
             parents, texts, document_ids = documents.parents, documents.texts, documents.ids
+            of_query, of_document = kept, documents.fields
         else:  # a document is a row
             parents = np.arange(len(chunk.table))
             texts = read_cells(chunk, columns.documents, missing)
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             row_faults = {**missing, **row_faults}
+            of_query = [name for name in kept if name in columns.queries.shapes]
+            of_document = {name: plain(chunk.table[name]) for name in kept if name not in of_query}
+        columns.refuse_clash(of_query, of_document)
         good = good_rows(len(parents), missing)
         good = good[~np.isin(parents[good], list(row_faults))]
         groups = row_groups[parents]
@@ -140,9 +172,8 @@ class RerankCommand:
             documents=good,
             row_groups=row_groups,
             groups=groups,
-            query_id=columns.query_id,
-            ids=ids,
-            document_ids=document_ids,
+            queries=_queries_of(chunk, columns.query_id, ids, of_query, row_groups),
+            carried={**({} if document_ids is None else {"document_id": document_ids}), **of_document},
             texts=shown,
         )
         if columns.nested:
@@ -150,8 +181,8 @@ class RerankCommand:
         return rows
 
     def load_pairs(self, source: Source, unit: Unit) -> RankedRows:
-        """The same: hardly anything is read besides the pairs."""
-        return self.load(source, unit)
+        """The same without the columns that are kept."""
+        return replace(self, keep_columns=(), keep_document_fields=()).load(source, unit)
 
     def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""
@@ -187,6 +218,7 @@ class RerankCommand:
         is_replaced = document not in names and (self.document_fields is not None or not documents.texts)
         column = {} if is_replaced else {document: "--document-column"}
         source.require({**flags, **column})
+        kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
         if column and is_documents(source.column_type(document)):
             if documents.has_media:
                 raise UsageError(
@@ -195,12 +227,14 @@ class RerankCommand:
                     hint="write each image or video into its document, as {text, image}",
                 )
             shapes: dict[str, Shape] = {**queries.shapes, document: "documents"}
-            return _Columns(query_id, document, queries, documents, None, True, {**flags, **column}, shapes)
+            flags = {**kept, **flags, **column}
+            return _Columns(query_id, document, queries, documents, None, True, flags, shapes)
         flags |= {name: column.get(name, "--document-fields") for name in documents.texts}
         flags |= documents.flags("document-")
         document_id = self.document_id_column or usual(names, DOCUMENT_ID_FIELDS)
         if document_id:
             flags[document_id] = "--document-id-column"
+        flags = {**kept, **flags}
         source.require(flags)
         shapes = {**queries.shapes, **documents.shapes}
         return _Columns(query_id, document, queries, documents, document_id, False, flags, shapes)
@@ -234,6 +268,24 @@ class _Columns:
     flags: Mapping[str, str]  # column -> the option that names it
     shapes: Mapping[str, Shape]
 
+    def kept(self, names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+        """Which of all columns stay, besides ids: those that are wanted; None: all but the documents."""
+        if wanted is not None:
+            return [name for name in dict.fromkeys(wanted) if name != self.query_id]
+        return [name for name in names if name not in (self.query_id, self.document, self.document_id)]
+
+    def refuse_clash(self, of_query: Iterable[str], of_document: Iterable[str]) -> None:
+        """Raise UsageError if two columns of the output would have one name."""
+        taken = {self.query_id, *_RANKED}
+        for name in (*of_query, *of_document):
+            if name in taken:
+                raise UsageError(
+                    f"the output already has a column {name!r}, which is also to be kept",
+                    hint="name the columns with --keep-columns, the fields of documents with --keep-document-fields; "
+                    "the text of a document is kept by --return-documents",
+                )
+            taken.add(name)
+
 
 @dataclass(slots=True)
 class RankedRows:
@@ -249,9 +301,8 @@ class RankedRows:
     documents: NDArray[np.int64]  # [pairs], the document of each
     row_groups: NDArray[np.int64]  # [rows], which query; -1: none
     groups: NDArray[np.int64]  # [documents], likewise
-    query_id: str  # the name of the ids
-    ids: pa.Array  # [queries]
-    document_ids: pa.Array | None  # [documents]
+    queries: pa.Table  # [queries], their ids and what stays beside these
+    carried: Mapping[str, pa.Array]  # [documents], what stays beside them, their ids first
     texts: Cells | None  # code -1: none
 
     def bad_row(self, pair: int, fault: Fault) -> BadRow:
@@ -269,7 +320,7 @@ class RankedRows:
     def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
         """One row a query, with its candidates in rank order; those without a score come last, or are left out."""
         size, scored = len(self.groups), self.documents[pairs]
-        num_documents = np.zeros(len(self.ids), np.int64)
+        num_documents = np.zeros(len(self.queries), np.int64)
         known = np.flatnonzero(self.groups >= 0)
         index = np.zeros(size, np.int32)
         index[known] = positions_in_groups(self.groups[known], num_documents)
@@ -280,21 +331,22 @@ class RankedRows:
         order, _ = rank_rows(self.groups[listed], index[listed], rank_by[listed], self.command.top_n)
         kept = listed[order]
         columns = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
-        table = candidates(
-            self.query_id,
-            self.ids,
-            num_documents,
-            self.groups[kept],
-            columns,
-            self.document_ids,
-            self.texts,
-            kept,
-        )
+        table = candidates(self.queries, num_documents, self.groups[kept], columns, self.carried, self.texts, kept)
         return table, {"ranked": len(kept)}
 
     def before(self, table: pa.Table, row: int) -> pa.Table:
         """The queries that have no documents in this row or after it."""
         return table.slice(0, len(np.setdiff1d(self.row_groups[:row], self.row_groups[row:])))
+
+
+def _queries_of(chunk: Chunk, column: str, ids: pa.Array, kept: Sequence[str], groups: NDArray[np.int64]) -> pa.Table:
+    """The ids of the queries, and what their first rows have in other columns."""
+    queries = pa.table({column: ids})
+    numbers, first = np.unique(groups, return_index=True)
+    rows = pa.array(first[numbers >= 0])
+    for name in kept:
+        queries = queries.append_column(name, plain(chunk.table[name]).take(rows))
+    return queries
 
 
 def _groups_of(chunk: Chunk, column: str, faults: Faults) -> tuple[NDArray[np.int64], pa.Array]:
