@@ -78,12 +78,6 @@ def encode_ids(ids: pa.ChunkedArray, place: str) -> tuple[NDArray[np.int64], pa.
     return pc.fill_null(indices, -1).to_numpy().astype(np.int64), values
 
 
-def plain(column: pa.ChunkedArray) -> pa.Array:
-    """The column as one array; dictionaries as their values, since units have different ones."""
-    whole = column.combine_chunks()
-    return whole.dictionary_decode() if pa.types.is_dictionary(whole.type) else whole
-
-
 def candidates(
     queries: pa.Table,
     num_documents: NDArray[np.int64],

@@ -32,7 +32,7 @@ from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts, columns_line
 from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.jobs.rankings import Rank, merge_rankings, rank_alone
-from batchscore.jobs.results import candidates, encode_ids, plain
+from batchscore.jobs.results import candidates, encode_ids
 from batchscore.types import Cells, Fault, Faults, Pairs, Scores, good_rows
 
 _RANKED = (
@@ -150,7 +150,7 @@ class RerankCommand:
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             row_faults = {**missing, **row_faults}
             of_query = [name for name in kept if name in columns.queries.shapes]
-            of_document = {name: plain(chunk.table[name]) for name in kept if name not in of_query}
+            of_document = {name: chunk.table[name].combine_chunks() for name in kept if name not in of_query}
         columns.refuse_clash(of_query, of_document)
         good = good_rows(len(parents), missing)
         good = good[~np.isin(parents[good], list(row_faults))]
@@ -345,7 +345,7 @@ def _queries_of(chunk: Chunk, column: str, ids: pa.Array, kept: Sequence[str], g
     numbers, first = np.unique(groups, return_index=True)
     rows = pa.array(first[numbers >= 0])
     for name in kept:
-        queries = queries.append_column(name, plain(chunk.table[name]).take(rows))
+        queries = queries.append_column(name, chunk.table[name].combine_chunks().take(rows))
     return queries
 
 
