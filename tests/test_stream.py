@@ -247,7 +247,7 @@ def test_columns_are_those_of_the_first_lines_with_a_value(tiny: Tiny) -> None:
     assert ([row["query"] for row in out], told.bad) == (["b"], [("standard input", 1, "is null")])
 
     with (
-        piped(lines([{"query": "a", "text": "x"}])),
+        piped(lines([{"query": "a", "words": "x"}])),
         pytest.raises(InputError, match="'document' not found in standard"),
     ):
         score_files(tiny("bert_ce"), "-", "-")
@@ -264,6 +264,7 @@ def test_columns_are_those_of_the_first_lines_with_a_value(tiny: Tiny) -> None:
         ({"overwrite": True}, "--overwrite"),
         ({"encode": "once"}, "--encode"),
         ({"split": "train"}, "--split"),
+        ({"in_format": "csv"}, "--in-format csv"),
         ({"max_errors": "1%"}, "needs to know how many rows"),
         ({"inputs": ["-", "x.jsonl"]}, "no other input"),
         ({"out": "folder/"}, "is a folder of parts"),
@@ -284,6 +285,21 @@ def test_a_stream_without_a_descriptor_is_refused(tiny: Tiny, monkeypatch: pytes
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
     with pytest.raises(UsageError, match="standard input cannot be used"):
         score_files(tiny("bert_ce"), "-", "-")
+
+
+def test_a_person_at_a_terminal_is_told_what_to_do(tiny: Tiny) -> None:
+    leader, follower = os.openpty()
+    os.write(leader, lines([{"query": "a", "document": "b"}]) + b"\x04")
+    said: list[str] = []
+    told = Told()
+    told.note = said.append  # type: ignore[method-assign]
+    was = sys.stdin
+    with piped(b""), open(follower, encoding="utf-8") as sys.stdin:
+        score_files(tiny("bert_ce"), "-", "-", events=told)
+    sys.stdin = was
+    os.close(leader)
+    assert said == ["standard input is a terminal: one JSON object a line, and Ctrl-D after the last"]
+    assert len(read("out")) == 1
 
 
 # ---- units

@@ -100,6 +100,11 @@ class StreamSource:
         return [{"name": STDIN, "bytes": 0, "modified": None}]
 
     @property
+    def is_terminal(self) -> bool:
+        """Whether a person types the lines."""
+        return self._feed.is_terminal
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no line in it. Waits for the first one that can be read."""
         self._look(lambda: bool(self._head))
@@ -272,6 +277,11 @@ class _Feed:
         self._lines: deque[bytes] = deque()
         self._begun: list[bytes] = []  # pieces of a line whose end has not come
         self._number = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person types the lines."""
+        return os.isatty(self._descriptor)
 
     def next(self, deadline: float) -> Line | None:
         """The next line that is not blank; None at the end, or if none has come by `deadline` of `monotonic`."""

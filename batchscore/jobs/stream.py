@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, StoppedError
 from batchscore.io.sink import json_lines, open_sinks
-from batchscore.io.source import FileSource, open_source
+from batchscore.io.source import Source, open_source
 from batchscore.io.storage import local_path
 from batchscore.io.stream import STDIN, STDOUT, STREAM, LineWriter, StreamSource, standard_input, standard_output
 from batchscore.io.units import Unit
@@ -53,7 +53,7 @@ class PreparedStream:
 
     plan: Plan
     options: RunOptions
-    source: StreamSource | FileSource
+    source: Source
     output: Output | None  # None: standard output
     limits: MaxErrors
     stores: Stores
@@ -73,7 +73,7 @@ class PreparedStream:
         destination = _Destination(self, target, events)
         try:
             with stop.interruptible(), target.opened():
-                if not (isinstance(self.source, StreamSource) and self.source.is_empty):
+                if not _is_empty(self.source):
                     self._run(destination, meter, stop, events)
                 destination.require_a_score(1)
         except StoppedError as error:
@@ -101,11 +101,12 @@ class PreparedStream:
         """Small units; InputError if a query's rows are apart in a file, as its whole ranking is written at once."""
         command, setup = self.plan.command, self.plan.setup
         together = setup.spec.listwise or isinstance(command, RerankCommand)
-        if isinstance(self.source, FileSource):
-            rows = min(setup.budget.window_rows, _FILE_ROWS)
-            return command.units(self.source, rows, listwise=together)
-        self.source.is_listed = isinstance(command, RerankCommand) and command.lists_documents(self.source)
-        return command.units(self.source, setup.budget.window_rows, listwise=together)
+        rows = setup.budget.window_rows
+        if isinstance(self.source, StreamSource):
+            self.source.is_listed = isinstance(command, RerankCommand) and command.lists_documents(self.source)
+        else:
+            rows = min(rows, _FILE_ROWS)
+        return command.units(self.source, rows, listwise=together)
 
     def _lines(self) -> list[str]:
         """What a person reads about it."""
@@ -139,6 +140,7 @@ def prepare_stream(
 
     The first line of standard input is waited for.
     """
+    events = events or Silent()
     checks.refuse_jobs_options(options)
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
@@ -149,18 +151,14 @@ def prepare_stream(
     if output is not None:
         output.check()
         checks.refuse_replacing(output, options)
-    source: StreamSource | FileSource
-    if STREAM in options.inputs:
-        source = standard_input(options.media)
-    else:
-        source = open_source(options.inputs, split=options.split, hive=options.hive, media=options.media)
-    if isinstance(source, FileSource) or not source.is_empty:
+    source = _opened(options, events)
+    if not _is_empty(source):
         command.check(source)
     elif output is not None:
         raise InputError(
             f"{STDIN} is empty, so that {output.path} would have no columns", hint="check what writes to it"
         )
-    (events or Silent()).loading(scorer["model"], "files")
+    events.loading(scorer["model"], "files")
     setup = set_up(**scorer)
     checks.refuse_store(options, setup.spec)
     checks.refuse_encodings_of_a_stream(command, options, setup.spec)
@@ -168,6 +166,21 @@ def prepare_stream(
     where = STDOUT if output is None else output.path
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), where, dict(scorer), source.media)
     return PreparedStream(plan, options, source, output, limits, Stores.of(plan, options.store or ()))
+
+
+def _opened(options: RunOptions, events: Events) -> Source:
+    if STREAM not in options.inputs:
+        files = options.inputs
+        return open_source(files, split=options.split, hive=options.hive, media=options.media, form=options.in_format)
+    source = standard_input(options.media)
+    if source.is_terminal:
+        events.note(f"{STDIN} is a terminal: one JSON object a line, and Ctrl-D after the last")
+    return source
+
+
+def _is_empty(source: Source) -> bool:
+    """Whether nothing comes from standard input; files are not empty."""
+    return isinstance(source, StreamSource) and source.is_empty
 
 
 @dataclass
