@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from batchscore.errors import Errors
-from batchscore.io.forms import InFormat
+from batchscore.io.forms import InFormat, OutFormat
 
 
 def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
@@ -43,7 +43,18 @@ def _out(text: str) -> Any:
     return _output(text, "--out", "-o", metavar="PATH", show_default=False)
 
 
-MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz and .zst too), .npy of vectors.")]
+MergedFile = Annotated[str, _out("File to write, as --out of the job takes it.")]
+OutputFormat = Annotated[
+    OutFormat,
+    _output(
+        "Format of the output. auto follows the suffix. trec, msmarco, mteb (predictions) and rank-llm are rankings "
+        "for other tools: rerank writes them.",
+        "--out-format",
+    ),
+]
+RunTag = Annotated[
+    str | None, _output("Last field of a TREC run. (default: the model's name)", "--run-tag", metavar="WORD")
+]
 OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of the job.", show_default=False)]
 Partial = Annotated[bool, _output("Merge the units that are done so far.", "--partial")]
 AsJson = Annotated[bool, _output("Print JSON.", "--json")]
@@ -372,13 +383,16 @@ class Run:
     out: Annotated[
         str,
         _out(
-            "File to write, .parquet or .jsonl (.gz and .zst too), with encode also .npy, or DIR/ to keep one part "
-            "file for each unit; - writes JSONL to standard output."
+            "File to write: .parquet, .jsonl, .csv, .tsv, with rerank also .trec or .run (all but .parquet also .gz "
+            "and .zst), with encode .npy; or DIR/ to keep one part file for each unit; - writes JSONL to standard "
+            "output."
         ),
     ]
     in_format: Annotated[
         InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
     ] = "auto"
+    out_format: OutputFormat = "auto"
+    run_tag: RunTag = None
     split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
@@ -407,7 +421,9 @@ class Run:
     merge: Annotated[
         bool,
         _output(
-            "Assemble one output file once every unit of every shard is done; for DIR/ that is DIR.parquet.", "--merge"
+            "Assemble one output file once every unit of every shard is done; for DIR/ that is DIR.parquet, or with "
+            "--out-format DIR.jsonl, DIR.trec, ...",
+            "--merge",
         ),
     ] = False
     errors: Annotated[

@@ -134,11 +134,11 @@ def _texts(documents: pa.ChunkedArray, fields: Sequence[str] | None, column: str
 
 
 def _ids(documents: pa.ChunkedArray, id_field: str | None) -> pa.Array | None:
-    ids = _field(documents, _id_field(documents.type, id_field))
+    ids = _field(documents, id_field_of(documents.type, id_field))
     return None if ids is None else ids.combine_chunks()
 
 
-def _id_field(kind: pa.DataType, id_field: str | None) -> str:
+def id_field_of(kind: pa.DataType, id_field: str | None) -> str:
     """The field with the id of a document of this type; "" if it has none."""
     names = [field.name for field in kind] if pa.types.is_struct(kind) else []
     return id_field or next((name for name in ID_FIELDS if name in names), "")
@@ -148,7 +148,7 @@ def _kept(documents: pa.ChunkedArray, id_field: str | None, kept: Sequence[str] 
     """Fields of documents; nulls where no document of a part of a file of lines has one."""
     if kept is None:
         names = [field.name for field in documents.type] if pa.types.is_struct(documents.type) else []
-        kept = [name for name in names if name != _id_field(documents.type, id_field)]
+        kept = [name for name in names if name != id_field_of(documents.type, id_field)]
     columns = {name: _field(documents, name) for name in kept}
     return {
         name: pa.nulls(len(documents)) if column is None else column.combine_chunks()

@@ -1,4 +1,4 @@
-"""The formats of an input, by the words that `--in-format` takes."""
+"""The formats of inputs and outputs, by the words that `--in-format` and `--out-format` take."""
 
 from __future__ import annotations
 
@@ -12,3 +12,5 @@ InFormat = Literal[
     "auto", "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics",
     "rank-llm", "pyserini", "mteb",
 ]  # fmt: skip
+OutForm = Literal["parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
+OutFormat = Literal["auto", "parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]

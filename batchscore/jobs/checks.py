@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from batchscore.errors import NotFoundError, OutputError, RuntimeFailureError, UsageError
-from batchscore.io.sink import NPY
+from batchscore.errors import Errors, NotFoundError, OutputError, RuntimeFailureError, UsageError
+from batchscore.io.outputs import Format, RunColumns
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
 from batchscore.io.stream import STREAM
-from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -158,6 +158,14 @@ def refuse_jobs_options(options: RunOptions) -> None:
 _JOB_HINT = "name files for --in and --out"
 
 
+def refuse_run_of_a_stream(output: Output) -> None:
+    """Raise UsageError for a format that has each query once: a stream may have one again later on."""
+    if output.format.kind.layout != "own":
+        noun = output.format.kind.noun
+        message = f"cannot write {output.path}: {noun} has each query once, and a stream may have it again"
+        raise UsageError(message, hint=_JOB_HINT)
+
+
 def refuse_share_of_errors(limits: MaxErrors) -> None:
     """Raise UsageError if the number of bad rows that a stream may have is a share of rows nobody has counted."""
     if limits.is_share:
@@ -201,12 +209,52 @@ def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
         raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")
 
 
+def require_fit(command: Command, errors: Errors, form: Format, file: str) -> None:
+    """Raise UsageError for a command whose tables the format of the output has no place for."""
+    noun, is_run = form.kind.noun, form.kind.layout != "own"
+    if form.name == "npy" and not isinstance(command, EncodeCommand):
+        raise UsageError(f"cannot write {file}: a score is no vector", hint="write .parquet or .jsonl")
+    if form.name in ("csv", "tsv") and isinstance(command, EncodeCommand):
+        raise UsageError(f"cannot write {file}: {noun} has no vectors", hint="write .parquet, .jsonl or .npy")
+    if form.name in ("csv", "tsv") and isinstance(command, RerankCommand) and command.nested:
+        raise UsageError(
+            f"cannot write {file}: {noun} has no lists, which --nested asks for",
+            hint="drop --nested, or write .parquet or .jsonl",
+        )
+    if not is_run:
+        return
+    if not isinstance(command, RerankCommand):
+        raise UsageError(
+            f"cannot write {file}: {noun} has documents in rank order, and {command.name} ranks none",
+            hint="use rerank, or write .parquet, .jsonl or .csv",
+        )
+    if errors == "null":
+        raise UsageError(
+            f"cannot write {file} with --errors null: {noun} has no document without a score",
+            hint="drop --errors null: bad rows are then listed in OUT.errors.jsonl",
+        )
+
+
+def require_run(form: Format, columns: RunColumns) -> None:
+    """Raise UsageError if a ranking has no columns for what the format needs."""
+    texts = form.name == "rank-llm"
+    if form.kind.layout == "own":
+        return
+    if not columns.query_ids and not texts:
+        raise UsageError(f"{form.kind.noun} needs the ids of queries", hint="name their column with --query-id-column")
+    if not columns.document_ids:
+        hint = "name their column or field with --document-id-column"
+        raise UsageError(f"{form.kind.noun} needs the ids of documents", hint=hint)
+    if texts and not columns.document_texts:
+        raise UsageError(f"{form.kind.noun} needs the texts of documents", hint="add --return-documents")
+    if texts and not columns.query_texts:
+        raise UsageError(f"{form.kind.noun} needs the texts of queries", hint="add --keep-columns query")
+
+
 def refuse_encoding(command: Command, options: RunOptions, output: Output | None, spec: ModelSpec) -> None:
     """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
-    is_matrix = output is not None and not output.is_folder and output.path.lower().endswith(NPY)
+    is_matrix = output is not None and output.format.name == "npy"
     if not isinstance(command, EncodeCommand):
-        if is_matrix:
-            raise UsageError(f"cannot write {options.out}: a score is no vector", hint="write .parquet or .jsonl")
         return
     if spec.score_type == "cross-encoder":
         raise UsageError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from typing_extensions import Unpack
 
 from batchscore.errors import Errors, UsageError, naming_keywords
-from batchscore.io.forms import InFormat
+from batchscore.io.forms import InFormat, OutFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
@@ -32,6 +32,8 @@ class FileOptions(ScorerOptions, total=False):
     """Options that all functions take: the flags of the command line, with the same defaults."""
 
     in_format: InFormat
+    out_format: OutFormat
+    run_tag: str | None
     split: str | None
     hive: bool
     media_root: str | None

@@ -21,7 +21,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
+from batchscore.io.outputs import Origin
 from batchscore.io.parquet import unpacked_size
 from batchscore.io.sink import parquet_options
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
@@ -96,6 +97,7 @@ class Parts:
         self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
         self.encode: Encode = job.get("encode", "unit")
         self.encode_reason: str = job.get("encode_reason", "")
+        self.origin = Origin(**job.get("origin", {}))
         self.id = _digest(self.fingerprint)
         self._known: dict[int, Part] = {}  # parts whose footers were read
 
@@ -311,7 +313,14 @@ def open_parts(folder: Folder) -> Parts | None:
         ) from error
 
 
-def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], Division], *, overwrite: bool) -> Parts:
+def start_parts(
+    folder: Folder,
+    fingerprint: Fingerprint,
+    divide: Callable[[], Division],
+    *,
+    overwrite: bool,
+    origin: Origin | None = None,
+) -> Parts:
     """The job of the folder if it has this fingerprint, else a new one.
 
     Args:
@@ -319,6 +328,7 @@ def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], D
         fingerprint: JSON-able: everything that decides the scores.
         divide: divides the work of a new job.
         overwrite: remove another job, a damaged one, parts without a description, or this job if it is complete.
+        origin: of the scores, for whoever merges the parts.
 
     Raises:
         OutputError: the folder holds another job, a damaged one, parts without a description, or other files.
@@ -335,7 +345,7 @@ def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], D
     folder.make()
     units = [[astuple(span) for span in unit.spans] for unit in division.units]
     choice = {"encode": division.encode, "encode_reason": division.reason}
-    job = {"fingerprint": fingerprint, **choice, "units": units}
+    job = {"fingerprint": fingerprint, "origin": asdict(origin or Origin()), **choice, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
     folder.create(JOB, as_json(job))
     made = open_parts(folder)

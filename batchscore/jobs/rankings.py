@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchscore.engine.ranking import rank_rows
+from batchscore.io.outputs import UnfitError
 from batchscore.io.schema import join
 from batchscore.io.storage import remove_orphans, writer_id
-from batchscore.io.values import empty_table, encode, is_text, json_values
+from batchscore.io.values import as_text, empty_table, encode, is_text, json_values
 from batchscore.jobs.parts import Parts
 from batchscore.types import offsets_of
 
@@ -36,7 +38,10 @@ _RESULT = ("index", "document_id", "rank", "relevance_score", "document")
 
 
 def merge_rows(parts: Parts, units: Sequence[int]) -> Generator[pa.Table]:
-    """The parts one after the other."""
+    """The parts one after the other; before them, if they differ, an empty table with all their columns."""
+    schemas = list(dict.fromkeys(parts.part(unit).schema for unit in units))
+    if len(schemas) > 1:
+        yield join(list(map(empty_table, schemas)))
     for unit in units:
         yield parts.read(unit)
 
@@ -48,6 +53,7 @@ def merge_rankings(
     *,
     nested: bool,
     scratch: str,
+    is_run: bool = False,
     documents_a_pile: int = _DOCUMENTS_A_PILE,
 ) -> Generator[pa.Table]:
     """The documents of each query in rank order, queries in the order of their first appearance.
@@ -60,7 +66,11 @@ def merge_rankings(
         rank: (groups, index, rank_by) -> (rows to keep in rank order, their ranks).
         nested: one row a query with a list of results, else one row a document.
         scratch: a folder for piles.
+        is_run: for formats of runs: with rank_by, ids as texts, and equal documents in the order of trec_eval.
         documents_a_pile: how many are ranked at once.
+
+    Raises:
+        UnfitError: of a run: a document without an id, or one that a query has twice.
     """
     known = [parts.part(unit) for unit in units]
     documents, size = sum(part.counts["ranked"] for part in known), sum(part.size for part in known)
@@ -79,7 +89,7 @@ def merge_rankings(
         bounds = queries.bounds(count)
         for pile in range(count):
             for table in dealt.tables(pile):
-                ranked = _ranked(table, column, rank)
+                ranked = _ranked(table, column, rank, is_run=is_run)
                 ordered.deal(ranked, np.searchsorted(bounds, ranked["first"].to_numpy(), side="right"))
         for pile in range(count):
             for table in ordered.tables(pile):
@@ -216,7 +226,7 @@ def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     return hashes
 
 
-def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
+def _ranked(table: pa.Table, column: str, rank: Rank, *, is_run: bool = False) -> pa.Table:
     """One row a query: its columns, its results in rank order, and where it came first.
 
     A part counts a query's documents from 0, so those of the parts before are added.
@@ -236,15 +246,45 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
     index = (flat["index"].to_numpy() + before[of_document]).astype(np.int32)
     document_groups = groups[of_document]
     rows, ranks = rank(document_groups, index, flat["rank_by"].to_numpy())
-    results = flat.take(pa.array(rows)).drop_columns(["index", "rank_by"])
+    if is_run:
+        rows = rows[_as_trec_eval(document_groups[rows], ids, flat.take(pa.array(rows)))]
+    results = flat.take(pa.array(rows)).drop_columns(["index"])
     results = results.append_column("index", pa.array(index[rows])).append_column("rank", pa.array(ranks))
-    names = results.column_names
+    names = [name for name in results.column_names if is_run or name != "rank_by"]
     results = results.select(sorted(names, key=lambda name: _RESULT.index(name) if name in _RESULT else len(_RESULT)))
     offsets = offsets_of(np.bincount(document_groups[rows], minlength=queries))
     _, first = np.unique(groups, return_index=True)
     ranked = pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results))
     of_query = table.drop_columns(["num_documents", "results"]).take(pa.array(first))
     return of_query.add_column(of_query.num_columns - 1, "results", ranked)
+
+
+def _as_trec_eval(groups: NDArray[np.int64], queries: pa.Array, documents: pa.Table) -> NDArray[np.int64]:
+    """int64 [rows], row numbers in the order in which trec_eval reads them: equal scores by id, descending.
+
+    Args:
+        groups: int64 [rows], ascending: which query a document is of.
+        queries: id of each group.
+        documents: document_id and rank_by of each row.
+
+    Raises:
+        UnfitError: a document without an id, or one that a query has twice.
+    """
+    ids = as_text(documents["document_id"]).combine_chunks()
+    if ids.null_count:
+        raise UnfitError(f"a document of query {_shown(queries, groups[np.argmax(ids.is_null())])} has no id")
+    places = pc.rank(ids, sort_keys="descending", tiebreaker="dense").to_numpy().astype(np.int64)
+    _, first, counts = np.unique(groups * (len(ids) + 1) + places, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        row = first[counts > 1].min()
+        raise UnfitError(f"query {_shown(queries, groups[row])} has document {_shown(ids, row)} twice")
+    order, _ = rank_rows(groups, places, documents["rank_by"].to_numpy())
+    return order
+
+
+def _shown(ids: pa.Array, row: int) -> str:
+    """An id as errors have it."""
+    return repr(json_values(ids.slice(row, 1))[0])
 
 
 def _structs(table: pa.Table) -> pa.StructArray:

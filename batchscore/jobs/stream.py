@@ -69,7 +69,7 @@ class PreparedStream:
         stop, events = stop or Stop(), events or Silent()
         self.source.on_step = stop.check
         meter = Meter(on_change=events.progress)
-        target = _Lines(standard_output(), stop) if self.output is None else _Sinks(self.output.path)
+        target = _Lines(standard_output(), stop) if self.output is None else _Sinks(self.output)
         destination = _Destination(self, target, events)
         try:
             with stop.interruptible(), target.opened():
@@ -147,9 +147,11 @@ def prepare_stream(
     checks.refuse_media(options)
     limits = MaxErrors.parsed(options.max_errors)
     checks.refuse_share_of_errors(limits)
-    output = None if options.out == STREAM else open_output(options.out)
+    output = None if options.out == STREAM else open_output(options.out, options.out_format)
     if output is not None:
         output.check()
+        checks.refuse_run_of_a_stream(output)
+        checks.require_fit(command, options.errors, output.format, output.path)
         checks.refuse_replacing(output, options)
     source = _opened(options, events)
     if not _is_empty(source):
@@ -254,8 +256,8 @@ class _Lines:
 class _Sinks:
     """A file, which appears when the input has ended."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, output: Output) -> None:
+        self._output = output
         self._stack = ExitStack()
         self._write: list[Callable[[pa.Table], None]] = []
 
@@ -265,6 +267,7 @@ class _Sinks:
     def write(self, table: pa.Table) -> None:
         """Append the rows; the first table says which columns there are."""
         if not self._write:
-            self._write = [self._stack.enter_context(sink).write for sink in open_sinks(self._path, table.schema.names)]
+            sinks = open_sinks(self._output.path, table.schema.names, self._output.format)
+            self._write = [self._stack.enter_context(sink).write for sink in sinks]
         for write in self._write:
             write(table)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
+from batchscore.io.outputs import Layout
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
 from batchscore.jobs.parts import Fingerprint, Parts
@@ -82,7 +83,7 @@ class Command(Protocol):
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
     def load_pairs(self, source: Source, unit: Unit) -> UnitRows: ...  # as `load`, with nothing else read
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]: ...
     def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]: ...  # as `merged`, of a part by itself
 
 

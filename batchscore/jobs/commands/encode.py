@@ -14,6 +14,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.digests import digests_of
 from batchscore.io.encodings import DIGEST, MATRIX, VECTOR
+from batchscore.io.outputs import Layout
 from batchscore.io.schema import ID_FIELDS, QUERY_ID_FIELDS, text_field
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
@@ -100,7 +101,7 @@ class EncodeCommand:
         """The texts of a unit, without the columns that stay beside them."""
         return replace(self, keep_columns=()).load(source, unit)
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Rows in input order; what encoded them is in the metadata, for those who look texts up in the file."""
         for table in merge_rows(parts, units):
             yield self._noted(table, parts.fingerprint)

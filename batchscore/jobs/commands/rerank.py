@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
 from batchscore.io.cells import CellColumns, read_cells
-from batchscore.io.documents import document_fields, explode, require_fields
+from batchscore.io.documents import document_fields, explode, id_field_of, require_fields
+from batchscore.io.outputs import Layout, RunColumns
 from batchscore.io.schema import (
     DOCUMENT_ID_FIELDS,
     QUERY_ID_FIELDS,
@@ -184,9 +185,11 @@ class RerankCommand:
         """The same without the columns that are kept."""
         return replace(self, keep_columns=(), keep_document_fields=()).load(source, unit)
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""
-        return merge_rankings(parts, units, self._rank, nested=self.nested, scratch=scratch)
+        is_run = layout != "own"
+        nested = layout == "lists" if is_run else self.nested
+        return merge_rankings(parts, units, self._rank, nested=nested, is_run=is_run, scratch=scratch)
 
     def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
         """Each query's documents in rank order."""
@@ -195,6 +198,17 @@ class RerankCommand:
     @property
     def _rank(self) -> Rank:
         return partial(rank_rows, top_n=self.top_n)
+
+    def run_columns(self, source: Source) -> RunColumns:
+        """What the output has of what a run may need."""
+        columns = self._columns(source)
+        document_id = columns.document_id
+        if columns.nested:
+            kind = listed_type(source.column_type(columns.document)).value_type
+            document_id = id_field_of(kind, self.document_id_column)
+        is_text = columns.query_id == self.query_column
+        has_text = is_text or self.keep_columns is None or self.query_column in self.keep_columns
+        return RunColumns(not is_text, has_text, bool(document_id), self.return_documents)
 
     def _query_id(self, source: Source) -> str:
         """The column with the query's id, which has this name in the output too."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
+from batchscore.io.outputs import Layout
 from batchscore.io.schema import document_column, is_documents
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
@@ -93,7 +94,7 @@ class ScoreCommand:
             columns |= {"num_tokens": scores.num_tokens, "truncated": _CUT_NAMES[scores.cut]}
         return columns
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Rows in input order."""
         return merge_rows(parts, units)
 
