@@ -27,7 +27,7 @@ ALLOWED = {
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
-    "": {"jobs", "scorer"},  # batchscore/__init__.py
+    "": {"io", "jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
 HEAVY = {
