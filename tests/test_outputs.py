@@ -18,14 +18,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import checkpoints
-from batchscore import read_run, rerank_files
+from batchscore import read_run, rerank_files, score_files
 from batchscore.cli.main import app
 from batchscore.engine.ranking import rank_rows
+from batchscore.errors import InputError, UsageError
 from batchscore.io.outputs import UnfitError, chosen_format
 from batchscore.io.sink import open_sink
 from batchscore.jobs.rankings import merge_rankings
 from test_cli_score import read, write
 from test_rankings import make_parts, part_of
+from test_stream import lines, stream
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -264,6 +266,51 @@ def test_rank_llm_gets_requests_with_new_scores(tiny: Tiny, name: str) -> None:
     assert texts == {row["document_id"]: {"text": row["document"]} for row in rows}
     scores = [candidate["score"] for candidate in request["candidates"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_rank_llm_gets_the_text_of_queries_that_have_ids_too(tiny: Tiny) -> None:
+    """It could not read its own format without one."""
+    options = ["--return-documents", "--keep-columns", "query"]
+    result = rerank(tiny("bert_mean"), "--out", "a.jsonl", "--out-format", "rank-llm", *options)
+
+    assert result.exit_code == 0, result.output
+    queries = [request["query"] for request in read("a.jsonl")]
+    assert queries == [{"text": f"question {query}", "qid": f"q{query}"} for query in range(3)]
+    assert list(read_run("a.jsonl")) == ["q0", "q1", "q2"]
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("-", {"out_format": "csv"}, "--out-format csv has no meaning for a stream (-)"),
+        ("-", {"run_tag": "x"}, "--run-tag has no meaning for a stream (-)"),
+        ("a.trec", {}, "cannot write a.trec: a TREC run has each query once, and a stream may have it again"),
+        ("a.csv", {"nested": True}, "cannot write a.csv: CSV has no lists, which --nested asks for"),
+    ],
+)
+def test_a_stream_is_no_run(tiny: Tiny, out: str, options: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        stream(rerank_files, tiny("bert_mean"), lines(PAIRS[:1]), out, **options)
+    assert caught.value.message == message
+
+
+def test_a_stream_is_written_as_csv(tiny: Tiny) -> None:
+    rows: Rows = [{"query": "a", "document": text} for text in TEXTS[:3]]
+    stream(score_files, tiny("bert_mean"), lines(rows), "a.csv")
+
+    with open("a.csv", encoding="utf-8", newline="") as file:
+        assert [row["document"] for row in csv.DictReader(file)] == TEXTS[:3]
+
+
+def test_a_column_that_comes_after_the_header_is_named() -> None:
+    message = "^a.csv cannot hold these values: column 'lang' first comes after the header is written"
+    with pytest.raises(InputError, match=message), open_sink("a.csv") as sink:  # noqa: PT012
+        sink.write(pa.table({"score": [0.5]}))
+        sink.write(pa.table({"score": [0.5], "lang": ["en"]}))
+    assert os.listdir() == []
 
 
 # ---- jobs

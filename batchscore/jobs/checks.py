@@ -148,6 +148,8 @@ def refuse_jobs_options(options: RunOptions) -> None:
         "--encode": options.encode != "auto",
         "--encodings-gb": options.encodings_gb is not None,
         "--split": reads and options.split is not None,
+        "--run-tag": options.run_tag is not None,
+        f"--out-format {options.out_format}": options.out == STREAM and options.out_format not in ("auto", "jsonl"),
         f"--in-format {options.in_format}": reads and options.in_format not in ("auto", "jsonl"),
     }
     for flag, is_given in is_set.items():
