@@ -111,7 +111,12 @@ NO_RUN = "a run has the ids of queries and documents, and a score or rank of eac
 @pytest.mark.parametrize(
     ("name", "content", "message", "hint"),
     [
-        ("a.trec", TREC + "q Q0 d2 2 0.25\n", "a.trec, line 2: has 5 fields, not 6", "write the line again"),
+        (
+            "a.trec",
+            TREC + "q Q0 d2 2 0.25\n",
+            "a.trec, line 2: has 5 fields, not 6",
+            "its fields are query_id, one unused, document_id, rank, score, run_tag",
+        ),
         (
             "a.trec",
             TREC + "q Q0 d2 2 high t\n",
