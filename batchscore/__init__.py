@@ -6,20 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchscore.io.runs import read_run, write_run
     from batchscore.jobs.events import Outcome
     from batchscore.jobs.files import encode_files, rerank_files, score_files
     from batchscore.scorer import Ranked, Scorer
 
 __version__ = "0.1.0"
-__all__ = ["Outcome", "Ranked", "Scorer", "__version__", "encode_files", "rerank_files", "score_files"]
+__all__ = [
+    "Outcome",
+    "Ranked",
+    "Scorer",
+    "__version__",
+    "encode_files",
+    "read_run",
+    "rerank_files",
+    "score_files",
+    "write_run",
+]
 
 _MODULES = {
     "Outcome": "batchscore.jobs.events",
     "Ranked": "batchscore.scorer",
     "Scorer": "batchscore.scorer",
     "encode_files": "batchscore.jobs.files",
+    "read_run": "batchscore.io.runs",
     "rerank_files": "batchscore.jobs.files",
     "score_files": "batchscore.jobs.files",
+    "write_run": "batchscore.io.runs",
 }
 
 

@@ -13,6 +13,7 @@
     +-- VerificationError           9   `verify` could not confirm the scores
     +-- GateError                   9   `eval` found a measure that is too low, or has fallen too far
     +-- StoppedError               75   stopped on request; run again to resume
+    +-- ClosedPipeError           141   nobody reads standard output any more, as after `| head`: no error is shown
 
 What is wrong with single rows is no exception but a Fault (types.py), unless it ends a call or a run.
 Codes 0 (all rows scored), 7 (all but some bad rows) and those of a second signal (130, 143, ...) complete the list.
@@ -149,3 +150,9 @@ class OutputError(BatchscoreError):
     """The output path cannot be used."""
 
     exit_code = 8
+
+
+class ClosedPipeError(BatchscoreError):
+    """Nobody reads standard output any more. The exit code is that of a program which SIGPIPE ends."""
+
+    exit_code = 141

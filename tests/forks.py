@@ -4,7 +4,8 @@ Each connection to its socket asks by one line of JSON: {"start": arguments, "cw
 {"pid"}, {"poll": pid} answers {"code"}, null while it runs. Variables of a run's environment change it: BLOCK_ON names
 a file that its first pack writes before it takes forever. BLOCK_TEXTS is how many texts a block has. KILL_AT and
 HOLD_AT name a file of the job's folder: when it is about to be written, the process is killed, or writes a file of this
-name where it runs and takes forever. Its workers are forks as well.
+name where it runs and takes forever. STDIN and STDOUT name files or pipes that stand for these. Its workers are forks
+as well.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def start(arguments: list[str], cwd: str, environment: dict[str, str], stderr: s
         return process
     code: Any = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(0, 1)
+        os.dup2(os.open(environment.get("STDIN", os.devnull), os.O_RDONLY), 0)
+        os.dup2(os.open(environment.get("STDOUT", os.devnull), os.O_WRONLY), 1)
+        sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115  the old one remembers what it led to
         os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
         os.chdir(cwd)
         os.environ.clear()

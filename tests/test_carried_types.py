@@ -435,6 +435,24 @@ def test_columns_of_all_types_are_carried(jobs: Jobs, form: str, holds: Callable
         assert Path(f"out.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_columns_of_all_types_are_kept_beside_a_ranking(jobs: Jobs, nested: bool) -> None:
+    """Of documents that are rows, and of the queries of lists."""
+    made = {f"c{index}": column for index, column in enumerate(columns(0, 0)) if parquet_holds(column.array.type)}
+    texts: dict[str, list[Any]] = {"qid": list(range(ROWS)), **TEXTS}
+    if nested:
+        texts = {"qid": texts["qid"], "query": TEXTS["query"], "documents": [[text] for text in TEXTS["document"]]}
+    source = write(pa.table({**texts, **{name: column.array for name, column in made.items()}}), "parquet")
+    jobs.run(RerankCommand(query_id_column="qid", keep_columns=list(made)), source, "out")
+    for suffix, of in (("parquet", lambda column: column.plain), ("jsonl", lambda column: column.spelled)):
+        values, types = read(f"out.{suffix}")
+
+        assert [int(row) for row in values["qid"]] == GOOD
+        for name, column in made.items():
+            assert values[name] == [of(column)[row] for row in GOOD], column.array.type
+            assert not types or types[name] == column.stored
+
+
 @pytest.mark.parametrize("make", [make for make in LEAVES if may_be_id(make)])
 def test_ids_of_all_types_stay_with_their_documents(jobs: Jobs, make: Maker) -> None:
     """As ids of queries and of documents, in long rows and in lists."""

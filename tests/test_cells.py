@@ -347,10 +347,10 @@ def test_ids_stay_with_their_documents() -> None:
 
 
 def test_queries_with_images_need_an_id() -> None:
-    path = written([{"qid": 1, "picture": "img/red.png", "documents": ["a"]}])
+    path = written([{"n": 1, "picture": "img/red.png", "documents": ["a"]}])
     with pytest.raises(UsageError, match="need a column that tells them apart"):
         loaded(RerankCommand(query_image_column="picture"), path)
-    command = RerankCommand(query_image_column="picture", query_id_column="qid")
+    command = RerankCommand(query_image_column="picture", query_id_column="n")
     assert loaded(command, path, side="query") == ([["<red>"]], [])
 
 

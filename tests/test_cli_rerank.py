@@ -200,7 +200,7 @@ def test_rows_of_one_query_that_are_no_neighbours_are_refused_by_a_listwise_mode
 
     assert result.exit_code == 5
     assert "rows.jsonl, line 6: its query came before, among other queries" in result.output
-    assert "sort the input by query" in result.output
+    assert "sort them by query" in result.output
     assert not Path("out.jsonl").exists()
 
 

@@ -274,7 +274,7 @@ FAULTS: dict[str, tuple[str, bytes, int, list[str]]] = {
     "invalid UTF-8": ("in.jsonl", b'{"query": "a", "document": "\xff"}\n', 5, ["in.jsonl, line 1", "UTF-8"]),
     "empty file": ("in.jsonl", b"", 5, ["in.jsonl is empty"]),
     "corrupt Parquet": ("in.parquet", b"PAR1 not really", 5, ["in.parquet", "not a readable Parquet file"]),
-    "unknown suffix": ("in.csv", b"query,document\n", 2, ["in.csv", ".parquet"]),
+    "unknown suffix": ("in.xls", b"query,document\n", 2, ["in.xls", ".parquet", "pass --in-format"]),
     "existing score": (
         "in.jsonl",
         b'{"query": "a", "document": "b", "score": 1}\n',

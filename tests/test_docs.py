@@ -124,7 +124,7 @@ def test_python_runs(page: Path, examples: Path, minilm: Path) -> None:
     scope: dict[str, object] = {"MODEL": str(minilm)}
     exec("\n".join(blocks(page, "python")), scope)
 
-    assert scope.keys() & {"scorer", "score_files"}
+    assert scope.keys() & {"scorer", "score_files", "read_run"}
 
 
 # ---- what it repeats

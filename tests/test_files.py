@@ -127,7 +127,7 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
     [
         (o.Run, RunOptions, []),
         (o.Score, ScoreCommand, ["keep_columns"]),
-        (o.Rerank, RerankCommand, []),
+        (o.Rerank, RerankCommand, ["keep_columns", "keep_document_fields"]),
         (o.Encode, EncodeCommand, ["keep_columns"]),
     ],
     ids=["run", "score", "rerank", "encode"],

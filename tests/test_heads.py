@@ -376,3 +376,12 @@ def test_a_similarity_of_two_vectors(name: str, scores: list[float]) -> None:
 
     pairs = np.arange(3), np.arange(3)
     assert VECTOR_SIMILARITIES[name](queries, documents, *pairs).tolist() == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot"])
+def test_rows_that_are_all_one_pair_have_one_score(name: str) -> None:
+    queries, documents = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.6, 0.8], [0.0, 2.0]])
+    score = VECTOR_SIMILARITIES[name]
+    [once] = score(queries, documents, np.array([1]), np.array([0])).tolist()
+
+    assert score(queries, documents, np.ones(5, int), np.zeros(5, int)).tolist() == [once] * 5

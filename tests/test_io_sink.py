@@ -251,8 +251,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 
 def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a\.csv: its suffix is none of \.parquet, \.pq, \.jsonl, \.jsonl\.gz"):
-        open_sink(str(tmp_path / "a.csv"))
+    with pytest.raises(UsageError, match=r"a\.txt: its suffix is none of \.parquet, \.pq, \.jsonl, \.jsonl\.gz"):
+        open_sink(str(tmp_path / "a.txt"))
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:

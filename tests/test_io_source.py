@@ -29,7 +29,7 @@ from batchscore.errors import (
     StoppedError,
     UsageError,
 )
-from batchscore.io import hf, jsonl, parquet
+from batchscore.io import hf, jsonl, lines, parquet
 from batchscore.io.hf import DatasetReader
 from batchscore.io.source import Chunk, FileAddresses, FileSource, Source, open_source
 from batchscore.io.units import Unit
@@ -242,7 +242,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file() -> None:
     [
         ("none.jsonl", NotFoundError, "none.jsonl: no such file or folder"),
         ("none*.jsonl", NotFoundError, "none*.jsonl: no such file or folder"),
-        ("notes.txt", UsageError, "cannot read notes.txt: its suffix is none of .parquet, .pq, .jsonl, .jsonl.gz"),
+        ("notes.txt", UsageError, "cannot read notes.txt: its suffix is none of .parquet, .pq, .jsonl, .ndjson"),
         ("hollow", NotFoundError, "no input files in hollow; suffixes: .parquet"),
         ("zero.jsonl", InputError, "zero.jsonl is empty"),
         ("zero.parquet", InputError, "zero.parquet is empty"),
@@ -842,7 +842,7 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit takes several tables of a reader's stream, and steps end within units."""
     monkeypatch.setattr(parquet, "_ROWS", 5)
     monkeypatch.setattr(hf, "_ROWS", 5)
-    monkeypatch.setattr(jsonl, "_LINES", 5)
+    monkeypatch.setattr(lines, "_ROWS", 5)
 
 
 MIXES = [
@@ -939,7 +939,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[CountedFile]:
         files.append(CountedFile(path))
         return io.BufferedReader(files[-1], 8192)
 
-    monkeypatch.setattr(jsonl, "open_file", open_file)
+    monkeypatch.setattr(lines, "open_file", open_file)
     return files
 
 
@@ -1197,5 +1197,5 @@ def test_a_corpus_is_told_from_pairs(row: dict[str, Any]) -> None:
     source = open_source([write("corpus.jsonl", [row])])
     assert fault(InputError, lambda: source.require(FLAGS)) == (
         f"corpus.jsonl has one text a row, no query and document: no column 'query'; columns: {', '.join(row)}\n"
-        "hint: join the queries with their candidate documents, so that each row has both texts"
+        "hint: pass --queries and --corpus with --run, --qrels or --all-pairs"
     )

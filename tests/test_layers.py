@@ -28,7 +28,7 @@ ALLOWED = {
     "verification": BASE | {"engine", "models", "runners"},
     "evaluation": BASE | {"io"},
     "cli": BASE | {"engine", "evaluation", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
-    "": {"jobs", "scorer"},  # batchscore/__init__.py
+    "": {"io", "jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -317,7 +317,7 @@ def test_a_column_of_folders_identifies_queries(tiny: Tiny) -> None:
         ({"score_column": "id"}, "leave the column out with --keep-columns (in Python: score_column, keep_columns)"),
         ({"max_errors": "x"}, "--max-errors 'x' is not a number of rows or a percentage\nhint: for example 100 or 1%"),
         ({"document_colum": "x"}, "options are the flags of the command line; did you mean document_column?"),
-        ({"out": "out.csv"}, "with / at its end (in Python: out)"),
+        ({"out": "out.txt"}, "with / at its end (in Python: out_format, out)"),
     ],
 )
 def test_in_python_a_hint_names_the_keywords(tiny: Tiny, options: dict[str, Any], text: str) -> None:

@@ -55,9 +55,9 @@ def part_of(
     order, _ = rank_rows(groups[listed], index[listed], rank_by[listed], top_n)
     kept = listed[order]
     values = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
-    document_ids = pa.array([row["id"] for row in documents]) if ids else None
+    carried = {"document_id": pa.array([row["id"] for row in documents])} if ids else {}
     found = Cells.of([row["text"] for row in documents]) if texts else None
-    return candidates("query", queries, counts, groups[kept], values, document_ids, found, kept)
+    return candidates(pa.table({"query": queries}), counts, groups[kept], values, carried, found, kept)
 
 
 def ranked_by_hand(rows: Sequence[Row], top_n: int, *, keep: bool) -> list[tuple[Any, list[Row]]]:
@@ -315,7 +315,7 @@ def test_memory_is_that_of_a_pile_and_not_of_all_documents(tmp_path: Path, monke
         values = {"index": np.arange(size, dtype=np.int32), "relevance_score": score, "rank_by": score}
         texts = Cells.of([f"{number} {place:0>300}" for place in range(size)])
         counts = np.bincount(groups)
-        tables.append(candidates("query", pa.array(queries), counts, groups, values, None, texts, np.arange(size)))
+        tables.append(candidates(pa.table({"query": queries}), counts, groups, values, {}, texts, np.arange(size)))
     parts = make_parts(tmp_path / "job", tables)
     assert sum(table.nbytes for table in tables) > 19_000_000
     del tables

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.errors import BatchscoreError, debug_traceback
+from batchscore.errors import BatchscoreError, ClosedPipeError, debug_traceback
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # these import torch, and the first line is shown before that
@@ -58,7 +58,7 @@ class Display:
         elif not self._quiet:
             for line in lines:
                 self._print(line)
-            if self._console.is_terminal:
+            if self._console.is_terminal and "stream" not in description:  # whose lines a bar would be mixed with
                 self._bar = _bar(self._console)
                 self._bar.start()
 
@@ -85,6 +85,15 @@ class Display:
             self._event("note", {"message": line})
         elif not self._quiet:
             self._print(line)
+
+    def bad_row(self, record: Mapping[str, Any]) -> None:
+        """Show a bad row of a stream, even when quiet: nothing else tells of it."""
+        if self._json:
+            self._event("bad_row", record)
+            return
+        from batchscore.jobs.events import bad_row_line
+
+        self._print(f"bad row: {bad_row_line(record)}")
 
     def finished(self, outcome: Outcome) -> None:
         """Show how it went; the last line stands on its own."""
@@ -120,7 +129,7 @@ class Display:
             self._console.print(line)
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
-        if not self._quiet or event == "error":
+        if not self._quiet or event in ("error", "bad_row"):
             with suppress(OSError):
                 sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
                 sys.stderr.flush()
@@ -133,7 +142,8 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
     try:
         yield
     except BatchscoreError as error:
-        display.error(error)
+        if not isinstance(error, ClosedPipeError):
+            display.error(error)
         if stop is not None and stop.unsettled:  # an ordinary exit would wait for the busy thread
             sys.stderr.flush()
             os._exit(error.exit_code)
@@ -200,14 +210,14 @@ def _summary_lines(outcome: Outcome) -> list[str]:
         f"{label}    {distinct:,} distinct, {once}{stored}; {tokens:,} tokens; peak memory {memory:,} MB",
         f"cut      {cut}",
         f"seconds  {stages} (these overlap, and add up over workers)",
-        f"record   {outcome.record}",
+        *([f"record   {outcome.record}"] if outcome.record else []),
     ]
     if measured := counts.get("quantization"):
         from batchscore.engine.quantization import QuantizationError  # imports torch, as the run has by now
 
         lines.append(QuantizationError(**measured).line)
     if outcome.bad_rows:
-        lines.append(f"errors   {outcome.bad_rows:,} bad rows ({plan.errors}): {outcome.errors}")
+        lines.append(f"errors   {outcome.bad_rows:,} bad rows ({plan.errors}): {outcome.errors or 'see above'}")
     rows, spent = outcome.done["rows"], max(seconds["total"], 1e-3)
     # forwarded, as in the lines of progress: tokens that a cache or an earlier run answered took no time
     speed = f"{rows / spent:,.0f} rows/s, {counts['tokens_forwarded'] / spent:,.0f} tokens/s"

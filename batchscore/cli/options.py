@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from batchscore.errors import Errors
+from batchscore.io.forms import InFormat, OutFormat
 
 
 def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
@@ -42,7 +43,18 @@ def _out(text: str) -> Any:
     return _output(text, "--out", "-o", metavar="PATH", show_default=False)
 
 
-MergedFile = Annotated[str, _out("File to write, .parquet or .jsonl (.gz and .zst too), .npy of vectors.")]
+MergedFile = Annotated[str, _out("File to write, as --out of the job takes it.")]
+OutputFormat = Annotated[
+    OutFormat,
+    _output(
+        "Format of the output. auto follows the suffix. trec, msmarco, mteb (predictions) and rank-llm are rankings "
+        "for other tools: rerank writes them.",
+        "--out-format",
+    ),
+]
+RunTag = Annotated[
+    str | None, _output("Last field of a TREC run. (default: the model's name)", "--run-tag", metavar="WORD")
+]
 OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out of the job.", show_default=False)]
 Partial = Annotated[bool, _output("Merge the units that are done so far.", "--partial")]
 AsJson = Annotated[bool, _output("Print JSON.", "--json")]
@@ -98,7 +110,9 @@ class Score:
     query_column: _QueryColumn = "query"
     query_image_column: _QueryImages = None
     query_video_column: _QueryVideo = None
-    document_column: Annotated[str, _input("Column with the document.")] = "document"
+    document_column: Annotated[
+        str | None, _input("Column with the document. (default: document, else passage, text, contents, ...)")
+    ] = None
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
@@ -120,22 +134,37 @@ class Rerank:
     document_column: Annotated[
         str | None,
         _input(
-            "Column with one document, or with a list of strings or of structs. (default: document, else documents)"
+            "Column with one document, or with a list of strings or of structs. (default: document, else documents, "
+            "passage, text, ...)"
         ),
     ] = None
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
-    query_id_column: Annotated[str | None, _input("Column that identifies a query. (default: the query's text)")] = None
+    query_id_column: Annotated[
+        str | None, _input("Column that identifies a query. (default: query_id or qid, else the query's text)")
+    ] = None
     document_id_column: Annotated[
         str | None,
         _input(
-            "Column or struct field that identifies a document. (default: document_id; in structs id, _id, docid, ...)"
+            "Column or struct field that identifies a document. (default: document_id, docid, docno, ...; in structs "
+            "id and _id too)"
         ),
     ] = None
     limit: _Limit = None
     top_n: Annotated[int, _output("Keep the best N documents of each query. 0 keeps all.", "--top-n", "-k", min=0)] = 0
     return_documents: Annotated[bool, _output("Write the text of each document too.", "--return-documents")] = False
+    keep_columns: Annotated[
+        str,
+        _output(
+            "Input columns to write too. Of rows with a list of documents, and of the query's own columns, a query has "
+            "those of its first row; of other rows each document has those of its row.",
+            metavar="all|none|A,B",
+        ),
+    ] = "none"
+    keep_document_fields: Annotated[
+        str, _output("Fields of listed documents to write too, as url or title.", metavar="all|none|A,B")
+    ] = "none"
     nested: Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")] = False
 
 
@@ -382,7 +411,8 @@ class Run:
     inputs: Annotated[
         list[str],
         _input(
-            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name. May be repeated.",
+            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
+            "standard input. May be repeated.",
             "--in",
             "-i",
             metavar="PATH",
@@ -392,10 +422,16 @@ class Run:
     out: Annotated[
         str,
         _out(
-            "File to write, .parquet or .jsonl (.gz and .zst too), with encode also .npy, or DIR/ to keep one part "
-            "file for each unit."
+            "File to write: .parquet, .jsonl, .csv, .tsv, with rerank also .trec or .run (all but .parquet also .gz "
+            "and .zst), with encode .npy; or DIR/ to keep one part file for each unit; - writes JSONL to standard "
+            "output."
         ),
     ]
+    in_format: Annotated[
+        InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
+    ] = "auto"
+    out_format: OutputFormat = "auto"
+    run_tag: RunTag = None
     split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
@@ -424,7 +460,9 @@ class Run:
     merge: Annotated[
         bool,
         _output(
-            "Assemble one output file once every unit of every shard is done; for DIR/ that is DIR.parquet.", "--merge"
+            "Assemble one output file once every unit of every shard is done; for DIR/ that is DIR.parquet, or with "
+            "--out-format DIR.jsonl, DIR.trec, ...",
+            "--merge",
         ),
     ] = False
     errors: Annotated[

@@ -23,13 +23,21 @@ def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
         typer.echo(json.dumps(state, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(state)))
 
 
-def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, quiet: o.Quiet = False) -> None:
+def merge(
+    out: o.OutArgument,
+    file: o.MergedFile,
+    out_format: o.OutputFormat = "auto",
+    run_tag: o.RunTag = None,
+    partial: o.Partial = False,
+    quiet: o.Quiet = False,
+) -> None:
     """Assemble the parts of a job: rows in input order, or for rerank whole rankings with their top_n.
 
     batchscore merge scores/ --out scores.parquet
     """
     from batchscore.cli.display import exit_on_error
     from batchscore.errors import OutputError
+    from batchscore.io.outputs import chosen_format
     from batchscore.io.storage import target_path
     from batchscore.jobs.checks import refuse_merging_into
     from batchscore.jobs.merge import assemble
@@ -45,7 +53,7 @@ def merge(out: o.OutArgument, file: o.MergedFile, partial: o.Partial = False, qu
             raise OutputError(f"{out} is complete: nothing to merge", hint="it is the merged output itself")
         file = target_path(file)
         refuse_merging_into(parts, file)
-        assemble(parts, file, stop, partial=partial)
+        assemble(parts, file, stop, form=chosen_format(file, out_format, run_tag), partial=partial)
         if not quiet:
             typer.echo(f"{len(parts.finished()):,} of {len(parts.units):,} units -> {file}", err=True)
 

@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.schema import ID_FIELDS, is_nested
+from batchscore.io.runs import is_object, read_run
+from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, is_nested, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
 
 _ROWS = 65_536  # read at once
-_QUERY_IDS = ("query_id", "qid", "query-id", "query")
-_DOCUMENT_IDS = (*(name for name in ID_FIELDS if name not in ("id", "_id")), "corpus-id", "corpus_id")
-_SCORES = ("relevance_score", "score")
+_QUERY_IDS = (*QUERY_ID_FIELDS, "query")
+_SCORES = ("relevance_score", "score", "rank")  # of a run with ranks alone, the first is the best
 _RELEVANCES = ("relevance", "score", "rel", "label")
 
 Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance
@@ -45,7 +45,7 @@ Run = Mapping[str, Ranking]
 
 
 def read_rankings(path: str) -> Run:
-    """The run in a file: an output of `rerank`, or any other in a format that --in reads.
+    """The run in a file: an output of `rerank`, or any other that `read_run` reads.
 
     Results are in the order of their scores. Equal scores keep the ranks of a file that `rerank` wrote, which has
     compared logits; else the document with the greater id comes first, as in trec_eval.
@@ -53,9 +53,9 @@ def read_rankings(path: str) -> Run:
     Raises:
         InputError: columns are missing, a score is not a number, or a document comes twice for a query.
     """
-    table = _read(path, {"query": _QUERY_IDS, "document": _DOCUMENT_IDS, "score": _SCORES}, optional=("rank",))
-    if not (pa.types.is_floating(table["score"].type) or pa.types.is_integer(table["score"].type)):
-        table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
+    wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "score": _SCORES}
+    table = _of_object(path) if is_object(path) else _read(path, wanted, optional=("rank",))
+    table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
     table = table.filter(pc.is_valid(table["score"]))  # rows that --errors null has kept
     keys = [("query", "ascending"), ("score", "descending")]
     keys += [("rank", "ascending")] if "rank" in table.column_names else []
@@ -74,7 +74,7 @@ def read_rankings(path: str) -> Run:
 
 def read_judgements(path: str) -> Judgements:
     """The relevance that people gave to documents, from a file with one judgement a row; raises as `read_rankings`."""
-    table = _read(path, {"query": _QUERY_IDS, "document": _DOCUMENT_IDS, "relevance": _RELEVANCES})
+    table = _read(path, {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES})
     relevance = _numbers(table["relevance"], path, "relevance")
     whole = pc.equal(relevance, pc.floor(relevance))
     if not pc.all(whole).as_py():
@@ -101,6 +101,14 @@ def _read(path: str, wanted: Mapping[str, Sequence[str]], optional: Sequence[str
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
+def _of_object(path: str) -> pa.Table:
+    """A run that is one JSON object: MTEB's predictions, or {query: {document: score}}."""
+    run = read_run(path)
+    rows = [(query, document, score) for query, found in run.items() for document, score in found.items()]
+    names = ("query", "document", "score")
+    return pa.table({name: [row[place] for row in rows] for place, name in enumerate(names)})
+
+
 def _flat(table: pa.Table) -> pa.Table:
     """One row for each of the results that `rerank --nested` lists."""
     results = table["results"].combine_chunks()
@@ -113,7 +121,7 @@ def _flat(table: pa.Table) -> pa.Table:
 def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequence[str], path: str) -> pa.Table:
     columns: dict[str, Any] = {}
     for name, choices in wanted.items():
-        found = next((choice for choice in choices if choice in table.column_names), None)
+        found = usual(table.column_names, choices)
         if found is None:
             raise InputError(
                 f"{path} has no column for the {name}: none of {', '.join(choices)}; "
@@ -121,6 +129,8 @@ def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequ
                 hint="rename the column",
             )
         columns[name] = as_text(table[found]) if name in ("query", "document") else table[found]
+        if found == "rank":
+            columns[name] = pc.negate(_numbers(table[found], path, found))
         if name in ("query", "document") and columns[name].null_count:
             raise InputError(f"{path}: column {found!r} has a null, which is no id", hint="leave such rows out")
     columns |= {name: table[name] for name in optional if name in table.column_names}

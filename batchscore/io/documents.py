@@ -5,7 +5,7 @@ Arrow flattens the lists without copying texts. The price is that a unit has as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ class Documents:
     parents: NDArray[np.int64]  # [documents], row of the unit
     texts: Cells  # [documents]
     ids: pa.Array | None  # [documents]
+    fields: Mapping[str, pa.Array]  # [documents], those that are kept
 
 
 def explode(
@@ -38,6 +39,7 @@ def explode(
     row_faults: Faults,
     faults: Faults,
     fields: Sequence[str] | None = None,
+    kept: Sequence[str] | None = (),
 ) -> Documents:
     """Documents of `column`: lists of strings, or of structs with texts and maybe media and an id; or of content parts.
 
@@ -48,6 +50,7 @@ def explode(
         row_faults: rows without a list are added.
         faults: documents without a text are added.
         fields: of structs, whose texts are joined; None: as `document_fields` says.
+        kept: of structs, those that stay beside the text; None: all but the id.
     """
     lists = chunk.table[column]
     if pa.types.is_null(lists.type):
@@ -57,14 +60,15 @@ def explode(
     parents = pc.list_parent_indices(lists).to_numpy()
     documents = pc.list_flatten(lists)
     ids = _ids(documents, id_field)
+    others = _kept(documents, id_field, kept)
 
     def name(document: int) -> str:
         return f"{column}[{document - np.searchsorted(parents, parents[document])}]"
 
     if holds_media(documents.type) or any(column in block.values for block in chunk.blocks):
-        return Documents(parents, _cells(chunk, column, Collected(name, faults), fields), ids)
+        return Documents(parents, _cells(chunk, column, Collected(name, faults), fields), ids, others)
     texts = encode_joined(_texts(documents, fields, column), name, faults, absent="is null, or no text")
-    return Documents(parents, texts, ids)
+    return Documents(parents, texts, ids, others)
 
 
 def _cells(chunk: Chunk, column: str, cells: Collected, fields: Sequence[str] | None) -> Cells:
@@ -90,14 +94,20 @@ def document_fields(kind: pa.DataType, fields: Sequence[str] | None) -> tuple[st
     return () if text is None and fields is None else document_columns(str(text), names, fields)
 
 
-def require_fields(kind: pa.DataType, id_field: str | None, location: str, fields: Sequence[str] | None = None) -> None:
+def require_fields(
+    kind: pa.DataType,
+    id_field: str | None,
+    location: str,
+    fields: Sequence[str] | None = None,
+    kept: Sequence[str] | None = (),
+) -> None:
     """Raise InputError, which names the column `location`, if documents of this type lack a text or a named field."""
     documents = kind.value_type if is_nested(kind) else kind
     if pa.types.is_null(documents):
         return
     names = [field.name for field in documents] if pa.types.is_struct(documents) else []
     listing = f"; fields: {', '.join(names) or 'none'}"
-    options = dict.fromkeys(fields or (), "--document-fields")
+    options = dict.fromkeys(kept or (), "--keep-document-fields") | dict.fromkeys(fields or (), "--document-fields")
     if id_field is not None:
         options[id_field] = "--document-id-column"
     for field, option in options.items():
@@ -124,13 +134,28 @@ def _texts(documents: pa.ChunkedArray, fields: Sequence[str] | None, column: str
 
 
 def _ids(documents: pa.ChunkedArray, id_field: str | None) -> pa.Array | None:
-    if not pa.types.is_struct(documents.type):
-        return None
-    names = [field.name for field in documents.type]
-    ids = _field(documents, id_field or next((name for name in ID_FIELDS if name in names), ""))
+    ids = _field(documents, id_field_of(documents.type, id_field))
     return None if ids is None else ids.combine_chunks()
 
 
+def id_field_of(kind: pa.DataType, id_field: str | None) -> str:
+    """The field with the id of a document of this type; "" if it has none."""
+    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    return id_field or next((name for name in ID_FIELDS if name in names), "")
+
+
+def _kept(documents: pa.ChunkedArray, id_field: str | None, kept: Sequence[str] | None) -> dict[str, pa.Array]:
+    """Fields of documents; nulls where no document of a part of a file of lines has one."""
+    if kept is None:
+        names = [field.name for field in documents.type] if pa.types.is_struct(documents.type) else []
+        kept = [name for name in names if name != id_field_of(documents.type, id_field)]
+    columns = {name: _field(documents, name) for name in kept}
+    return {
+        name: pa.nulls(len(documents)) if column is None else column.combine_chunks()
+        for name, column in columns.items()
+    }
+
+
 def _field(documents: pa.ChunkedArray, name: str) -> pa.ChunkedArray | None:
-    index = documents.type.get_field_index(name)
+    index = documents.type.get_field_index(name) if pa.types.is_struct(documents.type) else -1
     return None if index < 0 else pc.struct_field(documents, [index])

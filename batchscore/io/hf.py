@@ -34,8 +34,17 @@ class DatasetReader:
     first_number = 0
     is_ragged = False
 
-    def __init__(self, file: str, dataset: Any, rows: int | None, size: int = 0, modified: str | None = None) -> None:
+    def __init__(
+        self,
+        file: str,
+        dataset: Any,
+        rows: int | None,
+        size: int = 0,
+        modified: str | None = None,
+        split: str = "train",
+    ) -> None:
         self.file = file
+        self.split = split
         self._size = size
         self._modified = modified
         self._dataset = dataset
@@ -130,10 +139,11 @@ def open_folder(folder: str, split: str | None) -> DatasetReader:
     except Exception as error:  # a folder has many files that can be wrong in many ways
         raise InputError(f"{folder} is not a readable dataset: {error}", hint="save the dataset again") from error
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    chosen = _choose(splits, split, folder)
+    name = _choose(splits, split, folder)
+    chosen = splits[name]
     files = [os.stat(part["filename"]) for part in chosen.cache_files]
     modified = iso_time(max((file.st_mtime for file in files), default=0))
-    return DatasetReader(folder, chosen, chosen.num_rows, sum(file.st_size for file in files), modified)
+    return DatasetReader(folder, chosen, chosen.num_rows, sum(file.st_size for file in files), modified, name)
 
 
 def open_hub(name: str, split: str | None, file: str) -> DatasetReader:
@@ -144,19 +154,20 @@ def open_hub(name: str, split: str | None, file: str) -> DatasetReader:
     except Exception as error:  # from the Hub client, and from the parsers of many formats
         message = f"{file} is neither a file nor a dataset on the Hub: {first_line(error)}"
         raise NotFoundError(message, hint=_HUB_HINT) from error
-    chosen = _choose(splits, split, file)
+    part = _choose(splits, split, file)
+    chosen = splits[part]
     declared = (chosen.info.splits or {}).get(str(chosen.split))
-    return DatasetReader(file, chosen, declared.num_examples if declared else None)
+    return DatasetReader(file, chosen, declared.num_examples if declared else None, split=part)
 
 
 _HUB_HINT = "check the path, or the dataset's name and your network"
 
 
-def _choose(splits: Mapping[str, Any], split: str | None, file: str) -> Any:
+def _choose(splits: Mapping[str, Any], split: str | None, file: str) -> str:
     if split is None and len(splits) == 1:
-        return next(iter(splits.values()))
+        return next(iter(splits))
     if split is not None and split in splits:
-        return splits[split]
+        return split
     problem = "has several splits" if split is None else f"has no split {split!r}"
     raise UsageError(f"{file} {problem}; splits: {', '.join(splits)}", hint=f"pass --split {next(iter(splits))}")
 

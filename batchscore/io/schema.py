@@ -18,10 +18,14 @@ from batchscore.io.values import as_text, is_text
 from batchscore.media.content import IMAGE_FIELDS, MEDIA_NAMES, PART_FIELDS
 
 TEXT_FIELDS = ("text", "content", "contents", "body", "document")  # of a document
-ID_FIELDS = ("id", "_id", "document_id", "doc_id", "docid", "docno", "pid")  # of a document
+QUERY_ID_FIELDS = ("query_id", "qid", "query-id")
+DOCUMENT_ID_FIELDS = ("document_id", "doc_id", "docid", "docno", "pid", "corpus-id", "corpus_id")  # beside a query's
+ID_FIELDS = ("id", "_id", *DOCUMENT_ID_FIELDS)  # of a document by itself
+_DOCUMENT_COLUMNS = ("document", "documents", "passage", "text", "contents", "content", "body")  # beside a query
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
-# What a column must hold: strings; queries or documents with or without media; media; lists of documents.
-Shape = Literal["text", "cell", "media", "documents"]
+# What a column must hold: strings; queries or documents with or without media; media; lists of documents. Of "values",
+# which may be of any kind, a reader of JSON also gives those that it parsed.
+Shape = Literal["text", "cell", "media", "documents", "values"]
 
 
 def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) -> None:
@@ -32,11 +36,21 @@ def require_columns(names: Sequence[str], wanted: Mapping[str, str], file: str) 
                 raise InputError(
                     f"{file} has one text a row, no query and document: no column {column!r}; "
                     f"columns: {', '.join(names)}",
-                    hint="join the queries with their candidate documents, so that each row has both texts",
+                    hint="pass --queries and --corpus with --run, --qrels or --all-pairs",
                 )
             closest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f"pass {flag} {closest[0]}" if closest else f"pass {flag} with one of these columns"
             raise InputError(f"column {column!r} not found in {file}; columns: {', '.join(names)}", hint=hint)
+
+
+def usual(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first of the names that are wanted which is there."""
+    return next((name for name in wanted if name in names), None)
+
+
+def document_column(names: Sequence[str]) -> str:
+    """The column with the documents of pairs, by its name; `document` if none has a usual one."""
+    return usual(names, _DOCUMENT_COLUMNS) or "document"
 
 
 def _is_corpus(names: Sequence[str]) -> bool:

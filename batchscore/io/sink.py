@@ -14,6 +14,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,9 +24,12 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from batchscore.errors import InputError, OutputError, RuntimeFailureError, UsageError
-from batchscore.io import jsonl, parquet
+from batchscore.errors import InputError, OutputError, RuntimeFailureError
 from batchscore.io.encodings import VECTOR
+from batchscore.io.forms import OutForm
+from batchscore.io.lines import compression
+from batchscore.io.outputs import Format, Origin, chosen_format
+from batchscore.io.run_files import MsMarcoWriter, MtebWriter, RankLlmWriter, TrecWriter
 from batchscore.io.schema import join
 from batchscore.io.storage import (
     TEMPORARY,
@@ -39,18 +43,19 @@ from batchscore.io.storage import (
     write_hint,
     writer_id,
 )
+from batchscore.io.text_files import DelimitedWriter
 from batchscore.io.values import KEEP_HINT, as_text, empty_table, json_values
 
-NPY = ".npy"
+_UNKNOWN = Origin()
 
 
-def open_sinks(path: str, columns: Sequence[str]) -> list[Sink]:
+def open_sinks(path: str, columns: Sequence[str], form: Format | None = None, origin: Origin = _UNKNOWN) -> list[Sink]:
     """Sinks that each take every table of these columns, to be entered in this order; raises as `open_sink`.
 
-    For a .npy file the second one lists ids, if there are any.
+    For an .npy file the second one lists ids, if there are any.
     """
-    sinks = [open_sink(path)]
-    if path.lower().endswith(NPY) and columns[0] != VECTOR:
+    sinks = [open_sink(path, form, origin)]
+    if (form or chosen_format(path)).name == "npy" and columns[0] != VECTOR:
         sinks.append(Sink(f"{path}.ids.txt", _IdsWriter))
     return sinks
 
@@ -73,21 +78,31 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 _NUMBERS = ("FLOAT", "DOUBLE", "FIXED_LEN_BYTE_ARRAY")  # half floats are of the last kind
 
 
-def open_sink(path: str) -> Sink:
-    """A sink in the format of the suffix; raises UsageError (suffix) and OutputError (folder)."""
-    return Sink(path, require_writable(path))
+def open_sink(path: str, form: Format | None = None, origin: Origin = _UNKNOWN) -> Sink:
+    """A sink in this form, by default that of the suffix; raises UsageError (suffix) and OutputError (folder)."""
+    require_writable(path)
+    return Sink(path, _writer(form or chosen_format(path), origin))
 
 
-def require_writable(path: str) -> Callable[[str, str], _Writer]:
-    """The writer for the format of the suffix; raises as `open_sink`."""
+def _writer(form: Format, origin: Origin) -> Callable[[str, str], _Writer]:
+    writers: dict[OutForm, Callable[[str, str], _Writer]] = {
+        "parquet": _ParquetWriter,
+        "jsonl": _JsonlWriter,
+        "csv": partial(DelimitedWriter, delimiter=","),
+        "tsv": partial(DelimitedWriter, delimiter="\t"),
+        "npy": _NpyWriter,
+        "trec": partial(TrecWriter, tag=form.tag or origin.tag),
+        "msmarco": MsMarcoWriter,
+        "mteb": partial(MtebWriter, origin=origin),
+        "rank-llm": RankLlmWriter,
+    }
+    return writers[form.name]
+
+
+def require_writable(path: str) -> None:
+    """Raise OutputError if no file can be written there."""
     if not is_url(path) and (kind := special_kind(path)):
         raise OutputError(f"cannot write {path}: it is {kind}", hint="choose another output")
-    writer = next((writer for suffix, writer in _WRITERS.items() if path.lower().endswith(suffix)), None)
-    if writer is None:
-        raise UsageError(
-            f"cannot write {path}: its suffix is none of {', '.join(_WRITERS)}",
-            hint="end the name with one of these; --out of a job may also be a folder, with / at its end",
-        )
     if is_url(path):
         require_store(split_url(path)[0])
     else:
@@ -97,7 +112,6 @@ def require_writable(path: str) -> Callable[[str, str], _Writer]:
         if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
             reason = "it is a folder" if os.path.isdir(path) else f"no permission to write in {folder}"
             raise OutputError(f"cannot write {path}: {reason}", hint="choose another output")
-    return writer
 
 
 class Sink:
@@ -213,13 +227,11 @@ class _JsonlWriter:
     """One object a line, UTF-8."""
 
     def __init__(self, path: str, temporary: str) -> None:
-        self._file = pa.output_stream(temporary, compression=jsonl.compression(path))
+        self._file = pa.output_stream(temporary, compression=compression(path))
 
     def write(self, table: pa.Table) -> None:
-        for batch in table.to_batches(
-            max_chunksize=1024
-        ):  # rows as Python objects take ten times the memory of Arrow's
-            self._file.write("".join(map(_json_line, json_values(batch.to_struct_array()))).encode())
+        for lines in json_lines(table):
+            self._file.write(lines)
 
     def close(self) -> None:
         self._file.close()
@@ -239,7 +251,7 @@ class _NpyWriter:
         elif kind is not None and pa.types.is_fixed_size_list(kind):
             vectors = self._matrix(table[VECTOR].combine_chunks())
         else:
-            raise ValueError(f"{NPY} has vectors alone, one for each row")
+            raise ValueError(".npy has vectors alone, one for each row")
         self._rows += len(vectors)
         self._file.write(vectors.tobytes())
 
@@ -284,11 +296,10 @@ class _IdsWriter:
         self._file.close()
 
 
-_WRITERS: dict[str, Callable[[str, str], _Writer]] = {
-    **dict.fromkeys(parquet.SUFFIXES, _ParquetWriter),
-    **dict.fromkeys(jsonl.SUFFIXES, _JsonlWriter),
-    NPY: _NpyWriter,
-}
+def json_lines(table: pa.Table) -> Iterator[bytes]:
+    """The rows as JSON Lines in UTF-8, some at a time: as Python objects they take ten times the memory of Arrow's."""
+    for batch in table.to_batches(max_chunksize=1024):
+        yield "".join(map(_json_line, json_values(batch.to_struct_array()))).encode()
 
 
 def _json_line(row: dict[str, Any]) -> str:

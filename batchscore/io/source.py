@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from batchscore.errors import InputError, UsageError
+from batchscore.errors import BatchscoreError, InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
+from batchscore.io.dialects import dialect_of, tell_apart
+from batchscore.io.forms import DialectName, InFormat
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
@@ -28,7 +31,8 @@ from batchscore.media.policy import MediaPolicy
 from batchscore.types import Faults, offsets_of
 
 # About three units are in memory at once, each as Arrow, as Python strings and as tokens: some ten times this in all.
-_UNIT_BYTES = 32 << 20
+UNIT_BYTES = 32 << 20
+_BY_ITSELF = ("parquet", "jsonl", "dataset")  # formats that jobs were of before there were others
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,11 @@ class Source(Protocol):
         rows: int,
         *,
         columns: Mapping[str, str] | None = None,
-        size: int = _UNIT_BYTES,
+        size: int = UNIT_BYTES,
         group: str | None = None,
         stretch: float = 2,
         limit: int | None = None,
-    ) -> list[Unit]: ...
+    ) -> Iterable[Unit]: ...
     def read(self, unit: Unit, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Chunk: ...
     def close(self) -> None: ...  # whatever `read` left open
 
@@ -111,6 +115,7 @@ class FileAddresses:
     def open(self) -> FileSource:
         """Raises as `open_source`."""
         readers = [file.open(self.split) for file in self.inputs]
+        tell_apart(readers)
         return FileSource(self, add_columns(readers, [file.partition for file in self.inputs]))
 
 
@@ -142,13 +147,20 @@ class FileSource:
         return self._addresses
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        """Name, bytes and time of each file, and what its folders say."""
+        """Name, bytes and time of each file, its format unless its suffix always told, and what its folders say."""
         files = zip(self._addresses.inputs, self.files, self._stamps, strict=True)
         return [
             {"name": name, "bytes": size, "modified": modified}
+            | ({} if (form := file.dialect or file.form) in _BY_ITSELF else {"format": form})
             | ({"hive": dict(file.partition)} if file.partition else {})
             for file, name, (size, modified) in files
         ]
+
+    def dialect(self) -> DialectName | None:
+        """What rows with the columns of the first file are, if another tool writes queries with documents like them."""
+        with suppress(BatchscoreError):  # whoever reads the rows is told of it
+            return dialect_of(self._readers[0].schema)
+        return None
 
     def column_names(self) -> list[str]:
         """Columns of the first file, as far as its first rows tell."""
@@ -171,7 +183,7 @@ class FileSource:
         rows: int,
         *,
         columns: Mapping[str, str] | None = None,
-        size: int = _UNIT_BYTES,
+        size: int = UNIT_BYTES,
         group: str | None = None,
         stretch: float = 2,
         limit: int | None = None,
@@ -229,7 +241,7 @@ class FileSource:
                         raise InputError(
                             f"{reader.file}, {counts_in} {steps.numbers[row] - 1}: "
                             "its query came before, among other queries",
-                            hint="this model reads all documents of a query together: sort the input by query",
+                            hint="a listwise model, or a stream, needs a query's rows together: sort them by query",
                         )
                     seen.add(number)
                 left -= min(len(steps.ends), left)
@@ -244,7 +256,7 @@ class FileSource:
                 where the file has types, and else a fault of their row.
         """
         blocks = [self._block(span, columns, shapes) for span in unit.spans]
-        return Chunk(_join(blocks, columns, shapes), tuple(blocks), tuple(map(self._finder, unit.spans)))
+        return chunk_of(blocks, list(map(self._finder, unit.spans)), columns, shapes)
 
     def close(self) -> None:
         if self._open is not None:
@@ -269,21 +281,38 @@ class FileSource:
                     hint="finished units are kept: restore the file, or start again with --overwrite",
                 )
             self._open = span.file
-        block = reader.read(span, columns, shapes)
-        names = block.table.column_names
-        if len(set(names)) < len(names):
-            twice = max(names, key=names.count)
-            leave = "" if twice in shapes else ", or leave them out with --keep-columns"
-            raise InputError(f"{reader.file} has several columns {twice!r}", hint=f"rename them{leave}")
-        location = f"{block.file}, {block.counts_in} {block.numbers[0]}" if len(block) else block.file
-        block = replace(block, table=storable(block.table, location))
-        for column, shape in shapes.items():
-            if column in names:
-                if len(block):
-                    require_shape(block.table.schema.field(column).type, shape, column, location)
-                if shape == "documents":
-                    block = listed(block, column)
-        return block
+        return reader.read(span, columns, shapes)
+
+
+def chunk_of(
+    blocks: Sequence[Block],
+    finders: Sequence[MediaFinder],
+    columns: Sequence[str] | None,
+    shapes: Mapping[str, Shape],
+) -> Chunk:
+    """The rows of blocks as they were read, in types that can be carried; arguments as in `Source.read`.
+
+    Raises InputError for a type that does not fit its column's shape, and for two columns of one name.
+    """
+    checked = [_checked(block, shapes) for block in blocks]
+    return Chunk(_join(checked, columns, shapes), tuple(checked), tuple(finders))
+
+
+def _checked(block: Block, shapes: Mapping[str, Shape]) -> Block:
+    names = block.table.column_names
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        leave = "" if twice in shapes else ", or leave them out with --keep-columns"
+        raise InputError(f"{block.file} has several columns {twice!r}", hint=f"rename them{leave}")
+    location = f"{block.file}, {block.counts_in} {block.numbers[0]}" if len(block) else block.file
+    block = replace(block, table=storable(block.table, location))
+    for column, shape in shapes.items():
+        if column in names:
+            if len(block):
+                require_shape(block.table.schema.field(column).type, shape, column, location)
+            if shape == "documents":
+                block = listed(block, column)
+    return block
 
 
 def _join(blocks: Sequence[Block], columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> pa.Table:
@@ -304,19 +333,25 @@ def open_source(
     *,
     split: str | None = None,
     hive: bool = True,
+    form: InFormat = "auto",
     skip: Skip = lambda file: False,
     media: MediaPolicy | None = None,
 ) -> FileSource:
     """Open files, glob patterns, folders, saved datasets and Hub datasets, in this order of `paths`.
 
     Files for which `skip` is true are left out of folders and of the matches of a pattern. With `hive`, folders below
-    those of `paths` that are named `key=value` are columns. `media` says which media rows may name; without a root,
-    they lie below the folder of the file that names them.
+    those of `paths` that are named `key=value` are columns. `form` is the format of all files; with "auto", suffix and
+    content tell that of each. `media` says which media rows may name; without a root, they lie below the folder of the
+    file that names them.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive))
+    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
-    return FileAddresses(inputs, split, media or MediaPolicy()).open()
+    addresses = FileAddresses(inputs, split, media or MediaPolicy())
+    source = addresses.open()
+    if form == "auto" and (dialect := source.dialect()):
+        return replace(addresses, inputs=tuple(file.in_dialect(dialect) for file in inputs)).open()
+    return source

@@ -60,6 +60,11 @@ def empty_table(schema: pa.Schema) -> pa.Table:
     return pa.table([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
+def bare_table(rows: int) -> pa.Table:
+    """Rows without a column."""
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))])
+
+
 def is_storable(kind: pa.DataType) -> bool:
     """Whether columns of a type are carried as they are."""
     if pa.types.is_dictionary(kind) and kind.index_type != pa.int32():  # several files may have too many for them

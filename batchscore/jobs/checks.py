@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from batchscore.errors import NotFoundError, OutputError, RuntimeFailureError, UsageError
-from batchscore.io.sink import NPY
+from batchscore.errors import Errors, NotFoundError, OutputError, RuntimeFailureError, UsageError
+from batchscore.io.outputs import Format, RunColumns
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
-from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.io.stream import STREAM
+from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -129,6 +130,65 @@ def refuse_together(options: RunOptions, shard: Shard, output: Output) -> None:
         raise UsageError("--ray-address needs --engine ray", hint="add --engine ray, or drop it")
 
 
+def refuse_jobs_options(options: RunOptions) -> None:
+    """Raise UsageError for options that have no meaning for a stream."""
+    reads = STREAM in options.inputs
+    if reads and len(options.inputs) > 1:
+        raise UsageError("--in - is standard input, beside which no other input is read", hint="cat the files into it")
+    if options.out.endswith("/") or (options.out != STREAM and os.path.isdir(options.out)):
+        raise UsageError(f"--out {options.out} is a folder of parts, and a stream has none", hint=_JOB_HINT)
+    is_set = {
+        "--shard": options.shard is not None,
+        "--claim dynamic": options.is_dynamic,
+        "--devices": options.devices is not None,
+        "--engine ray": options.engine == "ray",
+        "--ray-address": options.ray_address is not None,
+        "--merge": options.merge,
+        "--overwrite": options.overwrite and options.out == STREAM,
+        "--encode": options.encode != "auto",
+        "--encodings-gb": options.encodings_gb is not None,
+        "--split": reads and options.split is not None,
+        "--run-tag": options.run_tag is not None,
+        f"--out-format {options.out_format}": options.out == STREAM and options.out_format not in ("auto", "jsonl"),
+        f"--in-format {options.in_format}": reads and options.in_format not in ("auto", "jsonl"),
+    }
+    for flag, is_given in is_set.items():
+        if is_given:
+            raise UsageError(f"{flag} has no meaning for a stream (-)", hint=f"drop it; or {_JOB_HINT}")
+
+
+_JOB_HINT = "name files for --in and --out"
+
+
+def refuse_run_of_a_stream(output: Output) -> None:
+    """Raise UsageError for a format that has each query once: a stream may have one again later on."""
+    if output.format.kind.layout != "own":
+        noun = output.format.kind.noun
+        message = f"cannot write {output.path}: {noun} has each query once, and a stream may have it again"
+        raise UsageError(message, hint=_JOB_HINT)
+
+
+def refuse_share_of_errors(limits: MaxErrors) -> None:
+    """Raise UsageError if the number of bad rows that a stream may have is a share of rows nobody has counted."""
+    if limits.is_share:
+        raise UsageError("--max-errors in percent needs to know how many rows there are", hint="pass a number of rows")
+
+
+def refuse_encodings_of_a_stream(command: Command, options: RunOptions, spec: ModelSpec) -> None:
+    """Raise UsageError if encodings of a stream's texts are to be kept, which only jobs collect beforehand."""
+    if options.store and spec.score_type != "cross-encoder" and not isinstance(command, EncodeCommand):
+        raise UsageError(
+            "--store keeps the encodings that a job makes of its distinct texts, which a stream does not collect",
+            hint=f"drop --store, or unset BATCHSCORE_STORE; or {_JOB_HINT}",
+        )
+
+
+def refuse_replacing(output: Output, options: RunOptions) -> None:
+    """Raise OutputError if there is a file in the place of a stream's output."""
+    if exists(output.path) and not options.overwrite:
+        raise OutputError(f"{output.path} already exists", hint="pass --overwrite to replace it, or choose another")
+
+
 def refuse_encoding_pairs(options: RunOptions, spec: ModelSpec) -> None:
     """Raise UsageError if texts of a model that reads pairs are to be encoded once."""
     if options.encode == "once" and spec.score_type == "cross-encoder":
@@ -151,12 +211,52 @@ def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
         raise UsageError("--store keeps encodings, and --encode unit makes none to keep", hint="drop one of them")
 
 
-def refuse_encoding(command: Command, options: RunOptions, output: Output, spec: ModelSpec) -> None:
+def require_fit(command: Command, errors: Errors, form: Format, file: str) -> None:
+    """Raise UsageError for a command whose tables the format of the output has no place for."""
+    noun, is_run = form.kind.noun, form.kind.layout != "own"
+    if form.name == "npy" and not isinstance(command, EncodeCommand):
+        raise UsageError(f"cannot write {file}: a score is no vector", hint="write .parquet or .jsonl")
+    if form.name in ("csv", "tsv") and isinstance(command, EncodeCommand):
+        raise UsageError(f"cannot write {file}: {noun} has no vectors", hint="write .parquet, .jsonl or .npy")
+    if form.name in ("csv", "tsv") and isinstance(command, RerankCommand) and command.nested:
+        raise UsageError(
+            f"cannot write {file}: {noun} has no lists, which --nested asks for",
+            hint="drop --nested, or write .parquet or .jsonl",
+        )
+    if not is_run:
+        return
+    if not isinstance(command, RerankCommand):
+        raise UsageError(
+            f"cannot write {file}: {noun} has documents in rank order, and {command.name} ranks none",
+            hint="use rerank, or write .parquet, .jsonl or .csv",
+        )
+    if errors == "null":
+        raise UsageError(
+            f"cannot write {file} with --errors null: {noun} has no document without a score",
+            hint="drop --errors null: bad rows are then listed in OUT.errors.jsonl",
+        )
+
+
+def require_run(form: Format, columns: RunColumns) -> None:
+    """Raise UsageError if a ranking has no columns for what the format needs."""
+    texts = form.name == "rank-llm"
+    if form.kind.layout == "own":
+        return
+    if not columns.query_ids and not texts:
+        raise UsageError(f"{form.kind.noun} needs the ids of queries", hint="name their column with --query-id-column")
+    if not columns.document_ids:
+        hint = "name their column or field with --document-id-column"
+        raise UsageError(f"{form.kind.noun} needs the ids of documents", hint=hint)
+    if texts and not columns.document_texts:
+        raise UsageError(f"{form.kind.noun} needs the texts of documents", hint="add --return-documents")
+    if texts and not columns.query_texts:
+        raise UsageError(f"{form.kind.noun} needs the texts of queries", hint="add --keep-columns query")
+
+
+def refuse_encoding(command: Command, options: RunOptions, output: Output | None, spec: ModelSpec) -> None:
     """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
-    is_matrix = not output.is_folder and output.path.lower().endswith(NPY)
+    is_matrix = output is not None and output.format.name == "npy"
     if not isinstance(command, EncodeCommand):
-        if is_matrix:
-            raise UsageError(f"cannot write {output.path}: a score is no vector", hint="write .parquet or .jsonl")
         return
     if spec.score_type == "cross-encoder":
         raise UsageError(
@@ -170,11 +270,11 @@ def refuse_encoding(command: Command, options: RunOptions, output: Output, spec:
         )
     if is_matrix and spec.score_type == "late-interaction":
         raise UsageError(
-            f"cannot write {output.path}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
+            f"cannot write {options.out}: late interaction has a matrix for each text", hint="write .parquet or .jsonl"
         )
     if is_matrix and command.keep_columns != ():
         raise UsageError(
-            f"cannot write {output.path} with --keep-columns: beside the matrix there are ids alone",
+            f"cannot write {options.out} with --keep-columns: beside the matrix there are ids alone",
             hint="drop --keep-columns, or write .parquet or .jsonl",
         )
 

@@ -16,6 +16,7 @@ End = Literal[
     "parts",  # every unit has its part, and the folder of parts is the output
     "merged",  # this run assembled the output
     "merged-elsewhere",  # another run assembled it
+    "streamed",  # the input was read, or the output written, as a stream
 ]
 Stage = Literal["files", "weights"]  # of a model that is loaded: first what it is, then what it takes to run it
 _PARTIAL_SUCCESS = 7  # exit code: done, but for some bad rows
@@ -30,8 +31,8 @@ class Outcome:
     bad_rows: int  # of the whole job if this run completed it, else of this process's units
     counts: Mapping[str, Any]  # likewise, with seconds and memory of this run
     done: Mapping[str, Any]  # counts of this run alone
-    errors: str | None  # the list of bad rows, if there are any
-    record: str  # the run record
+    errors: str | None  # the list of bad rows, if there are any; a stream tells them as they come
+    record: str | None  # the run record; None: there is none beside standard output
     plan: Plan = field(repr=False)
 
     @property
@@ -47,6 +48,7 @@ class Events(Protocol):
     def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...  # for people, for programs
     def progress(self, meter: Meter) -> None: ...  # after each pack, from any thread
     def note(self, line: str) -> None: ...  # news for people
+    def bad_row(self, record: Mapping[str, Any]) -> None: ...  # of a stream, which has no list of them
     def finished(self, outcome: Outcome) -> None: ...
 
 
@@ -57,4 +59,12 @@ class Silent:
     def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...
     def progress(self, meter: Meter) -> None: ...
     def note(self, line: str) -> None: ...
+    def bad_row(self, record: Mapping[str, Any]) -> None: ...
     def finished(self, outcome: Outcome) -> None: ...
+
+
+def bad_row_line(record: Mapping[str, Any]) -> str:
+    """What a list of bad rows says of one, for people: "standard input, line 3: column 'document' is null"."""
+    place = f"line {record['line']}" if "line" in record else f"row {record['row']}"
+    column = f"column {record['column']!r} " if record["column"] else ""
+    return f"{record['file']}, {place}: {column}{record['message']}"

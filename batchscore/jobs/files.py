@@ -14,10 +14,12 @@ from typing import Any, Literal
 from typing_extensions import Unpack
 
 from batchscore.errors import Errors, UsageError, naming_keywords
+from batchscore.io.forms import InFormat, OutFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, RunOptions
 from batchscore.jobs.run import prepare
+from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
@@ -29,6 +31,9 @@ Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 class FileOptions(ScorerOptions, total=False):
     """Options that all functions take: the flags of the command line, with the same defaults."""
 
+    in_format: InFormat
+    out_format: OutFormat
+    run_tag: str | None
     split: str | None
     hive: bool
     media_root: str | None
@@ -57,7 +62,7 @@ class ScoreOptions(FileOptions, total=False):
     """Options of `score_files`."""
 
     query_column: str
-    document_column: str
+    document_column: str | None
     query_image_column: str | None
     query_video_column: str | None
     document_image_column: str | None
@@ -80,6 +85,8 @@ class RerankOptions(FileOptions, total=False):
     document_id_column: str | None
     top_n: int
     return_documents: bool
+    keep_columns: str | Sequence[str]  # as in `ScoreOptions`
+    keep_document_fields: str | Sequence[str]  # likewise
     nested: bool
 
 
@@ -107,8 +114,8 @@ def score_files(
 
     Args:
         model: checkpoint folder or hub id.
-        inputs: one or several files, folders, patterns or datasets.
-        out: file to write, or a folder with a slash at the end for one part file per unit.
+        inputs: one or several files, folders, patterns or datasets; or "-" for standard input.
+        out: file to write, or a folder with a slash at the end for one part file per unit; or "-" for standard output.
         events: receives the progress of the run.
         stop: by which another thread can end the run.
         options: the flags of the command line.
@@ -130,7 +137,10 @@ def rerank_files(
     **options: Unpack[RerankOptions],
 ) -> Outcome:
     """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
-    return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
+    kept = _kept(options.pop("keep_columns", "none"))
+    fields = _kept(options.pop("keep_document_fields", "none"))
+    options_of = {**options, "keep_columns": kept, "keep_document_fields": fields}
+    return _run(RerankCommand, model, inputs, out, options_of, events, stop or Stop())
 
 
 def encode_files(
@@ -177,7 +187,10 @@ def _run(
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    return prepare(command, {"model": os.fspath(model), **left}, run, events).execute(stop, events)
+    scorer = {"model": os.fspath(model), **left}
+    if is_stream(run):
+        return prepare_stream(command, scorer, run, events).execute(stop, events)
+    return prepare(command, scorer, run, events).execute(stop, events)
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchscore.errors import Errors
+from batchscore.io.forms import InFormat, OutFormat
 from batchscore.media.policy import MediaPolicy
 
 EncodeChoice = Literal["auto", "once", "unit"]
@@ -18,6 +19,9 @@ class RunOptions:
 
     inputs: Sequence[str]
     out: str
+    in_format: InFormat = "auto"
+    out_format: OutFormat = "auto"
+    run_tag: str | None = None
     split: str | None = None
     hive: bool = True
     media_root: str | None = None  # None: of each file that names media, its folder

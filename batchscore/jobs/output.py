@@ -7,10 +7,12 @@ parts are in it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from batchscore.errors import OutputError
+from batchscore.io.forms import OutFormat
+from batchscore.io.outputs import Format, chosen_format
 from batchscore.io.sink import require_writable
 from batchscore.io.storage import is_url, open_folder, require_store, target_path
 from batchscore.jobs.parts import JOB, Parts, open_parts
@@ -23,6 +25,8 @@ class Output:
 
     path: str  # without a slash at the end
     is_folder: bool
+    asked: OutFormat = "auto"  # format of the file
+    tag: str | None = None  # of a TREC run
 
     @property
     def parts(self) -> str:
@@ -33,9 +37,19 @@ class Output:
         return f"{folder}{slash}.{name}.parts"
 
     @property
+    def format(self) -> Format:
+        """What the parts are assembled as; raises as `chosen_format`."""
+        return chosen_format(None if self.is_folder else self.path, self.asked, self.tag)
+
+    @property
+    def written(self) -> dict[str, str | None]:
+        """The format as the record has it, by the names of its options."""
+        return {"out_format": self.format.name, "run_tag": self.format.tag}
+
+    @property
     def file(self) -> str:
         """What the parts are assembled to."""
-        return target_path(f"{self.path}.parquet") if self.is_folder else self.path
+        return target_path(f"{self.path}{self.format.kind.suffix}") if self.is_folder else self.path
 
     @property
     def errors(self) -> str:
@@ -72,18 +86,18 @@ class Output:
             require_writable(self.path)
 
 
-def open_output(path: str) -> Output:
+def open_output(path: str, form: OutFormat = "auto", tag: str | None = None) -> Output:
     """A folder if the path ends with a slash or is an existing folder, else a file."""
     path = target_path(path)
     name = path if path.endswith("://") else path.rstrip("/") or "/"
-    return Output(name, path.endswith("/") or os.path.isdir(path))
+    return Output(name, path.endswith("/") or os.path.isdir(path), form, tag)
 
 
 def find_parts(path: str) -> Parts | None:
     """The parts of the job whose output is `path`, if there are any."""
     output = open_output(path)
     if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
-        output = Output(output.path, True)
+        output = replace(output, is_folder=True)
     return open_parts(open_folder(output.parts))
 
 

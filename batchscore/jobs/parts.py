@@ -21,10 +21,10 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +32,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
+from batchscore.io.outputs import Origin
 from batchscore.io.parquet import unpacked_size
 from batchscore.io.sink import parquet_options
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import KEEP_HINT
+from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 
 JOB, TEXTS, QUANTIZATION = "_job.json", "texts.json", "_quantization.json"
@@ -85,6 +87,8 @@ class Part:
 class Parts:
     """The parts of one job in one folder."""
 
+    in_order: ClassVar[bool] = False  # units are finished in any order, so a bad row may end the run at once
+
     def __init__(self, folder: Folder, description: bytes) -> None:
         job = json.loads(description)
         self.folder = folder
@@ -93,6 +97,7 @@ class Parts:
         self.units = [Unit(i, tuple(Span(*span) for span in spans)) for i, spans in enumerate(job["units"])]
         self.encode: Encode = job.get("encode", "unit")
         self.encode_reason: str = job.get("encode_reason", "")
+        self.origin = Origin(**job.get("origin", {}))
         self.id = _digest(self.fingerprint)
         self._known: dict[int, Part] = {}  # parts whose footers were read
 
@@ -185,6 +190,10 @@ class Parts:
                 f"{self.folder.path}/{part_name(unit)} was damaged and has been removed: {first_line(error)}",
                 hint="run the same command again: only this unit's rows will be scored again",
             ) from error
+
+    def progress(self, unit: Unit) -> Progress:
+        """Where encodings of a unit that is not finished are kept."""
+        return Progress(self.folder, part_name(unit.index, "progress"), {"unit": unit.index, "job": self.id})
 
     def saved_scores(self, unit: Unit, rows: int, k: int) -> NDArray[np.float32]:
         """float32 [rows, k]: raw scores of a unit that an earlier run left half done, NaN where there is none."""
@@ -304,7 +313,14 @@ def open_parts(folder: Folder) -> Parts | None:
         ) from error
 
 
-def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], Division], *, overwrite: bool) -> Parts:
+def start_parts(
+    folder: Folder,
+    fingerprint: Fingerprint,
+    divide: Callable[[], Division],
+    *,
+    overwrite: bool,
+    origin: Origin | None = None,
+) -> Parts:
     """The job of the folder if it has this fingerprint, else a new one.
 
     Args:
@@ -312,6 +328,7 @@ def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], D
         fingerprint: JSON-able: everything that decides the scores.
         divide: divides the work of a new job.
         overwrite: remove another job, a damaged one, parts without a description, or this job if it is complete.
+        origin: of the scores, for whoever merges the parts.
 
     Raises:
         OutputError: the folder holds another job, a damaged one, parts without a description, or other files.
@@ -328,7 +345,7 @@ def start_parts(folder: Folder, fingerprint: Fingerprint, divide: Callable[[], D
     folder.make()
     units = [[astuple(span) for span in unit.spans] for unit in division.units]
     choice = {"encode": division.encode, "encode_reason": division.reason}
-    job = {"fingerprint": fingerprint, **choice, "units": units}
+    job = {"fingerprint": fingerprint, "origin": asdict(origin or Origin()), **choice, "units": units}
     # if several processes begin at once, one of them creates the description and all of them use it
     folder.create(JOB, as_json(job))
     made = open_parts(folder)

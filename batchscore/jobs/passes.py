@@ -52,6 +52,10 @@ class Passes:
     def __init__(self, folder: Folder, job: str, documents: Sequence[int]) -> None:
         self.folder, self._job, self._documents = folder, job, documents
 
+    def is_finished(self, unit: Unit) -> bool:
+        """Whether a unit has its part."""
+        return self.folder.has(part_name(unit.index))
+
     def has(self, unit: Unit, group: int) -> bool:
         """Whether a unit that is not finished has the scores that this group gives."""
         return any(map(self.folder.has, self.files(unit, group)))

@@ -17,17 +17,17 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from batchscore.errors import Errors, RuntimeFailureError
+from batchscore.errors import BatchscoreError, Errors, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, input_order, media_counts
+from batchscore.jobs.destination import Destination
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.parts import Parts, part_name
 from batchscore.jobs.passes import Pass
-from batchscore.jobs.progress import Progress, Timer
+from batchscore.jobs.progress import Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.jobs.shelves import Shelves
 from batchscore.scorer import Scorer
@@ -48,7 +48,7 @@ class Pipeline:
     scorer: Scorer
     command: Command
     source: Source
-    parts: Parts
+    parts: Destination
     blocks: Blocks | None  # of a job whose texts are encoded once
     shelves: Mapping[str, Shelves]  # of the store, by "query" and "document" or "pair"; none without a store
     errors: Errors
@@ -152,7 +152,8 @@ class Pipeline:
             on_done(task, {})  # another process was faster, and may have removed what this one was reading
 
     def _is_passed(self, task: Pass) -> bool:
-        return self.parts.has(task.unit) or (self.blocks is not None and self.blocks.passes.has(task.unit, task.group))
+        passes = None if self.blocks is None else self.blocks.passes
+        return passes is not None and (passes.is_finished(task.unit) or passes.has(task.unit, task.group))
 
     def _run_pass(self, task: Pass, blocks: Blocks, on_done: OnDone) -> None:
         blocks.enter(task.group)
@@ -180,10 +181,7 @@ class Pipeline:
     # ---- units
 
     def _method(self, unit: Unit) -> Method:
-        progress = Progress(
-            self.parts.folder, part_name(unit.index, "progress"), {"unit": unit.index, "job": self.parts.id}
-        )
-        return choose_method(self.command, self._encoder, self.blocks, progress)
+        return choose_method(self.command, self._encoder, self.blocks, self.parts.progress(unit))
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -199,10 +197,14 @@ class Pipeline:
                         self.meter.rows = growing.rows_before + growing.rows.unit.rows  # bad rows too
                         if writing is not None:
                             writing.result()  # an error of the part before comes out here
-                        writing = writer.submit(self._write, growing, on_done)
+                        writing = writer.submit(self._write_or_stop, growing, on_done)
                         growing = None
                 if writing is not None:
                     writing.result()
+            except StoppedError:
+                if writing is not None and self.parts.in_order:
+                    writing.result()  # its error may be what asked for the stop
+                raise
             finally:
                 if growing is not None:
                     with suppress(RuntimeFailureError):  # a full disk must not hide what came first
@@ -234,7 +236,7 @@ class Pipeline:
             self.source.close()
 
     def _refuse(self, bad_rows: Sequence[BadRow]) -> None:
-        if self.errors == "fail" and bad_rows:
+        if self.errors == "fail" and bad_rows and not self.parts.in_order:
             raise min(bad_rows, key=input_order).error()
 
     def _score(self, window: _Window, growing: _GrowingUnit) -> None:
@@ -256,6 +258,14 @@ class Pipeline:
         if growing.timer.is_due():
             growing.save(self.parts)
 
+    def _write_or_stop(self, growing: _GrowingUnit, on_done: OnDone) -> None:
+        try:
+            self._write(growing, on_done)
+        except BatchscoreError:
+            if self.parts.in_order:  # else the next unit, which may be long in coming, would be waited for
+                self.stop.request("an error")
+            raise
+
     def _write(self, growing: _GrowingUnit, on_done: OnDone) -> None:
         unit = growing.rows.unit
         with self.meter.timed("write"):
@@ -263,6 +273,9 @@ class Pipeline:
             joined = self._method(unit).join(results)
             table, table_counts = growing.rows.table(pairs, joined, keep_bad=self.errors == "null")
             bad_rows = growing.bad_rows
+            if self.errors == "fail" and bad_rows:  # of a destination that takes rows in order
+                self.parts.write(unit, growing.rows.before(table, bad_rows[0].row), {}, [])
+                raise bad_rows[0].error()
             counts: Counts = {
                 "rows": unit.rows,
                 "scored": len(pairs),
@@ -332,7 +345,7 @@ class _GrowingUnit:
         if self.rows.unit.index == 0 and self._bad_rows and not any(len(pairs) for pairs, _ in self._scored):
             raise self.bad_rows[0].error("every row of the first unit is bad; the first is ")
 
-    def save(self, parts: Parts) -> None:
+    def save(self, parts: Destination) -> None:
         """Keep the raw scores, if there are any."""
         if np.isfinite(self.raw).any():
             parts.save_scores(self.rows.unit, self.raw)

@@ -131,11 +131,15 @@ class Plan:
         return f"{spec.activation.rsplit('.', 1)[-1].lower()} of the logit ({spec.sources['activation']})"
 
 
-def share_lines(files: int, parts: Parts, todo: Sequence[Unit], shard: Shard, *, is_dynamic: bool) -> list[str]:
+def share_lines(
+    inputs: Sequence[Mapping[str, Any]], parts: Parts, todo: Sequence[Unit], shard: Shard, *, is_dynamic: bool
+) -> list[str]:
     """What a person reads about the input, this process's share of it, and how much of that is left to do."""
     rows, units, left = parts.rows, len(parts.units), sum(unit.rows for unit in todo)
+    files, formats = len(inputs), sorted({file["format"] for file in inputs if "format" in file})
+    read_as = f" ({', '.join(formats)})" if formats else ""
     lines = [
-        f"input    {files} file{'s' * (files != 1)}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}",
+        f"input    {files} file{'s' * (files != 1)}{read_as}, {rows:,} rows in {units:,} unit{'s' * (units != 1)}",
         f"encode   each text once a {'job' if parts.encode == 'once' else 'unit'}: {parts.encode_reason}",
     ]
     if shard.count > 1 or is_dynamic:

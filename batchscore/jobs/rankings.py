@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchscore.engine.ranking import rank_rows
+from batchscore.io.outputs import UnfitError
 from batchscore.io.schema import join
 from batchscore.io.storage import remove_orphans, writer_id
-from batchscore.io.values import empty_table, encode, json_values
+from batchscore.io.values import as_text, empty_table, encode, is_text, json_values
 from batchscore.jobs.parts import Parts
 from batchscore.types import offsets_of
 
@@ -30,12 +33,15 @@ Rank = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], tuple[NDArray[np.int
 _DOCUMENTS_A_PILE = 500_000
 _BYTES_A_PILE = 256 << 20
 _PILES = ".batchscore-merge-"  # begins the name of their folder
-_ROWS_A_TABLE = 65_536  # written at once
+_ROWS_A_TABLE, _BYTES_A_TABLE = 65_536, 256 << 20  # written at once
 _RESULT = ("index", "document_id", "rank", "relevance_score", "document")
 
 
 def merge_rows(parts: Parts, units: Sequence[int]) -> Generator[pa.Table]:
-    """The parts one after the other."""
+    """The parts one after the other; before them, if they differ, an empty table with all their columns."""
+    schemas = list(dict.fromkeys(parts.part(unit).schema for unit in units))
+    if len(schemas) > 1:
+        yield join(list(map(empty_table, schemas)))
     for unit in units:
         yield parts.read(unit)
 
@@ -47,18 +53,24 @@ def merge_rankings(
     *,
     nested: bool,
     scratch: str,
+    is_run: bool = False,
     documents_a_pile: int = _DOCUMENTS_A_PILE,
 ) -> Generator[pa.Table]:
     """The documents of each query in rank order, queries in the order of their first appearance.
 
     Args:
-        parts: tables of one row a query: its id, num_documents, and results, a list of structs with index (among this
-            part's documents of the query), document_id, relevance_score, rank_by and document.
+        parts: tables of one row a query: its id, further columns of it, of which those of its first row stay,
+            num_documents, and results, a list of structs with index (among this part's documents of the query),
+            document_id, relevance_score, rank_by, document and further fields.
         units: the parts to merge.
         rank: (groups, index, rank_by) -> (rows to keep in rank order, their ranks).
         nested: one row a query with a list of results, else one row a document.
         scratch: a folder for piles.
+        is_run: for formats of runs: with rank_by, ids as texts, and equal documents in the order of trec_eval.
         documents_a_pile: how many are ranked at once.
+
+    Raises:
+        UnfitError: of a run: a document without an id, or one that a query has twice.
     """
     known = [parts.part(unit) for unit in units]
     documents, size = sum(part.counts["ranked"] for part in known), sum(part.size for part in known)
@@ -77,12 +89,18 @@ def merge_rankings(
         bounds = queries.bounds(count)
         for pile in range(count):
             for table in dealt.tables(pile):
-                ranked = _ranked(table, column, rank)
+                ranked = _ranked(table, column, rank, is_run=is_run)
                 ordered.deal(ranked, np.searchsorted(bounds, ranked["first"].to_numpy(), side="right"))
         for pile in range(count):
             for table in ordered.tables(pile):
-                whole = table.sort_by("first").drop_columns("first")
-                yield from _nested_tables(whole) if nested else _flat_tables(whole, column)
+                yield from _tables(table.sort_by("first"), nested=nested)
+
+
+def rank_alone(part: pa.Table, rank: Rank, *, nested: bool) -> Iterator[pa.Table]:
+    """The queries of a part in the same order, where no other part has documents of them; as `merge_rankings`."""
+    column = part.schema.names[0]
+    ranked = _ranked(part.append_column("first", pa.array(np.arange(len(part)))), column, rank)
+    yield from _tables(ranked, nested=nested)
 
 
 def _in_common(parts: Parts, units: Sequence[int]) -> tuple[pa.Table, pa.Table]:
@@ -208,8 +226,8 @@ def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     return hashes
 
 
-def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
-    """One row a query: its id, its results in rank order, and where it came first.
+def _ranked(table: pa.Table, column: str, rank: Rank, *, is_run: bool = False) -> pa.Table:
+    """One row a query: its columns, its results in rank order, and where it came first.
 
     A part counts a query's documents from 0, so those of the parts before are added.
     """
@@ -228,23 +246,56 @@ def _ranked(table: pa.Table, column: str, rank: Rank) -> pa.Table:
     index = (flat["index"].to_numpy() + before[of_document]).astype(np.int32)
     document_groups = groups[of_document]
     rows, ranks = rank(document_groups, index, flat["rank_by"].to_numpy())
-    results = flat.take(pa.array(rows)).drop_columns(["index", "rank_by"])
+    if is_run:
+        rows = rows[_as_trec_eval(document_groups[rows], ids, flat.take(pa.array(rows)))]
+    results = flat.take(pa.array(rows)).drop_columns(["index"])
     results = results.append_column("index", pa.array(index[rows])).append_column("rank", pa.array(ranks))
-    results = results.select([name for name in _RESULT if name in results.column_names])
+    names = [name for name in results.column_names if is_run or name != "rank_by"]
+    results = results.select(sorted(names, key=lambda name: _RESULT.index(name) if name in _RESULT else len(_RESULT)))
     offsets = offsets_of(np.bincount(document_groups[rows], minlength=queries))
     _, first = np.unique(groups, return_index=True)
-    return pa.table(
-        {
-            column: ids,
-            "results": pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results)),
-            "first": table["first"].to_numpy()[first],
-        }
-    )
+    ranked = pa.LargeListArray.from_arrays(pa.array(offsets), _structs(results))
+    of_query = table.drop_columns(["num_documents", "results"]).take(pa.array(first))
+    return of_query.add_column(of_query.num_columns - 1, "results", ranked)
+
+
+def _as_trec_eval(groups: NDArray[np.int64], queries: pa.Array, documents: pa.Table) -> NDArray[np.int64]:
+    """int64 [rows], row numbers in the order in which trec_eval reads them: equal scores by id, descending.
+
+    Args:
+        groups: int64 [rows], ascending: which query a document is of.
+        queries: id of each group.
+        documents: document_id and rank_by of each row.
+
+    Raises:
+        UnfitError: a document without an id, or one that a query has twice.
+    """
+    ids = as_text(documents["document_id"]).combine_chunks()
+    if ids.null_count:
+        raise UnfitError(f"a document of query {_shown(queries, groups[np.argmax(ids.is_null())])} has no id")
+    places = pc.rank(ids, sort_keys="descending", tiebreaker="dense").to_numpy().astype(np.int64)
+    _, first, counts = np.unique(groups * (len(ids) + 1) + places, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        row = first[counts > 1].min()
+        raise UnfitError(f"query {_shown(queries, groups[row])} has document {_shown(ids, row)} twice")
+    order, _ = rank_rows(groups, places, documents["rank_by"].to_numpy())
+    return order
+
+
+def _shown(ids: pa.Array, row: int) -> str:
+    """An id as errors have it."""
+    return repr(json_values(ids.slice(row, 1))[0])
 
 
 def _structs(table: pa.Table) -> pa.StructArray:
     found = table.to_struct_array()
     return found.combine_chunks() if found.num_chunks else pa.nulls(0, found.type)
+
+
+def _tables(ranked: pa.Table, *, nested: bool) -> Iterator[pa.Table]:
+    """Ranked queries as they are written."""
+    whole = ranked.drop_columns("first")
+    return _nested_tables(whole) if nested else _flat_tables(whole)
 
 
 def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:
@@ -253,10 +304,31 @@ def _nested_tables(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, step)
 
 
-def _flat_tables(table: pa.Table, column: str) -> Iterator[pa.Table]:
-    """One row a document."""
+def _flat_tables(table: pa.Table) -> Iterator[pa.Table]:
+    """One row a document, beside the columns of its query."""
     lists = table["results"].combine_chunks()
-    ids = table[column].combine_chunks().take(pa.array(np.repeat(np.arange(len(table)), np.diff(lists.offsets))))
-    flat = pa.Table.from_struct_array(lists.flatten()).add_column(0, column, ids)
-    for start in range(0, max(1, len(flat)), _ROWS_A_TABLE):
-        yield flat.slice(start, _ROWS_A_TABLE)
+    queries, results = table.drop_columns("results").combine_chunks(), pa.Table.from_struct_array(lists.flatten())
+    of_document = np.repeat(np.arange(len(table)), np.diff(lists.offsets))
+    # a query's long text is there once for each document: a table of them has to fit into the memory
+    ends, start = np.cumsum(_sizes(queries)[of_document]), 0
+    while start < max(1, len(of_document)):
+        before = ends[start - 1] if start else 0
+        stop = start + _ROWS_A_TABLE
+        stop = max(start + 1, min(stop, int(np.searchsorted(ends, before + _BYTES_A_TABLE, side="right"))))
+        flat = queries.take(pa.array(of_document[start:stop]))
+        for name, column in zip(results.column_names, results.slice(start, stop - start).columns, strict=True):
+            flat = flat.append_column(name, column)
+        yield flat
+        start = stop
+
+
+def _sizes(table: pa.Table) -> NDArray[np.int64]:
+    """int64 [rows], about how many bytes each takes."""
+    sizes = np.zeros(len(table), np.int64)
+    for column in table.columns:
+        kind = column.type
+        if is_text(kind) and not pa.types.is_dictionary(kind):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+        else:
+            sizes += column.nbytes // max(1, len(column))
+    return sizes

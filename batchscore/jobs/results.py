@@ -79,34 +79,31 @@ def encode_ids(ids: pa.ChunkedArray, place: str) -> tuple[NDArray[np.int64], pa.
 
 
 def candidates(
-    column: str,
-    ids: pa.Array,
+    queries: pa.Table,
     num_documents: NDArray[np.int64],
     groups: NDArray[np.int64],
     values: Mapping[str, NDArray[Any]],
-    document_ids: pa.Array | None,
+    carried: Mapping[str, pa.Array],
     texts: Cells | None,
     rows: NDArray[np.int64],
 ) -> pa.Table:
-    """One row a query: its id, how many documents it has here, and those of them that are kept.
+    """One row a query: its columns, how many documents it has here, and those of them that are kept.
 
     Args:
-        column: name of the queries' id.
-        ids: of the queries.
+        queries: the id first, then what else stays beside it.
         num_documents: int64 [queries].
         groups: int64 [kept], ascending: which query a document is of.
         values: columns of the kept documents; NaN is null.
-        document_ids: of all documents.
+        carried: columns of all documents, their ids among them.
         texts: of all documents, if they are to be kept as `shown`; code -1 is null.
         rows: int64 [kept], the kept of all documents.
     """
     fields = {name: pa.array(value, from_pandas=True) for name, value in values.items()}
-    if document_ids is not None:
-        fields["document_id"] = document_ids.take(pa.array(rows))
+    fields |= {name: column.take(pa.array(rows)) for name, column in carried.items()}
     if texts is not None:
         codes = texts.codes[rows]
         fields["document"] = pa.array(map(shown, texts.values), pa.large_string()).take(pa.array(codes, mask=codes < 0))
     structs = pa.StructArray.from_arrays(list(fields.values()), list(fields))
-    offsets = offsets_of(np.bincount(groups, minlength=len(ids)))
+    offsets = offsets_of(np.bincount(groups, minlength=len(queries)))
     results = pa.LargeListArray.from_arrays(pa.array(offsets), structs)
-    return pa.table({column: ids, "num_documents": num_documents, "results": results})
+    return queries.append_column("num_documents", pa.array(num_documents)).append_column("results", results)

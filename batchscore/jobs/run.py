@@ -16,6 +16,7 @@ from typing import Any
 
 from batchscore.engine.batcher import Batcher
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
+from batchscore.io.outputs import Origin
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import local_path, open_folder, writer_id
 from batchscore.io.units import Unit
@@ -23,7 +24,7 @@ from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
 from batchscore.jobs.blocks import Block, Blocks, open_blocks, summed_counts
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
-from batchscore.jobs.commands import Command, EncodeCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand
 from batchscore.jobs.commands.base import UnitRows, input_order
 from batchscore.jobs.events import End, Events, Outcome, Silent
 from batchscore.jobs.leases import Leases, Presence, Task, workers
@@ -72,10 +73,17 @@ class PreparedJob:
         """Whether this run makes one file of the parts."""
         return self.options.merge or (self.is_alone and not self.output.is_folder)
 
+    @property
+    def origin(self) -> Origin:
+        """What the scores are of."""
+        checkpoint = self.plan.setup.checkpoint
+        commit = checkpoint.snapshot.commit if checkpoint.snapshot else None
+        return Origin(checkpoint.name, commit, self.options.split or "test")
+
     def divide(self) -> Division:
         """Divide the input into units, for which files that do not know their number of rows are read."""
         setup, command, encode = self.plan.setup, self.plan.command, self.options.encode
-        units = command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise)
+        units = list(command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise))
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
         if isinstance(command, EncodeCommand):
@@ -118,16 +126,26 @@ def prepare(
     Raises:
         BatchscoreError: an option, a file or the model that cannot be used.
     """
-    output = open_output(options.out)
+    output = open_output(options.out, options.out_format, options.run_tag)
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
     checks.refuse_media(options)
-    source = open_source(options.inputs, split=options.split, hive=options.hive, skip=output.owns, media=options.media)
+    source = open_source(
+        options.inputs,
+        split=options.split,
+        hive=options.hive,
+        form=options.in_format,
+        skip=output.owns,
+        media=options.media,
+    )
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
+    checks.require_fit(command, options.errors, output.format, output.file)
     checks.refuse_overwriting_input(source, output)
     checks.refuse_together(options, shard, output)
     command.check(source)
+    if isinstance(command, RerankCommand):
+        checks.require_run(output.format, command.run_columns(source))
     slots = find_slots(options.devices) if options.devices is not None else []
     (events or Silent()).loading(scorer["model"], "files")
     setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
@@ -168,7 +186,7 @@ class _Run:
             return outcome
         checks.refuse_replacing_merged(self.folder, self.job.output, self.job.options)
         fingerprint, overwrite = self.job.plan.fingerprint, self.job.options.overwrite
-        parts = start_parts(self.folder, fingerprint, self.job.divide, overwrite=overwrite)
+        parts = start_parts(self.folder, fingerprint, self.job.divide, overwrite=overwrite, origin=self.job.origin)
         todo = self._todo(parts)
         self._start(parts, todo)
         try:
@@ -196,6 +214,13 @@ class _Run:
                 f"{output.path} already exists and is another job's: {difference}",
                 hint="pass --overwrite to replace it, or choose another output",
             )
+        written = output.written
+        before = {name: record.get(name, now) for name, now in written.items()}  # older records have neither
+        if (difference := first_difference(before, written)) is not None:
+            raise OutputError(
+                f"{output.path} is already complete: {difference}",
+                hint="pass --overwrite to score again, or choose another output",
+            )
         self.folder.discard()  # left by a run that was killed on its last step
         counts = record["counts"]
         self.job.limits.check(bad_rows(counts), counts["rows"])
@@ -216,8 +241,8 @@ class _Run:
         return [unit for unit in mine if unit.index not in done]
 
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
-        job, files = self.job, len(self.job.plan.inputs)
-        share = share_lines(files, parts, todo, job.shard, is_dynamic=job.options.is_dynamic)
+        job = self.job
+        share = share_lines(job.plan.inputs, parts, todo, job.shard, is_dynamic=job.options.is_dynamic)
         lines = [*job.plan.lines(), *job.plan.command.lines(job.source), *share]
         self.events.started(lines, job.plan.describe())
         self.meter.started, self.meter.total = perf_counter(), sum(unit.rows for unit in todo)
@@ -368,7 +393,7 @@ class _Run:
                     return False
                 self.stop.check()
                 sleep(_POLL_SECONDS)
-            assemble(parts, output.file, self.stop)
+            assemble(parts, output.file, self.stop, form=output.format)
             write_errors(parts, output)
         return True
 
@@ -386,7 +411,7 @@ class _Run:
         }
         process = writer_id() if self.job.options.is_dynamic else str(self.job.shard).replace("/", "-of-")
         record = output.record("" if whole else f"-{process}")
-        write_record(record, self.job.plan.record(counts))
+        write_record(record, {**self.job.plan.record(counts), **output.written})
         if end == "merged" and not output.is_folder:
             self.folder.discard()
         elif end != "partial" and output.is_folder and self.folder.has(JOB):

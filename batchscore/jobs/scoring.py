@@ -63,14 +63,14 @@ class Method(Protocol):
         """What a unit's table is made of: the scores of all its windows."""
 
 
-def choose_method(command: Command, encoder: Encoder, blocks: Blocks | None, progress: Progress) -> Method:
+def choose_method(command: Command, encoder: Encoder, blocks: Blocks | None, progress: Progress | None) -> Method:
     """How a unit of a command is done.
 
     Args:
         command: what is made of it.
         encoder: the model and the store.
         blocks: of a job whose texts are encoded once.
-        progress: of the unit.
+        progress: of the unit, if it is kept.
     """
     batcher, shelves = encoder.batcher, encoder.shelves
     if isinstance(command, EncodeCommand):
@@ -251,7 +251,7 @@ class EncodeTexts:
     """The model reads each distinct text of the window, and the encodings are what is written."""
 
     encoder: Encoder
-    progress: Progress
+    progress: Progress | None
 
     num_scores: ClassVar[int] = 0
 

@@ -16,7 +16,9 @@ __all__ = ["job_functions", "lean_imports"]
 def job_functions(inputs: Sequence[str]) -> ModuleType:
     """The module `batchscore.jobs.files`, with what these inputs need."""
     with lean_imports():
-        if not {"pandas", "pyarrow"} & sys.modules.keys() and all(map(os.path.isfile, inputs)):
+        if not {"pandas", "pyarrow"} & sys.modules.keys() and all(
+            name == "-" or os.path.isfile(name) for name in inputs
+        ):
             _do_without_pandas()  # which a dataset of the Hub in CSV, say, is read with
         from batchscore.jobs import files
     return files

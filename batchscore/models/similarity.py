@@ -36,7 +36,8 @@ def dot(queries: Tensor, documents: Tensor, left: Index, right: Index) -> Tensor
     scores = torch.empty(len(left), device=queries.device)
     for start in range(0, len(left), size):
         rows = slice(start, start + size)
-        torch.sum(_rows(queries, left[rows]) * _rows(documents, right[rows]), 1, out=scores[rows])
+        # not `out=`: where all rows are one pair there is one product, which is the score of each of them
+        scores[rows] = torch.sum(_rows(queries, left[rows]) * _rows(documents, right[rows]), 1)
     return scores
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
+from batchscore.io.outputs import Layout
 from batchscore.io.source import Chunk, Source
 from batchscore.io.units import Unit
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.types import Cell, Fault, OneSide, Pairs
 
 Counts = dict[str, Any]
@@ -68,6 +69,9 @@ class UnitRows(Protocol):
         What `scores` are is for the method to say that makes them (`jobs/scoring.py`): `Scores`, or `Encoded` texts.
         """
 
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """What the rows before the first bad row have in the unit's part."""
+
 
 class Command(Protocol):
     """What `score` and the like do to the units of a job. Its fields are JSON-able: they describe the job."""
@@ -76,10 +80,20 @@ class Command(Protocol):
 
     def check(self, source: Source) -> None: ...  # columns, before a model is loaded
     def lines(self, source: Source) -> list[str]: ...  # what a person should know of how rows are read
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]: ...
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]: ...
     def load(self, source: Source, unit: Unit) -> UnitRows: ...
     def load_pairs(self, source: Source, unit: Unit) -> UnitRows: ...  # as `load`, with nothing else read
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]: ...
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]: ...
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]: ...  # as `merged`, of a part by itself
+
+
+def columns_line(found: Mapping[str, str]) -> list[str]:
+    """What a person reads of columns that were found by their names (what is in each -> its name)."""
+    told = [f"{what} in {name}" for what, name in found.items() if name not in _FIRST_NAMES]
+    return [f"columns  {', '.join(told)}"] if told else []
+
+
+_FIRST_NAMES = ("query", "document", "documents", "document_id")  # of columns that nobody wonders about
 
 
 def media_counts(cells: Iterable[Cell]) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,12 +14,13 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.digests import digests_of
 from batchscore.io.encodings import DIGEST, MATRIX, VECTOR
-from batchscore.io.schema import ID_FIELDS, text_field
+from batchscore.io.outputs import Layout
+from batchscore.io.schema import ID_FIELDS, QUERY_ID_FIELDS, text_field
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
 from batchscore.jobs.commands.base import BadRow, Counts
-from batchscore.jobs.parts import Parts, encoding_fingerprint
+from batchscore.jobs.parts import Fingerprint, Parts, encoding_fingerprint
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.records import as_json
 from batchscore.jobs.results import matrices, rows_with_scores, vectors
@@ -29,7 +30,7 @@ _ADDED = (VECTOR, MATRIX, DIGEST, "num_tokens", "truncated")
 # Vectors are some forty times as large as their texts, matrices some two hundred: a unit of either fits into memory.
 _UNIT_BYTES = 2 << 20
 _IDS: Mapping[Side, Sequence[str]] = {
-    "query": ("query_id", "qid", "id", "_id"),
+    "query": (*QUERY_ID_FIELDS, "id", "_id"),
     "document": ("document_id", *ID_FIELDS),
 }
 _CUT_NAMES = np.array(CUT_NAMES)
@@ -77,7 +78,7 @@ class EncodeCommand:
         [line] = columns.lines("text") or [f"text     {columns.texts[0]}"]
         return [f"{line}; {f'ids in {ids[0]}' if ids else 'no ids'}"]
 
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
         """Units of `unit_rows` rows, fewer where these are long."""
         kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
         columns = {**kept, **self._flags(source)}
@@ -100,11 +101,19 @@ class EncodeCommand:
         """The texts of a unit, without the columns that stay beside them."""
         return replace(self, keep_columns=()).load(source, unit)
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Rows in input order; what encoded them is in the metadata, for those who look texts up in the file."""
-        note = {"batchscore": as_json({"encoding": encoding_fingerprint(parts.fingerprint, self.side)})}
         for table in merge_rows(parts, units):
-            yield table.replace_schema_metadata(note)
+            yield self._noted(table, parts.fingerprint)
+
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
+        """The rows, with the same metadata."""
+        return [self._noted(part, job)]
+
+    def _noted(self, table: pa.Table, job: Fingerprint) -> pa.Table:
+        return table.replace_schema_metadata(
+            {"batchscore": as_json({"encoding": encoding_fingerprint(job, self.side)})}
+        )
 
     def _cells(self, source: Source) -> CellColumns:
         """The columns that together are what is encoded."""
@@ -185,3 +194,7 @@ class EncodedRows:
             "truncated": _CUT_NAMES[encodings.cut],
         }
         return rows_with_scores(self.carried, self.rows[pairs], columns, keep_others=keep_bad), {}
+
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """That many rows."""
+        return table.slice(0, row)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -15,18 +15,38 @@ from numpy.typing import NDArray
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
 from batchscore.io.cells import CellColumns, read_cells
-from batchscore.io.documents import document_fields, explode, require_fields
-from batchscore.io.schema import Shape, holds_media, is_documents, listed_type
+from batchscore.io.documents import document_fields, explode, id_field_of, require_fields
+from batchscore.io.outputs import Layout, RunColumns
+from batchscore.io.schema import (
+    DOCUMENT_ID_FIELDS,
+    QUERY_ID_FIELDS,
+    Shape,
+    document_column,
+    holds_media,
+    is_documents,
+    listed_type,
+    usual,
+)
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts
-from batchscore.jobs.parts import Parts
-from batchscore.jobs.rankings import merge_rankings
+from batchscore.jobs.commands.base import BadRow, Counts, columns_line
+from batchscore.jobs.parts import Fingerprint, Parts
+from batchscore.jobs.rankings import Rank, merge_rankings, rank_alone
 from batchscore.jobs.results import candidates, encode_ids
 from batchscore.types import Cells, Fault, Faults, Pairs, Scores, good_rows
 
-_RANKED = ("index", "document_id", "rank", "relevance_score", "document", "results", "num_documents", "first")
+_RANKED = (
+    "index",
+    "document_id",
+    "rank",
+    "relevance_score",
+    "rank_by",
+    "document",
+    "results",
+    "num_documents",
+    "first",
+)
 _NESTED_SHARE = 64  # rows of a unit that a list of documents counts as; usual lists have 20 to 100
 
 
@@ -37,9 +57,9 @@ class RerankCommand:
     name: ClassVar[str] = "rerank"
 
     query_column: str = "query"
-    document_column: str | None = None  # None: "document", or else "documents"
-    query_id_column: str | None = None  # None: the query's text
-    document_id_column: str | None = None  # None: "document_id", in structs a field with an id's usual name
+    document_column: str | None = None  # None: the first with a usual name of one
+    query_id_column: str | None = None  # None: likewise, or else the query's text
+    document_id_column: str | None = None  # None: likewise, and so in structs
     top_n: int = 0
     return_documents: bool = False
     nested: bool = False
@@ -49,18 +69,33 @@ class RerankCommand:
     query_video_column: str | None = None
     document_image_column: str | None = None
     document_video_column: str | None = None
+    keep_columns: Sequence[str] | None = ()  # of the input, beside the query or document; None: all
+    keep_document_fields: Sequence[str] | None = ()  # of structs; None: all
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
+        if "" in (*(self.keep_columns or ()), *(self.keep_document_fields or ())):
+            raise UsageError("--keep-columns or --keep-document-fields has an empty name", hint="all, none, or names")
         columns = self._columns(source)
         if columns.nested:
             location = f"{source.files[0]}: column {columns.document!r}"
             kind = listed_type(source.column_type(columns.document))
-            require_fields(kind, self.document_id_column, location, self.document_fields)
+            kept = self.keep_document_fields
+            require_fields(kind, self.document_id_column, location, self.document_fields, kept)
+        elif self.keep_document_fields != ():
+            raise UsageError(
+                "--keep-document-fields is for lists of documents, and here each row has one",
+                hint="name columns with --keep-columns",
+            )
         if columns.query_id in _RANKED:
             raise UsageError(
                 f"the query's id column is called {columns.query_id!r}, a name of the output", hint="rename the column"
             )
+        columns.refuse_clash(columns.kept(source.column_names(), self.keep_columns), self.keep_document_fields or ())
+
+    def lists_documents(self, source: Source) -> bool:
+        """Whether a row has a list of documents; raises as `check`."""
+        return self._columns(source).nested
 
     def lines(self, source: Source) -> list[str]:
         """Which columns or fields together are a query or document."""
@@ -68,9 +103,18 @@ class RerankCommand:
         if columns.nested:
             kind = listed_type(source.column_type(columns.document))
             documents = CellColumns(document_fields(kind, self.document_fields))
-        return [*columns.queries.lines("query"), *(documents or columns.documents).lines("document")]
+        found = {} if self.query_id_column else {"query ids": columns.query_id}
+        if self.document_column is None:
+            found["documents"] = columns.document
+        if self.document_id_column is None and columns.document_id:
+            found["document ids"] = columns.document_id
+        return [
+            *columns_line(found),
+            *columns.queries.lines("query"),
+            *(documents or columns.documents).lines("document"),
+        ]
 
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
         """Units that do not divide a query's run of rows; of fewer rows where each lists documents."""
         columns = self._columns(source)
         rows = max(1, unit_rows // _NESTED_SHARE) if columns.nested else unit_rows
@@ -83,24 +127,35 @@ class RerankCommand:
     def load(self, source: Source, unit: Unit) -> RankedRows:
         """One pair a document."""
         columns = self._columns(source)
-        chunk = source.read(unit, list(columns.flags), columns.shapes)
+        chunk = source.read(unit, None if self.keep_columns is None else list(columns.flags), columns.shapes)
+        kept = columns.kept(chunk.table.column_names, self.keep_columns)
         row_faults = chunk.faults()
         missing: Faults = {}  # documents without a text
         queries = read_cells(chunk, columns.queries, row_faults)
-        groups, ids = _groups_of(chunk, columns.query_id, row_faults)
+        row_groups, ids = _groups_of(chunk, columns.query_id, row_faults)
         if columns.nested:
             documents = explode(
-                chunk, columns.document, self.document_id_column, row_faults, missing, self.document_fields
+                chunk,
+                columns.document,
+                self.document_id_column,
+                row_faults,
+                missing,
+                self.document_fields,
+                self.keep_document_fields,
             )
             parents, texts, document_ids = documents.parents, documents.texts, documents.ids
+            of_query, of_document = kept, documents.fields
         else:  # a document is a row
             parents = np.arange(len(chunk.table))
             texts = read_cells(chunk, columns.documents, missing)
             document_ids = chunk.table[columns.document_id].combine_chunks() if columns.document_id else None
             row_faults = {**missing, **row_faults}
+            of_query = [name for name in kept if name in columns.queries.shapes]
+            of_document = {name: chunk.table[name].combine_chunks() for name in kept if name not in of_query}
+        columns.refuse_clash(of_query, of_document)
         good = good_rows(len(parents), missing)
         good = good[~np.isin(parents[good], list(row_faults))]
-        groups = groups[parents]
+        groups = row_groups[parents]
         pairs = Pairs(Cells(queries.values, queries.codes[parents]), texts, lists=groups)
         shown = None
         if self.return_documents:
@@ -116,9 +171,10 @@ class RerankCommand:
             listed=columns.document if columns.nested else None,
             parents=parents,
             documents=good,
+            row_groups=row_groups,
             groups=groups,
-            ids=ids,
-            document_ids=document_ids,
+            queries=_queries_of(chunk, columns.query_id, ids, of_query, row_groups),
+            carried={**({} if document_ids is None else {"document_id": document_ids}), **of_document},
             texts=shown,
         )
         if columns.nested:
@@ -126,27 +182,44 @@ class RerankCommand:
         return rows
 
     def load_pairs(self, source: Source, unit: Unit) -> RankedRows:
-        """The same: hardly anything is read besides the pairs."""
-        return self.load(source, unit)
+        """The same without the columns that are kept."""
+        return replace(self, keep_columns=(), keep_document_fields=()).load(source, unit)
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Each query's documents of all parts in rank order."""
-        rank = partial(rank_rows, top_n=self.top_n)
-        return merge_rankings(parts, units, rank, nested=self.nested, scratch=scratch)
+        is_run = layout != "own"
+        nested = layout == "lists" if is_run else self.nested
+        return merge_rankings(parts, units, self._rank, nested=nested, is_run=is_run, scratch=scratch)
+
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
+        """Each query's documents in rank order."""
+        return rank_alone(part, self._rank, nested=self.nested)
 
     @property
-    def id_name(self) -> str:
-        """Name of the query's id in the output."""
-        return self.query_id_column or self.query_column
+    def _rank(self) -> Rank:
+        return partial(rank_rows, top_n=self.top_n)
+
+    def run_columns(self, source: Source) -> RunColumns:
+        """What the output has of what a run may need."""
+        columns = self._columns(source)
+        document_id = columns.document_id
+        if columns.nested:
+            kind = listed_type(source.column_type(columns.document)).value_type
+            document_id = id_field_of(kind, self.document_id_column)
+        is_text = columns.query_id == self.query_column
+        has_text = is_text or self.keep_columns is None or self.query_column in self.keep_columns
+        return RunColumns(not is_text, has_text, bool(document_id), self.return_documents)
+
+    def _query_id(self, source: Source) -> str:
+        """The column with the query's id, which has this name in the output too."""
+        return self.query_id_column or usual(source.column_names(), QUERY_ID_FIELDS) or self.query_column
 
     def _columns(self, source: Source) -> _Columns:
         """What the first file and the options say; the first row tells whether documents come in lists."""
-        names = source.column_names()
-        document = self.document_column or (
-            "documents" if "documents" in names and "document" not in names else "document"
-        )
+        names, query_id = source.column_names(), self._query_id(source)
+        document = self.document_column or document_column(names)
         queries = self._queries(source)
-        flags = {self.id_name: "--query-id-column", **dict.fromkeys(queries.texts, "--query-column")}
+        flags = {query_id: "--query-id-column", **dict.fromkeys(queries.texts, "--query-column")}
         flags |= queries.flags("query-")
         documents = CellColumns.chosen(
             document_columns(document, names, self.document_fields),
@@ -159,6 +232,7 @@ class RerankCommand:
         is_replaced = document not in names and (self.document_fields is not None or not documents.texts)
         column = {} if is_replaced else {document: "--document-column"}
         source.require({**flags, **column})
+        kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
         if column and is_documents(source.column_type(document)):
             if documents.has_media:
                 raise UsageError(
@@ -167,15 +241,17 @@ class RerankCommand:
                     hint="write each image or video into its document, as {text, image}",
                 )
             shapes: dict[str, Shape] = {**queries.shapes, document: "documents"}
-            return _Columns(self.id_name, document, queries, documents, None, True, {**flags, **column}, shapes)
+            flags = {**kept, **flags, **column}
+            return _Columns(query_id, document, queries, documents, None, True, flags, shapes)
         flags |= {name: column.get(name, "--document-fields") for name in documents.texts}
         flags |= documents.flags("document-")
-        document_id = self.document_id_column or ("document_id" if "document_id" in names else None)
+        document_id = self.document_id_column or usual(names, DOCUMENT_ID_FIELDS)
         if document_id:
             flags[document_id] = "--document-id-column"
+        flags = {**kept, **flags}
         source.require(flags)
         shapes = {**queries.shapes, **documents.shapes}
-        return _Columns(self.id_name, document, queries, documents, document_id, False, flags, shapes)
+        return _Columns(query_id, document, queries, documents, document_id, False, flags, shapes)
 
     def _queries(self, source: Source) -> CellColumns:
         """The columns of the query; UsageError if it has media, by which queries are not told apart, and no id."""
@@ -186,7 +262,8 @@ class RerankCommand:
             source.column_names(),
             is_usual=self.query_column == RerankCommand.query_column,
         )
-        if self.query_id_column is None and (queries.has_media or holds_media(source.column_type(self.query_column))):
+        has_media = queries.has_media or holds_media(source.column_type(self.query_column))
+        if has_media and self._query_id(source) == self.query_column:
             raise UsageError(
                 "queries with images or videos need a column that tells them apart",
                 hint="pass --query-id-column",
@@ -205,6 +282,24 @@ class _Columns:
     flags: Mapping[str, str]  # column -> the option that names it
     shapes: Mapping[str, Shape]
 
+    def kept(self, names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+        """Which of all columns stay, besides ids: those that are wanted; None: all but the documents."""
+        if wanted is not None:
+            return [name for name in dict.fromkeys(wanted) if name != self.query_id]
+        return [name for name in names if name not in (self.query_id, self.document, self.document_id)]
+
+    def refuse_clash(self, of_query: Iterable[str], of_document: Iterable[str]) -> None:
+        """Raise UsageError if two columns of the output would have one name."""
+        taken = {self.query_id, *_RANKED}
+        for name in (*of_query, *of_document):
+            if name in taken:
+                raise UsageError(
+                    f"the output already has a column {name!r}, which is also to be kept",
+                    hint="name the columns with --keep-columns, the fields of documents with --keep-document-fields; "
+                    "the text of a document is kept by --return-documents",
+                )
+            taken.add(name)
+
 
 @dataclass(slots=True)
 class RankedRows:
@@ -218,9 +313,10 @@ class RankedRows:
     listed: str | None  # the column with lists of documents; None: a document a row
     parents: NDArray[np.int64]  # [documents], the row of each
     documents: NDArray[np.int64]  # [pairs], the document of each
-    groups: NDArray[np.int64]  # [documents], which query; -1: none
-    ids: pa.Array  # [queries]
-    document_ids: pa.Array | None  # [documents]
+    row_groups: NDArray[np.int64]  # [rows], which query; -1: none
+    groups: NDArray[np.int64]  # [documents], likewise
+    queries: pa.Table  # [queries], their ids and what stays beside these
+    carried: Mapping[str, pa.Array]  # [documents], what stays beside them, their ids first
     texts: Cells | None  # code -1: none
 
     def bad_row(self, pair: int, fault: Fault) -> BadRow:
@@ -238,7 +334,7 @@ class RankedRows:
     def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
         """One row a query, with its candidates in rank order; those without a score come last, or are left out."""
         size, scored = len(self.groups), self.documents[pairs]
-        num_documents = np.zeros(len(self.ids), np.int64)
+        num_documents = np.zeros(len(self.queries), np.int64)
         known = np.flatnonzero(self.groups >= 0)
         index = np.zeros(size, np.int32)
         index[known] = positions_in_groups(self.groups[known], num_documents)
@@ -249,17 +345,22 @@ class RankedRows:
         order, _ = rank_rows(self.groups[listed], index[listed], rank_by[listed], self.command.top_n)
         kept = listed[order]
         columns = {"index": index[kept], "relevance_score": score[kept], "rank_by": rank_by[kept]}
-        table = candidates(
-            self.command.id_name,
-            self.ids,
-            num_documents,
-            self.groups[kept],
-            columns,
-            self.document_ids,
-            self.texts,
-            kept,
-        )
+        table = candidates(self.queries, num_documents, self.groups[kept], columns, self.carried, self.texts, kept)
         return table, {"ranked": len(kept)}
+
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """The queries that have no documents in this row or after it."""
+        return table.slice(0, len(np.setdiff1d(self.row_groups[:row], self.row_groups[row:])))
+
+
+def _queries_of(chunk: Chunk, column: str, ids: pa.Array, kept: Sequence[str], groups: NDArray[np.int64]) -> pa.Table:
+    """The ids of the queries, and what their first rows have in other columns."""
+    queries = pa.table({column: ids})
+    numbers, first = np.unique(groups, return_index=True)
+    rows = pa.array(first[numbers >= 0])
+    for name in kept:
+        queries = queries.append_column(name, chunk.table[name].combine_chunks().take(rows))
+    return queries
 
 
 def _groups_of(chunk: Chunk, column: str, faults: Faults) -> tuple[NDArray[np.int64], pa.Array]:

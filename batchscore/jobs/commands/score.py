@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchscore.errors import UsageError
+from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
+from batchscore.io.outputs import Layout
+from batchscore.io.schema import document_column, is_documents
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
-from batchscore.jobs.commands.base import BadRow, Counts
-from batchscore.jobs.parts import Parts
+from batchscore.jobs.commands.base import BadRow, Counts, columns_line
+from batchscore.jobs.parts import Fingerprint, Parts
 from batchscore.jobs.rankings import merge_rows
 from batchscore.jobs.results import rows_with_scores
 from batchscore.types import CUT_NAMES, Fault, Pairs, Scores, good_rows
@@ -32,7 +34,7 @@ class ScoreCommand:
     name: ClassVar[str] = "score"
 
     query_column: str = "query"
-    document_column: str = "document"
+    document_column: str | None = None  # None: the first with a usual name of one
     score_column: str = "score"
     keep_columns: Sequence[str] | None = None  # None: all
     details: bool = False
@@ -47,15 +49,20 @@ class ScoreCommand:
         """Raise InputError or UsageError for columns that are missing or in the way."""
         if "" in (self.keep_columns or ()):
             raise UsageError("--keep-columns has an empty name", hint="all, none, or names like id,query")
-        source.require(self._flags(source))
+        flags = self._flags(source)
+        if self.document_column is None and "documents" in flags and is_documents(source.column_type("documents")):
+            message = f"{source.files[0]}: each row lists documents, and score takes one document a row"
+            raise InputError(message, hint="rank the documents of each query with rerank")
+        source.require(flags)
         self._refuse_clash(source.column_names())
 
     def lines(self, source: Source) -> list[str]:
         """Which columns together are a query or document."""
         queries, documents = self._sides(source)
-        return [*queries.lines("query"), *documents.lines("document")]
+        found = {} if self.document_column or len(documents.texts) != 1 else {"documents": documents.texts[0]}
+        return [*columns_line(found), *queries.lines("query"), *documents.lines("document")]
 
-    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> list[Unit]:
+    def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
         """Units of `unit_rows` rows."""
         kept = dict.fromkeys(self.keep_columns or (), "--keep-columns")
         return source.units(unit_rows, columns={**kept, **self._flags(source)}, limit=self.limit)
@@ -87,13 +94,18 @@ class ScoreCommand:
             columns |= {"num_tokens": scores.num_tokens, "truncated": _CUT_NAMES[scores.cut]}
         return columns
 
-    def merged(self, parts: Parts, units: Sequence[int], scratch: str) -> Generator[pa.Table]:
+    def merged(self, parts: Parts, units: Sequence[int], scratch: str, layout: Layout) -> Generator[pa.Table]:
         """Rows in input order."""
         return merge_rows(parts, units)
 
+    def finished(self, part: pa.Table, job: Fingerprint) -> Iterable[pa.Table]:
+        """The rows."""
+        return [part]
+
     def _sides(self, source: Source) -> tuple[CellColumns, CellColumns]:
         """The columns that together are a row's query, and those of its document."""
-        names, text, fields = source.column_names(), self.document_column, self.document_fields
+        names, fields = source.column_names(), self.document_fields
+        text = self.document_column or document_column(names)
         queries = CellColumns.chosen(
             (self.query_column,),
             self.query_image_column,
@@ -106,16 +118,15 @@ class ScoreCommand:
             self.document_image_column,
             self.document_video_column,
             names,
-            is_usual=fields is None and text == ScoreCommand.document_column,
+            is_usual=fields is None and self.document_column is None,
         )
         return queries, documents
 
     def _flags(self, source: Source) -> dict[str, str]:
         """The columns to read, and the option that names each."""
         queries, documents = self._sides(source)
-        texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, "--document-fields")
-        if self.document_column in documents.texts:
-            texts[self.document_column] = "--document-column"
+        flag = "--document-column" if self.document_fields is None else "--document-fields"
+        texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, flag)
         return {**texts, **queries.flags("query-"), **documents.flags("document-")}
 
     def _refuse_clash(self, existing: Sequence[str]) -> None:
@@ -151,3 +162,7 @@ class ScoredRows:
     def table(self, pairs: NDArray[np.int64], scores: Scores, *, keep_bad: bool) -> tuple[pa.Table, Counts]:
         """The rows with their scores; bad ones are left out, or stay without a score."""
         return rows_with_scores(self.carried, self.rows[pairs], self.command.columns(scores), keep_others=keep_bad), {}
+
+    def before(self, table: pa.Table, row: int) -> pa.Table:
+        """That many rows."""
+        return table.slice(0, row)

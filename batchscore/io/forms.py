@@ -1,0 +1,16 @@
+"""The formats of inputs and outputs, by the words that `--in-format` and `--out-format` take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Form = Literal[
+    "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics", "dataset"
+]  # how a file is read
+DialectName = Literal["rank-llm", "pyserini", "mteb"]  # what the rows of one mean that has queries with their documents
+InFormat = Literal[
+    "auto", "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics",
+    "rank-llm", "pyserini", "mteb",
+]  # fmt: skip
+OutForm = Literal["parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
+OutFormat = Literal["auto", "parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
