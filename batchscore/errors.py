@@ -76,6 +76,11 @@ _FLAG = re.compile(r"(?<!\S)--([a-z][a-z-]+)")
 _KEYWORDS = {"in": "inputs", "no-hive": "hive=False"}  # the others are called as their flags
 
 
+def flags_in(error: BatchscoreError) -> list[str]:
+    """The flags that an error's message names, without hyphens in front."""
+    return list(dict.fromkeys(_FLAG.findall(error.message)))
+
+
 @contextmanager
 def naming_keywords() -> Iterator[None]:
     """Around calls from Python: hints speak of flags, and the text of an error then names the keywords too."""

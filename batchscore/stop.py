@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Event, Timer
@@ -30,10 +30,17 @@ GRACE_SECONDS = 3.0  # for what is in the model; with saving and leaving, less t
 _POLL_SECONDS = 0.1
 
 
-def leave_on_signals() -> None:
+def leave_on_signals(tell: Callable[[StoppedError], None] = lambda error: None) -> None:
     """Have a signal end the program at once, with the exit code of a stopped run: good while nothing is done yet."""
+
+    def leave(number: int, frame: object) -> None:
+        try:
+            tell(_stopped_by(signal.Signals(number).name))
+        finally:
+            os._exit(StoppedError.exit_code)
+
     for number in _handled():
-        signal.signal(number, lambda *_: os._exit(StoppedError.exit_code))
+        signal.signal(number, leave)
 
 
 @contextmanager
@@ -55,6 +62,10 @@ def _ignore() -> None:
     # at exit Python removes handlers while libraries still unload, and a late signal would change the exit code
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _stopped_by(reason: str) -> StoppedError:
+    return StoppedError(f"stopped by {reason}", hint="run the same command again to resume")
 
 
 class Stop:
@@ -83,7 +94,7 @@ class Stop:
     def check(self) -> None:
         """Raise StoppedError if a stop was requested."""
         if self._event.is_set():
-            raise StoppedError(f"stopped by {self._reason}", hint="run the same command again to resume")
+            raise _stopped_by(self._reason)
 
     @contextmanager
     def polling(self) -> Iterator[None]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.errors import BatchscoreError, ClosedPipeError, debug_traceback
+from batchscore.cli.sources import naming_places
+from batchscore.errors import BatchscoreError, ClosedPipeError, debug_traceback, first_line
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # these import torch, and the first line is shown before that
@@ -29,12 +32,13 @@ class Display:
     """The events of a run in the chosen form: a bar on a terminal, else a line every few seconds, as text or JSON."""
 
     def __init__(self, *, quiet: bool, log_format: str) -> None:
-        self._quiet, self._json = quiet, log_format == "json"
+        self._quiet, self.is_json = quiet, log_format == "json"
         # texts from outside are shown as they are: a path may have `:100:` or `[red]` in it
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._shown = perf_counter()
         self._lock = Lock()
+        self.meter: Meter | None = None  # of the run, once it has one
         self._loading: set[str] = set()  # what was shown already
 
     def loading(self, model: str, stage: Literal["files", "weights"]) -> None:
@@ -42,7 +46,7 @@ class Display:
         if stage in self._loading:
             return
         self._loading.add(stage)
-        if self._json:
+        if self.is_json:
             self._event("loading", {"model": model, "stage": stage})
         elif stage == "weights":
             self.note("loading  weights")
@@ -53,7 +57,7 @@ class Display:
 
     def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None:
         """Show what is about to run."""
-        if self._json:
+        if self.is_json:
             self._event("start", description)
         elif not self._quiet:
             for line in lines:
@@ -64,6 +68,7 @@ class Display:
 
     def progress(self, meter: Meter) -> None:
         """Called after each pack, from any thread."""
+        self.meter = meter
         if self._quiet:
             return
         if self._bar is not None:
@@ -73,7 +78,7 @@ class Display:
             if perf_counter() - self._shown < _SECONDS_BETWEEN_LINES:
                 return
             self._shown = perf_counter()
-        if self._json:
+        if self.is_json:
             self._event("progress", _progress_values(meter))
         else:
             share = "" if meter.fraction is None else f"{meter.fraction:4.0%}  "
@@ -81,15 +86,15 @@ class Display:
 
     def note(self, line: str) -> None:
         """Show a line of news."""
-        if self._json:
+        if self.is_json:
             self._event("note", {"message": line})
         elif not self._quiet:
             self._print(line)
 
     def bad_row(self, record: Mapping[str, Any]) -> None:
         """Show a bad row of a stream, even when quiet: nothing else tells of it."""
-        if self._json:
-            self._event("bad_row", record)
+        if self.is_json:
+            self._event("bad_row", record, "warning")
             return
         from batchscore.jobs.events import bad_row_line
 
@@ -98,8 +103,8 @@ class Display:
     def finished(self, outcome: Outcome) -> None:
         """Show how it went; the last line stands on its own."""
         self.stop()
-        if self._json:
-            self._event("finish", outcome.counts)
+        if self.is_json:
+            self._event("finish", outcome.counts, "warning" if outcome.bad_rows else "info")
         elif not self._quiet:
             for line in _summary_lines(outcome):
                 self._print(line)
@@ -108,15 +113,22 @@ class Display:
         """Show why it stopped, even when quiet."""
         self.stop()
         trace = debug_traceback(error)
-        if self._json:
+        if self.is_json:
             values = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-            self._event("error", values | ({"traceback": trace} if trace else {}))
+            self._event("error", values | ({"traceback": trace} if trace else {}), "error")
             return
         if trace:
             self._print(trace)
         self._print(f"error: {error.message}")
         if error.hint:
             self._print(f"hint: {error.hint}")
+
+    def bug(self, error: Exception) -> None:
+        """Show an error that nobody meant to raise as an event, which has its traceback."""
+        self.stop()
+        trace = "".join(traceback.format_exception(error))
+        values = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": None, "exit_code": 1}
+        self._event("error", {**values, "traceback": trace}, "error")
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -128,10 +140,14 @@ class Display:
         with suppress(OSError, SystemExit):  # the reader of a pipe is gone; rich would end the program
             self._console.print(line)
 
-    def _event(self, event: str, values: Mapping[str, Any]) -> None:
+    def _event(
+        self, event: str, values: Mapping[str, Any], level: Literal["info", "warning", "error"] = "info"
+    ) -> None:
         if not self._quiet or event in ("error", "bad_row"):
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            line = json.dumps({"ts": now, "level": level, "event": event, **values}, ensure_ascii=False)
             with suppress(OSError):
-                sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+                sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
 
 
@@ -140,7 +156,8 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
     """Show an error of this block and end the program with its exit code."""
     display = display or Display(quiet=False, log_format="text")
     try:
-        yield
+        with naming_places():
+            yield
     except BatchscoreError as error:
         if not isinstance(error, ClosedPipeError):
             display.error(error)
@@ -148,6 +165,11 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
             sys.stderr.flush()
             os._exit(error.exit_code)
         raise typer.Exit(error.exit_code) from error
+    except Exception as error:
+        if isinstance(error, typer.Exit) or not display.is_json:
+            raise
+        display.bug(error)
+        raise typer.Exit(1) from error
 
 
 def _bar(console: Console) -> Progress:
@@ -168,6 +190,7 @@ def _progress_values(meter: Meter) -> dict[str, Any]:
         "rows_surveyed": meter.surveyed,
         "texts": round(meter.texts),
         "rows": round(meter.rows),
+        "total_rows": meter.total,
         "tokens": meter.tokens,
         "fraction": meter.fraction,
         "rows_per_second": round(meter.rows / meter.elapsed, 1),

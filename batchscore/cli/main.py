@@ -14,6 +14,7 @@ from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
+from batchscore.cli.sources import SettledCommand
 from batchscore.cli.status import merge, status
 from batchscore.cli.store import app as store
 from batchscore.cli.verify import verify
@@ -30,8 +31,9 @@ def _option_name(name: str) -> str:
 app = typer.Typer(
     name="batchscore",
     help="Score and rerank query/document pairs over whole corpora, offline.",
+    epilog="Exit codes: 0 done; 7 done, but for bad rows; 9 not good enough; 75 stopped, the same command resumes; "
+    "others failed. docs/cron.md has the table.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": _option_name, "help_option_names": ["--help", "-h"]},
 )
@@ -54,13 +56,14 @@ def main(
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-app.command()(score)
-app.command()(rerank)
-app.command()(encode)
-app.command("eval")(evaluate)
+app.command(cls=SettledCommand)(score)
+app.command(cls=SettledCommand)(rerank)
+app.command(cls=SettledCommand)(encode)
+# eval's --out and --task are not those of a job, so its variables begin with BATCHSCORE_EVAL_
+app.command("eval", cls=SettledCommand, context_settings={"auto_envvar_prefix": "BATCHSCORE_EVAL"})(evaluate)
 app.command()(status)
 app.command()(merge)
-app.command()(inspect)
-app.command()(verify)
+app.command(cls=SettledCommand)(inspect)
+app.command(cls=SettledCommand)(verify)
 app.command()(models)
 app.add_typer(store, name="store")

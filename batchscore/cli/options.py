@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from batchscore.cli.sources import read_job
 from batchscore.errors import Errors
 from batchscore.io.forms import InFormat, OutFormat
 
@@ -499,12 +500,23 @@ class Run:
         list[str] | None,
         _run(
             "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
-            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
+            "that `batchscore encode` wrote. May be repeated.",
             metavar="DIR|FILE",
             show_default=False,
         ),
     ] = None
     quiet: Quiet = False
+    as_json: Annotated[bool, _run("Print how it went as one JSON object to stdout, also when it failed.", "--json")] = (
+        False
+    )
+    metrics_file: Annotated[
+        str | None,
+        _run(
+            "File to replace with metrics of the run for Prometheus's textfile collector, also when it failed. Its "
+            "name becomes a label.",
+            metavar="FILE.prom",
+        ),
+    ] = None
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[
         float | None,
@@ -545,19 +557,46 @@ class Run:
     ] = None
 
 
+@dataclass
+class Sources:
+    """Where other options come from; every command with groups of options has these too."""
+
+    job: Annotated[
+        str | None,
+        _run(
+            "TOML or YAML file with options, `unit-rows = 4096`. Flags come first, then variables such as "
+            "BATCHSCORE_UNIT_ROWS, then this file.",
+            metavar="FILE",
+            callback=read_job,
+            is_eager=True,
+        ),
+    ] = None
+    print_config: Annotated[
+        bool, _run("Show every option with where it is set, as a job file, and end.", "--print-config")
+    ] = False
+
+
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 
 def with_options(*groups: type) -> Callable[[CommandT], CommandT]:
-    """Give a command the options of these groups: typer reads them from its signature, and passes them as keywords."""
+    """Give a command the options of these groups: typer reads them from its signature, and passes them as keywords.
+
+    It is to be registered as a SettledCommand, which deals with `Sources`.
+    """
 
     def decorate(command: CommandT) -> CommandT:
         own = [item for item in _parameters(command) if item.kind is not inspect.Parameter.VAR_KEYWORD]
-        items = [*own, *(item for group in groups for item in _parameters(group))]
+        items = [*own, *(item for group in (*groups, Sources) for item in _parameters(group))]
         items.sort(key=lambda item: item.default is not inspect.Parameter.empty)  # required first, as signatures demand
-        command.__signature__ = inspect.Signature(items)  # type: ignore[attr-defined]
-        command.__annotations__ = {item.name: item.annotation for item in items}
-        return command
+
+        @wraps(command)
+        def settled(job: str | None, print_config: bool, **options: Any) -> None:
+            command(**options)
+
+        settled.__signature__ = inspect.Signature(items)  # type: ignore[attr-defined]
+        settled.__annotations__ = {item.name: item.annotation for item in items}
+        return settled  # type: ignore[return-value]
 
     return decorate
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import typer
@@ -11,25 +10,36 @@ from batchscore.stop import Stop, leave_on_signals
 
 
 def run(
-    command: Literal["score", "rerank", "encode"], model: str, *, quiet: bool, log_format: str, **options: Any
+    command: Literal["score", "rerank", "encode"],
+    model: str,
+    *,
+    quiet: bool,
+    log_format: str,
+    as_json: bool,
+    metrics_file: str | None,
+    **options: Any,
 ) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
     leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
     from batchscore.cli.display import Display, exit_on_error
+    from batchscore.cli.result import Report
 
     display = Display(quiet=quiet, log_format=log_format)
-    display.loading(model, "files")  # the imports that follow take seconds
-    from batchscore.jobs.start import job_functions
-
-    files = job_functions(options["inputs"])
-    if not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
-        options["store"] = [store]
+    report = Report(command, display, as_json, metrics_file)
+    leave_on_signals(report.failed)
     stop = Stop()
-    stop.listen()
-    run_files = getattr(files, f"{command}_files")
     try:
-        with exit_on_error(display, stop), stop.interruptible():
-            outcome = run_files(model, stop=stop, events=display, **options)
+        with exit_on_error(display, stop), report.of_errors(stop):
+            report.check()
+            display.loading(model, "files")  # the imports that follow take seconds
+            from batchscore.jobs.start import job_functions
+
+            files = job_functions(options["inputs"])
+            stop.listen()
+            with stop.interruptible():
+                outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
+            stop.polled = True  # by nobody: the run is over, and a signal must not change what is told of it
+            report.finished(outcome)
     finally:
         display.stop()
     if outcome.exit_code:
