@@ -22,7 +22,8 @@ _INTRODUCTION = """# Command line
 
 <!-- Written by docs/generate.py. Change the help texts in batchscore/cli/options.py, then run `make docs`. -->
 
-`batchscore COMMAND --help` shows the same. An underscore in an option's name is read as a hyphen.
+`batchscore COMMAND --help` shows the same. An underscore in an option's name is read as a hyphen. Options may also come
+[from files and the environment](cron.md#options-from-files-and-the-environment).
 """
 _KINDS = {int: "N", float: "N", str: "TEXT", bool: ""}
 

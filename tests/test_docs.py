@@ -23,7 +23,8 @@ from batchscore import errors
 from batchscore.cli.main import app
 
 ROOT = Path(__file__).parent.parent
-README, CLI, MODELS = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "models.md"
+README = ROOT / "README.md"
+CLI, CRON, MODELS = (ROOT / "docs" / name for name in ("cli.md", "cron.md", "models.md"))
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
@@ -102,7 +103,7 @@ def test_readme_commands_give_the_output_it_shows(examples: Path, minilm: Path) 
     assert shown == ranked
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "scores.md"])
+@pytest.mark.parametrize("page", ["cron.md", "jobs.md", "scores.md"])
 def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
     """In this process, which saves the seconds that each would take to load torch."""
     for line in "".join(blocks(ROOT / "docs" / page, "bash")).splitlines():
@@ -112,11 +113,13 @@ def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
         assert program == "batchscore"
         assert result.exit_code == 0, result.output
 
-    assert {"jobs.md": "merged.parquet", "scores.md": "maxsim.jsonl.zst"}[page] in os.listdir()
+    assert {"cron.md": "ranked.parquet", "jobs.md": "merged.parquet", "scores.md": "maxsim.jsonl.zst"}[
+        page
+    ] in os.listdir()
 
 
 def test_no_page_has_commands_that_are_not_run() -> None:
-    assert [page.name for page in PAGES if blocks(page, "bash")] == ["README.md", "jobs.md", "scores.md"]
+    assert [page.name for page in PAGES if blocks(page, "bash")] == ["README.md", "cron.md", "jobs.md", "scores.md"]
 
 
 @pages_with("python")
@@ -152,7 +155,9 @@ def test_the_table_of_exit_codes_is_complete() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     codes = {kind.exit_code for kind in kinds if hasattr(kind, "exit_code")} - {1}
 
-    assert codes | {0, 7, 130} == {int(code) for code in re.findall(r"^\| (\d+)[ ,]", README.read_text("utf-8"), re.M)}
+    readme, cron = (re.findall(r"^\| \d+[ ,].*$", page.read_text("utf-8"), re.M) for page in (README, CRON))
+    assert readme == cron
+    assert codes | {0, 7, 130} == {int(re.split("[ ,]", row)[1]) for row in cron}
 
 
 # ---- what it names
@@ -162,8 +167,9 @@ def test_the_table_of_exit_codes_is_complete() -> None:
 def test_options_exist(page: Path) -> None:
     commands = GENERATE["commands"]().values()
     known = {name for command in commands for option in command.params for name in option.opts + option.secondary_opts}
+    known |= {"--help", "--install-completion"}
 
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8"))) - known <= {"--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8"))) - known == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

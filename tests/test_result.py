@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_a_run_that_cannot_begin(tiny: Tiny, options: list[str], code: int, mess
     assert (told["status"], told["exit_code"], told["counts"]) == ("failed", code, {})
     assert message in told["error"]["message"]
     assert told["error"]["hint"]
+    assert not list(Path().glob("*night*"))
 
 
 def test_a_call_without_what_it_needs() -> None:
@@ -258,3 +260,16 @@ def test_what_is_wrong_with_a_call_is_a_line_of_the_log(tiny: Tiny, options: lis
     event = json.loads(line)
 
     assert (event["event"], event["level"], event["exit_code"]) == ("error", "error", result.exit_code)
+
+
+# ---- docs/cron.md
+
+
+def test_the_fields_and_metrics_that_the_docs_name_are_those_there_are() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cron.md").read_text("utf-8")
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    cells = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, re.MULTILINE)
+
+    assert list(json.loads(shown)) == KEYS
+    assert [name for cell in cells for name in re.findall(r"\w+", cell) if name in KEYS] == KEYS
+    assert set(re.findall(r"batchscore_\w+", page)) - {"batchscore_nights"} == set(results._METRICS)

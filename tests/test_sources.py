@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,11 +190,23 @@ def test_a_value_that_only_the_run_can_check_is_traced_to_its_file(tiny: Callabl
     call = ["score", "--model", tiny("bert_mean"), "--in", "pairs.jsonl", "--out", "out.jsonl"]
     Path("night.yaml").write_text("max-length: 8x\n", "utf-8")
 
-    said = invoke(*call, "--job", "night.yaml").stderr
-    assert "error: --max-length '8x': must be a number of tokens" in said
-    assert "--max-length is set by night.yaml: max-length" in said
+    result = invoke(*call, "--job", "night.yaml", "--json")
+    assert "error: --max-length '8x': must be a number of tokens" in result.stderr
+    assert "\nhint: --max-length is set by night.yaml: max-length\n" in result.stderr
+    assert json.loads(result.stdout)["error"]["hint"] == "--max-length is set by night.yaml: max-length"
     assert "is set by BATCHSCORE_MAX_LENGTH" in invoke(*call, BATCHSCORE_MAX_LENGTH="8x").stderr
-    assert "is set by" not in invoke(*call, "--max-length", "8x").stderr
+    assert "is set by" not in invoke(*call, "--max-length", "8x", BATCHSCORE_MAX_LENGTH="8").stderr
+
+
+def test_the_job_file_of_the_docs_is_one() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cron.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    Path("night.toml").write_text(text, "utf-8")
+
+    ranked, evaluated = settled("--job", "night.toml", "--out", "o", command="rerank"), settled("r", command="eval")
+    assert (ranked["in"][0], ranked["hive"][0]) == (["monday.parquet", "tuesday.parquet"], False)
+    assert evaluated["fail-under"] == (None, "default")
+    assert settled("r", "--job", "night.toml", command="eval")["fail-under"][0] == ["nDCG@10=0.70"]
 
 
 # ---- variables
@@ -214,6 +227,8 @@ def test_a_wrong_variable_is_named() -> None:
     result = invoke("score", *NEEDED, BATCHSCORE_UNIT_ROWS="many")
     assert result.exit_code == 2
     assert "Invalid value for BATCHSCORE_UNIT_ROWS: " in result.stderr
+    overridden = invoke("score", *NEEDED, "--unit-rows", "few", BATCHSCORE_UNIT_ROWS="many")
+    assert "Invalid value for '--unit-rows'" in overridden.stderr
 
 
 def commands() -> dict[str, Any]:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchscore.cli.sources import naming_places
+from batchscore.cli.sources import hint_of
 from batchscore.errors import BatchscoreError, ClosedPipeError, debug_traceback, first_line
 from batchscore.stop import Stop
 
@@ -112,16 +112,16 @@ class Display:
     def error(self, error: BatchscoreError) -> None:
         """Show why it stopped, even when quiet."""
         self.stop()
-        trace = debug_traceback(error)
+        trace, hint = debug_traceback(error), hint_of(error)
         if self.is_json:
-            values = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            values = {"message": error.message, "hint": hint, "exit_code": error.exit_code}
             self._event("error", values | ({"traceback": trace} if trace else {}), "error")
             return
         if trace:
             self._print(trace)
         self._print(f"error: {error.message}")
-        if error.hint:
-            self._print(f"hint: {error.hint}")
+        if hint:
+            self._print(f"hint: {hint}")
 
     def bug(self, error: Exception) -> None:
         """Show an error that nobody meant to raise as an event, which has its traceback."""
@@ -156,8 +156,7 @@ def exit_on_error(display: Display | None = None, stop: Stop | None = None) -> I
     """Show an error of this block and end the program with its exit code."""
     display = display or Display(quiet=False, log_format="text")
     try:
-        with naming_places():
-            yield
+        yield
     except BatchscoreError as error:
         if not isinstance(error, ClosedPipeError):
             display.error(error)

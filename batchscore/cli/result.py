@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchscore import __version__
 from batchscore.cli.display import Display
+from batchscore.cli.sources import hint_of
 from batchscore.errors import BatchscoreError, NotFoundError, OutputError, UsageError, first_line
 from batchscore.stop import Stop
 
@@ -60,17 +61,21 @@ class Report:
     def asked_for(cls, command: str, options: Mapping[str, Any]) -> Report:
         """From the options of a call, some of which may have no value because the call is wrong."""
         display = Display(quiet=bool(options.get("quiet")), log_format=options.get("log_format") or "text")
-        return cls(command, display, bool(options.get("as_json")), options.get("metrics_file"))
+        report = cls(command, display, bool(options.get("as_json")), options.get("metrics_file"))
+        with suppress(BatchscoreError):
+            report.check()
+        return report
 
     def check(self) -> None:
-        """Raise UsageError or NotFoundError for a metrics file that could not be written, or that nobody would read."""
-        path = self.metrics_file
+        """Forget a metrics file that could not be written, or that nobody would read: UsageError or NotFoundError."""
+        path, self.metrics_file = self.metrics_file, None
         if path is None:
             return
         if not path.endswith(".prom"):
             raise UsageError(f"--metrics-file {path}: the collector reads files that end in .prom", hint="rename it")
         if not os.path.isdir(os.path.dirname(os.path.expanduser(path)) or "."):
             raise NotFoundError(f"--metrics-file {path}: no such folder", hint="make the folder, or check the path")
+        self.metrics_file = path
 
     @contextmanager
     def of_errors(self, stop: Stop) -> Iterator[None]:
@@ -94,7 +99,7 @@ class Report:
         spent = self._spent()
         code, message, hint = 1, f"{type(error).__name__}: {first_line(error)}", None
         if isinstance(error, BatchscoreError):
-            code, message, hint = error.exit_code, error.message, error.hint
+            code, message, hint = error.exit_code, error.message, hint_of(error)
         outputs = dict.fromkeys(("output", "errors", "record"))
         ending = {"end": None, "counts": spent, "outputs": outputs, "error": {"message": message, "hint": hint}}
         self._tell(code, ending, spent)
@@ -187,7 +192,7 @@ def _replace(path: str, text: str) -> None:
     file = Path(path).expanduser()
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", "backslashreplace")
         temporary.replace(file)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +73,14 @@ class SettledCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Add what the environment says; `read_job` adds the job file once its name is known."""
-        ctx.default_map, origins = _from_environment(self, ctx)
-        ctx.meta[__name__] = origins
+        ctx.default_map, ctx.meta[__name__] = _from_environment(self)
         if not ctx.resilient_parsing:
             _refuse_unknown_variables(ctx)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            if error.param is not None and error.param.name in origins:
-                error.param_hint = str(origins[error.param.name])
+            if error.param is not None and (origin := _origin(ctx, error.param.name)) is not None:
+                error.param_hint = str(origin)
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -90,25 +88,26 @@ class SettledCommand(TyperCommand):
         if ctx.params["print_config"]:
             typer.echo(_as_json(ctx) if ctx.params["as_json"] else _as_toml(ctx))
             raise typer.Exit
-        origins: Origins = ctx.meta[__name__]
-        places = {flag: origins[param.name] for param in self.params for flag in param.opts if param.name in origins}
-        token = _flags_from_elsewhere.set(places)
+        origins = {flag: _origin(ctx, param.name) for param in self.params for flag in param.opts}
+        token = _flags_from_elsewhere.set({flag: origin for flag, origin in origins.items() if origin is not None})
         try:
             return super().invoke(ctx)
         finally:
             _flags_from_elsewhere.reset(token)
 
 
-@contextmanager
-def naming_places() -> Iterator[None]:
-    """Around a run: an error that names a flag which is not on the command line says where it is set."""
-    try:
-        yield
-    except BatchscoreError as error:
-        places = _flags_from_elsewhere.get() or {}
-        set_there = [f"--{flag} is set by {places[f'--{flag}']}" for flag in flags_in(error) if f"--{flag}" in places]
-        error.hint = "; ".join([*([error.hint] if error.hint else []), *set_there]) or None
-        raise
+def hint_of(error: BatchscoreError) -> str | None:
+    """The hint of an error, and where the flags that its message names are set, if not on the command line."""
+    places = _flags_from_elsewhere.get() or {}
+    flags = [f"--{flag}" for flag in flags_in(error) if f"--{flag}" in places]
+    hints = [*([error.hint] if error.hint else []), *(f"{flag} is set by {places[flag]}" for flag in flags)]
+    return "; ".join(hints) or None
+
+
+def _origin(ctx: Any, name: str) -> Origin | None:
+    """Where the value of a parameter is from; None: the command line, or its default."""
+    is_elsewhere = ctx.get_parameter_source(name).name == "DEFAULT_MAP"
+    return ctx.meta[__name__][name] if is_elsewhere else None
 
 
 def read_job(ctx: typer.Context, path: str | None) -> str | None:
@@ -150,7 +149,7 @@ def _flags(command: Any) -> dict[str, Any]:
 # ---- the environment
 
 
-def _from_environment(command: Any, ctx: Any) -> tuple[dict[str, Any], Origins]:
+def _from_environment(command: Any) -> tuple[dict[str, Any], Origins]:
     """The values that variables give to parameters, one a line to those that take several, and which variables."""
     values: dict[str, Any] = {}
     origins: Origins = {}
@@ -181,27 +180,29 @@ def _refuse_unknown_variables(ctx: Any) -> None:
 
 def _settings(path: str, ctx: Any) -> dict[str, tuple[str, Any]]:
     """The file's values for this command, by parameter, each with its key: those of its table after those of none."""
-    content = _content(path)
-    commands = getattr(ctx.find_root().command, "commands", {})
+    content, commands = _content(path), getattr(ctx.find_root().command, "commands", {})
     tables = {key: value for key, value in content.items() if isinstance(value, dict) and key in commands}
-    known = _flags(ctx.command) | {
-        param.name.replace("_", "-"): param for param in ctx.command.params if param.param_type_name == "argument"
-    }
-    known = {key: param for key, param in known.items() if key != "job"}
-    settings: dict[str, tuple[str, Any]] = {}
-    for table in ({key: value for key, value in content.items() if key not in tables}, tables.get(ctx.info_name, {})):
-        seen: dict[str, str] = {}
-        for key, value in table.items():
-            param = known.get((ctx.token_normalize_func or str)(str(key)))
-            if param is None:
-                close = difflib.get_close_matches(str(key).replace("_", "-"), [*known, *commands], 1)
-                hint = f"did you mean {close[0]}?" if close else f"keys are the flags of batchscore {ctx.info_name}"
-                raise UsageError(f"{path}: {ctx.info_name} has no option {key!r}", hint=hint)
-            if param.name in seen:
-                raise UsageError(f"{path}: {seen[param.name]} and {key} are one option", hint="drop one of them")
-            seen[param.name] = str(key)
-            settings[param.name] = (str(key), _value(f"{path}: {key}", value, param))
-    return settings
+    outside = {key: value for key, value in content.items() if key not in tables}
+    return {**_checked(path, outside, ctx), **_checked(path, tables.get(ctx.info_name, {}), ctx)}
+
+
+def _checked(path: str, table: Mapping[str, Any], ctx: Any) -> dict[str, tuple[str, Any]]:
+    """A table's values and keys by parameter; UsageError for a key that no parameter has, or two of the same one."""
+    arguments = (param for param in ctx.command.params if param.param_type_name == "argument")
+    known = {**{param.name.replace("_", "-"): param for param in arguments}, **_flags(ctx.command)}
+    del known["job"]
+    found: dict[str, tuple[str, Any]] = {}
+    for key, value in table.items():
+        param = known.get((ctx.token_normalize_func or str)(str(key)))
+        if param is None:
+            names = [*known, *getattr(ctx.find_root().command, "commands", {})]
+            close = difflib.get_close_matches(str(key).replace("_", "-"), names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"keys are the flags of batchscore {ctx.info_name}"
+            raise UsageError(f"{path}: {ctx.info_name} has no option {key!r}", hint=hint)
+        if param.name in found:
+            raise UsageError(f"{path}: {found[param.name][0]} and {key} are one option", hint="drop one of them")
+        found[param.name] = str(key), _value(f"{path}: {key}", value, param)
+    return found
 
 
 def _content(path: str) -> Mapping[str, Any]:
@@ -280,9 +281,9 @@ def _settled(ctx: Any) -> Iterator[tuple[str, Any, str]]:
         if param.name in ("job", "print_config"):
             continue
         key = next((flag for flag in param.opts if flag.startswith("--")), param.name).removeprefix("--")
-        value, source = ctx.params[param.name], ctx.get_parameter_source(param.name).name
-        places = {"COMMANDLINE": "flag", "DEFAULT": "default"}
-        place = places[source] if source in places else ctx.meta[__name__][param.name].place
+        value, origin = ctx.params[param.name], _origin(ctx, param.name)
+        is_given = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+        place = origin.place if origin is not None else "flag" if is_given else "default"
         yield key, None if value in ((), []) else value, place
 
 
