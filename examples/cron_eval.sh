@@ -13,7 +13,7 @@ JOB=${JOB:-night.toml}      # options of rerank and eval; variables like BATCHSC
 NIGHTS=${NIGHTS:-nights}    # gets a folder for each night, and a store of what the model made of texts, which all share
 DAY=${DAY:-$(date +%F)}
 MAX_DROP=${MAX_DROP:-0.01}  # how far a measure may fall below that of the last night that passed
-METRICS=${METRICS:-}        # file for Prometheus, such as /var/lib/node_exporter/textfile_collector/night.prom
+METRICS=${METRICS:-}        # folder of Prometheus's textfile collector, such as /var/lib/node_exporter/textfile_collector
 
 night=$NIGHTS/$DAY
 mkdir -p "$night"
@@ -47,9 +47,10 @@ for passed in "$NIGHTS"/*/passed; do
 done
 
 step rerank.json batchscore rerank --job "$JOB" --out "$night/ranked.parquet" --store "$NIGHTS/store" --json \
-    ${METRICS:+--metrics-file "$METRICS"}
+    ${METRICS:+--metrics-file "$METRICS/night_rerank.prom"}
 
 rm -f "$night/passed"
 step eval.json batchscore eval "$night/ranked.parquet" --job "$JOB" --json \
-    ${baseline:+--baseline "$baseline/ranked.parquet" --max-drop "$MAX_DROP"}
+    ${baseline:+--baseline "$baseline/ranked.parquet" --max-drop "$MAX_DROP"} \
+    ${METRICS:+--metrics-file "$METRICS/night_eval.prom"}
 touch "$night/passed"

@@ -72,7 +72,7 @@ def answer(environment: dict[str, str]) -> None:
 
 
 def night(day: str, model: str | Path, **environment: str) -> tuple[int, str]:
-    variables = {"DAY": day, "JOB": "examples/night.toml", "METRICS": "night.prom", "BATCHSCORE_MODEL": str(model)}
+    variables = {"DAY": day, "JOB": "examples/night.toml", "METRICS": ".", "BATCHSCORE_MODEL": str(model)}
     variables["BATCHSCORE_EVAL_QRELS"] = "examples/qrels.jsonl"
     return answered("examples/cron_eval.sh", **variables, **environment)
 
@@ -91,7 +91,7 @@ def test_nights_in_a_row(minilm: Path, tiny: Any) -> None:
     # the second reads no text, and equals the first
     assert night("2026-11-02", minilm) == (0, "")
     assert (counts("2026-11-02")["tokens"], counts("2026-11-02")["from_store"]) == (0, counts("2026-11-02")["texts"])
-    assert samples()["run_from_store"] == counts("2026-11-02")["texts"] == 192
+    assert samples("night_rerank.prom")["run_from_store"] == counts("2026-11-02")["texts"] == 192
     (first, second) = (Path(f"nights/2026-11-0{day}/ranked.parquet").read_bytes() for day in (1, 2))
     assert first == second
 
@@ -102,6 +102,11 @@ def test_nights_in_a_row(minilm: Path, tiny: Any) -> None:
     assert line.startswith("batchscore 2026-11-03: exit code 9: nights/2026-11-03/ranked.parquet: nDCG@10 fell by 0.2")
     assert "against nights/2026-11-02/ranked.parquet (at most 0.01" in line
     assert not Path("nights/2026-11-03/passed").exists()
+    assert samples("night_rerank.prom")["run_exit_code"] == 0
+    evaluated = samples("night_eval.prom")
+    assert evaluated["run_exit_code"] == 9
+    assert evaluated["last_success_timestamp_seconds"] < evaluated["run_start_timestamp_seconds"]
+    assert evaluated["nDCG@10 1"] < evaluated["nDCG@10 baseline"] - 0.2
     assert night("2026-11-04", minilm) == (0, "")
     compared = json.loads(Path("nights/2026-11-04/eval.json").read_text("utf-8"))["comparisons"]
     assert {one["baseline"] for one in compared} == {"nights/2026-11-02/ranked.parquet"}

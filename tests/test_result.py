@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import jobs
-from batchscore.cli import result as results
 from batchscore.cli.main import app
+from batchscore.cli.metrics import METRICS
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -49,7 +49,7 @@ def call(tiny: Tiny, *options: str, rows: list[dict[str, Any]] = ROWS, name: str
 
 
 def samples(path: str = "night.prom") -> dict[str, float]:
-    """Metrics of a file as Prometheus reads them, those of stages by the name of the stage."""
+    """Metrics of a file as Prometheus reads them, by the stage, or by measure and run, where they have these labels."""
     parser = pytest.importorskip("prometheus_client.parser")
     found = {}
     for family in parser.text_string_to_metric_families(Path(path).read_text("utf-8")):
@@ -57,7 +57,8 @@ def samples(path: str = "night.prom") -> dict[str, float]:
         assert family.documentation
         for sample in family.samples:
             assert sample.labels["name"] == Path(path).stem
-            found[sample.labels.get("stage", sample.name.removeprefix("batchscore_"))] = sample.value
+            more = [sample.labels[label] for label in ("stage", "measure", "run") if label in sample.labels]
+            found[" ".join(more) or sample.name.removeprefix("batchscore_")] = sample.value
     return found
 
 
@@ -186,10 +187,8 @@ def test_metrics_of_a_run(tiny: Tiny) -> None:
     metrics = samples()
 
     assert result.exit_code == metrics["run_exit_code"] == 7
-    assert set(metrics) == {name.removeprefix("batchscore_") for name in results._METRICS} - {
-        "run_from_store",
-        "run_stage_seconds",
-    } | {"read", "tokenize", "forward", "write"}
+    named = {name.removeprefix("batchscore_") for name in METRICS if not name.startswith("batchscore_eval")}
+    assert set(metrics) == named - {"run_from_store", "run_stage_seconds"} | {"read", "tokenize", "forward", "write"}
     assert (metrics["run_rows"], metrics["run_bad_rows"]) == (len(BAD), 1)
     assert metrics["run_tokens"] == record["tokens_forwarded"]
     assert metrics["forward"] == pytest.approx(record["seconds"]["forward"], abs=0.01)
@@ -236,6 +235,27 @@ def test_labels_may_hold_anything(tiny: Tiny) -> None:
     assert samples(name)["run_exit_code"] == 75
 
 
+def test_an_evaluation_has_metrics_and_json_of_its_own() -> None:
+    judged = [{"query-id": "q", "corpus-id": "a", "score": 1}, {"query-id": "q", "corpus-id": "b", "score": 0}]
+    jobs.write_rows("qrels.jsonl", judged)
+    for name, scores in (("good", (2.0, 1.0)), ("bad", (1.0, 2.0))):
+        ids = zip("ab", scores, strict=True)
+        rows = [{"query_id": "q", "document_id": document, "relevance_score": score} for document, score in ids]
+        jobs.write_rows(f"{name}.jsonl", rows)
+    evaluate = ["eval", "--qrels", "qrels.jsonl", "--metrics", "RR@10", "--metrics-file", "night.prom", "--json"]
+
+    assert invoke(*evaluate, "good.jsonl", "bad.jsonl").exit_code == 0
+    metrics = samples()
+    assert (metrics["RR@10 1"], metrics["RR@10 2"], metrics["run_exit_code"]) == (1.0, 0.5, 0)
+    assert invoke(*evaluate, "bad.jsonl", "--baseline", "good.jsonl", "--max-drop", "0.1").exit_code == 9
+    after = samples()
+    assert (after["RR@10 baseline"], after["RR@10 1"], after["run_exit_code"]) == (1.0, 0.5, 9)
+    assert after["last_success_timestamp_seconds"] == metrics["last_success_timestamp_seconds"]
+    wrong = invoke(*evaluate, "good.jsonl", "--max-drop", "much")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert samples()["run_exit_code"] == 2
+
+
 # ---- logs
 
 
@@ -272,4 +292,4 @@ def test_the_fields_and_metrics_that_the_docs_name_are_those_there_are() -> None
 
     assert list(json.loads(shown)) == KEYS
     assert [name for cell in cells for name in re.findall(r"\w+", cell) if name in KEYS] == KEYS
-    assert set(re.findall(r"batchscore_\w+", page)) - {"batchscore_nights"} == set(results._METRICS)
+    assert set(re.findall(r"batchscore_\w+", page)) - {"batchscore_nights"} == set(METRICS)

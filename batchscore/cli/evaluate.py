@@ -13,6 +13,7 @@ import typer
 from batchscore.cli import options as o
 
 if TYPE_CHECKING:
+    from batchscore.cli.metrics import Sample
     from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
 
 _FEW = 5  # names that are shown
@@ -27,17 +28,23 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
 
     batchscore eval reranked.trec --qrels qrels.tsv --metrics "nDCG@10 RR@10" --fail-under nDCG@10=0.70
     """
-    from batchscore.cli.display import exit_on_error
+    from batchscore.cli.display import Display, exit_on_error
+    from batchscore.cli.result import Report
 
+    display = Display(quiet=False, log_format="text")
+    report = Report("eval", display, as_json=False, metrics_file=options.pop("metrics_file"))
     form = "json" if as_json else options.pop("table_format")
     options.pop("table_format", None)
-    with exit_on_error():
+    with exit_on_error(display), report.of_errors():
+        report.check()
         evaluation = _of_pairs(runs, options) if options.pop("task") == "pairs" else _of_rankings(runs, options)
+        report.samples += _samples(evaluation, has_baseline=options.get("baseline") is not None)
         if form == "json":
             typer.echo(json.dumps(evaluation.describe(), ensure_ascii=False, indent=2))
         else:
             typer.echo("\n".join(_lines(evaluation, form)))
         evaluation.require_pass()
+        report.passed()
 
 
 def _of_rankings(runs: Sequence[str], options: dict[str, Any]) -> Evaluation:
@@ -60,6 +67,26 @@ def _of_pairs(runs: Sequence[str], options: dict[str, Any]) -> PairsEvaluation:
         if options.pop(name):
             raise UsageError(f"--{name.replace('_', '-')} is for rankings, not for --task pairs", hint="drop it")
     return evaluate_scores(runs, **options)
+
+
+def _samples(evaluation: Evaluation | PairsEvaluation, *, has_baseline: bool) -> list[Sample]:
+    """Metrics; runs go by their numbers, since a name with a day in it would be new every night."""
+    from batchscore.cli.metrics import Sample
+    from batchscore.evaluation.evaluate import Evaluation
+
+    samples = []
+    runs: Sequence[Any] = evaluation.runs
+    for number, run in enumerate(runs, 1 - has_baseline):
+        name = ("run", str(number) if number else "baseline")
+        if isinstance(evaluation, Evaluation):
+            samples.append(Sample("batchscore_eval_queries", len(run.queries), (name,)))
+            values = {str(measure.name): measure.mean for measure in run.measures}
+        else:
+            values = {measure.name: measure.value for measure in run.measures}
+        samples += [
+            Sample("batchscore_eval_measure", value, (name, ("measure", measure))) for measure, value in values.items()
+        ]
+    return samples
 
 
 def _lines(evaluation: Evaluation | PairsEvaluation, form: str) -> list[str]:

@@ -101,6 +101,14 @@ _QueryImages = Annotated[str | None, _media_column("query", "image")]
 _QueryVideo = Annotated[str | None, _media_column("query", "video")]
 _DocumentImages = Annotated[str | None, _media_column("document", "image")]
 _DocumentVideo = Annotated[str | None, _media_column("document", "video")]
+_MetricsFile = Annotated[
+    str | None,
+    _run(
+        "File to replace with metrics of the run for Prometheus's textfile collector, also when it failed. Its name "
+        "becomes a label.",
+        metavar="FILE.prom",
+    ),
+]
 _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
 
 
@@ -402,6 +410,7 @@ class Evaluate:
         str | None,
         _output("File for the values of each query, .parquet, .jsonl or .csv.", "--out", "-o", metavar="PATH"),
     ] = None
+    metrics_file: _MetricsFile = None
     table_format: Annotated[Literal["text", "markdown", "csv"], _output("Format of the table.", "--format")] = "text"
 
 
@@ -509,14 +518,7 @@ class Run:
     as_json: Annotated[bool, _run("Print how it went as one JSON object to stdout, also when it failed.", "--json")] = (
         False
     )
-    metrics_file: Annotated[
-        str | None,
-        _run(
-            "File to replace with metrics of the run for Prometheus's textfile collector, also when it failed. Its "
-            "name becomes a label.",
-            metavar="FILE.prom",
-        ),
-    ] = None
+    metrics_file: _MetricsFile = None
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[
         float | None,
