@@ -42,9 +42,6 @@ def folder(here: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("bin/batchscore").chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(here / "bin"), os.environ["PATH"]]))
     monkeypatch.setenv("BATCHSCORE_DTYPE", "float32")
-    judged = [line.split("\t") for line in Path("examples/qrels.tsv").read_text("utf-8").splitlines()[1:]]
-    rows = [{"query-id": query, "corpus-id": document, "score": int(label)} for query, document, label in judged]
-    Path("examples/qrels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return here
 
 
@@ -73,7 +70,6 @@ def answer(environment: dict[str, str]) -> None:
 
 def night(day: str, model: str | Path, **environment: str) -> tuple[int, str]:
     variables = {"DAY": day, "JOB": "examples/night.toml", "METRICS": ".", "BATCHSCORE_MODEL": str(model)}
-    variables["BATCHSCORE_EVAL_QRELS"] = "examples/qrels.jsonl"
     return answered("examples/cron_eval.sh", **variables, **environment)
 
 
@@ -162,7 +158,7 @@ def test_the_snakefile_reranks_in_shards_and_evaluates(minilm: Path) -> None:
     snakemake = shutil.which("snakemake")
     if snakemake is None:
         pytest.skip("Snakemake is not installed")
-    config = ["--config", f"model={minilm}", "qrels=examples/qrels.jsonl", "shards=2"]
+    config = ["--config", f"model={minilm}", "shards=2"]
     code, _ = answered(
         snakemake, "--snakefile", "examples/snakemake/Snakefile", "--cores", "1", "--quiet", "all", *config
     )
@@ -201,7 +197,7 @@ def test_the_commands_of_the_dag_run(minilm: Path, monkeypatch: pytest.MonkeyPat
     tasks = {
         task.settings["task_id"]: task.settings["bash_command"].replace("{{ ds }}", "2026-11-01") for task in Task.made
     }
-    variables = {"BATCHSCORE_MODEL": str(minilm), "BATCHSCORE_EVAL_QRELS": "examples/qrels.jsonl"}
+    variables = {"BATCHSCORE_MODEL": str(minilm)}
 
     assert list(tasks) == ["rerank", "evaluate"]
     assert [answered("bash", "-c", command, **variables)[0] for command in tasks.values()] == [0, 0]

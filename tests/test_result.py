@@ -119,6 +119,7 @@ def test_a_run_that_fails_says_how_far_it_came(tiny: Tiny) -> None:
         (["--job", "absent.toml"], 4, "--job absent.toml: no such file"),
         (["--document-column", "text"], 5, "column 'text' not found in pairs.jsonl"),
         (["--shard", "3/2"], 2, "--shard"),
+        (["--out", "-"], 2, "--json and --out - both write to standard output"),
         (["--metrics-file", "night.txt"], 2, "--metrics-file night.txt: the collector reads files that end in .prom"),
         (["--metrics-file", "absent/night.prom"], 4, "--metrics-file absent/night.prom: no such folder"),
     ],

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import typer
 
+from batchscore.errors import UsageError
 from batchscore.stop import Stop, leave_on_signals
 
 
@@ -31,6 +32,8 @@ def run(
     try:
         with exit_on_error(display, stop), report.of_errors(stop):
             report.check()
+            if as_json and options["out"] == "-":
+                raise UsageError("--json and --out - both write to standard output", hint="drop one of them")
             display.loading(model, "files")  # the imports that follow take seconds
             from batchscore.jobs.start import job_functions
 
