@@ -126,11 +126,12 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
     ("flags", "kind", "differing"),
     [
         (o.Run, RunOptions, []),
+        (o.Rows, RunOptions, []),
         (o.Score, ScoreCommand, ["keep_columns"]),
         (o.Rerank, RerankCommand, ["keep_columns", "keep_document_fields"]),
         (o.Encode, EncodeCommand, ["keep_columns"]),
     ],
-    ids=["run", "score", "rerank", "encode"],
+    ids=["run", "rows", "score", "rerank", "encode"],
 )
 def test_flags_have_the_defaults_of_the_library(flags: Any, kind: Any, differing: list[str]) -> None:
     defaults = {field.name: field.default for field in fields(kind)}

@@ -18,12 +18,13 @@ ALLOWED = {
     "resources": {"errors"},
     "stop": BASE,
     "media": {"types", "errors"},
+    "requests": {"types"},
     "models": BASE | {"media"},
     "runners": BASE | {"media", "models"},
     "engine": BASE | {"models", "runners", "stop"},
     "scorer": BASE | {"engine", "media", "models", "runners", "stop"},
     "io": BASE | {"media"},
-    "jobs": BASE | {"engine", "io", "media", "models", "runners", "scorer", "stop"},
+    "jobs": BASE | {"engine", "io", "media", "models", "requests", "runners", "scorer", "stop"},
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "cli": BASE | {"engine", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
@@ -36,6 +37,8 @@ HEAVY = {
     "sentence_transformers": {"models"},
     "pyarrow": {"io", "jobs"},
     "datasets": {"io"},
+    "pydantic": {"requests"},
+    "pydantic_core": {"requests"},
     "av": {"media"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -92,7 +95,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-COMMANDS = ["score", "rerank", "encode", "status", "merge", "inspect", "verify", "models", "store"]
+COMMANDS = ["score", "rerank", "encode", "run-batch", "status", "merge", "inspect", "verify", "models", "store"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

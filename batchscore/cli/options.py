@@ -31,6 +31,17 @@ _LENGTH = "N[k|K]"
 
 _MODEL_HELP = "Checkpoint folder or Hugging Face hub id."
 Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", show_default=False)]
+Models = Annotated[
+    list[str],
+    _model(
+        "Checkpoint folder or Hugging Face hub id, and the name by which requests ask for it. (default: as it is given "
+        "here) May be repeated; requests that name no model are for the first.",
+        "--model",
+        "-m",
+        metavar="[NAME=]MODEL",
+        show_default=False,
+    ),
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
@@ -185,6 +196,13 @@ class Encode:
     ] = None
     limit: _Limit = None
     keep_columns: Annotated[str, _output("Other input columns to write.", metavar="all|none|A,B")] = "none"
+
+
+@dataclass
+class Requests:
+    """What `run-batch` reads."""
+
+    limit: _Limit = None
 
 
 @dataclass
@@ -366,6 +384,52 @@ class Verify:
 
 
 @dataclass
+class Rows:
+    """What commands have in common whose input has columns."""
+
+    in_format: Annotated[
+        InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
+    ] = "auto"
+    out_format: OutputFormat = "auto"
+    run_tag: RunTag = None
+    split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
+    hive: Annotated[
+        bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
+    ] = True
+    errors: Annotated[
+        Errors,
+        _input(
+            "What to do with bad rows: stop at the first (fail), leave them out (quarantine), or keep them without a "
+            "score (null). OUT.errors.jsonl lists them."
+        ),
+    ] = "quarantine"
+    encode: Annotated[
+        Literal["auto", "once", "unit"],
+        _run(
+            "How often a bi-encoder or late interaction model reads a text: once a job, keeping its encoding, or "
+            "once in each unit that has it. auto decides from a sample of the input."
+        ),
+    ] = "auto"
+    encodings_gb: Annotated[
+        float | None,
+        _run(
+            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
+            "which is removed when its rows are scored. (default: half of what is free there)",
+            min=0,
+        ),
+    ] = None
+    store: Annotated[
+        list[str] | None,
+        _run(
+            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
+            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
+            metavar="DIR|FILE",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass
 class Run:
     """What a run reads and writes, how it reports, and which part of a job it does where."""
 
@@ -388,15 +452,6 @@ class Run:
             "output."
         ),
     ]
-    in_format: Annotated[
-        InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
-    ] = "auto"
-    out_format: OutputFormat = "auto"
-    run_tag: RunTag = None
-    split: Annotated[str | None, _input("Split to read from a dataset that has several.")] = None
-    hive: Annotated[
-        bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
-    ] = True
     media_root: Annotated[
         str | None,
         _media(
@@ -426,43 +481,12 @@ class Run:
             "--merge",
         ),
     ] = False
-    errors: Annotated[
-        Errors,
-        _input(
-            "What to do with bad rows: stop at the first (fail), leave them out (quarantine), or keep them without a "
-            "score (null). OUT.errors.jsonl lists them."
-        ),
-    ] = "quarantine"
     max_errors: Annotated[
         str | None,
         _input(
             "Stop when more than N rows, or more than P% of the job's rows, are bad. Earlier runs of the job count "
             "too.",
             metavar="N|P%",
-        ),
-    ] = None
-    encode: Annotated[
-        Literal["auto", "once", "unit"],
-        _run(
-            "How often a bi-encoder or late interaction model reads a text: once a job, keeping its encoding, or "
-            "once in each unit that has it. auto decides from a sample of the input."
-        ),
-    ] = "auto"
-    encodings_gb: Annotated[
-        float | None,
-        _run(
-            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
-            "which is removed when its rows are scored. (default: half of what is free there)",
-            min=0,
-        ),
-    ] = None
-    store: Annotated[
-        list[str] | None,
-        _run(
-            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
-            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
-            metavar="DIR|FILE",
-            show_default=False,
         ),
     ] = None
     quiet: Quiet = False

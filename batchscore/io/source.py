@@ -20,7 +20,7 @@ import pyarrow as pa
 from batchscore.errors import BatchscoreError, InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
 from batchscore.io.dialects import dialect_of, tell_apart
-from batchscore.io.forms import DialectName, InFormat
+from batchscore.io.forms import DialectName, InFormat, Lines
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
@@ -333,7 +333,7 @@ def open_source(
     *,
     split: str | None = None,
     hive: bool = True,
-    form: InFormat = "auto",
+    form: InFormat | Lines = "auto",
     skip: Skip = lambda file: False,
     media: MediaPolicy | None = None,
 ) -> FileSource:

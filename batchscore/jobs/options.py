@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchscore.errors import Errors
-from batchscore.io.forms import InFormat, OutFormat
+from batchscore.io.forms import InFormat, Lines, OutFormat
 from batchscore.media.policy import MediaPolicy
 
 EncodeChoice = Literal["auto", "once", "unit"]
@@ -19,8 +19,8 @@ class RunOptions:
 
     inputs: Sequence[str]
     out: str
-    in_format: InFormat = "auto"
-    out_format: OutFormat = "auto"
+    in_format: InFormat | Lines = "auto"
+    out_format: OutFormat | Lines = "auto"
     run_tag: str | None = None
     split: str | None = None
     hive: bool = True
