@@ -53,6 +53,8 @@ class WorkerJob:
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
+        if not source.is_ready:  # on another machine, where the job's folder is on no disk
+            source.make_ready()
         setup = set_up(**{**self.scorer, "device": device})
         plan = Plan(
             setup, self.command, self.errors, self.encode, source.fingerprint(), self.folder, self.scorer, source.media
