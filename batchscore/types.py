@@ -334,6 +334,11 @@ class Fault:
     column: str | None = None
 
     @property
+    def said(self) -> str:
+        """The message with the column."""
+        return f"column {self.column!r} {self.message}" if self.column else self.message
+
+    @property
     def is_models(self) -> bool:
         """Whether the model or the machine failed: no change to the row would help."""
         return self.code in ("non-finite", "out-of-memory")

@@ -23,7 +23,7 @@ def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 
 _input, _model, _text = partial(_option, "Input"), partial(_option, "Model"), partial(_option, "Text")
-_media = partial(_option, "Images and video")
+_media, _join = partial(_option, "Images and video"), partial(_option, "Joining by id")
 _output, _run = partial(_option, "Output"), partial(_option, "Run")
 _LENGTH = "N[k|K]"
 
@@ -112,6 +112,31 @@ _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", 
 
 
 @dataclass
+class Join:
+    """Pairs of ids, and where their texts are."""
+
+    run: Annotated[
+        str | None,
+        _join("Candidates by id: a TREC or MS MARCO run, or a table with two columns of ids.", metavar="PATH"),
+    ] = None
+    qrels: Annotated[
+        str | None,
+        _join("Judgements, whose pairs are scored; with --all-pairs they only choose the queries.", metavar="PATH"),
+    ] = None
+    all_pairs: Annotated[bool, _join("Every query against every document.", "--all-pairs")] = False
+    queries: Annotated[
+        list[str] | None, _join("Queries by id. May be repeated.", metavar="PATH", show_default=False)
+    ] = None
+    corpus: Annotated[
+        list[str] | None,
+        _join(
+            "Documents by id. A corpus may be larger than memory. May be repeated.", metavar="PATH", show_default=False
+        ),
+    ] = None
+    depth: Annotated[int | None, _join("Take the first N documents of each query of --run.", min=1)] = None
+
+
+@dataclass
 class Score:
     """What `score` reads and writes."""
 
@@ -124,6 +149,12 @@ class Score:
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
+    query_id_column: Annotated[
+        str | None, _join("Column with a query's id. (default: query_id, qid; of --queries id, _id, ...)")
+    ] = None
+    document_id_column: Annotated[
+        str | None, _join("Column with a document's id. (default: document_id, docid, pid; of --corpus id, _id, ...)")
+    ] = None
     limit: _Limit = None
     score_column: Annotated[str, _output("Name of the score column.")] = "score"
     keep_columns: Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")] = "all"
@@ -433,17 +464,6 @@ class Rows:
 class Run:
     """What a run reads and writes, how it reports, and which part of a job it does where."""
 
-    inputs: Annotated[
-        list[str],
-        _input(
-            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
-            "standard input. May be repeated.",
-            "--in",
-            "-i",
-            metavar="PATH",
-            show_default=False,
-        ),
-    ]
     out: Annotated[
         str,
         _out(
@@ -452,6 +472,17 @@ class Run:
             "output."
         ),
     ]
+    inputs: Annotated[
+        list[str] | None,
+        _input(
+            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
+            "standard input. May be repeated.",
+            "--in",
+            "-i",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None
     media_root: Annotated[
         str | None,
         _media(
@@ -530,6 +561,8 @@ class Run:
     ] = None
 
 
+_FIRST = {"model": 0, "inputs": 1, "out": 2}  # on help pages; then what is required, and the rest
+
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 
@@ -539,8 +572,10 @@ def with_options(*groups: type) -> Callable[[CommandT], CommandT]:
     def decorate(command: CommandT) -> CommandT:
         own = [item for item in _parameters(command) if item.kind is not inspect.Parameter.VAR_KEYWORD]
         items = [*own, *(item for group in groups for item in _parameters(group))]
-        items.sort(key=lambda item: item.default is not inspect.Parameter.empty)  # required first, as signatures demand
-        command.__signature__ = inspect.Signature(items)  # type: ignore[attr-defined]
+        items.sort(key=lambda item: (_FIRST.get(item.name, len(_FIRST)), item.default is not inspect.Parameter.empty))
+        # keyword-only ones may be in any order
+        by_name = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in items]
+        command.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
         command.__annotations__ = {item.name: item.annotation for item in items}
         return command
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import typer
@@ -27,7 +27,7 @@ def run(
     display.loading(model if isinstance(model, str) else model[0], "files")  # the imports that follow take seconds
     from batchscore.jobs.start import job_functions
 
-    files = job_functions(options["inputs"])
+    files = job_functions(_paths(options))
     if "store" in options and not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
         options["store"] = [store]
     stop = Stop()
@@ -40,3 +40,9 @@ def run(
         display.stop()
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _paths(options: Mapping[str, Any]) -> list[str]:
+    """Everything that a run reads."""
+    several = [path for name in ("inputs", "queries", "corpus") for path in options.get(name) or ()]
+    return several + [options[name] for name in ("run", "qrels") if options.get(name) is not None]

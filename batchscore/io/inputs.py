@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, cast
 
 from batchscore.errors import InputError, NotFoundError, UsageError
-from batchscore.io import delimited, fields, hf, json_array, jsonl, parquet, raw_lines, topics
+from batchscore.io import delimited, fields, hf, irds, json_array, jsonl, parquet, raw_lines, topics
 from batchscore.io.block import Reader
 from batchscore.io.dialects import DIALECTS, DialectReader
 from batchscore.io.forms import DialectName, Form, InFormat, Lines
@@ -51,18 +51,21 @@ Skip = Callable[[str], bool]
 class Input:
     """One file or dataset. What it is was decided once, so that no process has to look at a path again."""
 
-    kind: Literal["file", "saved", "hub"]
+    kind: Literal["file", "saved", "hub", "irds"]
     name: str  # as errors call it
     form: Form
     dialect: DialectName | None = None
     partition: Partition = ()  # what the folders of a file say of its rows
+    part: irds.Kind = "docs"  # of a dataset of ir_datasets
 
-    def open(self, split: str | None) -> Reader:
-        """Raises as `open_source`."""
+    def open(self, split: str | None, *, is_strict: bool = True) -> Reader:
+        """Raises as `open_source`; unless `is_strict`, the only split of a dataset may have any name."""
+        if self.kind == "irds":
+            return irds.IrDatasetReader(self.name, self.part)
         if self.kind == "file":
             reader, part = _READERS[self.form](self.name), _split_of(self.name)
         else:
-            reader = dataset = self._dataset(split)
+            reader = dataset = self._dataset(split, is_strict=is_strict)
             part = dataset.split
         return reader if self.dialect is None else DialectReader(reader, self.dialect, part)
 
@@ -70,10 +73,10 @@ class Input:
         """The same with rows in a dialect, if they can have lists."""
         return replace(self, dialect=dialect) if self.form in ("dataset", *_OF_DIALECTS) else self
 
-    def _dataset(self, split: str | None) -> hf.DatasetReader:
+    def _dataset(self, split: str | None, *, is_strict: bool) -> hf.DatasetReader:
         if self.kind == "hub":
-            return hf.open_hub(self.name.removeprefix("hf:"), split, self.name)
-        return hf.open_folder(self.name, split)
+            return hf.open_hub(self.name.removeprefix("hf:"), split, self.name, is_strict=is_strict)
+        return hf.open_folder(self.name, split, is_strict=is_strict)
 
 
 def find_inputs(path: str, skip: Skip, *, hive: bool = True, form: InFormat | Lines = "auto") -> list[Input]:
@@ -103,6 +106,8 @@ def _found(path: str, skip: Skip, form: InFormat | Lines) -> list[Input]:
         return _files(_supported(list_files(path), path, skip, form), form)
     if path.startswith("hf:"):
         return [_dataset("hub", path, form)]
+    if path.startswith(irds.PREFIX):
+        return [Input("irds", path, "dataset")]
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, marker)) for marker in hf.MARKERS):
             return [_dataset("saved", path, form)]
@@ -148,6 +153,11 @@ def _files(names: Sequence[str], form: InFormat | Lines) -> list[Input]:
 
 def _suffix_form(name: str) -> Form | None:
     return next((form for suffix, form in _FORMS.items() if name.lower().endswith(suffix)), None)
+
+
+def has_known_suffix(path: str) -> bool:
+    """Whether the suffix of a file says what format it has."""
+    return path.lower().endswith(tuple(_FORMS))
 
 
 def _form_of(name: str) -> Form:

@@ -17,7 +17,7 @@ from batchscore.errors import Errors, UsageError, naming_keywords
 from batchscore.io.forms import InFormat, OutFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
-from batchscore.jobs.options import EncodeChoice, RunOptions
+from batchscore.jobs.options import EncodeChoice, JoinOptions, RunOptions
 from batchscore.jobs.run import prepare
 from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
@@ -63,7 +63,20 @@ class FileOptions(JobOptions, total=False):
     document_fields: str | Sequence[str] | None  # "title,text", or names
 
 
-class ScoreOptions(FileOptions, total=False):
+class PairOptions(FileOptions, total=False):
+    """Options of `score_files` and `rerank_files`, which take pairs of ids too."""
+
+    run: str | os.PathLike[str] | None
+    qrels: str | os.PathLike[str] | None
+    all_pairs: bool
+    queries: Inputs | None
+    corpus: Inputs | None
+    depth: int | None
+    query_id_column: str | None
+    document_id_column: str | None
+
+
+class ScoreOptions(PairOptions, total=False):
     """Options of `score_files`."""
 
     query_column: str
@@ -77,7 +90,7 @@ class ScoreOptions(FileOptions, total=False):
     details: bool
 
 
-class RerankOptions(FileOptions, total=False):
+class RerankOptions(PairOptions, total=False):
     """Options of `rerank_files`."""
 
     query_column: str
@@ -86,8 +99,6 @@ class RerankOptions(FileOptions, total=False):
     query_video_column: str | None
     document_image_column: str | None
     document_video_column: str | None
-    query_id_column: str | None
-    document_id_column: str | None
     top_n: int
     return_documents: bool
     keep_columns: str | Sequence[str]  # as in `ScoreOptions`
@@ -108,7 +119,7 @@ class EncodeOptions(FileOptions, total=False):
 
 def score_files(
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
@@ -119,7 +130,8 @@ def score_files(
 
     Args:
         model: checkpoint folder or hub id.
-        inputs: one or several files, folders, patterns or datasets; or "-" for standard input.
+        inputs: one or several files, folders, patterns or datasets; "-" for standard input; None with `queries` and
+            `corpus`.
         out: file to write, or a folder with a slash at the end for one part file per unit; or "-" for standard output.
         events: receives the progress of the run.
         stop: by which another thread can end the run.
@@ -134,7 +146,7 @@ def score_files(
 
 def rerank_files(
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
@@ -218,7 +230,7 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
 def _run(
     kind: type[Command],
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     options: Mapping[str, Any],
     events: Events | None,
@@ -239,8 +251,8 @@ def _run(
         left["window_rows"] = left.pop("unit_rows")
     command = kind(**_taken(left, kind))
     _refuse_undecodable({"model": model, **options})
-    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
+    join = _join(left) if kind in (ScoreCommand, RerankCommand) else JoinOptions()
+    run = RunOptions(_paths(inputs), os.fspath(out), join=join, **_taken(left, RunOptions))
     if unknown := left.keys() - ScorerOptions.__annotations__.keys():
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
@@ -251,6 +263,22 @@ def _run(
     if is_stream(run):
         return prepare_stream(command, scorer, run, events).execute(stop, events)
     return prepare(command, scorer, run, events, others=others).execute(stop, events)
+
+
+def _join(options: dict[str, Any]) -> JoinOptions:
+    """The options of a join, taken out."""
+    taken = _taken(options, JoinOptions)
+    for name in ("run", "qrels"):
+        taken[name] = None if taken.get(name) is None else os.fspath(taken[name])
+    for name in ("queries", "corpus"):
+        taken[name] = _paths(taken.get(name)) or None
+    return JoinOptions(**taken)
+
+
+def _paths(inputs: Inputs | None) -> list[str]:
+    if isinstance(inputs, str | os.PathLike):
+        return [os.fspath(inputs)]
+    return [os.fspath(path) for path in inputs or ()]
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:

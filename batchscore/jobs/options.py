@@ -14,6 +14,23 @@ EncodeChoice = Literal["auto", "once", "unit"]
 
 
 @dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """Pairs of ids, and where their texts are."""
+
+    run: str | None = None
+    qrels: str | None = None
+    all_pairs: bool = False
+    queries: Sequence[str] | None = None
+    corpus: Sequence[str] | None = None
+    depth: int | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any of them is given."""
+        return self != JoinOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """What a run reads and writes, and which part of the job it does where."""
 
@@ -40,6 +57,7 @@ class RunOptions:
     max_restarts: int = 3
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    join: JoinOptions = JoinOptions()
 
     @property
     def media(self) -> MediaPolicy:

@@ -17,9 +17,10 @@ from typing import Any
 
 from batchscore.engine.batcher import Batcher
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
+from batchscore.io.collection import own_folder
 from batchscore.io.outputs import Origin
-from batchscore.io.source import Source, open_source
-from batchscore.io.storage import local_path, open_folder, writer_id
+from batchscore.io.source import Source
+from batchscore.io.storage import is_url, local_path, open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
@@ -28,6 +29,7 @@ from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand
 from batchscore.jobs.commands.base import UnitRows, input_order
 from batchscore.jobs.events import End, Events, Outcome, Silent
+from batchscore.jobs.joins import open_input
 from batchscore.jobs.leases import Leases, Presence, Task, workers
 from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
@@ -95,7 +97,7 @@ class PreparedJob:
         if encode == "auto" and self.options.store:
             return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
-            return choose(command, self.source, units, self.source.on_step)
+            return choose(command, self.source.outline(), units, self.source.on_step)
         return Division(units, encode, "asked for")
 
     def for_worker(self) -> WorkerJob:
@@ -147,14 +149,8 @@ def prepare(
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
     checks.refuse_media(options)
-    source = open_source(
-        options.inputs,
-        split=options.split,
-        hive=options.hive,
-        form=options.in_format,
-        skip=output.owns,
-        media=options.media,
-    )
+    folder = own_folder() if is_url(output.parts) else output.parts
+    command, source = open_input(command, options, skip=output.owns, folder=folder)
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
     checks.require_fit(command, options.errors, output.format, output.file)
@@ -307,6 +303,8 @@ class _Run:
                 self.job.limits.check(bad + bad_rows(self.done), parts.rows)
 
             try:
+                if todo:
+                    self._make_ready(parts, leases)
                 blocks = self._texts(parts, leases) if todo else None
                 agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
                 with self._doing(parts, blocks, finish) as do:
@@ -316,6 +314,7 @@ class _Run:
             finally:
                 if leases:
                     leases.release_all()
+                self.job.source.discard()
         for task, reason in given_up.items():
             if not isinstance(task, Block):
                 parts.fail(task.index, reason)
@@ -327,6 +326,24 @@ class _Run:
                 hint="run the same command again to try them once more",
             )
 
+    def _make_ready(self, parts: Parts, leases: Leases | None) -> None:
+        """Have all that the input needs before it can be read, such as the index of a corpus."""
+        source = self.job.source
+        while not source.is_ready:
+            if leases is None or leases.claim_index():
+                with self.meter.timed("read"):
+                    source.make_ready()
+            else:
+                self._wait(parts)
+        for line in source.lines():
+            self.events.note(line)
+
+    def _wait(self, parts: Parts) -> None:
+        """Let another process go on with what this one needs."""
+        self.stop.check()
+        parts.require_ours()  # else this would wait in a folder that another run has merged
+        sleep(_POLL_SECONDS)
+
     def _texts(self, parts: Parts, leases: Leases | None) -> Blocks | None:
         """The distinct texts of the job, collected first if nobody has done that; None if units read texts."""
         if parts.encode == "unit":
@@ -337,9 +354,7 @@ class _Run:
             if leases is None or leases.claim_survey():
                 survey(parts, job.plan.command, job.source, room, self._on_surveyed, self.stop)
             else:
-                self.stop.check()
-                parts.require_ours()  # else this would wait in a folder that another run has merged
-                sleep(_POLL_SECONDS)
+                self._wait(parts)
         self.events.note(text_line(blocks, parts.rows, room))
         return blocks
 

@@ -55,6 +55,8 @@ class WorkerJob:
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
+        if not source.is_ready:  # on another machine, where the job's folder is on no disk
+            source.make_ready()
         setups = [set_up(**{**scorer, "device": device}) for scorer in (self.scorer, *self.others)]
         plan = Plan(
             setups[0],
