@@ -492,7 +492,7 @@ def test_what_cannot_be_joined_is_refused(
     [
         (
             {},
-            "nothing to score: no --in\nhint: pass --in, or --queries and --corpus with --run, --qrels or --all-pairs",
+            "nothing to read: no --in\nhint: pass --in, or --queries and --corpus with --run, --qrels or --all-pairs",
         ),
         (
             {"run": "run.trec", "corpus": "corpus.jsonl"},

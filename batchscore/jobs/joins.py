@@ -43,7 +43,7 @@ def open_input(command: Command, options: RunOptions, *, skip: Skip, folder: str
             _refuse_together(options, layout)
             return command.of_joined(), _addresses(options, layout, command.joined_names(), skip, folder).open()
     if not options.inputs:
-        raise UsageError(f"nothing to {command.name}: no --in", hint=f"pass --in{other}")
+        raise UsageError("nothing to read: no --in", hint=f"pass --in{other}")
     source = open_source(
         options.inputs,
         split=options.split,
