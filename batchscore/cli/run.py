@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import typer
@@ -11,8 +12,8 @@ from batchscore.stop import Stop, leave_on_signals
 
 
 def run(
-    command: Literal["score", "rerank", "encode"],
-    model: str,
+    command: Literal["score", "rerank", "encode", "run_batch"],
+    model: str | Sequence[str],
     *,
     quiet: bool,
     log_format: str,
@@ -26,7 +27,7 @@ def run(
     from batchscore.cli.result import Report
 
     display = Display(quiet=quiet, log_format=log_format)
-    report = Report(command, display, as_json, metrics_file)
+    report = Report(command.replace("_", "-"), display, as_json, metrics_file)
     leave_on_signals(report.failed)
     stop = Stop()
     try:
@@ -34,10 +35,11 @@ def run(
             report.check()
             if as_json and options["out"] == "-":
                 raise UsageError("--json and --out - both write to standard output", hint="drop one of them")
-            display.loading(model, "files")  # the imports that follow take seconds
+            # the imports that follow take seconds
+            display.loading(model if isinstance(model, str) else model[0], "files")
             from batchscore.jobs.start import job_functions
 
-            files = job_functions(options["inputs"])
+            files = job_functions(_paths(options))
             stop.listen()
             with stop.interruptible():
                 outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
@@ -47,3 +49,9 @@ def run(
         display.stop()
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _paths(options: Mapping[str, Any]) -> list[str]:
+    """Everything that a run reads."""
+    several = [path for name in ("inputs", "queries", "corpus") for path in options.get(name) or ()]
+    return several + [options[name] for name in ("run", "qrels") if options.get(name) is not None]
