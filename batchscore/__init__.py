@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchscore.io.runs import read_run, write_run
     from batchscore.jobs.events import Outcome
-    from batchscore.jobs.files import encode_files, rerank_files, score_files
+    from batchscore.jobs.files import encode_files, rerank_files, run_batch_files, score_files
     from batchscore.scorer import Ranked, Scorer
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "encode_files",
     "read_run",
     "rerank_files",
+    "run_batch_files",
     "score_files",
     "write_run",
 ]
@@ -31,6 +32,7 @@ _MODULES = {
     "encode_files": "batchscore.jobs.files",
     "read_run": "batchscore.io.runs",
     "rerank_files": "batchscore.jobs.files",
+    "run_batch_files": "batchscore.jobs.files",
     "score_files": "batchscore.jobs.files",
     "write_run": "batchscore.io.runs",
 }

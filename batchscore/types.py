@@ -158,6 +158,7 @@ class Visual:
     patches: int  # that the vision tower reads
     grid: tuple[int, ...]  # what it is cut into; what the numbers mean is the business of the model's processor
     frames: tuple[int, ...] = (0,)  # which are read
+    reader: int = 0  # whose rule that is, where requests have settings of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +229,17 @@ class Items:
 
     def concat(self, other: Items) -> Items:
         """These sequences, then the others'."""
-        columns = {
-            name: np.concatenate([part.filled(name) for part in (self, other)])
-            for name in (*self.columns, *(name for name in other.columns if name not in self.columns))
-        }
+        return Items.joined([self, other])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Items]) -> Items:
+        """The sequences of all parts, one after the other."""
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        columns = {name: np.concatenate([part.filled(name) for part in parts]) for name in names}
         visuals = None
-        if self.visuals is not None or other.visuals is not None:
-            visuals = Visuals.of([one for part in (self, other) for one in part.media])
-        return Items(offsets_of(np.concatenate([self.lengths, other.lengths])), columns, visuals)
+        if any(part.visuals is not None for part in parts):
+            visuals = Visuals.of([one for part in parts for one in part.media])
+        return cls(offsets_of(np.concatenate([part.lengths for part in parts])), columns, visuals)
 
     @property
     def media(self) -> list[Sequence[Visual]]:
@@ -328,6 +332,11 @@ class Fault:
     message: str  # what follows "row 3: "
     hint: str | None = None  # the next step
     column: str | None = None
+
+    @property
+    def said(self) -> str:
+        """The message with the column."""
+        return f"column {self.column!r} {self.message}" if self.column else self.message
 
     @property
     def is_models(self) -> bool:

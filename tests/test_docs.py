@@ -19,10 +19,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import jobs
-from batchscore import errors
+from batchscore import errors, run_batch_files
 from batchscore.cli.main import app
 
 ROOT = Path(__file__).parent.parent
+SCORES = {"score", "relevance_score"}
 README, CLI, MODELS = ROOT / "README.md", ROOT / "docs" / "cli.md", ROOT / "docs" / "models.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
@@ -102,7 +103,7 @@ def test_readme_commands_give_the_output_it_shows(examples: Path, minilm: Path) 
     assert shown == ranked
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "scores.md"])
+@pytest.mark.parametrize("page", ["jobs.md", "requests.md", "scores.md"])
 def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
     """In this process, which saves the seconds that each would take to load torch."""
     for line in "".join(blocks(ROOT / "docs" / page, "bash")).splitlines():
@@ -112,11 +113,30 @@ def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
         assert program == "batchscore"
         assert result.exit_code == 0, result.output
 
-    assert {"jobs.md": "merged.parquet", "scores.md": "maxsim.jsonl.zst"}[page] in os.listdir()
+    last = {"jobs.md": "merged.parquet", "requests.md": "responses.jsonl", "scores.md": "maxsim.jsonl.zst"}
+    assert last[page] in os.listdir()
+
+
+def test_the_answers_to_requests_are_those_that_the_page_shows(examples: Path, minilm: Path) -> None:
+    page = ROOT / "docs" / "requests.md"
+    run_batch_files({"minilm": str(minilm)}, "examples/requests.jsonl", "out.jsonl", dtype="float32")
+
+    found, shown = rows(Path("out.jsonl").read_text("utf-8")), rows(blocks(page, "json")[0])
+    assert [blocks(page, "text")[0]] == [(examples / "examples" / "requests.jsonl").read_text("utf-8")]
+    for answer, expected in zip(found, shown, strict=True):
+        bodies = answer["response"]["body"], expected["response"]["body"]
+        values = [
+            [one.pop(name) for one in body.get("data", body.get("results")) for name in one.keys() & SCORES]
+            for body in bodies
+        ]
+        times = [body.pop("created", None) for body in bodies]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+        assert list(map(type, times)) in ([int, int], [type(None)] * 2)
+        assert answer == expected
 
 
 def test_no_page_has_commands_that_are_not_run() -> None:
-    assert [page.name for page in PAGES if blocks(page, "bash")] == ["README.md", "jobs.md", "scores.md"]
+    assert [page.name for page in PAGES if blocks(page, "bash")] == ["README.md", "jobs.md", "requests.md", "scores.md"]
 
 
 @pages_with("python")
@@ -124,7 +144,7 @@ def test_python_runs(page: Path, examples: Path, minilm: Path) -> None:
     scope: dict[str, object] = {"MODEL": str(minilm)}
     exec("\n".join(blocks(page, "python")), scope)
 
-    assert scope.keys() & {"scorer", "score_files", "read_run"}
+    assert scope.keys() & {"read", "read_run", "scorer", "score_files"}
 
 
 # ---- what it repeats

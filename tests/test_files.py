@@ -28,7 +28,7 @@ from batchscore.jobs.commands import EncodeCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Outcome, Silent
 from batchscore.jobs.files import EncodeOptions, RerankOptions, ScoreOptions
 from batchscore.jobs.meter import Meter
-from batchscore.jobs.options import RunOptions
+from batchscore.jobs.options import JoinOptions, RunOptions
 from batchscore.jobs.run import PreparedJob, prepare
 from batchscore.stop import Stop
 
@@ -125,12 +125,14 @@ def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> Non
 @pytest.mark.parametrize(
     ("flags", "kind", "differing"),
     [
-        (o.Run, RunOptions, []),
+        (o.Run, RunOptions, ["inputs"]),
+        (o.Rows, RunOptions, []),
+        (o.Join, JoinOptions, []),
         (o.Score, ScoreCommand, ["keep_columns"]),
         (o.Rerank, RerankCommand, ["keep_columns", "keep_document_fields"]),
         (o.Encode, EncodeCommand, ["keep_columns"]),
     ],
-    ids=["run", "score", "rerank", "encode"],
+    ids=["run", "rows", "join", "score", "rerank", "encode"],
 )
 def test_flags_have_the_defaults_of_the_library(flags: Any, kind: Any, differing: list[str]) -> None:
     defaults = {field.name: field.default for field in fields(kind)}

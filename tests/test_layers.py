@@ -18,12 +18,13 @@ ALLOWED = {
     "resources": {"errors"},
     "stop": BASE,
     "media": {"types", "errors"},
+    "requests": {"types"},
     "models": BASE | {"media"},
     "runners": BASE | {"media", "models"},
     "engine": BASE | {"models", "runners", "stop"},
     "scorer": BASE | {"engine", "media", "models", "runners", "stop"},
     "io": BASE | {"media"},
-    "jobs": BASE | {"engine", "io", "media", "models", "runners", "scorer", "stop"},
+    "jobs": BASE | {"engine", "io", "media", "models", "requests", "runners", "scorer", "stop"},
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "evaluation": BASE | {"io"},
@@ -40,6 +41,8 @@ HEAVY = {
     "sklearn": {"evaluation"},
     "pyarrow": {"evaluation", "io", "jobs"},
     "datasets": {"io"},
+    "pydantic": {"requests"},
+    "pydantic_core": {"requests"},
     "av": {"media"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -96,7 +99,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
     assert run.stdout == "[]\n"
 
 
-COMMANDS = ["score", "rerank", "encode", "status", "merge", "inspect", "verify", "models", "store"]
+COMMANDS = ["score", "rerank", "encode", "run-batch", "status", "merge", "inspect", "verify", "models", "store"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

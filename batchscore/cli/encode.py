@@ -8,7 +8,7 @@ from batchscore.cli import options as o
 from batchscore.cli.run import run
 
 
-@o.with_options(o.Encode, o.Settings, o.Execution, o.Run)
+@o.with_options(o.Encode, o.Settings, o.Execution, o.Rows, o.Run)
 def encode(model: o.Model, **options: Any) -> None:
     """Write what scores are made of: the vector of each text, or its matrix where a model has one for each token.
 

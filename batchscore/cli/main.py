@@ -12,6 +12,7 @@ from batchscore import __version__
 from batchscore.cli.encode import encode
 from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
+from batchscore.cli.requests import run_batch
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
 from batchscore.cli.status import merge, status
@@ -57,6 +58,7 @@ def main(
 app.command()(score)
 app.command()(rerank)
 app.command()(encode)
+app.command("run-batch")(run_batch)
 app.command("eval")(evaluate)
 app.command()(status)
 app.command()(merge)

@@ -23,7 +23,7 @@ def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
 
 
 _input, _model, _text = partial(_option, "Input"), partial(_option, "Model"), partial(_option, "Text")
-_media = partial(_option, "Images and video")
+_media, _join = partial(_option, "Images and video"), partial(_option, "Joining by id")
 _output, _run = partial(_option, "Output"), partial(_option, "Run")
 _LENGTH = "N[k|K]"
 
@@ -31,6 +31,17 @@ _LENGTH = "N[k|K]"
 
 _MODEL_HELP = "Checkpoint folder or Hugging Face hub id."
 Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", show_default=False)]
+Models = Annotated[
+    list[str],
+    _model(
+        "Checkpoint folder or Hugging Face hub id, and the name by which requests ask for it. (default: as it is given "
+        "here) May be repeated; requests that name no model are for the first.",
+        "--model",
+        "-m",
+        metavar="[NAME=]MODEL",
+        show_default=False,
+    ),
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
@@ -104,6 +115,31 @@ _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", 
 
 
 @dataclass
+class Join:
+    """Pairs of ids, and where their texts are."""
+
+    run: Annotated[
+        str | None,
+        _join("Candidates by id: a TREC or MS MARCO run, or a table with two columns of ids.", metavar="PATH"),
+    ] = None
+    qrels: Annotated[
+        str | None,
+        _join("Judgements, whose pairs are scored; with --all-pairs they only choose the queries.", metavar="PATH"),
+    ] = None
+    all_pairs: Annotated[bool, _join("Every query against every document.", "--all-pairs")] = False
+    queries: Annotated[
+        list[str] | None, _join("Queries by id. May be repeated.", metavar="PATH", show_default=False)
+    ] = None
+    corpus: Annotated[
+        list[str] | None,
+        _join(
+            "Documents by id. A corpus may be larger than memory. May be repeated.", metavar="PATH", show_default=False
+        ),
+    ] = None
+    depth: Annotated[int | None, _join("Take the first N documents of each query of --run.", min=1)] = None
+
+
+@dataclass
 class Score:
     """What `score` reads and writes."""
 
@@ -116,6 +152,12 @@ class Score:
     document_fields: _DocumentFields = None
     document_image_column: _DocumentImages = None
     document_video_column: _DocumentVideo = None
+    query_id_column: Annotated[
+        str | None, _join("Column with a query's id. (default: query_id, qid; of --queries id, _id, ...)")
+    ] = None
+    document_id_column: Annotated[
+        str | None, _join("Column with a document's id. (default: document_id, docid, pid; of --corpus id, _id, ...)")
+    ] = None
     limit: _Limit = None
     score_column: Annotated[str, _output("Name of the score column.")] = "score"
     keep_columns: Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")] = "all"
@@ -188,6 +230,13 @@ class Encode:
     ] = None
     limit: _Limit = None
     keep_columns: Annotated[str, _output("Other input columns to write.", metavar="all|none|A,B")] = "none"
+
+
+@dataclass
+class Requests:
+    """What `run-batch` reads."""
+
+    limit: _Limit = None
 
 
 @dataclass
@@ -405,28 +454,9 @@ class Evaluate:
 
 
 @dataclass
-class Run:
-    """What a run reads and writes, how it reports, and which part of a job it does where."""
+class Rows:
+    """What commands have in common whose input has columns."""
 
-    inputs: Annotated[
-        list[str],
-        _input(
-            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
-            "standard input. May be repeated.",
-            "--in",
-            "-i",
-            metavar="PATH",
-            show_default=False,
-        ),
-    ]
-    out: Annotated[
-        str,
-        _out(
-            "File to write: .parquet, .jsonl, .csv, .tsv, with rerank also .trec or .run (all but .parquet also .gz "
-            "and .zst), with encode .npy; or DIR/ to keep one part file for each unit; - writes JSONL to standard "
-            "output."
-        ),
-    ]
     in_format: Annotated[
         InFormat, _input("Format of the input. auto goes by the suffix, and by what is in the file.")
     ] = "auto"
@@ -436,6 +466,62 @@ class Run:
     hive: Annotated[
         bool, _input("Add the columns that folders below --in name, as in lang=en/part.parquet.", "--hive/--no-hive")
     ] = True
+    errors: Annotated[
+        Errors,
+        _input(
+            "What to do with bad rows: stop at the first (fail), leave them out (quarantine), or keep them without a "
+            "score (null). OUT.errors.jsonl lists them."
+        ),
+    ] = "quarantine"
+    encode: Annotated[
+        Literal["auto", "once", "unit"],
+        _run(
+            "How often a bi-encoder or late interaction model reads a text: once a job, keeping its encoding, or "
+            "once in each unit that has it. auto decides from a sample of the input."
+        ),
+    ] = "auto"
+    encodings_gb: Annotated[
+        float | None,
+        _run(
+            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
+            "which is removed when its rows are scored. (default: half of what is free there)",
+            min=0,
+        ),
+    ] = None
+    store: Annotated[
+        list[str] | None,
+        _run(
+            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
+            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
+            metavar="DIR|FILE",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass
+class Run:
+    """What a run reads and writes, how it reports, and which part of a job it does where."""
+
+    out: Annotated[
+        str,
+        _out(
+            "File to write: .parquet, .jsonl, .csv, .tsv, with rerank also .trec or .run (all but .parquet also .gz "
+            "and .zst), with encode .npy; or DIR/ to keep one part file for each unit; - writes JSONL to standard "
+            "output."
+        ),
+    ]
+    inputs: Annotated[
+        list[str] | None,
+        _input(
+            "Parquet or JSONL file (.gz and .zst too), folder, glob, saved dataset or hf:org/name; - reads JSONL from "
+            "standard input. May be repeated.",
+            "--in",
+            "-i",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None
     media_root: Annotated[
         str | None,
         _media(
@@ -465,43 +551,12 @@ class Run:
             "--merge",
         ),
     ] = False
-    errors: Annotated[
-        Errors,
-        _input(
-            "What to do with bad rows: stop at the first (fail), leave them out (quarantine), or keep them without a "
-            "score (null). OUT.errors.jsonl lists them."
-        ),
-    ] = "quarantine"
     max_errors: Annotated[
         str | None,
         _input(
             "Stop when more than N rows, or more than P% of the job's rows, are bad. Earlier runs of the job count "
             "too.",
             metavar="N|P%",
-        ),
-    ] = None
-    encode: Annotated[
-        Literal["auto", "once", "unit"],
-        _run(
-            "How often a bi-encoder or late interaction model reads a text: once a job, keeping its encoding, or "
-            "once in each unit that has it. auto decides from a sample of the input."
-        ),
-    ] = "auto"
-    encodings_gb: Annotated[
-        float | None,
-        _run(
-            "GB of disk for encodings in the job's folder. More documents than that are encoded in groups, each of "
-            "which is removed when its rows are scored. (default: half of what is free there)",
-            min=0,
-        ),
-    ] = None
-    store: Annotated[
-        list[str] | None,
-        _run(
-            "Folder in which encodings, or a cross-encoder's scores of pairs, are kept for later jobs; also a file "
-            "that `batchscore encode` wrote. May be repeated. (default: BATCHSCORE_STORE, if it is set)",
-            metavar="DIR|FILE",
-            show_default=False,
         ),
     ] = None
     quiet: Quiet = False
@@ -545,6 +600,8 @@ class Run:
     ] = None
 
 
+_FIRST = {"model": 0, "inputs": 1, "out": 2}  # on help pages; then what is required, and the rest
+
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 
@@ -554,8 +611,10 @@ def with_options(*groups: type) -> Callable[[CommandT], CommandT]:
     def decorate(command: CommandT) -> CommandT:
         own = [item for item in _parameters(command) if item.kind is not inspect.Parameter.VAR_KEYWORD]
         items = [*own, *(item for group in groups for item in _parameters(group))]
-        items.sort(key=lambda item: item.default is not inspect.Parameter.empty)  # required first, as signatures demand
-        command.__signature__ = inspect.Signature(items)  # type: ignore[attr-defined]
+        items.sort(key=lambda item: (_FIRST.get(item.name, len(_FIRST)), item.default is not inspect.Parameter.empty))
+        # keyword-only ones may be in any order
+        by_name = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in items]
+        command.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
         command.__annotations__ = {item.name: item.annotation for item in items}
         return command
 

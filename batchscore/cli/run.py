@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import typer
@@ -11,18 +12,23 @@ from batchscore.stop import Stop, leave_on_signals
 
 
 def run(
-    command: Literal["score", "rerank", "encode"], model: str, *, quiet: bool, log_format: str, **options: Any
+    command: Literal["score", "rerank", "encode", "run_batch"],
+    model: str | Sequence[str],
+    *,
+    quiet: bool,
+    log_format: str,
+    **options: Any,
 ) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
     leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
     from batchscore.cli.display import Display, exit_on_error
 
     display = Display(quiet=quiet, log_format=log_format)
-    display.loading(model, "files")  # the imports that follow take seconds
+    display.loading(model if isinstance(model, str) else model[0], "files")  # the imports that follow take seconds
     from batchscore.jobs.start import job_functions
 
-    files = job_functions(options["inputs"])
-    if not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
+    files = job_functions(_paths(options))
+    if "store" in options and not options["store"] and (store := os.environ.get("BATCHSCORE_STORE")):
         options["store"] = [store]
     stop = Stop()
     stop.listen()
@@ -34,3 +40,9 @@ def run(
         display.stop()
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _paths(options: Mapping[str, Any]) -> list[str]:
+    """Everything that a run reads."""
+    several = [path for name in ("inputs", "queries", "corpus") for path in options.get(name) or ()]
+    return several + [options[name] for name in ("run", "qrels") if options.get(name) is not None]

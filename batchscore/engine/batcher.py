@@ -24,9 +24,10 @@ from batchscore.engine.scheduler import Pack, plan_chunks, plan_window
 from batchscore.engine.setup import Setup
 from batchscore.errors import DeviceMemoryError, UsageError
 from batchscore.models.load import Layout
-from batchscore.runners.base import Match
+from batchscore.models.spec import ModelSpec
+from batchscore.runners.base import Match, Runner
 from batchscore.runners.batch import Batch
-from batchscore.runners.build import build_runner
+from batchscore.runners.build import build_runner, respecified
 from batchscore.runners.media import UnreadableMediaError
 from batchscore.stop import Stop
 from batchscore.types import (
@@ -86,6 +87,10 @@ class Batcher:
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
         return self._runner.tokenize(pairs)
+
+    def respecified(self, spec: ModelSpec) -> Runner:
+        """What tokenizes, and activates raw scores, by another spec of this checkpoint that needs the same weights."""
+        return respecified(self._runner, self.setup.checkpoint, spec)
 
     def lay_out(self, texts: Sequence[Cell], side: Side) -> Work:
         """The token sequences of one side's cells, which are the rows. Safe to call in any thread.

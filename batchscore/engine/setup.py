@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from typing_extensions import Unpack
 
@@ -44,6 +44,8 @@ class Setup:
     budget: Budget
     padded: bool
     trust_remote_code: bool
+    config: str | None = None  # as the user named it
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the model, as the user gave them
 
 
 def set_up(
@@ -82,7 +84,7 @@ def set_up(
         workers=placement.workers,
         max_media_bytes=media_mb << 20,
     )
-    return Setup(checkpoint, spec, placement, budget, padded, trust_remote_code)
+    return Setup(checkpoint, spec, placement, budget, padded, trust_remote_code, config, model_options)
 
 
 def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import Literal
 
 Form = Literal[
-    "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics", "dataset"
+    "parquet",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "msmarco",
+    "trec-run",
+    "trec-qrels",
+    "trec-topics",
+    "dataset",
+    "lines",
 ]  # how a file is read
 DialectName = Literal["rank-llm", "pyserini", "mteb"]  # what the rows of one mean that has queries with their documents
 InFormat = Literal[
     "auto", "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics",
     "rank-llm", "pyserini", "mteb",
 ]  # fmt: skip
-OutForm = Literal["parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
+OutForm = Literal["parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm", "lines"]
 OutFormat = Literal["auto", "parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
+Lines = Literal["lines"]  # as they are, in and out: of commands that read and write nothing else

@@ -131,40 +131,77 @@ class DatasetReader:
                 gc.collect()
 
 
-def open_folder(folder: str, split: str | None) -> DatasetReader:
-    """Open what `save_to_disk` wrote."""
+def open_folder(folder: str, split: str | None, *, is_strict: bool = True) -> DatasetReader:
+    """Open what `save_to_disk` wrote; unless `is_strict`, the only split may have any name."""
     datasets = _import_datasets(folder)
     try:
         loaded = datasets.load_from_disk(folder)
     except Exception as error:  # a folder has many files that can be wrong in many ways
         raise InputError(f"{folder} is not a readable dataset: {error}", hint="save the dataset again") from error
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    name = _choose(splits, split, folder)
+    name = _choose(splits, split, folder, is_strict=is_strict)
     chosen = splits[name]
     files = [os.stat(part["filename"]) for part in chosen.cache_files]
     modified = iso_time(max((file.st_mtime for file in files), default=0))
     return DatasetReader(folder, chosen, chosen.num_rows, sum(file.st_size for file in files), modified, name)
 
 
-def open_hub(name: str, split: str | None, file: str) -> DatasetReader:
-    """Stream `name` from the Hub; the user called it `file`."""
+def open_hub(name: str, split: str | None, file: str, *, is_strict: bool = True) -> DatasetReader:
+    """Stream a dataset, or one configuration of it, from the Hub or from a folder; the user called it `file`.
+
+    Unless `is_strict`, the only split may have any name.
+    """
     datasets = _import_datasets(file)
     try:
-        splits = datasets.load_dataset(name, streaming=True)
+        splits = datasets.load_dataset(*filter(None, parts(name)), streaming=True)
     except Exception as error:  # from the Hub client, and from the parsers of many formats
         message = f"{file} is neither a file nor a dataset on the Hub: {first_line(error)}"
         raise NotFoundError(message, hint=_HUB_HINT) from error
-    part = _choose(splits, split, file)
+    part = _choose(splits, split, file, is_strict=is_strict)
     chosen = splits[part]
     declared = (chosen.info.splits or {}).get(str(chosen.split))
     return DatasetReader(file, chosen, declared.num_examples if declared else None, split=part)
 
 
+def parts(name: str) -> tuple[str, str | None]:
+    """(dataset, configuration) of org/dataset/configuration, or of a folder with a card and a configuration."""
+    dataset, _, config = name.rpartition("/")
+    has_config = not os.path.isdir(name) and (name.count("/") == 2 or has_card(dataset))
+    return (dataset, config) if has_config else (name, None)
+
+
+def has_card(folder: str) -> bool:
+    """Whether a folder has a card that lists configurations, as a repository of the Hub has."""
+    try:
+        with open(os.path.join(folder, "README.md"), encoding="utf-8", errors="replace") as card:
+            return "config_name:" in card.read(1 << 20)
+    except OSError:
+        return False
+
+
+def configs(name: str) -> list[str]:
+    """The configurations of a dataset; none if it cannot be reached, which opening it explains."""
+    datasets = _import_datasets(name)
+    try:
+        return list(datasets.get_dataset_config_names(name))
+    except Exception:  # as in `open_hub`
+        return []
+
+
+def splits(name: str, config: str) -> list[str]:
+    """The splits of a configuration."""
+    datasets = _import_datasets(name)
+    try:
+        return list(datasets.get_dataset_split_names(name, config))
+    except Exception as error:
+        raise NotFoundError(f"hf:{name}/{config} cannot be read: {first_line(error)}", hint=_HUB_HINT) from error
+
+
 _HUB_HINT = "check the path, or the dataset's name and your network"
 
 
-def _choose(splits: Mapping[str, Any], split: str | None, file: str) -> str:
-    if split is None and len(splits) == 1:
+def _choose(splits: Mapping[str, Any], split: str | None, file: str, *, is_strict: bool) -> str:
+    if (split is None or not is_strict) and len(splits) == 1:
         return next(iter(splits))
     if split is not None and split in splits:
         return split

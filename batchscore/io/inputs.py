@@ -11,10 +11,10 @@ from functools import partial
 from typing import Literal, cast
 
 from batchscore.errors import InputError, NotFoundError, UsageError
-from batchscore.io import delimited, fields, hf, json_array, jsonl, parquet, topics
+from batchscore.io import delimited, fields, hf, irds, json_array, jsonl, parquet, raw_lines, topics
 from batchscore.io.block import Reader
 from batchscore.io.dialects import DIALECTS, DialectReader
-from batchscore.io.forms import DialectName, Form, InFormat
+from batchscore.io.forms import DialectName, Form, InFormat, Lines
 from batchscore.io.hive import Partition, partition_of
 from batchscore.io.storage import is_url, list_files, local_path, special_kind
 
@@ -28,6 +28,7 @@ _READERS: dict[Form, Callable[[str], Reader]] = {
     "trec-run": partial(fields.FieldsReader, layout=fields.TREC_RUN),
     "trec-qrels": partial(fields.FieldsReader, layout=fields.TREC_QRELS),
     "trec-topics": topics.TopicsReader,
+    "lines": raw_lines.RawLineReader,
 }
 _SUFFIXES: dict[Form, tuple[str, ...]] = {
     "parquet": parquet.SUFFIXES,
@@ -50,18 +51,21 @@ Skip = Callable[[str], bool]
 class Input:
     """One file or dataset. What it is was decided once, so that no process has to look at a path again."""
 
-    kind: Literal["file", "saved", "hub"]
+    kind: Literal["file", "saved", "hub", "irds"]
     name: str  # as errors call it
     form: Form
     dialect: DialectName | None = None
     partition: Partition = ()  # what the folders of a file say of its rows
+    part: irds.Kind = "docs"  # of a dataset of ir_datasets
 
-    def open(self, split: str | None) -> Reader:
-        """Raises as `open_source`."""
+    def open(self, split: str | None, *, is_strict: bool = True) -> Reader:
+        """Raises as `open_source`; unless `is_strict`, the only split of a dataset may have any name."""
+        if self.kind == "irds":
+            return irds.IrDatasetReader(self.name, self.part)
         if self.kind == "file":
             reader, part = _READERS[self.form](self.name), _split_of(self.name)
         else:
-            reader = dataset = self._dataset(split)
+            reader = dataset = self._dataset(split, is_strict=is_strict)
             part = dataset.split
         return reader if self.dialect is None else DialectReader(reader, self.dialect, part)
 
@@ -69,13 +73,13 @@ class Input:
         """The same with rows in a dialect, if they can have lists."""
         return replace(self, dialect=dialect) if self.form in ("dataset", *_OF_DIALECTS) else self
 
-    def _dataset(self, split: str | None) -> hf.DatasetReader:
+    def _dataset(self, split: str | None, *, is_strict: bool) -> hf.DatasetReader:
         if self.kind == "hub":
-            return hf.open_hub(self.name.removeprefix("hf:"), split, self.name)
-        return hf.open_folder(self.name, split)
+            return hf.open_hub(self.name.removeprefix("hf:"), split, self.name, is_strict=is_strict)
+        return hf.open_folder(self.name, split, is_strict=is_strict)
 
 
-def find_inputs(path: str, skip: Skip, *, hive: bool = True, form: InFormat = "auto") -> list[Input]:
+def find_inputs(path: str, skip: Skip, *, hive: bool = True, form: InFormat | Lines = "auto") -> list[Input]:
     """What a file, glob pattern, folder, saved dataset or Hub dataset stands for.
 
     Raises NotFoundError, and UsageError or InputError for a file whose format nothing tells. The others as in
@@ -97,11 +101,13 @@ def find_inputs(path: str, skip: Skip, *, hive: bool = True, form: InFormat = "a
     ]
 
 
-def _found(path: str, skip: Skip, form: InFormat) -> list[Input]:
+def _found(path: str, skip: Skip, form: InFormat | Lines) -> list[Input]:
     if is_url(path):
         return _files(_supported(list_files(path), path, skip, form), form)
     if path.startswith("hf:"):
         return [_dataset("hub", path, form)]
+    if path.startswith(irds.PREFIX):
+        return [Input("irds", path, "dataset")]
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, marker)) for marker in hf.MARKERS):
             return [_dataset("saved", path, form)]
@@ -125,7 +131,7 @@ def _not_a_file(path: str, kind: str) -> InputError:
     return InputError(message, hint="write its rows to a file, and name that")
 
 
-def _dataset(kind: Literal["saved", "hub"], name: str, form: InFormat) -> Input:
+def _dataset(kind: Literal["saved", "hub"], name: str, form: InFormat | Lines) -> Input:
     if form in DIALECTS:
         return Input(kind, name, "dataset", form)
     if form != "auto":
@@ -133,7 +139,7 @@ def _dataset(kind: Literal["saved", "hub"], name: str, form: InFormat) -> Input:
     return Input(kind, name, "dataset")
 
 
-def _files(names: Sequence[str], form: InFormat) -> list[Input]:
+def _files(names: Sequence[str], form: InFormat | Lines) -> list[Input]:
     for name in names:
         if not is_url(name) and (kind := special_kind(name)):
             raise _not_a_file(name, kind)
@@ -147,6 +153,16 @@ def _files(names: Sequence[str], form: InFormat) -> list[Input]:
 
 def _suffix_form(name: str) -> Form | None:
     return next((form for suffix, form in _FORMS.items() if name.lower().endswith(suffix)), None)
+
+
+def has_known_suffix(path: str) -> bool:
+    """Whether the suffix of a file says what format it has."""
+    return path.lower().endswith(tuple(_FORMS))
+
+
+def format_of_ids(path: str, usual: InFormat) -> InFormat:
+    """How a run or judgements are read: as `usual`, TREC's, where the suffix says nothing (results.test), else auto."""
+    return usual if os.path.isfile(path) and not has_known_suffix(path) else "auto"
 
 
 def _form_of(name: str) -> Form:
@@ -173,7 +189,7 @@ def _refuse_mixture(path: str, inputs: Sequence[Input]) -> None:
         raise InputError(f"{path} has files of several formats: {found}", hint="name the files, or pass --in-format")
 
 
-def _files_under(folder: str, skip: Skip, form: InFormat) -> list[str]:
+def _files_under(folder: str, skip: Skip, form: InFormat | Lines) -> list[str]:
     """Supported files below `folder`, sorted; hidden names (. or _ first) are left out, as in Spark and Hive."""
     files = []
     for parent, folders, names in os.walk(folder):
@@ -182,7 +198,7 @@ def _files_under(folder: str, skip: Skip, form: InFormat) -> list[str]:
     return sorted(_supported(files, folder, skip, form))
 
 
-def _supported(files: Sequence[str], folder: str, skip: Skip, form: InFormat) -> list[str]:
+def _supported(files: Sequence[str], folder: str, skip: Skip, form: InFormat | Lines) -> list[str]:
     """Those of a folder that are read, by their suffixes; NotFoundError if there are none.
 
     A .json beside files of other formats tells about them, as a rule, and is left out. If no suffix is of the format

@@ -14,7 +14,7 @@ from typing import Literal
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io import jsonl, parquet
-from batchscore.io.forms import OutForm, OutFormat
+from batchscore.io.forms import Lines, OutForm, OutFormat
 from batchscore.io.lines import compression, packed
 
 Layout = Literal["own", "run", "lists"]  # the command's own tables; a document of a run a row; a query of a run a row
@@ -44,6 +44,7 @@ KINDS: Mapping[OutForm, Kind] = {
     "msmarco": Kind("an MS MARCO run", (), ".tsv", "run"),
     "mteb": Kind("a file of MTEB's predictions", (), ".json", "lists"),
     "rank-llm": Kind("a file of rank_llm's results", (), ".jsonl", "lists"),
+    "lines": Kind("lines", (), ".jsonl"),
 }
 _BINARY = ("parquet", "npy")
 
@@ -85,7 +86,7 @@ class Origin:
         return re.sub(r"\s+", "-", self.model.rstrip("/").rpartition("/")[2].strip()) or "batchscore"
 
 
-def chosen_format(path: str | None, name: OutFormat = "auto", tag: str | None = None) -> Format:
+def chosen_format(path: str | None, name: OutFormat | Lines = "auto", tag: str | None = None) -> Format:
     """The form that the options and the suffix of `path` mean; None: a file that is named after its format.
 
     Raises UsageError for a suffix that means none, and a tag that no format has or that is not one word.

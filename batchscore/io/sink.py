@@ -95,6 +95,7 @@ def _writer(form: Format, origin: Origin) -> Callable[[str, str], _Writer]:
         "msmarco": MsMarcoWriter,
         "mteb": partial(MtebWriter, origin=origin),
         "rank-llm": RankLlmWriter,
+        "lines": _LinesWriter,
     }
     return writers[form.name]
 
@@ -275,6 +276,20 @@ class _NpyWriter:
             self._file.seek(0)
             self._write_header()
             self._file.close()
+
+
+class _LinesWriter:
+    """The first column, of which each value is a line of JSON already."""
+
+    def __init__(self, path: str, temporary: str) -> None:
+        self._file = pa.output_stream(temporary, compression=compression(path))
+
+    def write(self, table: pa.Table) -> None:
+        for batch in table.to_batches(max_chunksize=1024):
+            self._file.write("".join(f"{line}\n" for line in batch.column(0).to_pylist()).encode())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _IdsWriter:

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from typing_extensions import Self
 
 from batchscore.errors import BatchscoreError, InputError, UsageError
 from batchscore.io.block import Block, Reader, listed
 from batchscore.io.dialects import dialect_of, tell_apart
-from batchscore.io.forms import DialectName, InFormat
+from batchscore.io.forms import DialectName, InFormat, Lines
 from batchscore.io.hive import add_columns
 from batchscore.io.inputs import Input, Skip, find_inputs
 from batchscore.io.schema import Shape, is_nested, join, require_columns, require_shape
@@ -102,6 +105,16 @@ class Source(Protocol):
     def read(self, unit: Unit, columns: Sequence[str] | None, shapes: Mapping[str, Shape]) -> Chunk: ...
     def close(self) -> None: ...  # whatever `read` left open
 
+    # of an input that is joined from several
+    @property
+    def looked_up(self) -> frozenset[str]: ...  # columns that are not of its rows: they are written only where named
+    @property
+    def is_ready(self) -> bool: ...  # whether `read` has all it needs
+    def make_ready(self) -> None: ...  # writes the rest, which other processes find
+    def discard(self) -> None: ...  # removes what it wrote for this process alone
+    def outline(self) -> Source: ...  # can be read before; a text stands for another and is equal where that is
+    def lines(self) -> list[str]: ...  # what a person should know
+
 
 @dataclass(frozen=True, slots=True)
 class FileAddresses:
@@ -109,17 +122,46 @@ class FileAddresses:
 
     inputs: tuple[Input, ...]
     split: str | None = None  # of datasets
+    is_strict: bool = True  # whether a dataset with a single split must call it that
     # without a root, media lie below the folder of the file that names them
     media: MediaPolicy = field(default_factory=MediaPolicy)
 
     def open(self) -> FileSource:
         """Raises as `open_source`."""
-        readers = [file.open(self.split) for file in self.inputs]
+        readers = [file.open(self.split, is_strict=self.is_strict) for file in self.inputs]
         tell_apart(readers)
         return FileSource(self, add_columns(readers, [file.partition for file in self.inputs]))
 
 
-class FileSource:
+class WholeRows:
+    """What a `Source` has to say of a join if its rows have their texts in them."""
+
+    @property
+    def looked_up(self) -> frozenset[str]:
+        """Nothing: all columns are of its rows."""
+        return frozenset()
+
+    @property
+    def is_ready(self) -> bool:
+        """Always."""
+        return True
+
+    def make_ready(self) -> None:
+        """There is nothing to do."""
+
+    def discard(self) -> None:
+        """There is nothing to remove."""
+
+    def outline(self) -> Self:
+        """The source itself."""
+        return self
+
+    def lines(self) -> list[str]:
+        """Nothing."""
+        return []
+
+
+class FileSource(WholeRows):
     """Files and datasets that are read one after the other."""
 
     def __init__(self, addresses: FileAddresses, readers: Sequence[Reader]) -> None:
@@ -187,6 +229,7 @@ class FileSource:
         group: str | None = None,
         stretch: float = 2,
         limit: int | None = None,
+        keep: NDArray[np.bool_] | None = None,
     ) -> list[Unit]:
         """Divide the input into full units, of which the last may have fewer rows; an empty input is one empty unit.
 
@@ -198,10 +241,11 @@ class FileSource:
             group: a column: runs of equal values in it are not divided.
             stretch: how far a unit may exceed its limits to finish such a run (2 = twice).
             limit: rows in all.
+            keep: bool [rows of all files], which rows are read; None: all.
         """
         wanted = {**({} if group is None else {group: "--query-id-column"}), **(columns or {})}
         builder = UnitBuilder(rows, size, 1 if group is None else stretch, sys.maxsize if limit is None else limit)
-        wants_more = True
+        wants_more, at = True, 0
         for index, reader in enumerate(self._readers):
             builder.start_file(index, reader.first_number)
             names = reader.schema.names
@@ -211,7 +255,9 @@ class FileSource:
             for steps in reader.steps(group, missing):
                 self.on_step()
                 missing -= set(steps.columns)
-                wants_more = wants_more and builder.add(steps)
+                count = len(steps.ends)
+                wants_more = wants_more and builder.add(steps, None if keep is None else keep[at : at + count])
+                at += count
                 if not (wants_more or missing):  # a key that is missing so far may be on any other line
                     break
             require_columns([*names, *(set(wanted) - set(names) - missing)], wanted, reader.file)
@@ -333,7 +379,7 @@ def open_source(
     *,
     split: str | None = None,
     hive: bool = True,
-    form: InFormat = "auto",
+    form: InFormat | Lines = "auto",
     skip: Skip = lambda file: False,
     media: MediaPolicy | None = None,
 ) -> FileSource:
@@ -350,7 +396,7 @@ def open_source(
     inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
     if split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
-    addresses = FileAddresses(inputs, split, media or MediaPolicy())
+    addresses = FileAddresses(inputs, split, media=media or MediaPolicy())
     source = addresses.open()
     if form == "auto" and (dialect := source.dialect()):
         return replace(addresses, inputs=tuple(file.in_dialect(dialect) for file in inputs)).open()

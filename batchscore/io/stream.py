@@ -25,7 +25,7 @@ from batchscore.io.jsonl import block_of, parsed
 from batchscore.io.lines import Line
 from batchscore.io.objects import UnreadableError, object_schema
 from batchscore.io.schema import Shape, require_columns
-from batchscore.io.source import UNIT_BYTES, Chunk, chunk_of
+from batchscore.io.source import UNIT_BYTES, Chunk, WholeRows, chunk_of
 from batchscore.io.storage import write_hint
 from batchscore.io.units import Span, Unit
 from batchscore.io.values import empty_table, storable
@@ -70,7 +70,7 @@ def standard_output() -> LineWriter:
 # ---- in
 
 
-class StreamSource:
+class StreamSource(WholeRows):
     """The lines of a descriptor, as a `Source` whose units are made when they are asked for and read once."""
 
     is_streamed = True

@@ -62,13 +62,10 @@ def encode_texts(
         faults: rows without a text are added.
         absent: what a fault says of a null.
     """
-    # decoded and 64-bit: a slice's dictionary has texts of other rows, and 2 GiB of texts overflow 32-bit offsets
-    if not (pa.types.is_string(texts.type) and texts.nbytes < _OFFSETS_32):
-        texts = texts.cast(pa.large_string())
-    if texts.null_count:
-        _add_nulls(pc.is_null(texts), name, faults, absent)
-        texts = texts.fill_null("")
-    encoded = texts.combine_chunks().dictionary_encode()
+    encoded = _encoded(texts)
+    if encoded.indices.null_count:
+        _add_nulls(pc.is_null(encoded.indices), name, faults, absent)
+        encoded = _filled(encoded)
     try:
         encoded.dictionary.validate(full=True)
         values = encoded.dictionary.to_pylist()
@@ -81,6 +78,27 @@ def encode_texts(
             )
         values = [text or "" for text in values]
     return Cells(values, encoded.indices.to_numpy())
+
+
+def _encoded(texts: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Each distinct text once, in order of first appearance."""
+    if not pa.types.is_dictionary(texts.type):
+        # 64-bit, since 2 GiB of texts overflow 32-bit offsets
+        is_small = pa.types.is_string(texts.type) and texts.nbytes < _OFFSETS_32
+        return (texts if is_small else texts.cast(pa.large_string())).combine_chunks().dictionary_encode()
+    # a slice's dictionary has texts of other rows, and any dictionary may have one twice, or null
+    array = texts.unify_dictionaries().combine_chunks()
+    used = array.indices.dictionary_encode()
+    values = array.dictionary.take(used.dictionary).cast(pa.large_string()).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(values.indices.take(used.indices), values.dictionary)
+
+
+def _filled(encoded: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same with empty texts where there was none."""
+    texts = encoded.dictionary
+    if (code := pc.index(texts, "").as_py()) < 0:
+        code, texts = len(texts), pa.concat_arrays([texts, pa.array([""], texts.type)])
+    return pa.DictionaryArray.from_arrays(encoded.indices.fill_null(code), texts)
 
 
 _NULL_HINT = "drop the row, or fill it in: an empty string is a text"

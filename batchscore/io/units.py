@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,16 +104,29 @@ class UnitBuilder:
         """The next rows are from this file."""
         self._file, self._at, self._number = index, 0, first_number
 
-    def add(self, steps: Steps) -> bool:
-        """Take rows; False once the limit is reached."""
-        at, count = 0, min(len(steps.ends), self._left)
+    def add(self, steps: Steps, keep: NDArray[np.bool_] | None = None) -> bool:
+        """Take rows, or those of them that are kept; False once the limit is reached."""
+        if keep is None or keep.all():
+            return self._add(steps, 0, len(steps.ends))
+        bounds = np.flatnonzero(np.diff(keep, prepend=not keep[0], append=not keep[-1])).tolist()
+        for start, stop in pairwise(bounds):
+            if not keep[start]:
+                self._at, self._number = int(steps.ends[stop - 1]), int(steps.numbers[stop - 1])
+            elif not self._add(steps, start, stop):
+                return False
+        return True
+
+    def _add(self, steps: Steps, at: int, stop: int) -> bool:
+        """Take the rows from `at` to `stop`."""
+        count = min(stop - at, self._left)
+        stop = at + count
         sizes = offsets_of(steps.sizes)
-        while at < count:
+        while at < stop:
             if self._filled >= self._stretch or (self._filled >= 1 and not self._continues(steps, at)):
                 self._close()
             # a unit that is full grows row by row, to the end of the run
             room = int(np.searchsorted(sizes, sizes[at] + self._full_size - self._size)) - at
-            taken = min(count - at, max(min(self._full_rows - self._rows, room), 1))
+            taken = min(stop - at, max(min(self._full_rows - self._rows, room), 1))
             self._extend(taken, int(steps.ends[at + taken - 1]), int(steps.numbers[at + taken - 1]))
             self._size += int(sizes[at + taken] - sizes[at])
             at += taken
@@ -139,7 +153,7 @@ class UnitBuilder:
         return steps.value(row) == value(last)
 
     def _extend(self, rows: int, stop: int, number: int) -> None:
-        if self._spans and self._spans[-1].file == self._file:
+        if self._spans and (self._spans[-1].file, self._spans[-1].stop) == (self._file, self._at):
             before = self._spans[-1]
             self._spans[-1] = replace(before, stop=stop, rows=before.rows + rows)
         else:

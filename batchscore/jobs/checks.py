@@ -10,11 +10,12 @@ from math import inf
 from typing import Any
 
 from batchscore.errors import Errors, NotFoundError, OutputError, RuntimeFailureError, UsageError
+from batchscore.io.jsonl import SUFFIXES
 from batchscore.io.outputs import Format, RunColumns
 from batchscore.io.source import Source
 from batchscore.io.storage import Folder, is_url, local_path, split_url
 from batchscore.io.stream import STREAM
-from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
@@ -213,6 +214,10 @@ def refuse_store(options: RunOptions, spec: ModelSpec) -> None:
 
 def require_fit(command: Command, errors: Errors, form: Format, file: str) -> None:
     """Raise UsageError for a command whose tables the format of the output has no place for."""
+    if isinstance(command, RequestsCommand) and not file.lower().endswith(SUFFIXES):
+        raise UsageError(
+            f"cannot write {file}: answers to requests are lines", hint=f"end the name with {', '.join(SUFFIXES)}"
+        )
     noun, is_run = form.kind.noun, form.kind.layout != "own"
     if form.name == "npy" and not isinstance(command, EncodeCommand):
         raise UsageError(f"cannot write {file}: a score is no vector", hint="write .parquet or .jsonl")

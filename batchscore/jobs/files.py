@@ -15,9 +15,9 @@ from typing_extensions import Unpack
 
 from batchscore.errors import Errors, UsageError, naming_keywords
 from batchscore.io.forms import InFormat, OutFormat
-from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand, ScoreCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
-from batchscore.jobs.options import EncodeChoice, RunOptions
+from batchscore.jobs.options import EncodeChoice, JoinOptions, RunOptions
 from batchscore.jobs.run import prepare
 from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
@@ -28,24 +28,15 @@ from batchscore.types import Side
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FileOptions(ScorerOptions, total=False):
+class JobOptions(ScorerOptions, total=False):
     """Options that all functions take: the flags of the command line, with the same defaults."""
 
-    in_format: InFormat
-    out_format: OutFormat
-    run_tag: str | None
-    split: str | None
-    hive: bool
     media_root: str | None
     allow_remote_media: bool
     allowed_media_domains: str | Sequence[str] | None  # "one.org,two.org", or names
     overwrite: bool
     merge: bool
-    errors: Errors
     max_errors: str | int | None
-    encode: EncodeChoice
-    encodings_gb: float | None
-    store: str | Sequence[str]  # a folder, files that `encode_files` wrote
     max_seconds: float | None
     shard: str | None
     claim: Literal["static", "dynamic"]
@@ -54,11 +45,38 @@ class FileOptions(ScorerOptions, total=False):
     engine: Literal["local", "ray"]
     ray_address: str | None
     unit_rows: int  # `window_rows` of a Scorer
-    document_fields: str | Sequence[str] | None  # "title,text", or names
     limit: int | None
 
 
-class ScoreOptions(FileOptions, total=False):
+class FileOptions(JobOptions, total=False):
+    """Options of all functions whose input has columns."""
+
+    in_format: InFormat
+    out_format: OutFormat
+    run_tag: str | None
+    split: str | None
+    hive: bool
+    errors: Errors
+    encode: EncodeChoice
+    encodings_gb: float | None
+    store: str | Sequence[str]  # a folder, files that `encode_files` wrote
+    document_fields: str | Sequence[str] | None  # "title,text", or names
+
+
+class PairOptions(FileOptions, total=False):
+    """Options of `score_files` and `rerank_files`, which take pairs of ids too."""
+
+    run: str | os.PathLike[str] | None
+    qrels: str | os.PathLike[str] | None
+    all_pairs: bool
+    queries: Inputs | None
+    corpus: Inputs | None
+    depth: int | None
+    query_id_column: str | None
+    document_id_column: str | None
+
+
+class ScoreOptions(PairOptions, total=False):
     """Options of `score_files`."""
 
     query_column: str
@@ -72,7 +90,7 @@ class ScoreOptions(FileOptions, total=False):
     details: bool
 
 
-class RerankOptions(FileOptions, total=False):
+class RerankOptions(PairOptions, total=False):
     """Options of `rerank_files`."""
 
     query_column: str
@@ -81,8 +99,6 @@ class RerankOptions(FileOptions, total=False):
     query_video_column: str | None
     document_image_column: str | None
     document_video_column: str | None
-    query_id_column: str | None
-    document_id_column: str | None
     top_n: int
     return_documents: bool
     keep_columns: str | Sequence[str]  # as in `ScoreOptions`
@@ -103,7 +119,7 @@ class EncodeOptions(FileOptions, total=False):
 
 def score_files(
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
@@ -114,7 +130,8 @@ def score_files(
 
     Args:
         model: checkpoint folder or hub id.
-        inputs: one or several files, folders, patterns or datasets; or "-" for standard input.
+        inputs: one or several files, folders, patterns or datasets; "-" for standard input; None with `queries` and
+            `corpus`.
         out: file to write, or a folder with a slash at the end for one part file per unit; or "-" for standard output.
         events: receives the progress of the run.
         stop: by which another thread can end the run.
@@ -129,7 +146,7 @@ def score_files(
 
 def rerank_files(
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     *,
     events: Events | None = None,
@@ -157,15 +174,68 @@ def encode_files(
     return _run(EncodeCommand, model, inputs, out, {**options, "keep_columns": kept}, events, stop or Stop())
 
 
+def run_batch_files(
+    models: str | Sequence[str] | Mapping[str, str],
+    inputs: Inputs,
+    out: str | os.PathLike[str],
+    *,
+    events: Events | None = None,
+    stop: Stop | None = None,
+    **options: Unpack[JobOptions],
+) -> Outcome:
+    """Answer requests of the scoring API in files, as `batchscore run-batch` does; arguments as in `score_files`.
+
+    Args:
+        models: by the names that requests give them, or as the command line has it: folders, hub ids, or "NAME=PATH".
+        inputs: one or several files of lines.
+        out: file to write, or a folder with a slash at the end for one part file per unit.
+        events: receives the progress of the run.
+        stop: by which another thread can end the run.
+        options: the flags of the command line.
+
+    Raises:
+        BatchscoreError: as `score_files`.
+    """
+    named = (
+        dict(models) if isinstance(models, Mapping) else named_models([models] if isinstance(models, str) else models)
+    )
+    first, *others = named.values()
+    # a bad line has an answer in its place
+    left = {**options, "models": tuple(named), "errors": "null", "in_format": "lines", "out_format": "lines"}
+    return _run(RequestsCommand, first, inputs, out, left, events, stop or Stop(), others)
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Models by the names under which they are served: NAME=PATH, or a path that is its own name.
+
+    Raises:
+        UsageError: a name comes twice, or a model has none.
+    """
+    named: dict[str, str] = {}
+    for model in models:
+        name, is_named, path = model.partition("=") if not os.path.isdir(os.path.expanduser(model)) else (model, "", "")
+        if not name or (is_named and not path):
+            raise UsageError(
+                f"--model {model!r} is not NAME=PATH", hint="for example --model bge=BAAI/bge-reranker-v2-m3"
+            )
+        if name in named:
+            raise UsageError(f"--model has the name {name!r} twice", hint="give each model a name of its own")
+        named[name] = path or name
+    if not named:
+        raise UsageError("no model is given", hint="pass --model")
+    return named
+
+
 @naming_keywords()
 def _run(
     kind: type[Command],
     model: str,
-    inputs: Inputs,
+    inputs: Inputs | None,
     out: str | os.PathLike[str],
     options: Mapping[str, Any],
     events: Events | None,
     stop: Stop,
+    others: Sequence[str] = (),
 ) -> Outcome:
     """Sort the options by who takes them, and run."""
     left = dict(options)
@@ -173,7 +243,7 @@ def _run(
         left["max_errors"] = str(left["max_errors"])
     if isinstance(store := left.get("store"), str | os.PathLike):
         left["store"] = [os.fspath(store)]
-    for option in ("document_fields", "allowed_media_domains"):
+    for option in left.keys() & {"document_fields", "allowed_media_domains"}:
         left[option] = _names(left.get(option) or ()) or None
     if (seconds := left.pop("max_seconds", None)) is not None:
         stop.after(seconds)
@@ -181,16 +251,34 @@ def _run(
         left["window_rows"] = left.pop("unit_rows")
     command = kind(**_taken(left, kind))
     _refuse_undecodable({"model": model, **options})
-    paths = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    run = RunOptions([os.fspath(path) for path in paths], os.fspath(out), **_taken(left, RunOptions))
+    join = _join(left) if kind in (ScoreCommand, RerankCommand) else JoinOptions()
+    run = RunOptions(_paths(inputs), os.fspath(out), join=join, **_taken(left, RunOptions))
     if unknown := left.keys() - ScorerOptions.__annotations__.keys():
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
     scorer = {"model": os.fspath(model), **left}
+    if is_stream(run) and kind is RequestsCommand:
+        raise UsageError("run-batch reads files, and writes one", hint="name a file in the place of -")
     if is_stream(run):
         return prepare_stream(command, scorer, run, events).execute(stop, events)
-    return prepare(command, scorer, run, events).execute(stop, events)
+    return prepare(command, scorer, run, events, others=others).execute(stop, events)
+
+
+def _join(options: dict[str, Any]) -> JoinOptions:
+    """The options of a join, taken out."""
+    taken = _taken(options, JoinOptions)
+    for name in ("run", "qrels"):
+        taken[name] = None if taken.get(name) is None else os.fspath(taken[name])
+    for name in ("queries", "corpus"):
+        taken[name] = _paths(taken.get(name)) or None
+    return JoinOptions(**taken)
+
+
+def _paths(inputs: Inputs | None) -> list[str]:
+    if isinstance(inputs, str | os.PathLike):
+        return [os.fspath(inputs)]
+    return [os.fspath(path) for path in inputs or ()]
 
 
 def _refuse_undecodable(options: Mapping[str, Any]) -> None:

@@ -165,6 +165,10 @@ class Leases:
         """Whether this process is the one to collect the texts."""
         return self._claim("texts.lease")
 
+    def claim_index(self) -> bool:
+        """Whether this process is the one to make the index of the corpus."""
+        return self._claim("corpus.lease")
+
     def _claim(self, name: str) -> bool:
         """Whether this process has the lease now; False if the folder was merged and is gone."""
         try:

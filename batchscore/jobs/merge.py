@@ -13,7 +13,7 @@ from batchscore.errors import InputError, OutputError
 from batchscore.io.outputs import Format, RunColumns, UnfitError, chosen_format
 from batchscore.io.sink import open_sinks
 from batchscore.jobs.checks import require_fit, require_run
-from batchscore.jobs.commands import COMMANDS, RerankCommand
+from batchscore.jobs.commands import COMMANDS, RequestsCommand, RerankCommand
 from batchscore.jobs.output import Output
 from batchscore.jobs.parts import JOB, Parts
 from batchscore.jobs.records import write_lines
@@ -45,8 +45,8 @@ def assemble(parts: Parts, file: str, stop: Stop, *, form: Format | None = None,
             hint="run the job again to resume it"
             + (", or pass --partial to merge the finished units" if units else ""),
         )
-    form = form or chosen_format(file)
     command = COMMANDS[parts.fingerprint["command"]](**parts.fingerprint["options"])
+    form = Format("lines") if isinstance(command, RequestsCommand) else form or chosen_format(file)
     schema = parts.part(units[0]).schema
     require_fit(command, parts.fingerprint.get("errors", "quarantine"), form, file)
     if isinstance(command, RerankCommand):

@@ -7,10 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchscore.errors import Errors
-from batchscore.io.forms import InFormat, OutFormat
+from batchscore.io.forms import InFormat, Lines, OutFormat
 from batchscore.media.policy import MediaPolicy
 
 EncodeChoice = Literal["auto", "once", "unit"]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """Pairs of ids, and where their texts are."""
+
+    run: str | None = None
+    qrels: str | None = None
+    all_pairs: bool = False
+    queries: Sequence[str] | None = None
+    corpus: Sequence[str] | None = None
+    depth: int | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any of them is given."""
+        return self != JoinOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +36,8 @@ class RunOptions:
 
     inputs: Sequence[str]
     out: str
-    in_format: InFormat = "auto"
-    out_format: OutFormat = "auto"
+    in_format: InFormat | Lines = "auto"
+    out_format: OutFormat | Lines = "auto"
     run_tag: str | None = None
     split: str | None = None
     hive: bool = True
@@ -40,6 +57,7 @@ class RunOptions:
     max_restarts: int = 3
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None
+    join: JoinOptions = JoinOptions()
 
     @property
     def media(self) -> MediaPolicy:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchscore.errors import OutputError
-from batchscore.io.forms import OutFormat
+from batchscore.io.forms import Lines, OutFormat
 from batchscore.io.outputs import Format, chosen_format
 from batchscore.io.sink import require_writable
 from batchscore.io.storage import is_url, open_folder, require_store, target_path
@@ -25,7 +25,7 @@ class Output:
 
     path: str  # without a slash at the end
     is_folder: bool
-    asked: OutFormat = "auto"  # format of the file
+    asked: OutFormat | Lines = "auto"  # format of the file
     tag: str | None = None  # of a TREC run
 
     @property
@@ -86,7 +86,7 @@ class Output:
             require_writable(self.path)
 
 
-def open_output(path: str, form: OutFormat = "auto", tag: str | None = None) -> Output:
+def open_output(path: str, form: OutFormat | Lines = "auto", tag: str | None = None) -> Output:
     """A folder if the path ends with a slash or is an existing folder, else a file."""
     path = target_path(path)
     name = path if path.endswith("://") else path.rstrip("/") or "/"

@@ -11,6 +11,8 @@ folder without talking to each other. Other files are there while they are neede
     part-00012.failed              why a unit was given up
     worker-HOST-PID.json           a process that is working: touched every few seconds
 
+    corpus-3F00.sqlite             the index of a corpus whose texts are joined to ids
+
 Where texts are encoded once a job, its texts and their encodings are there as well (`jobs/blocks.py`).
 """
 
@@ -32,6 +34,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, OutputError, RuntimeFailureError, first_line
+from batchscore.io.collection import INDEX
 from batchscore.io.outputs import Origin
 from batchscore.io.parquet import unpacked_size
 from batchscore.io.sink import parquet_options
@@ -49,7 +52,9 @@ _KEY = b"batchscore"  # of the footer's metadata
 _FOOTER_BYTES = 1 << 16
 _AGAIN = "run the job again: damaged parts are scored again"
 _PART = re.compile(r"part-\d+\.parquet")
-_TEXTS = r"texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
+_TEXTS = (
+    rf"{INDEX}|corpus\.lease|texts\.(json|lease)|texts-\w+\.index|block-\d+\.(texts|safetensors|counts|progress|lease)"
+)
 _STEPS = r"part-\w+\.(progress|lease|failed|pass-\d+)|worker-.*\.json"
 _PASSING = re.compile(rf"{_STEPS}|{_TEXTS}|\..*{re.escape(TEMPORARY)}.*")
 _OURS = re.compile(rf"{_PART.pattern}|_(job|texts|quantization|run[\w-]*)\.json|_errors\.jsonl|{_PASSING.pattern}")

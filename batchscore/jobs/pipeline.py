@@ -17,11 +17,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from batchscore.engine.layouts import Layouts
 from batchscore.errors import BatchscoreError, Errors, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source
 from batchscore.io.units import Unit
 from batchscore.jobs.blocks import Block, Blocks
+from batchscore.jobs.commands import RequestsCommand
 from batchscore.jobs.commands.base import BadRow, Command, Counts, UnitRows, input_order, media_counts
+from batchscore.jobs.commands.requests import RequestScores
 from batchscore.jobs.destination import Destination
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
@@ -98,6 +101,10 @@ class Pipeline:
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self.scorer.batcher, self.shelves)
+
+    @cached_property
+    def _layouts(self) -> Layouts:
+        return Layouts(self.scorer.batcher)
 
     def _run_blocks(self, blocks: Iterator[Block], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -181,7 +188,8 @@ class Pipeline:
     # ---- units
 
     def _method(self, unit: Unit) -> Method:
-        return choose_method(self.command, self._encoder, self.blocks, self.parts.progress(unit))
+        progress = self.parts.progress(unit)
+        return choose_method(self.command, self._encoder, self._layouts, self.blocks, progress)
 
     def _run_units(self, units: Iterator[Unit], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -193,7 +201,8 @@ class Pipeline:
                         growing = self._begin(window.rows)
                     self._score(window, growing)
                     if window.is_last:
-                        growing.require_a_score()
+                        if not isinstance(self.command, RequestsCommand):  # whose bad rows are answered
+                            growing.require_a_score()
                         self.meter.rows = growing.rows_before + growing.rows.unit.rows  # bad rows too
                         if writing is not None:
                             writing.result()  # an error of the part before comes out here
@@ -319,7 +328,7 @@ class _GrowingUnit:
         self.raw = raw  # [pairs, k], NaN: not scored yet
         self.counts: Counts = {"texts": 0, "tokens": 0, "cut": dict.fromkeys(CUT_NAMES[1:], 0)}
         self._bad_rows = list(rows.bad_rows)
-        self._scored: list[tuple[NDArray[np.int64], Scores | Encodings]] = []
+        self._scored: list[tuple[NDArray[np.int64], Scores | RequestScores | Encodings]] = []
         self.timer = Timer()
 
     def add(self, window: _Window, scored: Scored, bad_rows: Sequence[BadRow]) -> None:
@@ -350,7 +359,7 @@ class _GrowingUnit:
         if np.isfinite(self.raw).any():
             parts.save_scores(self.rows.unit, self.raw)
 
-    def joined(self) -> tuple[NDArray[np.int64], list[Scores | Encodings]]:
+    def joined(self) -> tuple[NDArray[np.int64], list[Scores | RequestScores | Encodings]]:
         """(pairs that have a score, their scores window by window)."""
         pairs = [pairs for pairs, _ in self._scored]
         return np.concatenate([np.empty(0, np.int64), *pairs]), [scores for _, scores in self._scored]

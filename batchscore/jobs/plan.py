@@ -43,6 +43,12 @@ class Plan:
     output: str
     scorer: Mapping[str, Any]  # keywords of Scorer, as the user gave them
     media: MediaPolicy
+    others: Sequence[Setup] = ()  # of a job with requests for several models
+
+    @property
+    def setups(self) -> Sequence[Setup]:
+        """All models."""
+        return self.setup, *self.others
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -54,8 +60,8 @@ class Plan:
         """
         return {
             "command": self.command.name,
-            "model": {name: field["value"] for name, field in self.setup.spec.describe().items()},
-            "files": identity(self.setup.checkpoint, with_code=self.setup.trust_remote_code),
+            **_identity(self.setup),
+            **({"others": [_identity(setup) for setup in self.others]} if self.others else {}),
             "dtype": self.setup.placement.dtype,
             **({} if self.setup.placement.quantize == "none" else {"quantize": self.setup.placement.quantize}),
             "options": asdict(self.command),  # type: ignore[call-overload]
@@ -77,8 +83,16 @@ class Plan:
         They fix what could differ there: the dtype, since `auto` depends on the machine, the commit of a hub id, since
         its branch may have moved on, and the date that a template prints.
         """
-        pinned = pinned_options(self.setup.checkpoint, self.setup.spec)
-        return {**self.scorer, "dtype": self.setup.placement.dtype, **pinned}
+        return self._pinned(self.setup)
+
+    @property
+    def pinned_others(self) -> list[dict[str, Any]]:
+        """The same of the other models."""
+        return [{**self._pinned(setup), "model": setup.checkpoint.name} for setup in self.others]
+
+    def _pinned(self, setup: Setup) -> dict[str, Any]:
+        pinned = pinned_options(setup.checkpoint, setup.spec)
+        return {**self.scorer, "dtype": setup.placement.dtype, **pinned}
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""
@@ -86,6 +100,7 @@ class Plan:
         return {
             "command": self.command.name,
             "model": setup.checkpoint.name,
+            **({"others": [other.checkpoint.name for other in self.others]} if self.others else {}),
             "weights": [{"name": path.name, "bytes": path.stat().st_size} for path in weight_files(setup.checkpoint)],
             "spec": setup.spec.describe(),
             "score_range": self._score_range(),
@@ -109,7 +124,7 @@ class Plan:
         if spec.reads_like_vllm:
             prompts.append("as vLLM reads it (--compat vllm)")
         return [
-            f"model    {self.setup.checkpoint.name}: {spec.score_type}, {spec.architecture}",
+            *(f"model    {one.checkpoint.name}: {one.spec.score_type}, {one.spec.architecture}" for one in self.setups),
             f"score    {self._score_meaning()}, {self._score_range()}",
             f"length   {spec.max_length} tokens ({sources['max_length']}), truncation {spec.truncation}",
             *([f"prompts  {', '.join(prompts)}"] if prompts else []),
@@ -129,6 +144,14 @@ class Plan:
         if spec.score_type != "cross-encoder":
             return f"{spec.similarity} of {'+'.join(spec.pooling) or 'token'} vectors"
         return f"{spec.activation.rsplit('.', 1)[-1].lower()} of the logit ({spec.sources['activation']})"
+
+
+def _identity(setup: Setup) -> dict[str, Any]:
+    """JSON-able: what a model means, and which files it is read from."""
+    return {
+        "model": {name: field["value"] for name, field in setup.spec.describe().items()},
+        "files": identity(setup.checkpoint, with_code=setup.trust_remote_code),
+    }
 
 
 def share_lines(

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 
 from batchscore.engine.batcher import Batcher
+from batchscore.engine.layouts import RequestPairs
 from batchscore.engine.quantization import QuantizationError, measure
 from batchscore.io.source import Source
 from batchscore.jobs.parts import QUANTIZATION, Parts
@@ -36,7 +37,8 @@ def quantization_error(
         return None
     if (known := parts.quantization) is not None:
         return QuantizationError(**known)
-    rows = plan.command.load_pairs(source, parts.units[0]).pairs
+    found = plan.command.load_pairs(source, parts.units[0]).pairs
+    rows = found.pairs if isinstance(found, RequestPairs) else found
     if not len(rows):
         return None
     with ExitStack() as stack:

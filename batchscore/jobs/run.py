@@ -11,25 +11,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from time import perf_counter, sleep
 from typing import Any
 
 from batchscore.engine.batcher import Batcher
 from batchscore.errors import BatchscoreError, OutputError, RuntimeFailureError, StoppedError
+from batchscore.io.collection import own_folder
 from batchscore.io.outputs import Origin
-from batchscore.io.source import Source, open_source
-from batchscore.io.storage import local_path, open_folder, writer_id
+from batchscore.io.source import Source
+from batchscore.io.storage import is_url, local_path, open_folder, writer_id
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.agenda import Agenda
 from batchscore.jobs.blocks import Block, Blocks, open_blocks, summed_counts
 from batchscore.jobs.checks import MaxErrors, bad_rows, shard_of
-from batchscore.jobs.commands import Command, EncodeCommand, RerankCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand
 from batchscore.jobs.commands.base import UnitRows, input_order
 from batchscore.jobs.events import End, Events, Outcome, Silent
+from batchscore.jobs.joins import open_input
 from batchscore.jobs.leases import Leases, Presence, Task, workers
 from batchscore.jobs.merge import assemble, write_errors
 from batchscore.jobs.meter import Meter, peak_rss_mb
+from batchscore.jobs.one_model import OneModel, model_of
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
 from batchscore.jobs.parts import JOB, Division, Parts, first_difference, open_parts, start_parts, total
@@ -43,7 +47,7 @@ from batchscore.jobs.shelves import Stores
 from batchscore.jobs.survey import choose, survey
 from batchscore.jobs.workers.job import WorkerJob, Workforce
 from batchscore.jobs.workers.processes import Slot, find_slots, run_in_processes
-from batchscore.scorer import Scorer, Setup, set_up
+from batchscore.scorer import Setup, set_up
 from batchscore.stop import Stop
 
 _POLL_SECONDS = 0.5  # between two looks at what another process is doing
@@ -84,6 +88,8 @@ class PreparedJob:
         """Divide the input into units, for which files that do not know their number of rows are read."""
         setup, command, encode = self.plan.setup, self.plan.command, self.options.encode
         units = list(command.units(self.source, setup.budget.window_rows, listwise=setup.spec.listwise))
+        if isinstance(command, RequestsCommand):
+            return Division(units, "unit", "a request has options of its own")
         if setup.spec.score_type == "cross-encoder":
             return Division(units, "unit", "a cross-encoder reads pairs")
         if isinstance(command, EncodeCommand):
@@ -91,7 +97,7 @@ class PreparedJob:
         if encode == "auto" and self.options.store:
             return Division(units, "once", "encodings are kept in a store")
         if encode == "auto":
-            return choose(command, self.source, units, self.source.on_step)
+            return choose(command, self.source.outline(), units, self.source.on_step)
         return Division(units, encode, "asked for")
 
     def for_worker(self) -> WorkerJob:
@@ -99,7 +105,14 @@ class PreparedJob:
         options, plan = self.options, self.plan
         addresses, folder = self.source.addresses(), self.output.parts
         return WorkerJob(
-            plan.command, plan.pinned_scorer, addresses, folder, options.errors, options.encode, options.store
+            plan.command,
+            plan.pinned_scorer,
+            addresses,
+            folder,
+            options.errors,
+            options.encode,
+            options.store,
+            plan.pinned_others,
         )
 
     def execute(self, stop: Stop | None = None, events: Events | None = None) -> Outcome:
@@ -113,7 +126,12 @@ class PreparedJob:
 
 
 def prepare(
-    command: Command, scorer: Mapping[str, Any], options: RunOptions, events: Events | None = None
+    command: Command,
+    scorer: Mapping[str, Any],
+    options: RunOptions,
+    events: Events | None = None,
+    *,
+    others: Sequence[str] = (),
 ) -> PreparedJob:
     """Open input, output and model, and decide everything; writes nothing.
 
@@ -122,6 +140,7 @@ def prepare(
         scorer: keywords of Scorer, `model` among them.
         options: what is read and written, and which part of it.
         events: gets `loading`, since fetching a model can take a while.
+        others: further models, which some requests are for.
 
     Raises:
         BatchscoreError: an option, a file or the model that cannot be used.
@@ -130,14 +149,8 @@ def prepare(
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
     checks.refuse_media(options)
-    source = open_source(
-        options.inputs,
-        split=options.split,
-        hive=options.hive,
-        form=options.in_format,
-        skip=output.owns,
-        media=options.media,
-    )
+    folder = own_folder() if is_url(output.parts) else output.parts
+    command, source = open_input(command, options, skip=output.owns, folder=folder)
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()
     checks.require_fit(command, options.errors, output.format, output.file)
@@ -148,25 +161,40 @@ def prepare(
         checks.require_run(output.format, command.run_columns(source))
     slots = find_slots(options.devices) if options.devices is not None else []
     (events or Silent()).loading(scorer["model"], "files")
-    setup = set_up(**{**scorer, **({"device": slots[0].device} if slots else {})})
+    keywords = {**scorer, **({"device": slots[0].device} if slots else {})}
+    setup, *further = [set_up(**{**keywords, "model": model}) for model in (scorer["model"], *others)]
     checks.refuse_encoding_pairs(options, setup.spec)
     checks.refuse_store(options, setup.spec)
     checks.refuse_encoding(command, options, output, setup.spec)
-    if setup.spec.template_date and not scorer.get("template_date") and not options.overwrite:
-        setup = _on_the_jobs_date(setup, output)
+    if not scorer.get("template_date") and not options.overwrite:
+        setup, *further = _on_the_jobs_date([setup, *further], output)
     plan = Plan(
-        setup, command, options.errors, options.encode, source.fingerprint(), output.path, dict(scorer), source.media
+        setup,
+        command,
+        options.errors,
+        options.encode,
+        source.fingerprint(),
+        output.path,
+        dict(scorer),
+        source.media,
+        further,
     )
     stores = Stores.of(plan, options.store or ())
     return PreparedJob(plan, options, output, source, shard, limits, slots, stores)
 
 
-def _on_the_jobs_date(setup: Setup, output: Output) -> Setup:
-    """The setup with the date of the job in this output, if there is one, for its template to print."""
+def _on_the_jobs_date(setups: Sequence[Setup], output: Output) -> list[Setup]:
+    """The setups with the dates of the job in this output, if there is one, for their templates to print."""
+    if not any(setup.spec.template_date for setup in setups):
+        return list(setups)
     parts = open_parts(open_folder(output.parts))
     fingerprint = parts.fingerprint if parts else (read_record(output.record()) or {}).get("fingerprint", {})
-    day = fingerprint.get("model", {}).get("template_date")
-    return replace(setup, spec=replace(setup.spec, template_date=day)) if day else setup
+    models = [one.get("model", {}) for one in (fingerprint, *fingerprint.get("others", ()))]
+    days = [model.get("template_date") for model in models][: len(setups)]
+    return [
+        replace(setup, spec=replace(setup.spec, template_date=day)) if day and setup.spec.template_date else setup
+        for setup, day in zip_longest(setups, days)
+    ]
 
 
 class _Run:
@@ -238,7 +266,8 @@ class _Run:
             self.events.note(f"parts {', '.join(map(str, damaged))} were damaged: scored again")
         done -= set(damaged)
         self.bad_before = sum(bad_rows(parts.part(unit.index).counts) for unit in mine if unit.index in done)
-        return [unit for unit in mine if unit.index not in done]
+        todo = [unit for unit in mine if unit.index not in done]
+        return sorted(todo, key=partial(model_of, self.job.plan.command))  # each model is loaded once
 
     def _start(self, parts: Parts, todo: Sequence[Unit]) -> None:
         job = self.job
@@ -274,6 +303,8 @@ class _Run:
                 self.job.limits.check(bad + bad_rows(self.done), parts.rows)
 
             try:
+                if todo:
+                    self._make_ready(parts, leases)
                 blocks = self._texts(parts, leases) if todo else None
                 agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
                 with self._doing(parts, blocks, finish) as do:
@@ -283,6 +314,7 @@ class _Run:
             finally:
                 if leases:
                     leases.release_all()
+                self.job.source.discard()
         for task, reason in given_up.items():
             if not isinstance(task, Block):
                 parts.fail(task.index, reason)
@@ -294,6 +326,24 @@ class _Run:
                 hint="run the same command again to try them once more",
             )
 
+    def _make_ready(self, parts: Parts, leases: Leases | None) -> None:
+        """Have all that the input needs before it can be read, such as the index of a corpus."""
+        source = self.job.source
+        while not source.is_ready:
+            if leases is None or leases.claim_index():
+                with self.meter.timed("read"):
+                    source.make_ready()
+            else:
+                self._wait(parts)
+        for line in source.lines():
+            self.events.note(line)
+
+    def _wait(self, parts: Parts) -> None:
+        """Let another process go on with what this one needs."""
+        self.stop.check()
+        parts.require_ours()  # else this would wait in a folder that another run has merged
+        sleep(_POLL_SECONDS)
+
     def _texts(self, parts: Parts, leases: Leases | None) -> Blocks | None:
         """The distinct texts of the job, collected first if nobody has done that; None if units read texts."""
         if parts.encode == "unit":
@@ -304,9 +354,7 @@ class _Run:
             if leases is None or leases.claim_survey():
                 survey(parts, job.plan.command, job.source, room, self._on_surveyed, self.stop)
             else:
-                self.stop.check()
-                parts.require_ours()  # else this would wait in a folder that another run has merged
-                sleep(_POLL_SECONDS)
+                self._wait(parts)
         self.events.note(text_line(blocks, parts.rows, room))
         return blocks
 
@@ -325,20 +373,21 @@ class _Run:
         setup = job.plan.setup
         self.events.loading(setup.checkpoint.name, "weights")
         if not job.slots and options.engine == "local":
-            scorer = Scorer(setup)
-            self._measure(parts, scorer.batcher)
-            command = job.plan.command
-            shelves = job.stores.open(job.plan)
-            pipeline = Pipeline(
-                scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
+            command, shelves = job.plan.command, job.stores.open(job.plan)
+            models = OneModel(
+                job.plan.setups,
+                lambda scorer: Pipeline(
+                    scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
+                ),
             )
+            self._measure(parts, models.pipeline.scorer.batcher)
 
             def do(tasks: Iterator[Task | None]) -> dict[Task, str]:
-                pipeline.run(tasks, finish)
+                models.run(tasks, finish)
                 return {}
 
             yield do
-            scorer.close()  # not after an error, which must not wait for what is in the model
+            models.close()  # not after an error, which must not wait for what is in the model
             return
         self._measure(parts, None)
         workforce = Workforce(job.for_worker(), self.meter, self.stop, options.max_restarts, finish, self.events.note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
 
@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.engine.batcher import Batcher, OnPack
+from batchscore.engine.layouts import Layouts, RequestPairs
 from batchscore.io.digests import Digests, digests_of
 from batchscore.io.store import SAMPLES
 from batchscore.jobs.blocks import Blocks
 from batchscore.jobs.commands import Command, EncodeCommand
 from batchscore.jobs.commands.encode import Encoded
+from batchscore.jobs.commands.requests import RequestsCommand, RequestScores
 from batchscore.jobs.encoding import Encoder
 from batchscore.jobs.progress import Progress
 from batchscore.jobs.shelves import Shelves
@@ -40,7 +42,7 @@ class Scored:
     """A window's scores, or its rows' encodings."""
 
     outcome: Outcome
-    scores: Scores | Encodings
+    scores: Scores | RequestScores | Encodings
     texts: int  # that the model read for it
     tokens: int
     from_store: int | None = None  # pairs whose scores a store had; None: there is no store
@@ -63,16 +65,21 @@ class Method(Protocol):
         """What a unit's table is made of: the scores of all its windows."""
 
 
-def choose_method(command: Command, encoder: Encoder, blocks: Blocks | None, progress: Progress | None) -> Method:
+def choose_method(
+    command: Command, encoder: Encoder, layouts: Layouts, blocks: Blocks | None, progress: Progress | None
+) -> Method:
     """How a unit of a command is done.
 
     Args:
         command: what is made of it.
         encoder: the model and the store.
+        layouts: of the model, for requests.
         blocks: of a job whose texts are encoded once.
         progress: of the unit, if it is kept.
     """
     batcher, shelves = encoder.batcher, encoder.shelves
+    if isinstance(command, RequestsCommand):
+        return ForwardRequests(batcher, layouts)
     if isinstance(command, EncodeCommand):
         return EncodeTexts(encoder, progress)
     if blocks:
@@ -91,7 +98,7 @@ class _ScorePairs:
         """Raw scores of a row."""
         return self.batcher.num_scores
 
-    def join(self, windows: Sequence[Scores]) -> Scores:
+    def join(self, windows: Sequence[Any]) -> Any:
         """The scores of all windows."""
         return Scores.concat(windows)
 
@@ -112,6 +119,38 @@ class ForwardPairs(_ScorePairs):
         needed = work.needed()
         tokens = int(work.items.lengths[needed].sum())
         return Scored(outcome, self.batcher.scores(work, outcome), len(needed), tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRequests(_ScorePairs):
+    """The model reads what the pairs of many requests need, each by the options of its request."""
+
+    layouts: Layouts
+
+    def prepare(self, pairs: RequestPairs) -> Prepared:
+        """Tokenize."""
+        work = self.layouts.tokenize(pairs)
+        return Prepared(len(pairs), work.faults, (pairs, work))
+
+    def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
+        """Forward."""
+        pairs, work = window.content
+        outcome = self.batcher.score(work, on_pack, raw=raw, stop=stop)
+        plain = self.batcher.scores(work, outcome)
+        score = self.layouts.activate(raw, pairs)
+        needed, lengths = work.needed(), work.items.lengths
+        answered = RequestScores(
+            replace(plain, score=score),
+            # a server orders by what it answers, so that equal scores stay in the order of the documents
+            score[:, 0] if self.batcher.spec.reads_like_vllm else plain.rank_by,
+            lengths[work.left].astype(np.int32) if work.queries else np.zeros(len(work), np.int32),
+            {code: self.layouts.warnings(pairs.sets[code]) for code in np.unique(pairs.codes).tolist()},
+        )
+        return Scored(outcome, answered, len(needed), int(lengths[needed].sum()))
+
+    def join(self, windows: Sequence[RequestScores]) -> RequestScores:
+        """The scores of all windows."""
+        return RequestScores.concat(windows)
 
 
 @dataclass(frozen=True, slots=True)

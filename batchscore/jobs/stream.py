@@ -17,8 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, StoppedError
+from batchscore.io.collection import own_folder
 from batchscore.io.sink import json_lines, open_sinks
-from batchscore.io.source import Source, open_source
+from batchscore.io.source import Source
 from batchscore.io.storage import local_path
 from batchscore.io.stream import STDIN, STDOUT, STREAM, LineWriter, StreamSource, standard_input, standard_output
 from batchscore.io.units import Unit
@@ -26,6 +27,7 @@ from batchscore.jobs import checks
 from batchscore.jobs.checks import MaxErrors
 from batchscore.jobs.commands import Command, RerankCommand
 from batchscore.jobs.events import Events, Outcome, Silent, bad_row_line
+from batchscore.jobs.joins import open_input
 from batchscore.jobs.meter import Meter, peak_rss_mb
 from batchscore.jobs.options import RunOptions
 from batchscore.jobs.output import Output, open_output
@@ -73,6 +75,10 @@ class PreparedStream:
         destination = _Destination(self, target, events)
         try:
             with stop.interruptible(), target.opened():
+                if not self.source.is_ready:
+                    self.source.make_ready()
+                for line in self.source.lines():
+                    events.note(line)
                 if not _is_empty(self.source):
                     self._run(destination, meter, stop, events)
                 destination.require_a_score(1)
@@ -80,6 +86,8 @@ class PreparedStream:
             rows = f"{destination.counts['rows']:,} rows were written" if self.output is None else "nothing was written"
             hint = "a stream cannot be resumed: write the input to a file, and name that and an output file"
             raise StoppedError(f"{error.message}; {rows}", hint=hint) from error
+        finally:
+            self.source.discard()
         outcome = self._outcome(destination.counts, meter)
         events.finished(outcome)
         return outcome
@@ -153,7 +161,7 @@ def prepare_stream(
         checks.refuse_run_of_a_stream(output)
         checks.require_fit(command, options.errors, output.format, output.path)
         checks.refuse_replacing(output, options)
-    source = _opened(options, events)
+    command, source = _opened(command, options, events)
     if not _is_empty(source):
         command.check(source)
     elif output is not None:
@@ -170,14 +178,13 @@ def prepare_stream(
     return PreparedStream(plan, options, source, output, limits, Stores.of(plan, options.store or ()))
 
 
-def _opened(options: RunOptions, events: Events) -> Source:
-    if STREAM not in options.inputs:
-        files = options.inputs
-        return open_source(files, split=options.split, hive=options.hive, media=options.media, form=options.in_format)
+def _opened(command: Command, options: RunOptions, events: Events) -> tuple[Command, Source]:
+    if STREAM not in options.inputs or options.join.is_used:
+        return open_input(command, options, skip=lambda file: False, folder=own_folder())
     source = standard_input(options.media)
     if source.is_terminal:
         events.note(f"{STDIN} is a terminal: one JSON object a line, and Ctrl-D after the last")
-    return source
+    return command, source
 
 
 def _is_empty(source: Source) -> bool:

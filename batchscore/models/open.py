@@ -11,8 +11,8 @@ from typing_extensions import TypedDict
 from batchscore.models.checkpoint import Checkpoint, open_checkpoint
 from batchscore.models.resolve import resolve
 from batchscore.models.resolve.configs import load_config
-from batchscore.models.resolve.options import merged, read_values, taken_apart, user_options
-from batchscore.models.spec import ModelSpec
+from batchscore.models.resolve.options import Options, merged, read_values, taken_apart, user_options
+from batchscore.models.spec import ModelSpec, Source
 from batchscore.types import Truncation
 
 
@@ -71,10 +71,25 @@ def open_model(
         BatchscoreError: the model cannot be found or used, or an option does not fit it.
     """
     model, tokenizer = os.path.expanduser(model), tokenizer and os.path.expanduser(tokenizer)
-    lower, upper = load_config(model, config), read_values(user_options(options))
-    decided = merged(taken_apart(lower), taken_apart(upper))
+    decided = _decided(model, config, user_options(options))
     checkpoint = open_checkpoint(model, revision, tokenizer=tokenizer, overrides=decided.get("hf_overrides"))
     return checkpoint, resolve(checkpoint, decided)
+
+
+def respecified(
+    checkpoint: Checkpoint, config: str | None, options: Mapping[str, Any], of_request: Mapping[str, Any]
+) -> ModelSpec:
+    """What an open checkpoint means with the options of one request too, which win; errors call these by their names.
+
+    Raises:
+        BatchscoreError: as `open_model`.
+    """
+    further = {name: (value, Source("user", name)) for name, value in of_request.items()}
+    return resolve(checkpoint, _decided(checkpoint.name, config, {**user_options(options), **further}))
+
+
+def _decided(model: str, config: str | None, upper: Options) -> Options:
+    return merged(taken_apart(load_config(model, config)), taken_apart(read_values(upper)))
 
 
 def pinned_options(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from batchscore.errors import CheckpointError, RuntimeFailureError
 from batchscore.models.arch import ARCHITECTURES
 from batchscore.models.checkpoint import Checkpoint
+from batchscore.models.heads import make_activation
 from batchscore.models.load import Layout, LoadedModel, load_model
 from batchscore.models.spec import ModelSpec
 from batchscore.models.text.sides import InputReader
 from batchscore.models.text.templates import Template
-from batchscore.models.text.tokenizer import Special, load_tokenizer
+from batchscore.models.text.tokenizer import Special, TextTokenizer, load_tokenizer
 from batchscore.models.vision import family
 from batchscore.models.weights import UncheckedError
 from batchscore.runners.attention import PACKED
@@ -64,12 +65,30 @@ def input_reader(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: 
         tokenizer.single = (*tokenizer.single, Special(spec.arch.end_token, 0))
     vision = spec.arch.vision
     media = None if vision is None else family(vision).Reader(checkpoint, spec, tokenizer)
+    return InputReader(spec, tokenizer, _template(spec, tokenizer), media)
+
+
+def _template(spec: ModelSpec, tokenizer: TextTokenizer) -> Template | None:
     if not spec.chat_template:
-        return InputReader(spec, tokenizer, None, media)
+        return None
     variables = {**tokenizer.specials(), **spec.template_variables}
     prompts = {"instruction": spec.instruction, "system_prompt": spec.system_prompt}
-    template = Template(spec.chat_template, variables, date=spec.template_date, **prompts)
-    return InputReader(spec, tokenizer, template, media)
+    return Template(spec.chat_template, variables, date=spec.template_date, **prompts)
+
+
+def respecified(runner: Runner, checkpoint: Checkpoint, spec: ModelSpec) -> Runner:
+    """The same loaded model by another spec of its checkpoint, which lays inputs out and activates logits otherwise."""
+    assert isinstance(runner, BaseRunner)
+    old, media = runner.reader, runner.reader.media
+    if media is not None and runner.media is not None and _reads_media_otherwise(spec, old.spec):
+        media = runner.media.join(family(media.vision).Reader(checkpoint, spec, old.tokenizer))
+    reader = InputReader(spec, old.tokenizer, _template(spec, old.tokenizer), media)
+    changed = replace(runner, reader=reader, model=replace(runner.model, activation=make_activation(spec.activation)))
+    return cast("Runner", changed)
+
+
+def _reads_media_otherwise(spec: ModelSpec, other: ModelSpec) -> bool:
+    return (spec.processor_options, spec.video_options) != (other.processor_options, other.video_options)
 
 
 @one_thread_an_operation()

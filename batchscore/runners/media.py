@@ -65,7 +65,7 @@ class MediaMemory:
     """
 
     def __init__(self, reader: MediaReader, max_bytes: int, threads: int, device: str) -> None:
-        self._reader, self._max_bytes, self._device = reader, max_bytes, device
+        self._readers, self._max_bytes, self._device = [reader], max_bytes, device
         self._decoders = ThreadPoolExecutor(threads, "batchscore-decode")
         self._waiting = 0  # bytes
         self._fewer = Condition()
@@ -73,6 +73,13 @@ class MediaMemory:
         self._seen: OrderedDict[Visual, Seen] = OrderedDict()
         self._seen_bytes = 0
         self._lock = Lock()
+
+    def join(self, reader: MediaReader) -> MediaReader:
+        """Take a further reader of the same model, whose visuals are told apart from then on; returns it."""
+        with self._lock:
+            reader.number = len(self._readers)
+            self._readers.append(reader)
+        return reader
 
     def views(self, items: Items, *, ahead: bool) -> Views:
         """The media of a pack, ready for the tower.
@@ -88,7 +95,7 @@ class MediaMemory:
         places = {visual: place for place, visual in enumerate(dict.fromkeys(visuals))}
         with self._lock:
             views = [self._shared.get(visual) or View(visual, self._seen.get(visual)) for visual in places]
-            if not self._reader.vision.alone:  # whose tower looks at a pack at a time
+            if not self._readers[0].vision.alone:  # whose tower looks at a pack at a time
                 self._shared.update(zip(places, views, strict=True))
         is_new = list(self._decoders.map(self._prepare, views))
         if faults := _faults(items, {view.visual: view.fault for view in views if view.fault is not None}):
@@ -102,11 +109,11 @@ class MediaMemory:
             if view.seen is not None or view.pixels is not None or view.fault is not None:
                 return False
             if isinstance(view.visual.media.source, Embeddings):
-                levels = self._reader.seen(view.visual.media)
+                levels = self._readers[0].seen(view.visual.media)
                 view.seen = tuple(to_device(level, self._device) for level in levels)
                 return False
             try:
-                view.pixels = self._reader.pixels(view.visual)
+                view.pixels = self._readers[view.visual.reader].pixels(view.visual)
             except InputError as error:
                 view.fault = Fault("media", error.message, error.hint)
             return view.fault is None

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchscore.engine.layouts import RequestPairs
 from batchscore.errors import BatchscoreError, InputError, RuntimeFailureError
 from batchscore.io.outputs import Layout
 from batchscore.io.source import Chunk, Source
@@ -59,7 +60,7 @@ class UnitRows(Protocol):
     @property
     def unit(self) -> Unit: ...
     @property
-    def pairs(self) -> Pairs | OneSide: ...  # of the rows that have their texts
+    def pairs(self) -> Pairs | OneSide | RequestPairs: ...  # of the rows that have their texts
     @property
     def bad_rows(self) -> Sequence[BadRow]: ...  # of the others
     def bad_row(self, pair: int, fault: Fault) -> BadRow: ...

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from batchscore.engine.ranking import positions_in_groups, rank_rows
 from batchscore.errors import UsageError
 from batchscore.io.cells import CellColumns, read_cells
+from batchscore.io.collection import DOCUMENT, DOCUMENT_ID, QUERY, QUERY_ID, Names
 from batchscore.io.documents import document_fields, explode, id_field_of, require_fields
 from batchscore.io.outputs import Layout, RunColumns
 from batchscore.io.schema import (
@@ -71,6 +72,22 @@ class RerankCommand:
     document_video_column: str | None = None
     keep_columns: Sequence[str] | None = ()  # of the input, beside the query or document; None: all
     keep_document_fields: Sequence[str] | None = ()  # of structs; None: all
+
+    def joined_names(self) -> Names:
+        """Where the ids and texts of a join are, as the options say."""
+        query = None if self.query_column == RerankCommand.query_column else self.query_column
+        return Names(self.query_id_column, self.document_id_column, query, self.document_column, self.document_fields)
+
+    def of_joined(self) -> RerankCommand:
+        """The command for rows that are joined, whose columns have fixed names."""
+        return replace(
+            self,
+            query_column=QUERY,
+            document_column=DOCUMENT,
+            query_id_column=QUERY_ID,
+            document_id_column=DOCUMENT_ID,
+            document_fields=None,
+        )
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
+from batchscore.io.collection import DOCUMENT, QUERY, Names
 from batchscore.io.outputs import Layout
 from batchscore.io.schema import document_column, is_documents
 from batchscore.io.source import Chunk, Source
@@ -44,6 +45,17 @@ class ScoreCommand:
     query_video_column: str | None = None
     document_image_column: str | None = None
     document_video_column: str | None = None
+    query_id_column: str | None = None  # of pairs that are joined by id
+    document_id_column: str | None = None
+
+    def joined_names(self) -> Names:
+        """Where the ids and texts of a join are, as the options say."""
+        query = None if self.query_column == ScoreCommand.query_column else self.query_column
+        return Names(self.query_id_column, self.document_id_column, query, self.document_column, self.document_fields)
+
+    def of_joined(self) -> ScoreCommand:
+        """The command for rows that are joined, whose columns have fixed names."""
+        return replace(self, query_column=QUERY, document_column=DOCUMENT, document_fields=None)
 
     def check(self, source: Source) -> None:
         """Raise InputError or UsageError for columns that are missing or in the way."""
@@ -54,7 +66,7 @@ class ScoreCommand:
             message = f"{source.files[0]}: each row lists documents, and score takes one document a row"
             raise InputError(message, hint="rank the documents of each query with rerank")
         source.require(flags)
-        self._refuse_clash(source.column_names())
+        self._refuse_clash(self._carried(source, source.column_names()))
 
     def lines(self, source: Source) -> list[str]:
         """Which columns together are a query or document."""
@@ -73,11 +85,12 @@ class ScoreCommand:
         shapes = {**queries.shapes, **documents.shapes}
         columns = None if kept is None else list(dict.fromkeys([*kept, *shapes]))
         chunk = source.read(unit, columns, shapes)
-        self._refuse_clash(chunk.table.column_names)
+        carried = self._carried(source, chunk.table.column_names)
+        self._refuse_clash(carried)
         faults = chunk.faults()
         pairs = Pairs(read_cells(chunk, queries, faults), read_cells(chunk, documents, faults))
         good = good_rows(len(chunk.table), faults)
-        table = chunk.table if kept is None else chunk.table.select(list(kept))
+        table = chunk.table.select(carried)
         bad = [BadRow.of(chunk, row, faults[row]) for row in sorted(faults)]
         return ScoredRows(self, unit, pairs.rows(good) if faults else pairs, bad, chunk, good, table)
 
@@ -129,9 +142,14 @@ class ScoreCommand:
         texts = dict.fromkeys(queries.texts, "--query-column") | dict.fromkeys(documents.texts, flag)
         return {**texts, **queries.flags("query-"), **documents.flags("document-")}
 
-    def _refuse_clash(self, existing: Sequence[str]) -> None:
+    def _carried(self, source: Source, names: Sequence[str]) -> list[str]:
+        """The columns of these that stay beside the scores."""
+        if self.keep_columns is not None:
+            return list(self.keep_columns)
+        return [name for name in names if name not in source.looked_up]
+
+    def _refuse_clash(self, carried: Sequence[str]) -> None:
         added = [self.score_column, *(_DETAILS if self.details else ())]
-        carried = existing if self.keep_columns is None else self.keep_columns
         if len(set(added)) < len(added):
             raise UsageError(f"--details adds a column {self.score_column!r} too", hint="pass another --score-column")
         clash = next((name for name in added if name in carried), None)

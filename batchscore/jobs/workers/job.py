@@ -14,12 +14,13 @@ from batchscore.io.storage import open_folder
 from batchscore.jobs.blocks import open_blocks
 from batchscore.jobs.commands import Command
 from batchscore.jobs.meter import Meter
+from batchscore.jobs.one_model import OneModel
 from batchscore.jobs.options import EncodeChoice
 from batchscore.jobs.parts import first_difference, open_parts
 from batchscore.jobs.pipeline import OnDone, Pipeline
 from batchscore.jobs.plan import Plan
 from batchscore.jobs.shelves import Stores
-from batchscore.scorer import Scorer, set_up
+from batchscore.scorer import set_up
 from batchscore.stop import Stop
 
 _SAME_FILES = "every worker needs the same files under the same paths"
@@ -36,9 +37,10 @@ class WorkerJob:
     errors: Errors
     encode: EncodeChoice
     store: Sequence[str] | None
+    others: Sequence[Mapping[str, Any]] = ()  # keywords for further models
 
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
-        """A pipeline with a model of its own on this device.
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> OneModel:
+        """A pipeline with models of its own on this device.
 
         Raises:
             RuntimeFailureError: this process does not see the job's folder, or would score something else.
@@ -53,15 +55,28 @@ class WorkerJob:
         changed = first_difference(parts.fingerprint["inputs"], source.fingerprint(), "inputs")
         if changed is not None:
             raise InputError(f"the input is not what it was when the job began: {changed}", hint="run again to see")
-        setup = set_up(**{**self.scorer, "device": device})
+        if not source.is_ready:  # on another machine, where the job's folder is on no disk
+            source.make_ready()
+        setups = [set_up(**{**scorer, "device": device}) for scorer in (self.scorer, *self.others)]
         plan = Plan(
-            setup, self.command, self.errors, self.encode, source.fingerprint(), self.folder, self.scorer, source.media
+            setups[0],
+            self.command,
+            self.errors,
+            self.encode,
+            source.fingerprint(),
+            self.folder,
+            self.scorer,
+            source.media,
+            setups[1:],
         )
         if (difference := first_difference(parts.fingerprint, plan.fingerprint)) is not None:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
         blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None
         shelves = Stores.of(plan, self.store or ()).open(plan)
-        return Pipeline(Scorer(setup), self.command, source, parts, blocks, shelves, self.errors, meter, stop)
+        return OneModel(
+            setups,
+            lambda scorer: Pipeline(scorer, self.command, source, parts, blocks, shelves, self.errors, meter, stop),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +43,7 @@ class MediaReader:
     takes_embeddings = False  # whether what a tower made of an image may stand for it
     image_token = ""  # the token of `Vision.image` that is replaced
     video_token = ""
+    number = 0  # among the readers of one loaded model
     before_specials = False  # media stand even before the tokens that the tokenizer puts around a text
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, tokenizer: TextTokenizer) -> None:
@@ -112,7 +114,9 @@ class MediaReader:
             message = "this model reads a text or an image, one at a time"
             raise MediaFaultError(Fault("media", message, "put them into separate rows"))
         return tuple(
-            self._given(media) if isinstance(media.source, Embeddings) else self.visual(media)
+            self._given(media)
+            if isinstance(media.source, Embeddings)
+            else replace(self.visual(media), reader=self.number)
             for media in self._media(content)
         )
 
