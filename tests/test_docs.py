@@ -103,7 +103,7 @@ def test_readme_commands_give_the_output_it_shows(examples: Path, minilm: Path) 
     assert shown == ranked
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "requests.md", "scores.md"])
+@pytest.mark.parametrize("page", ["evaluation.md", "jobs.md", "requests.md", "scores.md"])
 def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
     """In this process, which saves the seconds that each would take to load torch."""
     for line in "".join(blocks(ROOT / "docs" / page, "bash")).splitlines():
@@ -113,7 +113,12 @@ def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
         assert program == "batchscore"
         assert result.exit_code == 0, result.output
 
-    last = {"jobs.md": "merged.parquet", "requests.md": "responses.jsonl", "scores.md": "maxsim.jsonl.zst"}
+    last = {
+        "evaluation.md": "scored.parquet",
+        "jobs.md": "merged.parquet",
+        "requests.md": "responses.jsonl",
+        "scores.md": "maxsim.jsonl.zst",
+    }
     assert last[page] in os.listdir()
 
 
@@ -136,7 +141,13 @@ def test_the_answers_to_requests_are_those_that_the_page_shows(examples: Path, m
 
 
 def test_no_page_has_commands_that_are_not_run() -> None:
-    assert [page.name for page in PAGES if blocks(page, "bash")] == ["README.md", "jobs.md", "requests.md", "scores.md"]
+    assert [page.name for page in PAGES if blocks(page, "bash")] == [
+        "README.md",
+        "evaluation.md",
+        "jobs.md",
+        "requests.md",
+        "scores.md",
+    ]
 
 
 @pages_with("python")

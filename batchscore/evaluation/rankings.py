@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, UsageError
 from batchscore.io.forms import InFormat
 from batchscore.io.inputs import format_of_ids
-from batchscore.io.runs import is_object, read_run
+from batchscore.io.runs import is_object, read_run, require_readable
 from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, is_nested, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
@@ -100,8 +100,9 @@ def _read(
     with closing(open_source([path], form=format_of_ids(path, usual_format))) as source:
         nested = "results" in source.column_names() and is_nested(source.column_type("results"))
         for unit in source.units(_ROWS):
-            table = source.read(unit, None, {}).table
-            tables.append(_chosen(_flat(table) if nested else table, wanted, optional, path))
+            chunk = source.read(unit, None, {})
+            require_readable(chunk)
+            tables.append(_chosen(_flat(chunk.table) if nested else chunk.table, wanted, optional, path))
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
