@@ -124,6 +124,23 @@ def test_the_share_of_results_that_nobody_judged_is_told() -> None:
     assert found.unjudged == pytest.approx({"@1": 0.0, "@5": (1 / 3 + 1 / 2) / 2})
 
 
+@pytest.mark.usefixtures("folder")
+def test_runs_and_judgements_are_read_in_the_formats_of_the_field() -> None:
+    Path("results.test").write_text("".join(f"{q} Q0 {d} 1 {score} tag\n" for q, d, score in POOR))
+    Path("qrels.test").write_text("q1 0 a 2\nq1 0 b 0\nq2 0 d 1\n")
+    Path("beir.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ta\t2\nq1\tb\t0\nq2\td\t1\n")
+    Path("ranx.json").write_text(json.dumps({"q1": {"a": 1, "b": 2, "c": 3}, "q2": {"d": 1, "e": 2}}))
+    Path("ranks.csv").write_text("query_id,document_id,rank\nq1,c,1\nq1,b,2\nq1,a,3\nq2,e,1\nq2,d,2\n")
+
+    found = [
+        evaluate_runs([run], qrels, metrics="nDCG@10").runs[0].measures[0].values.tolist()
+        for run in ("results.test", "ranx.json", "ranks.csv")
+        for qrels in ("qrels.test", "beir.tsv")
+    ]
+
+    assert found == [pytest.approx([0.5, 0.6309297535714575])] * 6
+
+
 # ---- intervals and tests
 
 
@@ -256,6 +273,7 @@ def test_tables_are_markdown_or_csv_too() -> None:
         ({"runs": ["other.jsonl"]}, UsageError, "no query of other.jsonl (such as 'x') is judged in qrels.jsonl"),
         ({"runs": ["bare.jsonl"]}, InputError, "bare.jsonl has no column for the document"),
         ({"qrels": "halves.jsonl"}, InputError, "halves.jsonl: a relevance is not a whole number"),
+        ({"qrels": "short.qrels"}, InputError, "short.qrels, line 2: has 3 fields, not 4"),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -264,6 +282,7 @@ def test_what_cannot_be_evaluated_is_said(arguments: dict[str, Any], kind: type[
     write_lines("words.jsonl", [{"query_id": "q1", "document_id": "a", "score": "high"}])
     write_run("other.jsonl", [("x", "a", 1.0)])
     write_lines("bare.jsonl", [{"query_id": "q1", "score": 1.0}])
+    Path("short.qrels").write_text("q1 0 a 2\nq1 0 b\n")
     write_lines("halves.jsonl", [{"query_id": "q1", "document_id": "a", "relevance": 0.5}])
 
     with pytest.raises(kind) as caught:

@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.runs import is_object, read_run
+from batchscore.io.forms import InFormat
+from batchscore.io.inputs import format_of_ids
+from batchscore.io.runs import is_object, read_run, require_readable
 from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, is_nested, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
@@ -54,7 +56,7 @@ def read_rankings(path: str) -> Run:
         InputError: columns are missing, a score is not a number, or a document comes twice for a query.
     """
     wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "score": _SCORES}
-    table = _of_object(path) if is_object(path) else _read(path, wanted, optional=("rank",))
+    table = _of_object(path) if is_object(path) else _read(path, "trec-run", wanted, optional=("rank",))
     table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
     table = table.filter(pc.is_valid(table["score"]))  # rows that --errors null has kept
     keys = [("query", "ascending"), ("score", "descending")]
@@ -74,7 +76,7 @@ def read_rankings(path: str) -> Run:
 
 def read_judgements(path: str) -> Judgements:
     """The relevance that people gave to documents, from a file with one judgement a row; raises as `read_rankings`."""
-    table = _read(path, {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES})
+    table = _read(path, "trec-qrels", {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES})
     relevance = _numbers(table["relevance"], path, "relevance")
     whole = pc.equal(relevance, pc.floor(relevance))
     if not pc.all(whole).as_py():
@@ -90,14 +92,17 @@ def read_judgements(path: str) -> Judgements:
     return judged
 
 
-def _read(path: str, wanted: Mapping[str, Sequence[str]], optional: Sequence[str] = ()) -> pa.Table:
+def _read(
+    path: str, usual_format: InFormat, wanted: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
+) -> pa.Table:
     """The wanted columns under their own names: ids as text; lists of results one row each."""
     tables = []
-    with closing(open_source([path])) as source:
+    with closing(open_source([path], form=format_of_ids(path, usual_format))) as source:
         nested = "results" in source.column_names() and is_nested(source.column_type("results"))
         for unit in source.units(_ROWS):
-            table = source.read(unit, None, {}).table
-            tables.append(_chosen(_flat(table) if nested else table, wanted, optional, path))
+            chunk = source.read(unit, None, {})
+            require_readable(chunk)
+            tables.append(_chosen(_flat(chunk.table) if nested else chunk.table, wanted, optional, path))
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 

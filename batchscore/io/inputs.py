@@ -160,6 +160,11 @@ def has_known_suffix(path: str) -> bool:
     return path.lower().endswith(tuple(_FORMS))
 
 
+def format_of_ids(path: str, usual: InFormat) -> InFormat:
+    """How a run or judgements are read: as `usual`, TREC's, where the suffix says nothing (results.test), else auto."""
+    return usual if os.path.isfile(path) and not has_known_suffix(path) else "auto"
+
+
 def _form_of(name: str) -> Form:
     """The format of a file by its suffix, and of some by how they begin; UsageError if neither tells."""
     form = _suffix_form(name)

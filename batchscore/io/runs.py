@@ -123,11 +123,16 @@ def _of_object(found: dict[str, Any], name: str) -> Run:
     return run
 
 
-def _scores(chunk: Chunk) -> Iterator[tuple[int, Any, Any, Any]]:
-    """(row, query id, document id, score) of each document in a chunk; InputError for rows that could not be read."""
+def require_readable(chunk: Chunk) -> None:
+    """Raise InputError for the first row that could not be read."""
     for row, fault in chunk.faults().items():
         column = f"column {fault.column!r} " if fault.column else ""
         raise InputError(f"{chunk.locate(row)}: {column}{fault.message}", hint=fault.hint)
+
+
+def _scores(chunk: Chunk) -> Iterator[tuple[int, Any, Any, Any]]:
+    """(row, query id, document id, score) of each document in a chunk; InputError for rows that could not be read."""
+    require_readable(chunk)
     table = chunk.table
     places, documents = np.arange(len(table)), table
     lists = usual(table.column_names, _LISTS)

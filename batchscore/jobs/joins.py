@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from batchscore.errors import UsageError
 from batchscore.io import irds
 from batchscore.io.collection import Names
 from batchscore.io.forms import InFormat, Lines
-from batchscore.io.inputs import Input, Skip, find_inputs, has_known_suffix
+from batchscore.io.inputs import Input, Skip, find_inputs, format_of_ids
 from batchscore.io.joined import JoinedAddresses, Pairs
 from batchscore.io.layouts import Layout, find_layout, of_split
 from batchscore.io.source import FileAddresses, Source, open_source
@@ -94,8 +93,8 @@ def _files(options: RunOptions, skip: Skip, paths: Sequence[str], part: irds.Kin
     inputs = []
     for path in paths:
         form: InFormat | Lines = options.in_format if part in _TREC else "auto"
-        if form == "auto" and os.path.isfile(path) and not has_known_suffix(path):
-            form = _TREC.get(part, form)
+        if form == "auto" and part in _TREC:
+            form = format_of_ids(path, _TREC[part])
         inputs += [replace(file, part=part) for file in find_inputs(path, skip, hive=False, form=form)]
     return FileAddresses(tuple(inputs), options.split, is_strict=False, media=options.media)
 
