@@ -29,22 +29,22 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
     batchscore eval reranked.trec --qrels qrels.tsv --metrics "nDCG@10 RR@10" --fail-under nDCG@10=0.70
     """
     from batchscore.cli.display import Display, exit_on_error
-    from batchscore.cli.result import Report
+    from batchscore.cli.result import Result
 
     display = Display(quiet=False, log_format="text")
-    report = Report("eval", display, as_json=False, metrics_file=options.pop("metrics_file"))
+    result = Result("eval", display, as_json=False, metrics_file=options.pop("metrics_file"))
     form = "json" if as_json else options.pop("table_format")
     options.pop("table_format", None)
-    with exit_on_error(display), report.of_errors():
-        report.check()
+    with exit_on_error(display), result.of_errors():
+        result.check()
         evaluation = _of_pairs(runs, options) if options.pop("task") == "pairs" else _of_rankings(runs, options)
-        report.samples += _samples(evaluation, has_baseline=options.get("baseline") is not None)
+        result.samples += _samples(evaluation, has_baseline=options.get("baseline") is not None)
         if form == "json":
             typer.echo(json.dumps(evaluation.describe(), ensure_ascii=False, indent=2))
         else:
             typer.echo("\n".join(_lines(evaluation, form)))
         evaluation.require_pass()
-        report.passed()
+        result.passed()
 
 
 def _of_rankings(runs: Sequence[str], options: dict[str, Any]) -> Evaluation:

@@ -28,7 +28,7 @@ _STATUS = {0: "ok", 7: "bad-rows", 75: "stopped"}  # any other exit code: failed
 
 
 @dataclass(slots=True)
-class Report:
+class Result:
     """Tells how a run of a command ended; `display` knows how far it came."""
 
     command: str
@@ -39,14 +39,14 @@ class Report:
     started: float = field(default_factory=time)
 
     @classmethod
-    def asked_for(cls, command: str, options: Mapping[str, Any]) -> Report:
+    def asked_for(cls, command: str, options: Mapping[str, Any]) -> Result:
         """From the options of a call, some of which may be missing because the call is wrong."""
         display = Display(quiet=bool(options.get("quiet")), log_format=options.get("log_format") or "text")
         has_envelope = bool(options.get("as_json")) and "log_format" in options  # else JSON is the command's own
-        report = cls(command, display, has_envelope, options.get("metrics_file"))
+        result = cls(command, display, has_envelope, options.get("metrics_file"))
         with suppress(BatchscoreError):
-            report.check()
-        return report
+            result.check()
+        return result
 
     def check(self) -> None:
         """Forget a metrics file that cannot be one, and raise UsageError or NotFoundError."""

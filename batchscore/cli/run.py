@@ -24,15 +24,15 @@ def run(
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
     leave_on_signals()  # nothing is done while Python and the model load, so a signal may end the program at once
     from batchscore.cli.display import Display, exit_on_error
-    from batchscore.cli.result import Report
+    from batchscore.cli.result import Result
 
     display = Display(quiet=quiet, log_format=log_format)
-    report = Report(command.replace("_", "-"), display, as_json, metrics_file)
-    leave_on_signals(report.failed)
+    result = Result(command.replace("_", "-"), display, as_json, metrics_file)
+    leave_on_signals(result.failed)
     stop = Stop()
     try:
-        with exit_on_error(display, stop), report.of_errors(stop):
-            report.check()
+        with exit_on_error(display, stop), result.of_errors(stop):
+            result.check()
             if as_json and options["out"] == "-":
                 raise UsageError("--json and --out - both write to standard output", hint="drop one of them")
             # the imports that follow take seconds
@@ -44,7 +44,7 @@ def run(
             with stop.interruptible():
                 outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
             stop.polled = True  # by nobody: the run is over, and a signal must not change what is told of it
-            report.finished(outcome)
+            result.finished(outcome)
     finally:
         display.stop()
     if outcome.exit_code:

@@ -59,16 +59,16 @@ class SettledCommand(TyperCommand):
     def _refuse(self, error: Any, asked: Mapping[str, Any]) -> None:
         """Show what is wrong with a call, unless that is left to typer."""
         from batchscore.cli.display import exit_on_error
-        from batchscore.cli.result import Report
+        from batchscore.cli.result import Result
 
-        report = Report.asked_for(str(self.name), asked) if "metrics_file" in asked else None
+        result = Result.asked_for(str(self.name), asked) if "metrics_file" in asked else None
         is_typers = not isinstance(error, BatchscoreError)
         wrong = UsageError(error.format_message(), hint=_HELP.format(self.name)) if is_typers else error
-        if report is not None:
-            report.failed(wrong)
-        if is_typers and not (report and report.display.is_json):
+        if result is not None:
+            result.failed(wrong)
+        if is_typers and not (result and result.display.is_json):
             return
-        with exit_on_error(report.display if report is not None else None):
+        with exit_on_error(result.display if result is not None else None):
             raise wrong
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
