@@ -117,7 +117,7 @@ def read_job(ctx: typer.Context, path: str | None) -> str | None:
     try:
         settings = _settings(path, ctx)
     except BatchscoreError:
-        if ctx.resilient_parsing:  # a name is being completed
+        if ctx.resilient_parsing:  # a name is being completed, or the call was refused already
             return path
         raise
     origins, defaults = ctx.meta[__name__], ctx.default_map
