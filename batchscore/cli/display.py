@@ -95,6 +95,13 @@ class Display:
 
         self._print(f"bad row: {bad_row_line(record)}")
 
+    def warning(self, line: str) -> None:
+        """Show what went wrong beside the run, even when quiet."""
+        if self._json:
+            self._event("warning", {"message": line})
+        else:
+            self._print(line)
+
     def finished(self, outcome: Outcome) -> None:
         """Show how it went; the last line stands on its own."""
         self.stop()
@@ -129,7 +136,7 @@ class Display:
             self._console.print(line)
 
     def _event(self, event: str, values: Mapping[str, Any]) -> None:
-        if not self._quiet or event in ("error", "bad_row"):
+        if not self._quiet or event in ("error", "warning", "bad_row"):
             with suppress(OSError):
                 sys.stderr.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
                 sys.stderr.flush()

@@ -12,6 +12,7 @@ from batchscore import __version__
 from batchscore.cli.encode import encode
 from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
+from batchscore.cli.page import report
 from batchscore.cli.requests import run_batch
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
@@ -60,6 +61,7 @@ app.command()(rerank)
 app.command()(encode)
 app.command("run-batch")(run_batch)
 app.command("eval")(evaluate)
+app.command()(report)
 app.command()(status)
 app.command()(merge)
 app.command()(inspect)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import typer
 
+from batchscore.cli.page import require_pictures, write_pictures
 from batchscore.stop import Stop, leave_on_signals
 
 
@@ -17,6 +18,8 @@ def run(
     *,
     quiet: bool,
     log_format: str,
+    report: str | None = None,
+    figure: str | None = None,
     **options: Any,
 ) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
@@ -35,9 +38,16 @@ def run(
     run_files = getattr(files, f"{command}_files")
     try:
         with exit_on_error(display, stop), stop.interruptible():
+            require_pictures(report, figure, of=options["out"])
             outcome = run_files(model, stop=stop, events=display, **options)
     finally:
         display.stop()
+    if outcome.end in ("partial", "share") and (report or figure):
+        display.warning(
+            "report   not written: other processes have a part of the job; see `batchscore report` when all is done"
+        )
+    else:
+        write_pictures(display, [options["out"]], report, figure)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
