@@ -474,6 +474,11 @@ class Encodings:
         return len(self.tokens)
 
     @property
+    def num_tokens(self) -> NDArray[np.int32]:
+        """As `Scores` calls them."""
+        return self.tokens
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the vectors."""
         return int(self.values.nbytes)

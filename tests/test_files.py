@@ -117,7 +117,16 @@ def test_bad_rows_are_in_the_outcome_and_the_limit_is_an_exception(tiny: Tiny) -
     ids=["score", "rerank", "encode"],
 )
 def test_every_flag_is_an_option(run: Callable[..., None], options: type) -> None:
-    flags = set(signature(run).parameters) - {"model", "in_", "inputs", "out", "quiet", "log_format"}
+    flags = set(signature(run).parameters) - {
+        "model",
+        "in_",
+        "inputs",
+        "out",
+        "quiet",
+        "log_format",
+        "report",
+        "figure",
+    }
 
     assert flags - get_type_hints(options).keys() == set()
 

@@ -28,7 +28,8 @@ ALLOWED = {
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "evaluation": BASE | {"io"},
-    "cli": BASE | {"engine", "evaluation", "inspection", "io", "jobs", "scorer", "stop", "verification", ""},
+    "report": BASE | {"evaluation", "io", "jobs", "media", ""},
+    "cli": BASE | {"engine", "evaluation", "inspection", "io", "jobs", "report", "scorer", "stop", "verification", ""},
     "": {"io", "jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
@@ -39,7 +40,8 @@ HEAVY = {
     "ir_measures": {"evaluation"},
     "scipy": {"evaluation"},
     "sklearn": {"evaluation"},
-    "pyarrow": {"evaluation", "io", "jobs"},
+    "pyarrow": {"evaluation", "io", "jobs", "report"},
+    "matplotlib": {"report"},
     "datasets": {"io"},
     "pydantic": {"requests"},
     "pydantic_core": {"requests"},
@@ -100,6 +102,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
 
 
 COMMANDS = ["score", "rerank", "encode", "run-batch", "status", "merge", "inspect", "verify", "models", "store"]
+COMMANDS += ["eval", "report"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

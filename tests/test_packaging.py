@@ -31,8 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_template_and_config(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     files = [path for kind in ("templates", "configs") for path in (ROOT / kind).iterdir()]
+    files += [path for path in (ROOT / "batchscore" / "report").iterdir() if path.suffix in {".css", ".jinja", ".js"}]
 
-    assert files
+    assert len(files) > 3
     assert [path for path in files if f"batchscore/{path.parent.name}/{path.name}" not in names] == []
 
 

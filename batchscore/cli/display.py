@@ -100,6 +100,13 @@ class Display:
 
         self._print(f"bad row: {bad_row_line(record)}")
 
+    def warning(self, line: str) -> None:
+        """Show what went wrong beside the run, even when quiet."""
+        if self.is_json:
+            self._event("warning", {"message": line}, "warning")
+        else:
+            self._print(line)
+
     def finished(self, outcome: Outcome) -> None:
         """Show how it went; the last line stands on its own."""
         self.stop()
@@ -143,7 +150,7 @@ class Display:
     def _event(
         self, event: str, values: Mapping[str, Any], level: Literal["info", "warning", "error"] = "info"
     ) -> None:
-        if not self._quiet or event in ("error", "bad_row"):
+        if not self._quiet or event in ("error", "warning", "bad_row"):
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             line = json.dumps({"ts": now, "level": level, "event": event, **values}, ensure_ascii=False)
             with suppress(OSError):

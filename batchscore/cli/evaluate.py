@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FEW = 5  # names that are shown
 
 
-@o.with_options(o.Evaluate)
+@o.with_options(o.Evaluate, o.Pictures)
 def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) -> None:
     """Measure runs against judgements, with intervals, ties and a paired test of several runs.
 
@@ -29,20 +29,25 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
     batchscore eval reranked.trec --qrels qrels.tsv --metrics "nDCG@10 RR@10" --fail-under nDCG@10=0.70
     """
     from batchscore.cli.display import Display, exit_on_error
+    from batchscore.cli.page import require_pictures, write_pictures
     from batchscore.cli.result import Result
 
     display = Display(quiet=False, log_format="text")
     result = Result("eval", display, as_json=False, metrics_file=options.pop("metrics_file"))
+    report, figure = options.pop("report"), options.pop("figure")
     form = "json" if as_json else options.pop("table_format")
     options.pop("table_format", None)
     with exit_on_error(display), result.of_errors():
         result.check()
+        require_pictures(report, figure)
         evaluation = _of_pairs(runs, options) if options.pop("task") == "pairs" else _of_rankings(runs, options)
         result.samples += _samples(evaluation, has_baseline=options.get("baseline") is not None)
         if form == "json":
             typer.echo(json.dumps(evaluation.describe(), ensure_ascii=False, indent=2))
         else:
             typer.echo("\n".join(_lines(evaluation, form)))
+        outputs = [run.run for run in evaluation.runs]
+        write_pictures(display, outputs, report, figure, evaluation)
         evaluation.require_pass()
         result.passed()
 

@@ -12,6 +12,7 @@ from batchscore import __version__
 from batchscore.cli.encode import encode
 from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
+from batchscore.cli.page import report
 from batchscore.cli.requests import run_batch
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
@@ -63,6 +64,7 @@ app.command(cls=SettledCommand)(encode)
 app.command("run-batch", cls=SettledCommand)(run_batch)
 # eval's --out and --task are not those of a job, so its variables begin with BATCHSCORE_EVAL_
 app.command("eval", cls=SettledCommand, context_settings={"auto_envvar_prefix": "BATCHSCORE_EVAL"})(evaluate)
+app.command(cls=SettledCommand)(report)
 app.command()(status)
 app.command()(merge)
 app.command(cls=SettledCommand)(inspect)

@@ -76,6 +76,11 @@ Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
 RunArguments = Annotated[
     list[str], typer.Argument(metavar="RUN...", help="Outputs of rerank, or other runs.", show_default=False)
 ]
+OutputArguments = Annotated[
+    list[str],
+    typer.Argument(metavar="OUT...", help="Outputs of score or rerank, or other runs.", show_default=False),
+]
+PageFile = Annotated[str, _output("Page to write, .html.", "--out", "-o", metavar="PATH")]
 StoreArgument = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the store.", show_default=False)]
 OfModel = Annotated[
     str | None,
@@ -121,6 +126,10 @@ _MetricsFile = Annotated[
     ),
 ]
 _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
+_QRELS = "Judgements: qrels of TREC or BEIR, or any file with the columns."
+_Figure = Annotated[
+    str | None, _output("Picture of the main figure to write, .png or .svg, for a mail.", metavar="PATH")
+]
 
 
 @dataclass
@@ -430,7 +439,7 @@ class Verify:
 class Evaluate:
     """What `eval` compares with what, and what it fails for."""
 
-    qrels: Annotated[str | None, _input("Judgements: qrels of TREC or BEIR, or any file with the columns.")] = None
+    qrels: Annotated[str | None, _input(_QRELS)] = None
     task: Annotated[
         Literal["ranking", "pairs"], _input("pairs compares a column of scores with a column of labels.")
     ] = "ranking"
@@ -461,6 +470,28 @@ class Evaluate:
     ] = None
     metrics_file: _MetricsFile = None
     table_format: Annotated[Literal["text", "markdown", "csv"], _output("Format of the table.", "--format")] = "text"
+
+
+@dataclass
+class Pictures:
+    """What shows a run to people."""
+
+    report: Annotated[
+        str | None, _output("Page to write about the outputs, .html. It needs nothing else.", metavar="PATH")
+    ] = None
+    figure: _Figure = None
+
+
+@dataclass
+class Report:
+    """What `report` shows besides the outputs."""
+
+    qrels: Annotated[str | None, _input(_QRELS)] = None
+    metrics: Annotated[
+        str | None,
+        _run("Measures, as ir-measures names them. (default: nDCG@10 RR@10 AP@100 R@100)", metavar="NAMES"),
+    ] = None
+    figure: _Figure = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from batchscore.cli import options as o
 from batchscore.cli.run import run
 
 
-@o.with_options(o.Rerank, o.Join, o.Settings, o.Execution, o.Rows, o.Run)
+@o.with_options(o.Rerank, o.Join, o.Settings, o.Execution, o.Rows, o.Run, o.Pictures)
 def rerank(model: o.Model, **options: Any) -> None:
     """Rank the documents of each query, best first.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import typer
 
+from batchscore.cli.page import require_pictures, write_pictures
 from batchscore.errors import UsageError
 from batchscore.stop import Stop, leave_on_signals
 
@@ -19,6 +20,8 @@ def run(
     log_format: str,
     as_json: bool,
     metrics_file: str | None,
+    report: str | None = None,
+    figure: str | None = None,
     **options: Any,
 ) -> None:
     """Run a command; ends the program with the exit code of errors.py unless all rows are scored."""
@@ -33,6 +36,7 @@ def run(
     try:
         with exit_on_error(display, stop), result.of_errors(stop):
             result.check()
+            require_pictures(report, figure, of=options["out"])
             if as_json and options["out"] == "-":
                 raise UsageError("--json and --out - both write to standard output", hint="drop one of them")
             # the imports that follow take seconds
@@ -47,6 +51,12 @@ def run(
             result.finished(outcome)
     finally:
         display.stop()
+    if outcome.end in ("partial", "share") and (report or figure):
+        display.warning(
+            "report   not written: other processes have a part of the job; see `batchscore report` when all is done"
+        )
+    else:
+        write_pictures(display, [options["out"]], report, figure)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 

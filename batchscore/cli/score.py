@@ -8,7 +8,7 @@ from batchscore.cli import options as o
 from batchscore.cli.run import run
 
 
-@o.with_options(o.Score, o.Join, o.Settings, o.Execution, o.Rows, o.Run)
+@o.with_options(o.Score, o.Join, o.Settings, o.Execution, o.Rows, o.Run, o.Pictures)
 def score(model: o.Model, **options: Any) -> None:
     """Score query/document pairs: the input's rows, in the same order, with a score.
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from batchscore.jobs.blocks import Block
 
 STAGES = ("read", "tokenize", "forward", "write")
+_MOMENTS = 120  # of a run's course that are kept
 _COMPARE_SECONDS = 2e-6  # a row, when it is scored from encodings: a guess until the first ones are
 
 
@@ -38,6 +39,30 @@ class Amounts:
         )
 
 
+class Course:
+    """What a run had done at some moments, which are never too many: of those that are, every other one is dropped."""
+
+    def __init__(self) -> None:
+        self._moments: list[tuple[float, float, int]] = [(0.0, 0.0, 0)]  # seconds, rows, tokens
+        self._step = 0.2  # seconds between two of them
+
+    def add(self, seconds: float, rows: float, tokens: int) -> None:
+        """Note a moment, unless the last one was just before."""
+        if seconds - self._moments[-1][0] < self._step:
+            return
+        self._moments.append((seconds, rows, tokens))
+        if len(self._moments) > _MOMENTS:
+            self._moments, self._step = self._moments[::2], self._step * 2
+
+    def describe(self, seconds: float, rows: float, tokens: int) -> dict[str, list[float]]:
+        """JSON-able, with the end of the run: seconds since its start, rows and tokens until then."""
+        moments = zip(*self._moments, (seconds, rows, tokens), strict=True)
+        return {
+            name: [round(value, 2) for value in values]
+            for name, values in zip(("seconds", "rows", "tokens"), moments, strict=True)
+        }
+
+
 @dataclass
 class Meter:
     """Counts and seconds of a run; `on_change` is called after each pack, from any thread."""
@@ -53,6 +78,7 @@ class Meter:
     size: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     started: float = field(default_factory=perf_counter)
+    course: Course = field(default_factory=Course)
     _compared: float | None = None  # when the texts were encoded and the first row was next
     _lock: Lock = field(default_factory=Lock)
 
@@ -124,7 +150,13 @@ class Meter:
                 self.seconds[stage] += seconds
             if self._compared is None and self.total_size and not self.is_encoding:
                 self._compared = perf_counter()
+            self.course.add(self.elapsed, self.rows, self.tokens)
         self.on_change(self)
+
+    def over_time(self) -> dict[str, list[float]]:
+        """JSON-able: rows and tokens at moments from the start until now."""
+        with self._lock:
+            return self.course.describe(self.elapsed, self.rows, self.tokens)
 
     def amounts(self) -> Amounts:
         """What it shows now."""

@@ -28,7 +28,9 @@ from batchscore.jobs.commands.requests import RequestScores
 from batchscore.jobs.destination import Destination
 from batchscore.jobs.encoding import Encoder, PreparedTexts
 from batchscore.jobs.leases import Task
+from batchscore.jobs.lengths import length_counts
 from batchscore.jobs.meter import Meter
+from batchscore.jobs.parts import total
 from batchscore.jobs.passes import Pass
 from batchscore.jobs.progress import Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
@@ -343,6 +345,7 @@ class _GrowingUnit:
         self.counts["tokens"] += scored.tokens
         for code, name in enumerate(CUT_NAMES[1:], start=1):
             self.counts["cut"][name] += int((scores.cut == code).sum())
+        self.counts["num_tokens"] = total([self.counts.get("num_tokens", {}), length_counts(scores.num_tokens)])
 
     @property
     def bad_rows(self) -> list[BadRow]:

@@ -131,10 +131,16 @@ class Plan:
             f"device   {placement.device} ({placement.device_name}), {placement.numbers} ({placement.dtype_reason})",
         ]
 
-    def record(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def record(self, counts: Mapping[str, Any], over_time: Mapping[str, Any]) -> dict[str, Any]:
         """JSON-able: the description, the counts, and the fingerprint by which a later run recognises its job."""
         finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {**self.describe(), "counts": dict(counts), "finished": finished, "fingerprint": self.fingerprint}
+        return {
+            **self.describe(),
+            "counts": dict(counts),
+            "finished": finished,
+            "fingerprint": self.fingerprint,
+            "over_time": dict(over_time),
+        }
 
     def _score_range(self) -> str:
         return value_range(self.setup.spec.activation, self.setup.spec.similarity)

@@ -460,7 +460,7 @@ class _Run:
         }
         process = writer_id() if self.job.options.is_dynamic else str(self.job.shard).replace("/", "-of-")
         record = output.record("" if whole else f"-{process}")
-        write_record(record, {**self.job.plan.record(counts), **output.written})
+        write_record(record, {**self.job.plan.record(counts, self.meter.over_time()), **output.written})
         if end == "merged" and not output.is_folder:
             self.folder.discard()
         elif end != "partial" and output.is_folder and self.folder.has(JOB):

@@ -137,7 +137,7 @@ class PreparedStream:
         output, record = STDOUT, None
         if self.output is not None:
             output, record = self.output.path, self.output.record()
-            write_record(record, self.plan.record(counts))
+            write_record(record, self.plan.record(counts, meter.over_time()))
         return Outcome("streamed", output, counts["faulty_rows"], counts, counts, None, record, self.plan)
 
 

@@ -219,6 +219,11 @@ class RequestScores:
         """As of `Scores`."""
         return self.scores.cut
 
+    @property
+    def num_tokens(self) -> NDArray[np.int32]:
+        """As of `Scores`."""
+        return self.scores.num_tokens
+
     def tokens(self, *, shares_query: bool) -> int:
         """Tokens that the model read for one request, whose query may be that of all its pairs."""
         again = int(self.query_tokens[1:].sum()) if shares_query else 0

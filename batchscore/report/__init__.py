@@ -1,0 +1,1 @@
+"""What a run has come to, as one HTML page that needs nothing else, and as a picture for a mail."""
