@@ -25,8 +25,8 @@ from batchscore.jobs.blocks import Block, open_blocks
 from batchscore.jobs.events import Outcome
 from batchscore.jobs.files import score_files
 from batchscore.jobs.meter import Amounts, Meter
+from batchscore.jobs.one_model import OneModel
 from batchscore.jobs.parts import open_parts
-from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.run import PreparedJob
 from batchscore.jobs.shards import Shard
 from batchscore.jobs.status import job_status
@@ -291,10 +291,11 @@ def test_a_second_run_of_a_finished_job_keeps_its_counts(tiny: Tiny) -> None:
 class DeadlyJob(WorkerJob):
     """Kills the process that reads the texts of block 3."""
 
-    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> Pipeline:
-        pipeline = super().pipeline(meter, stop, device=device)
-        assert pipeline.blocks is not None
-        texts = pipeline.blocks.texts
+    def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> OneModel:
+        model = super().pipeline(meter, stop, device=device)
+        blocks = model.pipeline.blocks
+        assert blocks is not None
+        texts = blocks.texts
 
         def deadly(block: Block, media: MediaPolicy) -> list[Cell]:
             if block.index == 3 and (Path("always").exists() or not Path("died").exists()):
@@ -302,8 +303,8 @@ class DeadlyJob(WorkerJob):
                 os._exit(9)
             return texts(block, media)
 
-        pipeline.blocks.texts = deadly  # type: ignore[method-assign]
-        return pipeline
+        blocks.texts = deadly  # type: ignore[method-assign]
+        return model
 
 
 @pytest.fixture

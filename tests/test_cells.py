@@ -342,8 +342,7 @@ def test_parts_of_a_document_are_told_from_a_list_of_documents(documents: list[A
 def test_ids_stay_with_their_documents() -> None:
     documents = [{"id": "1", "image": "img/red.png"}, {"id": "2", "image": "img/none.png"}, {"id": "3", "text": "t"}]
     rows = rows_of(RerankCommand(), written([{"query": "q", "documents": documents}]))
-    assert rows.document_ids is not None
-    assert rows.document_ids.take(pa.array(rows.documents)).to_pylist() == ["1", "3"]
+    assert rows.carried["document_id"].take(pa.array(rows.documents)).to_pylist() == ["1", "3"]
 
 
 def test_queries_with_images_need_an_id() -> None:

@@ -516,8 +516,8 @@ def test_a_run_whose_job_another_finishes_finds_it_complete(
 def test_what_two_runs_assemble_at_once_has_its_counts(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs.write_rows("in.parquet", ROWS[:100])
 
-    def both(parts: Parts, *arguments: Any) -> None:
-        assemble(parts, *arguments)
+    def both(parts: Parts, *arguments: Any, **options: Any) -> None:
+        assemble(parts, *arguments, **options)
         parts.folder.discard()  # by the other
 
     monkeypatch.setattr("batchscore.jobs.run.assemble", both)

@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
@@ -287,9 +288,9 @@ def picture_file(pictures: Sequence[Picture], form: Literal["png", "svg"]) -> by
 
 def _drawn(pictures: Sequence[Picture], width: int, *, titled: bool = False) -> Figure:
     heights = [picture.height(width) + 32 * titled for picture in pictures]
-    figure = Figure((width / 72, sum(heights) / 72), layout="constrained")
-    if titled:
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    pad = 0.12 if titled else None
+    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad)
+    figure = Figure((width / 72, sum(heights) / 72), layout=layout)
     parts = figure.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights)[:, 0] if titled else [figure]
     for picture, part in zip(pictures, parts, strict=True):
         picture.draw(part, width)
