@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from batchscore import rerank_files, score_files
+from batchscore import encode_files, rerank_files, score_files
 from batchscore.errors import BatchscoreError, MissingDependencyError
 from batchscore.io import hf
+from batchscore.types import Side
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -87,6 +88,14 @@ def test_a_run_goes_with_a_beir_folder(tiny: Tiny) -> None:
     assert scored(tiny, beir(), run="run.trec") == [("q1", "d2")]
 
 
+@pytest.mark.parametrize(("side", "ids"), [("document", ["d1", "d2", "d3"]), ("query", ["q1", "q2"])])
+def test_the_texts_of_one_side_of_a_collection_are_encoded(tiny: Tiny, side: Side, ids: list[str]) -> None:
+    encode_files(tiny("bert_mean"), beir(), "out.jsonl", side=side)
+    rows = map(json.loads, Path("out.jsonl").read_text("utf-8").splitlines())
+
+    assert [row["_id"] for row in rows] == ids
+
+
 def test_title_and_text_are_one_document(tiny: Tiny) -> None:
     beir()
     options = {"all_pairs": True, "keep_columns": "document_id,document"}
@@ -110,6 +119,10 @@ def test_title_and_text_are_one_document(tiny: Tiny) -> None:
         (
             {"corpus": "x.jsonl", "all_pairs": True},
             "nano has queries and a corpus of its own\nhint: drop --queries and --corpus",
+        ),
+        (
+            {"run": "nano/qrels/test.tsv", "split": "test"},
+            "no split 'test': all of this is files, and datasets have splits\nhint: drop --split",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from batchscore.io.inputs import Input, Skip, find_inputs, format_of_ids
 from batchscore.io.joined import JoinedAddresses, Pairs
 from batchscore.io.layouts import Layout, find_layout, of_split
 from batchscore.io.source import FileAddresses, Source, open_source
-from batchscore.jobs.commands import Command, RerankCommand, ScoreCommand
+from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.options import JoinOptions, RunOptions
 
 _PAIRS = "--run, --qrels or --all-pairs"
@@ -33,10 +33,14 @@ def open_input(command: Command, options: RunOptions, *, skip: Skip, folder: str
         UsageError: options that exclude each other, or that lack another.
         BatchscoreError: as `open_source`.
     """
-    other = ""
+    other, layout = "", None
+    if len(options.inputs) == 1 and not isinstance(command, RequestsCommand):
+        layout = find_layout(options.inputs[0])
+    if isinstance(command, EncodeCommand) and layout is not None:
+        texts = layout.corpus if command.side == "document" else layout.queries
+        return command, _of(texts, options).open()
     if isinstance(command, (ScoreCommand, RerankCommand)):
         other = f", or --queries and --corpus with {_PAIRS}"
-        layout = find_layout(options.inputs[0]) if len(options.inputs) == 1 else None
         if options.join.is_used or layout is not None:
             _refuse_media(command)
             _refuse_together(options, layout)
@@ -59,11 +63,18 @@ def _addresses(options: RunOptions, layout: Layout | None, names: Names, skip: S
     join = options.join
     pairs, listed = _pairs(options, layout, files)
     queries = files(join.queries or (), "queries") if layout is None else _of(layout.queries, options)
+    corpus = files(join.corpus or (), "docs") if layout is None else _of(layout.corpus, options)
+    has_chosen = layout is not None and join.run is None and join.qrels is None  # its judgements, or its run
+    parts = [part for part in (listed, queries, corpus) if part is not None]
+    if options.split is not None and not has_chosen and all(file.kind == "file" for p in parts for file in p.inputs):
+        raise UsageError(
+            f"no split {options.split!r}: all of this is files, and datasets have splits", hint="drop --split"
+        )
     return JoinedAddresses(
         pairs=pairs,
         listed=listed,
         queries=queries,
-        corpus=files(join.corpus or (), "docs") if layout is None else _of(layout.corpus, options),
+        corpus=corpus,
         names=names,
         depth=join.depth,
         folder=folder,
