@@ -245,6 +245,26 @@ class Collection:
         return self.corpus.index.range(start, stop)
 
 
+class OverCorpus:
+    """A source of rows whose documents are in a corpus: what has to be done before they can be read, and after."""
+
+    on_step: Callable[[], None]
+    _collection: Collection
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the index of the corpus is there."""
+        return self._collection.corpus.is_ready
+
+    def make_ready(self) -> None:
+        """Make it."""
+        self._collection.corpus.build(self.on_step)
+
+    def discard(self) -> None:
+        """Remove the index, if it is this process's own."""
+        self._collection.corpus.discard()
+
+
 def _called(source: FileSource) -> str:
     first, *others = source.files
     return f"{first} and {len(others)} more" if others else first

@@ -28,6 +28,7 @@ from batchscore.io.collection import (
     IdsAsTexts,
     Lookup,
     Names,
+    OverCorpus,
     Queries,
     Texts,
     Wrong,
@@ -85,7 +86,7 @@ class JoinedAddresses:
                 raise InputError(f"no file has a column {name!r}: {listing}", hint=f"pass {flag} with one of these")
 
 
-class JoinedSource:
+class JoinedSource(OverCorpus):
     """The rows of a run or of judgements, with the texts that they name.
 
     Columns: `query_id` and `document_id` whatever the file calls them, `run_rank` and `run_score` (of judgements
@@ -262,19 +263,6 @@ class JoinedSource:
         self._collection.corpus.close()
 
     # ---- before the index is there
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the index of the corpus is there."""
-        return self._collection.corpus.is_ready
-
-    def make_ready(self) -> None:
-        """Make it."""
-        self._collection.corpus.build(self.on_step)
-
-    def discard(self) -> None:
-        """Remove the index, if it is this process's own."""
-        self._collection.corpus.discard()
 
     def outline(self) -> JoinedSource:
         """The same with ids for texts."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from batchscore.errors import InputError
 from batchscore.io.block import Block
-from batchscore.io.collection import DOCUMENT, DOCUMENT_ID, QUERY, QUERY_ID, Collection, IdsAsTexts, Lookup
+from batchscore.io.collection import DOCUMENT, DOCUMENT_ID, QUERY, QUERY_ID, Collection, IdsAsTexts, Lookup, OverCorpus
 from batchscore.io.schema import Shape, require_columns
 from batchscore.io.source import UNIT_BYTES, Chunk
 from batchscore.io.units import Span, Unit
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _QUERIES = 32
 
 
-class ProductSource:
+class ProductSource(OverCorpus):
     """All pairs of some queries and all documents.
 
     Columns: `query_id`, `document_id`, `query`, `document`.
@@ -158,19 +158,6 @@ class ProductSource:
     def close(self) -> None:
         """Close the index."""
         self._collection.corpus.close()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the index of the corpus is there."""
-        return self._collection.corpus.is_ready
-
-    def make_ready(self) -> None:
-        """Make it."""
-        self._collection.corpus.build(self.on_step)
-
-    def discard(self) -> None:
-        """Remove the index, if it is this process's own."""
-        self._collection.corpus.discard()
 
     def outline(self) -> ProductSource:
         """The same with numbers for documents."""
