@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchscore.io.runs import read_run, write_run
     from batchscore.jobs.events import Outcome
-    from batchscore.jobs.files import encode_files, rerank_files, run_batch_files, score_files
+    from batchscore.jobs.files import encode_files, plan_files, rerank_files, run_batch_files, score_files
     from batchscore.scorer import Ranked, Scorer
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "Scorer",
     "__version__",
     "encode_files",
+    "plan_files",
     "read_run",
     "rerank_files",
     "run_batch_files",
@@ -30,6 +31,7 @@ _MODULES = {
     "Ranked": "batchscore.scorer",
     "Scorer": "batchscore.scorer",
     "encode_files": "batchscore.jobs.files",
+    "plan_files": "batchscore.jobs.files",
     "read_run": "batchscore.io.runs",
     "rerank_files": "batchscore.jobs.files",
     "run_batch_files": "batchscore.jobs.files",

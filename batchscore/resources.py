@@ -1,4 +1,4 @@
-"""Find the files that ship with the code: score templates and model configs.
+"""Find the files that ship with the code, score templates and model configs, and the releases of what it needs.
 
 In a wheel `templates/` and `configs/` are inside the package; in a checkout they are at the top level.
 """
@@ -6,6 +6,7 @@ In a wheel `templates/` and `configs/` are inside the package; in a checkout the
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from batchscore.errors import UsageError
@@ -34,3 +35,11 @@ def find_resource(kind: str, name: str) -> Path:
     if name not in shipped:
         raise UsageError(f"no file and no shipped name {name!r} in {kind}; shipped: {', '.join(shipped)}")
     return shipped[name]
+
+
+def installed_version(package: str) -> str | None:
+    """The release of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

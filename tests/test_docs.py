@@ -104,7 +104,9 @@ def test_readme_commands_give_the_output_it_shows(examples: Path, minilm: Path) 
     assert shown == ranked
 
 
-@pytest.mark.parametrize("page", ["cron.md", "evaluation.md", "jobs.md", "report.md", "requests.md", "scores.md"])
+@pytest.mark.parametrize(
+    "page", ["cron.md", "evaluation.md", "jobs.md", "plan.md", "report.md", "requests.md", "scores.md"]
+)
 def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
     """In this process, which saves the seconds that each would take to load torch."""
     for line in "".join(blocks(ROOT / "docs" / page, "bash")).splitlines():
@@ -118,6 +120,7 @@ def test_commands_of_docs_run(page: str, examples: Path, minilm: Path) -> None:
         "cron.md": "ranked.parquet",
         "evaluation.md": "scored.parquet",
         "jobs.md": "merged.parquet",
+        "plan.md": "examples",
         "report.md": "both.html",
         "requests.md": "responses.jsonl",
         "scores.md": "maxsim.jsonl.zst",
@@ -149,6 +152,7 @@ def test_no_page_has_commands_that_are_not_run() -> None:
         "cron.md",
         "evaluation.md",
         "jobs.md",
+        "plan.md",
         "report.md",
         "requests.md",
         "scores.md",

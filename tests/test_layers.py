@@ -29,7 +29,11 @@ ALLOWED = {
     "verification": BASE | {"engine", "models", "runners"},
     "evaluation": BASE | {"io"},
     "report": BASE | {"evaluation", "io", "jobs", "media", ""},
-    "cli": BASE | {"engine", "evaluation", "inspection", "io", "jobs", "report", "scorer", "stop", "verification", ""},
+    "bench": BASE | {"engine", "runners"},
+    "diagnosis": BASE | {"engine", "inspection", "models", "runners", "scorer"},
+    "cli": BASE
+    | {"bench", "diagnosis", "engine", "evaluation", "inspection", "io", "jobs", "report", "scorer", "stop"}
+    | {"verification", ""},
     "": {"io", "jobs", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
@@ -103,6 +107,7 @@ def test_what_a_model_means_is_decided_without_torch() -> None:
 
 COMMANDS = ["score", "rerank", "encode", "run-batch", "status", "merge", "inspect", "verify", "models", "store"]
 COMMANDS += ["eval", "report"]
+COMMANDS += ["plan", "bench", "doctor"]
 
 
 @pytest.mark.parametrize("command", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import jobs
 import qwen_checkpoints
-from batchscore.jobs.files import rerank_files, score_files
+from batchscore.jobs.files import plan_files, rerank_files, score_files
 
 ROWS = 40
 SMALL = {"unit_rows": 8, "encode": "once"}
@@ -171,3 +171,14 @@ def test_a_killed_job_over_images_is_resumed_to_the_same_bytes(
     parts = [file for file in whole if file.startswith("part-")]
     assert len(parts) == ROWS // 8
     assert all(whole[part] == resumed[part] for part in parts)
+
+
+@pytest.mark.parametrize("name", ["colqwen2", "jina"])
+def test_a_plan_counts_the_tokens_of_images(models: dict[str, str], rows: list[dict[str, Any]], name: str) -> None:
+    options: dict[str, Any] = {"dtype": "float32", "unit_rows": 8, "keep_columns": "id"}
+
+    forecast = plan_files(models[name], "rows.jsonl", **options)
+
+    counts = score_files(models[name], "rows.jsonl", "out.parquet", **options).counts
+    assert forecast.sampled.is_whole
+    assert (forecast.rows, forecast.encode, forecast.tokens) == (ROWS, counts["encode"], counts["tokens"])

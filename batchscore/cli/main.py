@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from batchscore import __version__
+from batchscore.cli.bench import bench
+from batchscore.cli.doctor import doctor
 from batchscore.cli.encode import encode
 from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
 from batchscore.cli.page import report
+from batchscore.cli.plan import plan
 from batchscore.cli.requests import run_batch
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score
@@ -65,9 +68,12 @@ app.command("run-batch", cls=SettledCommand)(run_batch)
 # eval's --out and --task are not those of a job, so its variables begin with BATCHSCORE_EVAL_
 app.command("eval", cls=SettledCommand, context_settings={"auto_envvar_prefix": "BATCHSCORE_EVAL"})(evaluate)
 app.command(cls=SettledCommand)(report)
+app.command(cls=SettledCommand)(plan)
 app.command()(status)
 app.command()(merge)
 app.command(cls=SettledCommand)(inspect)
 app.command(cls=SettledCommand)(verify)
 app.command()(models)
+app.command(cls=SettledCommand)(bench)
+app.command(cls=SettledCommand)(doctor)
 app.add_typer(store, name="store")

@@ -7,7 +7,7 @@ takes those of its groups as keywords, with the names that they have in `score_f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Annotated, Any, Literal, TypeVar
@@ -44,6 +44,9 @@ Models = Annotated[
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
+OptionalModel = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP} Inspected and run too.", show_default=False)
+]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
 SampleImage = Annotated[
@@ -71,6 +74,29 @@ OutArgument = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The --out 
 Partial = Annotated[bool, _output("Merge the units that are done so far.", "--partial")]
 AsJson = Annotated[bool, _output("Print JSON.", "--json")]
 TableFormat = Annotated[Literal["text", "markdown", "json"], _output("Format of the table.", "--format")]
+PlanOnly = Annotated[
+    bool, _run("Show what the job would read, take and cost, and score nothing; `plan` can say more.", "--dry-run")
+]
+Probe = Annotated[
+    bool, _run("Load the model, run it on the sample for about a minute, and predict the time.", "--probe")
+]
+ProbeSeconds = Annotated[float, _run("For how long --probe runs the model.", min=0.1)]
+BenchSeconds = Annotated[
+    float,
+    _run("For how long to time each length and each size of pack, in each of three rounds.", "--seconds", min=0.01),
+]
+SampleRows = Annotated[int, _run("How many rows to tokenize, roughly, from all over the input.", "--sample", min=1)]
+PlannedOut = Annotated[
+    str | None,
+    _out("The --out of the job, whose disk is looked at; nothing is written. (default: a file in this folder)"),
+]
+PlannedColumns = Annotated[
+    str | None, _output("The --keep-columns of the job. (default: that of its command)", metavar="all|none|A,B")
+]
+Planned = Annotated[
+    Literal["auto", "score", "rerank"],
+    _run("Which command the job is for. auto is rerank where a row lists documents, or pairs are joined.", "--command"),
+]
 Quiet = Annotated[bool, _run("Print errors only.", "--quiet", "-q")]
 
 RunArguments = Annotated[
@@ -413,6 +439,14 @@ class Execution:
 
 
 @dataclass
+class Machine:
+    """Where the model runs, and in what numbers."""
+
+    dtype: _Dtype = "auto"
+    device: _Device = "auto"
+
+
+@dataclass
 class Verify:
     """What `verify` compares with, and how closely."""
 
@@ -672,12 +706,16 @@ CommandT = TypeVar("CommandT", bound=Callable[..., None])
 def with_options(*groups: type) -> Callable[[CommandT], CommandT]:
     """Give a command the options of these groups: typer reads them from its signature, and passes them as keywords.
 
-    It is to be registered as a SettledCommand, which deals with `Sources`.
+    An option of the command itself, or of an earlier group, stands for those of the same name in later ones. It is to
+    be registered as a SettledCommand, which deals with `Sources`.
     """
 
     def decorate(command: CommandT) -> CommandT:
         own = [item for item in _parameters(command) if item.kind is not inspect.Parameter.VAR_KEYWORD]
-        items = [*own, *(item for group in (*groups, Sources) for item in _parameters(group))]
+        found: dict[str, inspect.Parameter] = {}
+        for item in [*own, *(item for group in (*groups, Sources) for item in _parameters(group))]:
+            found.setdefault(item.name, item)
+        items = list(found.values())
         items.sort(key=lambda item: (_FIRST.get(item.name, len(_FIRST)), item.default is not inspect.Parameter.empty))
 
         # keyword-only ones may be in any order
@@ -692,6 +730,33 @@ def with_options(*groups: type) -> Callable[[CommandT], CommandT]:
         return settled  # type: ignore[return-value]
 
     return decorate
+
+
+def given(command: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command that are not at their defaults."""
+    defaults = {item.name: item.default for item in _parameters(command)}
+    return {name: value for name, value in options.items() if value != defaults[name]}
+
+
+def words(command: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that set these options of a command."""
+    found: list[str] = []
+    for item in _parameters(command):
+        if item.name in options:
+            value, flag = options[item.name], item.name.replace("_", "-")
+            declared = next((name for name in _declared(item) if name.startswith("--")), f"--{flag}/--no-{flag}")
+            yes, _, no = declared.partition("/")
+            if isinstance(value, bool):
+                found.append(yes if value else no)
+            else:
+                found += [word for one in (value if isinstance(value, list) else [value]) for word in (yes, str(one))]
+    return found
+
+
+def _declared(item: inspect.Parameter) -> Sequence[str]:
+    """How an option is spelled, where its declaration says so; typer takes the first name for a default."""
+    (info,) = item.annotation.__metadata__
+    return [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str)]
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -43,7 +43,7 @@ def run(
             display.loading(model if isinstance(model, str) else model[0], "files")
             from batchscore.jobs.start import job_functions
 
-            files = job_functions(_paths(options))
+            files = job_functions(paths_of(options))
             stop.listen()
             with stop.interruptible():
                 outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
@@ -61,7 +61,7 @@ def run(
         raise typer.Exit(outcome.exit_code)
 
 
-def _paths(options: Mapping[str, Any]) -> list[str]:
+def paths_of(options: Mapping[str, Any]) -> list[str]:
     """Everything that a run reads."""
     several = [path for name in ("inputs", "queries", "corpus") for path in options.get(name) or ()]
     return several + [options[name] for name in ("run", "qrels") if options.get(name) is not None]

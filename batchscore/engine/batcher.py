@@ -28,7 +28,9 @@ from batchscore.models.spec import ModelSpec
 from batchscore.runners.base import Match, Runner
 from batchscore.runners.batch import Batch
 from batchscore.runners.build import build_runner, respecified
+from batchscore.runners.device import start_workers
 from batchscore.runners.media import UnreadableMediaError
+from batchscore.runners.size import Products
 from batchscore.stop import Stop
 from batchscore.types import (
     Cell,
@@ -69,7 +71,7 @@ class Batcher:
             padded=setup.padded,
             trust_remote_code=setup.trust_remote_code,
         )
-        self._workers = self._runner.start_workers(self.budget.workers)
+        self._workers = start_workers(setup.placement.device, self.budget.workers)
         self._collators = ThreadPoolExecutor(1, "batchscore-collate")
         self._fitting_cost = sys.maxsize  # the largest pack that the device's memory is not known to be too small for
         self._float32: Batcher | None = None  # the same model, for rows whose score is not a number in 16 bits
@@ -83,6 +85,11 @@ class Batcher:
     def layout(self) -> Layout:
         """How the model's body takes several sequences."""
         return self._runner.layout
+
+    @property
+    def products(self) -> Products:
+        """The matrix products of every token of a document."""
+        return self._runner.products
 
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""

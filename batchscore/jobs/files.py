@@ -18,7 +18,10 @@ from batchscore.io.forms import InFormat, OutFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
 from batchscore.jobs.options import EncodeChoice, JoinOptions, RunOptions
-from batchscore.jobs.run import prepare
+from batchscore.jobs.planning.forecast import Forecast, plan_job
+from batchscore.jobs.planning.prediction import PROBE_SECONDS
+from batchscore.jobs.planning.sample import SAMPLE_ROWS
+from batchscore.jobs.run import PreparedJob, prepare
 from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
 from batchscore.scorer import ScorerOptions
@@ -26,6 +29,12 @@ from batchscore.stop import Stop
 from batchscore.types import Side
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+# what is kept unless the user says otherwise
+_KEPT: Mapping[type[Command], Mapping[str, str]] = {
+    ScoreCommand: {"keep_columns": "all"},
+    RerankCommand: {"keep_columns": "none", "keep_document_fields": "none"},
+    EncodeCommand: {"keep_columns": "none"},
+}
 
 
 class JobOptions(ScorerOptions, total=False):
@@ -140,8 +149,7 @@ def score_files(
     Raises:
         BatchscoreError: the run could not begin or ended early; finished units are kept, and the next call resumes.
     """
-    kept = _kept(options.pop("keep_columns", "all"))
-    return _run(ScoreCommand, model, inputs, out, {**options, "keep_columns": kept}, events, stop or Stop())
+    return _run(ScoreCommand, model, inputs, out, options, events, stop or Stop())
 
 
 def rerank_files(
@@ -154,10 +162,7 @@ def rerank_files(
     **options: Unpack[RerankOptions],
 ) -> Outcome:
     """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
-    kept = _kept(options.pop("keep_columns", "none"))
-    fields = _kept(options.pop("keep_document_fields", "none"))
-    options_of = {**options, "keep_columns": kept, "keep_document_fields": fields}
-    return _run(RerankCommand, model, inputs, out, options_of, events, stop or Stop())
+    return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
 
 
 def encode_files(
@@ -170,8 +175,54 @@ def encode_files(
     **options: Unpack[EncodeOptions],
 ) -> Outcome:
     """Write the vectors or matrices of texts in files, as `batchscore encode` does; arguments as in `score_files`."""
-    kept = _kept(options.pop("keep_columns", "none"))
-    return _run(EncodeCommand, model, inputs, out, {**options, "keep_columns": kept}, events, stop or Stop())
+    return _run(EncodeCommand, model, inputs, out, options, events, stop or Stop())
+
+
+@naming_keywords()
+def plan_files(
+    model: str,
+    inputs: Inputs | None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    command: Literal["auto", "score", "rerank"] = "auto",
+    sample: int = SAMPLE_ROWS,
+    probe: bool | float = False,
+    events: Events | None = None,
+    **options: Any,
+) -> Forecast:
+    """What a job would read, take and cost, as `batchscore plan` finds it out; the job writes nothing.
+
+    Args:
+        model, inputs: as in `score_files`.
+        out: likewise; without one, a file in the working directory is planned for.
+        command: whose job it is; auto is rerank where rows list documents, pairs are joined, or options are of it.
+        sample: rows to tokenize, roughly.
+        probe: run the model on these, which takes about a minute or so many seconds, and predict the time.
+        events: receives news.
+        options: those of `score_files` or `rerank_files`.
+
+    Raises:
+        BatchscoreError: the job could not begin.
+    """
+
+    def prepared(kind: type[Command]) -> PreparedJob:
+        asked = _sorted(kind, model, inputs, out or f"{kind.name}.parquet", options)
+        if is_stream(asked[2]):
+            raise UsageError("a stream can be read only once, and a plan would read it", hint="save it as a file first")
+        return prepare(*asked, events, is_plan=True)
+
+    ranking = RerankOptions.__annotations__.keys() - ScoreOptions.__annotations__.keys()
+    ranking |= {field.name for field in fields(JoinOptions)}
+    if command == "score":
+        job = prepared(ScoreCommand)
+    else:
+        job = prepared(RerankCommand)
+        planned = job.plan.command
+        is_rerank = command == "rerank" or ranking & options.keys()
+        if not is_rerank and isinstance(planned, RerankCommand) and not planned.lists_documents(job.source):
+            job = prepared(ScoreCommand)
+    seconds = PROBE_SECONDS if probe is True else float(probe)
+    return plan_job(job, sample=sample, seconds=seconds, events=events)
 
 
 def run_batch_files(
@@ -237,16 +288,31 @@ def _run(
     stop: Stop,
     others: Sequence[str] = (),
 ) -> Outcome:
-    """Sort the options by who takes them, and run."""
+    """Prepare a job, and do it."""
+    if (seconds := options.get("max_seconds")) is not None:
+        stop.after(seconds)
+    command, scorer, run = _sorted(kind, model, inputs, out, options)
+    if is_stream(run) and kind is RequestsCommand:
+        raise UsageError("run-batch reads files, and writes one", hint="name a file in the place of -")
+    if is_stream(run):
+        return prepare_stream(command, scorer, run, events).execute(stop, events)
+    return prepare(command, scorer, run, events, others=others).execute(stop, events)
+
+
+def _sorted(
+    kind: type[Command], model: str, inputs: Inputs | None, out: str | os.PathLike[str], options: Mapping[str, Any]
+) -> tuple[Command, dict[str, Any], RunOptions]:
+    """The options by who takes them."""
     left = dict(options)
+    for option, default in _KEPT.get(kind, {}).items():
+        left[option] = _kept(left.get(option, default))
     if left.get("max_errors") is not None:
         left["max_errors"] = str(left["max_errors"])
     if isinstance(store := left.get("store"), str | os.PathLike):
         left["store"] = [os.fspath(store)]
     for option in left.keys() & {"document_fields", "allowed_media_domains"}:
         left[option] = _names(left.get(option) or ()) or None
-    if (seconds := left.pop("max_seconds", None)) is not None:
-        stop.after(seconds)
+    left.pop("max_seconds", None)
     if "unit_rows" in left:  # a Scorer tokenizes a whole unit at once: its window is a unit
         left["window_rows"] = left.pop("unit_rows")
     command = kind(**_taken(left, kind))
@@ -257,12 +323,7 @@ def _run(
         known = set().union(*(kind.__annotations__ for kind in (ScoreOptions, RerankOptions, EncodeOptions)))
         hint = f"options are the flags of the command line; {nearest(min(unknown), dict.fromkeys(known))}"
         raise UsageError(f"unknown option {min(unknown)!r}", hint=hint)
-    scorer = {"model": os.fspath(model), **left}
-    if is_stream(run) and kind is RequestsCommand:
-        raise UsageError("run-batch reads files, and writes one", hint="name a file in the place of -")
-    if is_stream(run):
-        return prepare_stream(command, scorer, run, events).execute(stop, events)
-    return prepare(command, scorer, run, events, others=others).execute(stop, events)
+    return command, {"model": os.fspath(model), **left}, run
 
 
 def _join(options: dict[str, Any]) -> JoinOptions:

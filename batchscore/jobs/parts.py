@@ -153,16 +153,8 @@ class Parts:
     ) -> None:
         """Finish a unit; OutputError if the folder is gone or belongs to another job by now."""
         note = {"job": self.id, "unit": unit.index, "counts": dict(counts), "faults": list(faults)}
-        table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
         try:
-            with pq.ParquetWriter(
-                stream, table.schema, **parquet_options(table.schema), write_page_checksum=True
-            ) as writer:
-                writer.write_table(table)
-                # not as metadata of the schema: Arrow would store that a second time, with its own description of it
-                writer.add_key_value_metadata({_KEY: as_json(note)})
-            content = stream.getvalue()
-            pq.read_schema(pa.BufferReader(content))  # Arrow can write deeper nesting than it can read
+            content = packed(table, as_json(note))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.folder.path} cannot hold these values: {error}", hint=KEEP_HINT) from error
         self.require_ours()
@@ -272,6 +264,18 @@ class Parts:
 
     def _header(self, shape: tuple[int, ...]) -> bytes:
         return struct.pack("<16sqq", self.id.encode()[:16], *shape)
+
+
+def packed(table: pa.Table, note: bytes) -> pa.Buffer:
+    """A part file: a unit's rows, with the note in its footer; errors of Arrow where it cannot hold them."""
+    table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
+    with pq.ParquetWriter(stream, table.schema, **parquet_options(table.schema), write_page_checksum=True) as writer:
+        writer.write_table(table)
+        # not as metadata of the schema: Arrow would store that a second time, with its own description of it
+        writer.add_key_value_metadata({_KEY: note})
+    content = stream.getvalue()
+    pq.read_schema(pa.BufferReader(content))  # Arrow can write deeper nesting than it can read
+    return content
 
 
 def _read_footer(folder: Folder, name: str) -> pq.ParquetFile:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from batchscore.errors import Errors
@@ -26,6 +25,7 @@ from batchscore.media.policy import MediaPolicy
 from batchscore.models.heads import value_range
 from batchscore.models.open import pinned_options
 from batchscore.models.weights import identity, weight_files
+from batchscore.resources import installed_version
 from batchscore.scorer import Setup
 
 _PACKAGES = ("batchscore", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
@@ -109,7 +109,10 @@ class Plan:
             "options": {**self.scorer, **asdict(self.command)},  # type: ignore[call-overload]
             "inputs": list(self.inputs),
             "output": self.output,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: installed_version(name) for name in _PACKAGES},
+            },
         }
 
     def lines(self) -> list[str]:
@@ -184,10 +187,3 @@ def text_line(blocks: Blocks, rows: int, room: Room) -> str:
     size, count = room.needed(blocks.blocks), len(blocks.groups)
     groups = f" in {count} groups of at most {room.limit / 1e9:.3g} GB" if count > 1 else ""
     return f"texts    {blocks.num_texts:,} distinct texts in {rows:,} rows: encoded once, {size / 1e6:,.0f} MB{groups}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

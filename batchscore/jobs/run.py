@@ -132,6 +132,7 @@ def prepare(
     events: Events | None = None,
     *,
     others: Sequence[str] = (),
+    is_plan: bool = False,
 ) -> PreparedJob:
     """Open input, output and model, and decide everything; writes nothing.
 
@@ -141,6 +142,7 @@ def prepare(
         options: what is read and written, and which part of it.
         events: gets `loading`, since fetching a model can take a while.
         others: further models, which some requests are for.
+        is_plan: the job is not executed: the index of a corpus is kept for this process, and not beside the job.
 
     Raises:
         BatchscoreError: an option, a file or the model that cannot be used.
@@ -149,7 +151,7 @@ def prepare(
     if options.media_root is not None:
         options = replace(options, media_root=local_path(options.media_root))
     checks.refuse_media(options)
-    folder = own_folder() if is_url(output.parts) else output.parts
+    folder = own_folder() if is_plan or is_url(output.parts) else output.parts
     command, source = open_input(command, options, skip=output.owns, folder=folder)
     shard, limits = shard_of(options), MaxErrors.parsed(options.max_errors)
     output.check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -27,7 +27,7 @@ from batchscore.jobs.parts import SCRATCH, TEXTS, Division, Parts
 from batchscore.jobs.room import Room
 from batchscore.media.stored import pack
 from batchscore.stop import Stop, prefetch
-from batchscore.types import SIDES, Cell, Side
+from batchscore.types import SIDES, Cell, Cells, Side
 
 _WINDOW_TEXTS, _WINDOW_BYTES = 16_384, 64 << 20  # of a side, at which texts are sorted and cut into blocks
 _BLOCK_TEXTS = 1_024  # of a small job: what a kill may cost
@@ -36,41 +36,78 @@ _TEXT_OVERHEAD = 16  # bytes that a text costs besides its own
 # What an image costs as text: vision-language models make a token of a square of some 32 pixels, or of 4 bytes of text.
 _PIXELS_A_BYTE = 32 * 32 // 4
 _SAMPLED_UNITS = 8
+_MOST_TEXTS = 1e6  # times as many as were seen: so few in common tell nothing
 _WORTH_IT = 0.9  # share of what units read that is left if each text is read once
 
 
 def choose(command: Command, source: Source, units: Sequence[Unit], on_step: Callable[[], None]) -> Division:
-    """Find out from a sample of units whether texts come back in other units.
-
-    If all texts were equally frequent, units with a and b distinct texts would have a * b / N of N in common; so the
-    texts that sampled units have in common tell N.
-    """
+    """Find out from a sample of units whether texts come back in other units."""
     if len(units) <= 1:
         return Division(units, "unit", "there is one unit, which reads each text once")
-    last = min(_SAMPLED_UNITS, len(units)) - 1 if source.is_streamed else len(units) - 1
-    picked = np.unique(np.linspace(0, last, _SAMPLED_UNITS).astype(int)).tolist()
-    together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
-    counts: dict[Side, list[int]] = {side: [] for side in SIDES}  # distinct texts of each unit
-    letters = dict.fromkeys(SIDES, 0)  # of all of them: what reading costs
+    picked, repetition = picked_units(source, units), Repetition()
     with closing(source):
         for unit in picked:
             on_step()
-            for side, texts in command.load_pairs(source, units[unit]).pairs.sides.items():
-                digests = digests_of(texts.values)
-                counts[side].append(len(digests))
-                letters[side] += sum(map(_cost, texts.values))
-                _add_new(together[side], digests)
-    read = new = 0.0
-    for side in SIDES:
-        count = sum(counts[side]) * len(units) / len(picked)
-        read += letters[side]
-        new += letters[side] * _expected(count, counts[side], len(together[side])) / max(1.0, count)
-    share = new / max(read, 1.0)
+            repetition.add(command.load_pairs(source, unit).pairs.sides)
+    share = repetition.share(len(units))
     reason = f"{share:.0%} of what units read is new to the job, judging by {len(picked)} of its {len(units):,} units"
     return Division(units, "once" if share < _WORTH_IT else "unit", reason)
 
 
-def _cost(cell: Cell) -> int:
+def picked_units(source: Source, units: Sequence[Unit]) -> list[Unit]:
+    """A few units from all over the input, or its first ones where a row is reached only through those before it."""
+    last = min(_SAMPLED_UNITS, len(units)) - 1 if source.is_streamed else len(units) - 1
+    return [units[place] for place in np.unique(np.linspace(0, last, _SAMPLED_UNITS).astype(int)).tolist()]
+
+
+class Repetition:
+    """How often texts come back, judging by some units.
+
+    If all texts were equally frequent, units with a, b, ... distinct ones would have N (1 - (1 - a/N)(1 - b/N)...) of N
+    together; so what they have together tells N. Where some texts are much more frequent than others, N is too small.
+    """
+
+    def __init__(self) -> None:
+        self.units = 0
+        self.letters = dict.fromkeys(SIDES, 0)  # of the distinct texts of each unit: what reading costs
+        self._together: dict[Side, DigestIndex] = {side: DigestIndex() for side in SIDES}
+        self._counts: dict[Side, list[int]] = {side: [] for side in SIDES}  # distinct texts of each unit
+
+    def add(self, sides: Mapping[Side, Cells]) -> None:
+        """Take a unit's texts."""
+        self.units += 1
+        for side, texts in sides.items():
+            digests = digests_of(texts.values)
+            self._counts[side].append(len(digests))
+            self.letters[side] += sum(map(text_cost, texts.values))
+            _add_new(self._together[side], digests)
+
+    def seen(self, side: Side) -> int:
+        """Distinct texts of these units together."""
+        return len(self._together[side])
+
+    def read(self, side: Side, units: int) -> float:
+        """Texts that a job of so many units reads, if each reads its own."""
+        return sum(self._counts[side]) * units / max(1, self.units)
+
+    def distinct(self, side: Side, units: int) -> float:
+        """Distinct texts of a job of so many units; these units' if there are no others."""
+        if self.units == units:
+            return float(self.seen(side))
+        return _expected(self.read(side, units), self._counts[side], self.seen(side))
+
+    def share(self, units: int) -> float:
+        """What is left of the reading if each text is read once."""
+        new = sum(self.letters[side] * self.distinct(side, units) / max(1.0, self.read(side, units)) for side in SIDES)
+        return new / max(sum(self.letters.values()), 1)
+
+
+def count_blocks(texts: float) -> float:
+    """About how many blocks so many texts make; of a large job fewer, since its blocks are larger."""
+    return max(1.0, texts / _BLOCK_TEXTS)
+
+
+def text_cost(cell: Cell) -> int:
     """What the model has to read, in bytes of text."""
     if isinstance(cell, str):
         return len(cell.encode())
@@ -87,12 +124,15 @@ def _held(cell: Cell) -> int:
 
 def _expected(texts: float, sizes: Sequence[int], distinct: int) -> float:
     """Distinct texts of all units, of which sampled ones with so many each have so many distinct ones together."""
-    repeated = sum(sizes) - distinct
-    if not repeated:
+    counts, mean = np.array(sizes, np.float64), sum(sizes) / max(1, len(sizes))
+    if distinct >= sum(sizes):
         return texts
-    common = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) / 2
-    population = max(common / repeated, float(max(sizes)))
-    return float(population * -np.expm1(-texts / population))
+    low, high = float(distinct), float(distinct) * _MOST_TEXTS
+    while high > low * 1.001:  # N units' texts are drawn from: the more there are, the fewer these have in common
+        population = (low * high) ** 0.5
+        found = population * (1 - np.prod(1 - counts / population))
+        low, high = (population, high) if found < distinct else (low, population)
+    return float(min(texts, high * (1 - (1 - min(1.0, mean / high)) ** (texts / mean))))
 
 
 def _add_new(index: DigestIndex, digests: Digests) -> NDArray[np.int64]:
@@ -183,7 +223,7 @@ class _Side:
         """Number the texts of the window, and cut it into blocks that cost the same."""
         if not self._texts:
             return
-        sizes = np.minimum(list(map(_cost, self._texts)), self._limit) + _TEXT_OVERHEAD
+        sizes = np.minimum(list(map(text_cost, self._texts)), self._limit) + _TEXT_OVERHEAD
         order = np.argsort(-sizes, kind="stable")
         before = len(self._index)
         self._index.add(np.concatenate(self._digests)[order], before + np.arange(len(order)))
@@ -199,7 +239,7 @@ class _Side:
         self._clear()
 
     def _write(self, texts: Sequence[Cell], first: int) -> None:
-        size = sum(min(_cost(text), self._limit) + _TEXT_OVERHEAD for text in texts)
+        size = sum(min(text_cost(text), self._limit) + _TEXT_OVERHEAD for text in texts)
         block = Block(len(self._blocks), self._side, first, len(texts), size)
         self._blocks.append(block)
         table, stream = pack_cells(texts), pa.BufferOutputStream()

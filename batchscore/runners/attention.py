@@ -16,14 +16,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from batchscore.models.load import Layout
+from batchscore.models.transfer import to_device
 from batchscore.runners.dense import run_attention, shared_heads
 from batchscore.runners.gathered import attend_in_reach
 from batchscore.runners.masks import Rule, UnknownAttentionError, packed_mask
-from batchscore.runners.native_attention import fits_native, native_attention
+from batchscore.runners.native import kernels
+from batchscore.runners.native_attention import fits_native, has_native, native_attention
 from batchscore.runners.padded import padded_attention
 from batchscore.runners.sequences import Sequences
 from batchscore.runners.varlen import fits_kernel, kernel_attention
@@ -121,6 +126,34 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences: Se
     if fits_native(query, key, value, rule, sequences):
         return native_attention(query, key, value, rule, sequences, from_first=from_first)
     return run_attention(query, *shared_heads(query, key, value), rule, sequences, from_first=from_first)
+
+
+def attention_path(device: str, dtype: str, layout: Layout = "flat") -> tuple[str, str]:
+    """(which attention runs, why), of a model of this layout; what single layers ask for can change it."""
+    if layout != "flat":
+        how = "padded batches" if layout == "padded" else "batches of one length"
+        return how, "the model's own attention: without padding it would not give each sequence what it gets alone"
+    if device != "cpu":
+        if fits_kernel(*torch.empty(2, 1, 1, 64, device=device, dtype=getattr(torch, dtype))):
+            return "varlen", "torch's kernel for sequences of different lengths, which reads a pack without padding"
+        why = "it takes 16 bits, and float32 was chosen" if dtype == "float32" else "this GPU is older than Ampere"
+        return "padded", f"torch's kernel for sequences of different lengths cannot run: {why}"
+    if has_native(dtype):
+        return "native", f"our own kernel, {kernels().reason}; it reads a pack without padding"
+    return "torch", f"a call for each length of a pack; of our own kernels {kernels().reason}"
+
+
+@torch.inference_mode()
+def attention_error(device: str, dtype: str) -> float:
+    """How far attention over a pack is from its definition, at most, on a few numbers: what a self-test looks at."""
+    lengths, generator = [35, 18, 18, 1], torch.Generator().manual_seed(0)
+    numbers = torch.randn(3, sum(lengths), 2, 64, generator=generator).to(device, getattr(torch, dtype))
+    sequences = Sequences.of(np.array(lengths), None, lambda array: to_device(array, device))
+    query, key, value = numbers
+    ours = _attend(query, key, value, Rule(), sequences, from_first=False)
+    parts = zip(*(states.float().transpose(0, 1).split(lengths, 1) for states in numbers), strict=True)
+    theirs = [((one @ keys.mT) * 64**-0.5).softmax(-1) @ values for one, keys, values in parts]
+    return float((ours.float() - torch.cat(theirs, 1).transpose(0, 1)).abs().max())
 
 
 AttentionInterface.register(PACKED, packed_attention)

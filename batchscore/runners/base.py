@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from threading import Barrier
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from batchscore.models.vision.body import Seen
 from batchscore.runners.batch import Batch, Call, collate
 from batchscore.runners.first_token import last_layer_at_first_tokens
 from batchscore.runners.media import MediaMemory
+from batchscore.runners.size import Products, products_of
 from batchscore.runners.turns import Turns
 from batchscore.types import Cell, Cells, Fault, Items, Pairs, Prefixes, Side, Work, row_faults
 
@@ -62,8 +61,9 @@ class Runner(Protocol):
     def document_first(self) -> bool:
         """Whether `compare` is quicker with all queries of a document than with all documents of a query."""
 
-    def start_workers(self, count: int) -> ThreadPoolExecutor:
-        """Threads to call `forward` in."""
+    @property
+    def products(self) -> Products:
+        """The matrix products of every token of a document."""
 
     def turn(self) -> AbstractContextManager[None]:
         """A block that queues work on the device: a forward and what is made of its output."""
@@ -154,6 +154,11 @@ class BaseRunner:
         """Whether `compare` is quicker with all queries of a document than with all documents of a query."""
         return False
 
+    @property
+    def products(self) -> Products:
+        """The matrix products of every token of a document."""
+        return products_of(self.model.bodies[-1])
+
     # ---- texts to sequences
 
     def tokenize(self, pairs: Pairs) -> Work:
@@ -191,23 +196,6 @@ class BaseRunner:
         raise NotImplementedError
 
     # ---- sequences to outputs
-
-    def start_workers(self, count: int) -> ThreadPoolExecutor:
-        """On a CPU each has one thread: packs run side by side and never wait for each other inside an operation."""
-        threads = torch.get_num_threads()
-        barrier = Barrier(count)
-
-        def begin() -> None:
-            if self.device == "cpu":
-                torch.get_num_threads()  # a thread's first use of torch would set its number; have that done
-                torch.set_num_threads(1)
-            barrier.wait()
-
-        workers = ThreadPoolExecutor(count, "batchscore")
-        for started in [workers.submit(begin) for _ in range(count)]:
-            started.result()
-        torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
-        return workers
 
     def turn(self) -> AbstractContextManager[None]:
         """A block that queues work on the device: a forward and what is made of its output."""

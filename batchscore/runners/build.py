@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,6 +90,16 @@ def respecified(runner: Runner, checkpoint: Checkpoint, spec: ModelSpec) -> Runn
 
 def _reads_media_otherwise(spec: ModelSpec, other: ModelSpec) -> bool:
     return (spec.processor_options, spec.video_options) != (other.processor_options, other.video_options)
+
+
+def unloaded_runner(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_code: bool) -> BaseRunner:
+    """A runner that lays texts out and forwards nothing. Of the weights only names and shapes are read, if at all."""
+    reader = input_reader(checkpoint, spec, trust_remote_code=trust_remote_code)
+    try:
+        model = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
+    except UncheckedError:  # then nothing says which tokens the model has vectors for
+        model = LoadedModel((), None, nn.Identity(), nn.Identity(), "padded", sys.maxsize, {})
+    return runner_kind(spec)(reader, model, "cpu", None)
 
 
 @one_thread_an_operation()

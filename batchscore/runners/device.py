@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier
 from typing import Literal
 
 import torch
@@ -17,6 +19,7 @@ from batchscore.runners.quantized import Quantize, require_int8
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _CPU_PACK, _CUDA_PACK = 2_048, 65_536  # tokens: few keep a CPU core busy and stay in its cache; a GPU wants many
+_UNLIMITED = 1 << 60  # bytes
 _CUDA_WORKERS = 2  # one waits for the pack that runs, the other has queued the next (turns.py)
 
 
@@ -83,9 +86,37 @@ def one_thread_an_operation() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def start_workers(device: str, count: int) -> ThreadPoolExecutor:
+    """Threads for packs. On a CPU each has one thread: packs never wait for each other inside an operation."""
+    threads = torch.get_num_threads()
+    barrier = Barrier(count)
+
+    def begin() -> None:
+        if device == "cpu":
+            torch.get_num_threads()  # a thread's first use of torch would set its number; have that done
+            torch.set_num_threads(1)
+        barrier.wait()
+
+    workers = ThreadPoolExecutor(count, "batchscore")
+    for started in [workers.submit(begin) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(threads)  # what a worker sets is also the default of threads to come, which are not ours
+    return workers
+
+
 def count_cuda_devices() -> int:
     """CUDA devices that this process may use."""
     return torch.cuda.device_count()
+
+
+def device_memory(device: str) -> int | None:
+    """Bytes of a GPU's memory."""
+    return None if device == "cpu" else int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def peak_device_bytes(device: str) -> int:
+    """The most that this process has had in the memory of a device; 0 on a CPU."""
+    return 0 if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def usable_cores() -> int:
@@ -100,12 +131,18 @@ def cpu_quota(root: Path = Path("/")) -> int | None:
     Args:
         root: of the file system that holds `proc` and `sys`.
     """
-    shares = [share for folder in _cpu_groups(root) if (share := _share(folder))]
+    shares = [share for folder in _groups(root, "cpu") if (share := _share(folder))]
     return max(1, math.ceil(min(shares))) if shares else None
 
 
-def _cpu_groups(root: Path) -> Iterator[Path]:
-    """Folders of the process's CPU control group and the groups around it, each of which may have a limit."""
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that the process's control groups allow; None: no limit. `root` as in `cpu_quota`."""
+    limits = [limit for folder in _groups(root, "memory") if (limit := _memory(folder))]
+    return min(limits) if limits else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the process's control group and the groups around it, each of which may have a limit."""
     mount = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
@@ -113,7 +150,7 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         # a container often sees its own group at the root, under a path that exists only outside
         group = Path(path.lstrip("/"))
@@ -130,6 +167,17 @@ def _share(folder: Path) -> float | None:
         return None if quota in {"max", "-1"} else int(quota) / int(period)
     except (OSError, ValueError):
         return None
+
+
+def _memory(folder: Path) -> int | None:
+    """Of a group: bytes; None without a limit, which version 1 writes as the largest number of whole pages."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            limit = int((folder / name).read_text("utf-8"))
+        except (OSError, ValueError):  # "max" is no number
+            continue
+        return limit if limit < _UNLIMITED else None
+    return None
 
 
 def _device_kind(device: str) -> str:

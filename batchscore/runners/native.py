@@ -65,6 +65,11 @@ def kernels() -> Kernels:
     return Kernels(f"built by {compiler}", *(_functions(library, name) for name in names))
 
 
+def kernels_folder() -> Path:
+    """Where the library is kept; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchscore"
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Where a tensor's numbers begin; null for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
@@ -90,7 +95,7 @@ def _built(compiler: str) -> Path:
         flags.append(_BFLOAT16)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     made_of = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), " ".join(flags).encode(), version]))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchscore"
+    folder = kernels_folder()
     path = folder / f"kernels-{made_of.hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

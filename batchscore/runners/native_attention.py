@@ -39,6 +39,11 @@ def fits_native(query: Tensor, key: Tensor, value: Tensor, rule: Rule, sequences
     return not may_be_blind and takes(query, key, value, rule, sequences.longest)
 
 
+def has_native(dtype: str) -> bool:
+    """Whether the kernel was built for these numbers, and gives what torch gives."""
+    return getattr(torch, dtype) in _functions()
+
+
 def takes(query: Tensor, key: Tensor, value: Tensor, rule: Rule, longest: int) -> bool:
     """Whether the kernel takes these [tokens, heads, dim] and this rule, where up to `longest` keys are seen."""
     if query.device.type != "cpu" or query.dtype not in _functions() or rule.softcap is not None:

@@ -1,0 +1,39 @@
+"""`batchscore bench`: how quick a model is on this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from batchscore.cli import options as o
+from batchscore.stop import leave_on_signals
+
+
+@o.with_options(o.Settings, o.Execution)
+def bench(model: o.ModelArgument, seconds: o.BenchSeconds = 1.0, as_json: o.AsJson = False, **options: Any) -> None:
+    """Time a model on texts that are made up: tokens and pairs a second by length, and the best --batch-tokens.
+
+    The share of the peak is that of matrix products of the same shapes with nothing in between, on this machine and at
+    this moment. The last line can be pasted into an issue.
+
+    batchscore bench BAAI/bge-reranker-v2-m3
+    """
+    leave_on_signals()
+    from batchscore.cli.display import Display, exit_on_error
+
+    display = Display(quiet=False, log_format="text")
+    display.loading(model, "files")  # the imports that follow take seconds
+    with exit_on_error(display):
+        from batchscore.jobs.start import lean_imports
+
+        with lean_imports():
+            from batchscore.bench import benchmark
+            from batchscore.scorer import set_up
+        options["window_rows"] = options.pop("unit_rows")
+        found = benchmark(set_up(model, **options), seconds=seconds, on_step=display.note)
+    if as_json:
+        typer.echo(json.dumps(found.describe(), ensure_ascii=False, indent=2))
+    else:
+        typer.echo("\n".join(found.lines()))
