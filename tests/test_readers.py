@@ -418,6 +418,45 @@ def test_hits_of_pyserini() -> None:
     assert (row["query_id"], row["documents"]) == ("7", documents(("01", None, "old dog", 2.5)))
 
 
+def batch_line(custom_id: Any, **body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/rerank", "body": body}
+
+
+def test_requests_of_the_scoring_api() -> None:
+    lines = [
+        batch_line("r-1", model="m", query="a cat", documents=["old dog", {"text": "the river"}], top_n=1),
+        batch_line("s-1", text_1="light", text_2=["water", "over"]),
+        batch_line("s-2", queries=["light"], items="water"),
+        batch_line(None, data_1="light", data_2=["water"]),
+    ]
+    path = written("a.jsonl", json_lines(lines))
+    assert open_source([path]).fingerprint()[0]["format"] == "openai-batch"
+    rows = [(row["query_id"], row["query"], [one["text"] for one in row["documents"]]) for row in read(path)]
+    assert rows == [
+        ("r-1", "a cat", ["old dog", "the river"]),
+        ("s-1", "light", ["water", "over"]),
+        ("s-2", "light", ["water"]),
+        ("light", "light", ["water"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (batch_line("x", text_1=["a", "b"], text_2=["c", "d"]), "it has 2 queries"),
+        (batch_line("x", model="m", input="embed this"), "its body has no documents"),
+        ({**batch_line("x"), "body": "a query"}, "'body' is a JSON string, not an object"),
+        (batch_line("x", query=3, documents=["a"]), "the text of 'query' is a JSON number"),
+    ],
+)
+def test_requests_of_other_kinds_are_bad_rows(opened: Opened, line: dict[str, Any], message: str) -> None:
+    good = batch_line("r-1", query="a cat", documents=["old dog"])
+    source = opened(written("a.jsonl", json_lines([good, good, line])))
+    (unit,) = source.units(9)
+    faults = source.read(unit, ["query", "documents"], {}).faults()
+    assert [(number, fault.message) for number, fault in faults.items()] == [(2, message)]
+
+
 OLD_MTEB = [
     {"query": "a", "positive": ["p"], "negative": ["n", "m"]},
     {"query": "b", "positive": [], "negative": ["n"]},

@@ -93,6 +93,28 @@ def mteb(row: Mapping[str, Any], query_id: str) -> Request:
     return Request(query_id, text, documents)
 
 
+def openai_batch(row: Mapping[str, Any], query_id: str) -> Request:
+    """{"custom_id", "url", "body": {"query", "documents"}}, and the other names of both that the scoring API has."""
+    body = row["body"]
+    if not isinstance(body, dict):
+        raise UnreadableError(f"'body' is {_what(body)}, not an object", "write the request into it")
+    names = next((pair for pair in _SIDES if body.keys() >= {*pair}), _SIDES[0])
+    queries, documents = (value if isinstance(value, list) else [value] for value in map(body.get, names))
+    if len(queries) != 1:
+        raise UnreadableError(f"it has {len(queries)} queries", "run-batch answers such requests")
+    if documents == [None]:
+        raise UnreadableError("its body has no documents", "run-batch answers it with an error")
+    text = _text(names[0], queries[0])
+    return Request(_id(row["custom_id"], text), text, [_candidate(document) for document in documents])
+
+
+_SIDES = (
+    ("query", "documents"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("data_1", "data_2"),
+    ("text_1", "text_2"),
+)
 _ROWS = 1000  # in memory at once while they are numbered
 _CANDIDATE = pa.struct({name: pa.string() for name in ("document_id", "title", "text")} | {"score": pa.float64()})
 _JUDGED = pa.struct({"document_id": pa.string(), "text": pa.string(), "relevance": pa.int64()})
@@ -100,6 +122,7 @@ DIALECTS: dict[DialectName, Dialect] = {
     "rank-llm": Dialect(("query", "candidates", *_OWN_IDS), _CANDIDATE, rank_llm),
     "pyserini": Dialect(("query", "hits", *_OWN_IDS), _CANDIDATE, pyserini),
     "mteb": Dialect(("query", "positive", "negative", "documents", *_OWN_IDS), _JUDGED, mteb),
+    "openai-batch": Dialect(("custom_id", "body"), _CANDIDATE, openai_batch),
 }
 
 
@@ -115,6 +138,8 @@ def tell_apart(readers: Sequence[Reader]) -> None:
 def dialect_of(schema: pa.Schema) -> DialectName | None:
     """The dialect of rows with these columns; None: none, or rows that need no reading."""
     lists = {field.name for field in schema if is_nested(field.type)}
+    if {"custom_id", "url", "body"} <= {*schema.names}:
+        return "openai-batch"
     if "query" not in schema.names or "document" in schema.names:
         return None
     if "positive" in lists and lists & {"negative", "documents"}:
@@ -198,7 +223,7 @@ class DialectReader:
         if group not in _NAMES:
             yield from self._reader.steps(group, sparse)
             return
-        named = usual(self._reader.schema.names, _OWN_IDS) if self._numbers_rows else "query"
+        named = usual(self._reader.schema.names, _OWN_IDS if self._numbers_rows else ("query", "custom_id"))
         for steps in self._reader.steps(named, sparse):
             yield steps if named else replace(steps, value=steps.numbers.__getitem__)
 

@@ -17,10 +17,11 @@ Form = Literal[
     "dataset",
     "lines",
 ]  # how a file is read
-DialectName = Literal["rank-llm", "pyserini", "mteb"]  # what the rows of one mean that has queries with their documents
+# what the rows of a file mean that has queries with their documents
+DialectName = Literal["rank-llm", "pyserini", "mteb", "openai-batch"]
 InFormat = Literal[
     "auto", "parquet", "jsonl", "json", "csv", "tsv", "msmarco", "trec-run", "trec-qrels", "trec-topics",
-    "rank-llm", "pyserini", "mteb",
+    "rank-llm", "pyserini", "mteb", "openai-batch",
 ]  # fmt: skip
 OutForm = Literal["parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm", "lines"]
 OutFormat = Literal["auto", "parquet", "jsonl", "csv", "tsv", "npy", "trec", "msmarco", "mteb", "rank-llm"]
