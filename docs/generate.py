@@ -56,12 +56,10 @@ def _section(name: str, command: Any, printed: dict[str, str]) -> str:
     text = "\n\n".join(
         f"```text\n{paragraph}\n```" if paragraph.startswith("batchscore ") else paragraph for paragraph in paragraphs
     )
-    types = {
-        key: one.annotation.__origin__ for key, one in inspect.signature(function, eval_str=True).parameters.items()
-    }
+    declared = {key: one.annotation for key, one in inspect.signature(function, eval_str=True).parameters.items()}
     panels: dict[str, list[str]] = {}
     for option in command.params:
-        panels.setdefault(option.rich_help_panel or "Argument", []).append(_line(option, types[option.name]))
+        panels.setdefault(option.rich_help_panel or "Argument", []).append(_line(option, declared[option.name]))
     tables = ["\n".join(["", f"| {panel} | |", "|---|---|", *lines, ""]) for panel, lines in panels.items()]
     for index, (panel, table) in enumerate(zip(panels, tables, strict=True)):
         if printed.setdefault(table, name) != name and len(panels[panel]) > 1:
@@ -70,11 +68,11 @@ def _section(name: str, command: Any, printed: dict[str, str]) -> str:
     return f"\n## batchscore {name}\n\n{text}\n{''.join(tables)}"
 
 
-def _line(option: Any, kind: Any) -> str:
-    """The row of an option or argument in its table."""
+def _line(option: Any, declared: Any) -> str:
+    """The row of an option or argument in its table; `declared` is its annotation."""
     names = [] if option.param_type_name == "argument" else [*option.opts, *option.secondary_opts]
-    spelling = f"{', '.join(names)} {option.metavar or _values(kind)}".strip()
-    text = option.help
+    spelling = f"{', '.join(names)} {option.metavar or _values(declared.__origin__)}".strip()
+    text = declared.__metadata__[0].help  # typer 0.25 has none at an argument itself
     if option.required:
         text += " Required."
     elif option.default is not None and not option.is_flag:
