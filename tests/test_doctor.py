@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_every_part_of_the_machine_has_a_finding() -> None:
 
     names = "python packages optional device dtype attention threads memory models kernels temporary hub self-test"
     assert set(names.split()) <= findings.keys()
-    assert findings["packages"]["values"]["torch"] == __import__("torch").__version__
+    assert findings["packages"]["values"]["torch"] == version("torch")
     assert findings["threads"]["values"]["usable_cores"] == len(os.sched_getaffinity(0))
     assert findings["self-test"]["verdict"] == "ok"
 
