@@ -125,6 +125,17 @@ def test_the_share_of_results_that_nobody_judged_is_told() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_candidates_of_rank_llm_are_measured_as_a_run_is() -> None:
+    requests: dict[str, list[dict[str, Any]]] = {}
+    for query, document, score in POOR:
+        requests.setdefault(query, []).append({"docid": document, "score": score, "doc": {"text": "t"}})
+    rows = [{"query": {"text": "t", "qid": query}, "candidates": listed} for query, listed in requests.items()]
+    write_lines("candidates.jsonl", rows)
+
+    assert means("candidates.jsonl") == means("poor.jsonl")
+
+
+@pytest.mark.usefixtures("folder")
 def test_runs_and_judgements_are_read_in_the_formats_of_the_field() -> None:
     Path("results.test").write_text("".join(f"{q} Q0 {d} 1 {score} tag\n" for q, d, score in POOR))
     Path("qrels.test").write_text("q1 0 a 2\nq1 0 b 0\nq2 0 d 1\n")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from batchscore.errors import InputError, UsageError
 from batchscore.io.forms import InFormat
 from batchscore.io.inputs import format_of_ids
-from batchscore.io.runs import is_object, read_run, require_readable
-from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, is_nested, usual
+from batchscore.io.runs import exploded, is_object, read_run, require_readable
+from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
 
@@ -98,11 +98,10 @@ def _read(
     """The wanted columns under their own names: ids as text; lists of results one row each."""
     tables = []
     with closing(open_source([path], form=format_of_ids(path, usual_format))) as source:
-        nested = "results" in source.column_names() and is_nested(source.column_type("results"))
         for unit in source.units(_ROWS):
             chunk = source.read(unit, None, {})
             require_readable(chunk)
-            tables.append(_chosen(_flat(chunk.table) if nested else chunk.table, wanted, optional, path))
+            tables.append(_chosen(_flat(chunk.table), wanted, optional, path))
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
@@ -115,12 +114,12 @@ def _of_object(path: str) -> pa.Table:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """One row for each of the results that `rerank --nested` lists."""
-    results = table["results"].combine_chunks()
-    parents = pc.list_parent_indices(results)
-    columns = {name: table[name].take(parents) for name in table.column_names if name != "results"}
-    flat = pa.Table.from_struct_array(pc.list_flatten(results))
-    return pa.table(columns | {name: flat[name] for name in flat.column_names})
+    """A result a row, with the columns of the row that lists it."""
+    rows, results = exploded(table)
+    if results is table:
+        return table
+    columns = {name: table[name].take(pa.array(rows)) for name in table.column_names}
+    return pa.table(columns | {name: results[name] for name in results.column_names})
 
 
 def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequence[str], path: str) -> pa.Table:

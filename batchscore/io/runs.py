@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError, naming_keywords
 from batchscore.io.forms import InFormat, OutFormat
@@ -130,22 +131,28 @@ def require_readable(chunk: Chunk) -> None:
         raise InputError(f"{chunk.locate(row)}: {column}{fault.message}", hint=fault.hint)
 
 
+def exploded(table: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
+    """(int64 [results], the row of each; the results): of rows with a list of results, or of results that are rows."""
+    lists = usual(table.column_names, _LISTS)
+    if lists is None or not is_nested(table[lists].type):
+        return np.arange(len(table)), table
+    column = table[lists].combine_chunks()
+    rows = np.repeat(np.arange(len(table)), column.value_lengths().fill_null(0).to_numpy())
+    return rows, pa.Table.from_struct_array(column.flatten())
+
+
 def _scores(chunk: Chunk) -> Iterator[tuple[int, Any, Any, Any]]:
     """(row, query id, document id, score) of each document in a chunk; InputError for rows that could not be read."""
     require_readable(chunk)
     table = chunk.table
-    places, documents = np.arange(len(table)), table
-    lists = usual(table.column_names, _LISTS)
-    if lists is not None and is_nested(table[lists].type):
-        column = table[lists].combine_chunks()
-        places = np.repeat(places, column.value_lengths().fill_null(0).to_numpy())
-        documents = pa.Table.from_struct_array(column.flatten())
+    places, documents = exploded(table)
     names = documents.column_names
     own = table.column_names[0] if {"relevance_score", "results"} & {*table.column_names} else None
     query = usual(table.column_names, QUERY_ID_FIELDS) or own
     document = usual(names, ID_FIELDS if documents is not table else DOCUMENT_ID_FIELDS)
     score = usual(names, _SCORES)
     if query is None or document is None or score is None:
+        lists = usual(table.column_names, _LISTS)
         columns = ", ".join([*table.column_names, *(f"{lists}[].{name}" for name in names if documents is not table)])
         raise InputError(
             f"{chunk.blocks[0].file} is no run: it lacks query_id, document_id or score; columns: {columns}", hint=_WHAT
