@@ -29,6 +29,8 @@ Tiny = Callable[[str], str]
 UNUSED = [
     "accelerate",
     "av",
+    "batchscore.jobs.planning",
+    "batchscore.requests",
     "datasets",
     "fsspec",
     "pandas",

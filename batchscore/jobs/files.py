@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
@@ -17,16 +17,16 @@ from batchscore.errors import Errors, UsageError, naming_keywords
 from batchscore.io.forms import InFormat, OutFormat
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.events import Events, Outcome
-from batchscore.jobs.options import EncodeChoice, JoinOptions, RunOptions
-from batchscore.jobs.planning.forecast import Forecast, plan_job
-from batchscore.jobs.planning.prediction import PROBE_SECONDS
-from batchscore.jobs.planning.sample import SAMPLE_ROWS
+from batchscore.jobs.options import PROBE_SECONDS, SAMPLE_ROWS, EncodeChoice, JoinOptions, RunOptions
 from batchscore.jobs.run import PreparedJob, prepare
 from batchscore.jobs.stream import is_stream, prepare_stream
 from batchscore.models.resolve.options import nearest
 from batchscore.scorer import ScorerOptions
 from batchscore.stop import Stop
 from batchscore.types import Side
+
+if TYPE_CHECKING:
+    from batchscore.jobs.planning.forecast import Forecast
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # what is kept unless the user says otherwise
@@ -204,6 +204,7 @@ def plan_files(
     Raises:
         BatchscoreError: the job could not begin.
     """
+    from batchscore.jobs.planning.forecast import plan_job  # and all that it measures with, which no job needs
 
     def prepared(kind: type[Command]) -> PreparedJob:
         asked = _sorted(kind, model, inputs, out or f"{kind.name}.parquet", options)

@@ -11,6 +11,7 @@ from batchscore.io.forms import InFormat, Lines, OutFormat
 from batchscore.media.policy import MediaPolicy
 
 EncodeChoice = Literal["auto", "once", "unit"]
+SAMPLE_ROWS, PROBE_SECONDS = 4_096, 45.0  # that a plan tokenizes, and for which its probe runs the model
 
 
 @dataclass(frozen=True, slots=True)

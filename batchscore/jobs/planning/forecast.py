@@ -10,12 +10,13 @@ from typing import Any
 from batchscore.engine.timing import timed
 from batchscore.errors import InputError
 from batchscore.jobs.events import Events, Silent
+from batchscore.jobs.options import SAMPLE_ROWS
 from batchscore.jobs.parts import Encode
 from batchscore.jobs.planning import lengths
 from batchscore.jobs.planning.costs import Disk, Memory, cost_of, disk_of, memory_of
 from batchscore.jobs.planning.lengths import PADDED_ROWS, Cut, Lengths, Padding, Reading
 from batchscore.jobs.planning.prediction import Prediction, predict
-from batchscore.jobs.planning.sample import SAMPLE_ROWS, Sample, take_sample
+from batchscore.jobs.planning.sample import Sample, take_sample
 from batchscore.jobs.run import PreparedJob
 from batchscore.runners.base import BaseRunner
 from batchscore.runners.build import unloaded_runner

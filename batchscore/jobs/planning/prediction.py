@@ -32,7 +32,6 @@ from batchscore.scorer import Setup, set_up
 from batchscore.types import SIDES, Pairs, Side
 
 PROCESSES = (1, 2, 4, 8)
-PROBE_SECONDS = 45.0
 _COMPARED = 1_024  # pairs whose comparison is timed
 _MERGE = 2.0  # times what writing the parts took: they are read, and written again
 _IMPORT = "from batchscore.jobs.start import job_functions; job_functions([])"

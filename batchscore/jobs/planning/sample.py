@@ -23,8 +23,6 @@ from batchscore.models.text.prompts import distinct_pairs
 from batchscore.scorer import Setup
 from batchscore.types import SIDES, Cell, Pairs, Side
 
-SAMPLE_ROWS = 4_096
-
 
 @dataclass(frozen=True, slots=True)
 class Window:
