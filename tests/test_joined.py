@@ -504,21 +504,15 @@ def test_what_cannot_be_joined_is_refused(
         ),
         (FILES, "--queries alone does not say which pairs are scored\nhint: add --run, --qrels or --all-pairs"),
         (
-            {**FILES, "run": "run.trec", "qrels": "run.trec"},
-            "--run and --qrels both say which pairs are scored\n"
-            "hint: drop one; judgements are for evaluating the output afterwards",
-        ),
-        (
             {**FILES, "run": "run.trec", "all_pairs": True},
-            "--run and --all-pairs both say which pairs are scored\n"
-            "hint: drop one; judgements are for evaluating the output afterwards",
+            "--run and --all-pairs both say which pairs are scored\nhint: drop one",
         ),
         (
             {**FILES, "run": "run.trec", "inputs": "queries.jsonl"},
             "--in has whole pairs, and --run names ids or texts that are joined\nhint: drop one of them",
         ),
         (
-            {**FILES, "qrels": "run.trec", "depth": 2},
+            {**FILES, "all_pairs": True, "depth": 2},
             "--depth takes the first documents of a --run, and there is none\nhint: drop it",
         ),
         (

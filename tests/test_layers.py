@@ -24,7 +24,7 @@ ALLOWED = {
     "engine": BASE | {"models", "runners", "stop"},
     "scorer": BASE | {"engine", "media", "models", "runners", "stop"},
     "io": BASE | {"media"},
-    "jobs": BASE | {"engine", "io", "media", "models", "requests", "runners", "scorer", "stop"},
+    "jobs": BASE | {"engine", "evaluation", "io", "media", "models", "requests", "runners", "scorer", "stop"},
     "inspection": BASE | {"media", "models", "runners"},
     "verification": BASE | {"engine", "models", "runners"},
     "evaluation": BASE | {"io"},
@@ -34,7 +34,7 @@ ALLOWED = {
     "cli": BASE
     | {"bench", "diagnosis", "engine", "evaluation", "inspection", "io", "jobs", "report", "scorer", "stop"}
     | {"verification", ""},
-    "": {"io", "jobs", "scorer"},  # batchscore/__init__.py
+    "": {"evaluation", "io", "jobs", "report", "scorer"},  # batchscore/__init__.py
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -153,6 +153,12 @@ _MetricsFile = Annotated[
 ]
 _Limit = Annotated[int | None, _input("Read only the first N rows.", "--limit", "-L", min=0)]
 _QRELS = "Judgements: qrels of TREC or BEIR, or any file with the columns."
+_METRICS = "Measures, as ir-measures names them. (default: nDCG@10 RR@10 AP@100 R@100{})"
+_Metrics = Annotated[str | None, _run(_METRICS.format(""), metavar="NAMES")]
+_FailUnder = Annotated[
+    list[str] | None,
+    _run("Fail with exit code 9 if a mean is lower than this. May be repeated.", metavar="NAME=VALUE"),
+]
 _Figure = Annotated[
     str | None, _output("Picture of the main figure to write, .png or .svg, for a mail.", metavar="PATH")
 ]
@@ -252,6 +258,16 @@ class Rerank:
         str, _output("Fields of listed documents to write too, as url or title.", metavar="all|none|A,B")
     ] = "none"
     nested: Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")] = False
+    qrels: Annotated[
+        str | None,
+        _join(
+            "Judgements, by which the output is evaluated. Without --in and --run they say which pairs are scored, "
+            "with --all-pairs which queries.",
+            metavar="PATH",
+        ),
+    ] = None
+    metrics: _Metrics = None
+    fail_under: _FailUnder = None
 
 
 @dataclass
@@ -479,14 +495,9 @@ class Evaluate:
     ] = "ranking"
     label_column: Annotated[str, _input("Column with the labels of --task pairs.")] = "label"
     score_column: Annotated[str, _input("Column with the scores of --task pairs.")] = "score"
-    metrics: Annotated[
-        str | None,
-        _run(
-            "Measures, as ir-measures names them. (default: nDCG@10 RR@10 AP@100 R@100; of pairs all that the labels "
-            "allow)",
-            metavar="NAMES",
-        ),
-    ] = None
+    metrics: Annotated[str | None, _run(_METRICS.format("; of pairs all that the labels allow"), metavar="NAMES")] = (
+        None
+    )
     baseline: Annotated[str | None, _run("Run to compare the others with. (default: the first of several)")] = None
     max_drop: Annotated[
         float | None, _run("Fail with exit code 9 if a mean is lower than the baseline's by more than this.", min=0)
@@ -494,10 +505,7 @@ class Evaluate:
     significant: Annotated[
         bool, _run("Fail only for a drop that the paired test confirms (p < 0.05, adjusted by Holm).", "--significant")
     ] = False
-    fail_under: Annotated[
-        list[str] | None,
-        _run("Fail with exit code 9 if a mean is lower than this. May be repeated.", metavar="NAME=VALUE"),
-    ] = None
+    fail_under: _FailUnder = None
     out: Annotated[
         str | None,
         _output("File for the values of each query, .parquet, .jsonl or .csv.", "--out", "-o", metavar="PATH"),
@@ -521,10 +529,7 @@ class Report:
     """What `report` shows besides the outputs."""
 
     qrels: Annotated[str | None, _input(_QRELS)] = None
-    metrics: Annotated[
-        str | None,
-        _run("Measures, as ir-measures names them. (default: nDCG@10 RR@10 AP@100 R@100)", metavar="NAMES"),
-    ] = None
+    metrics: _Metrics = None
     figure: _Figure = None
 
 

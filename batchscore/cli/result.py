@@ -18,7 +18,7 @@ from batchscore import __version__
 from batchscore.cli.display import Display
 from batchscore.cli.metrics import Sample, check_metrics_file, write_metrics
 from batchscore.cli.sources import hint_of
-from batchscore.errors import BatchscoreError, OutputError, first_line
+from batchscore.errors import BatchscoreError, GateError, OutputError, first_line
 from batchscore.stop import Stop
 
 if TYPE_CHECKING:  # it imports torch
@@ -67,12 +67,19 @@ class Result:
             raise
 
     def finished(self, outcome: Outcome) -> None:
-        """Tell how a run came to its end."""
+        """Tell how a run came to its end, and how good its ranking is."""
         spent = {**self._spent(), "rows": outcome.done["rows"], "from_store": outcome.done.get("from_store")}
         self.samples += _samples({**spent, "bad_rows": outcome.bad_rows})
         files = {"output": outcome.output, "errors": outcome.errors, "record": outcome.record}
         counts = dict(outcome.counts)
-        self._tell(outcome.exit_code, {"end": outcome.end, "counts": counts, "outputs": files, "error": None})
+        ending: dict[str, Any] = {"end": outcome.end, "counts": counts, "outputs": files, "error": None}
+        if (evaluation := outcome.evaluation) is not None:
+            ending["evaluation"] = evaluation.describe()
+            try:
+                evaluation.require_pass()
+            except GateError as error:
+                ending["error"] = {"message": error.message, "hint": None}
+        self._tell(outcome.exit_code, ending)
 
     def passed(self) -> None:
         """Tell that a command without rows of its own has succeeded."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import typer
 
+from batchscore.cli.measures import lines_of, samples_of
 from batchscore.cli.page import require_pictures, write_pictures
 from batchscore.errors import UsageError
 from batchscore.stop import Stop, leave_on_signals
@@ -48,15 +49,26 @@ def run(
             with stop.interruptible():
                 outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
             stop.polled = True  # by nobody: the run is over, and a signal must not change what is told of it
+            evaluation = outcome.evaluation
+            if evaluation is not None:
+                result.samples += samples_of(evaluation, has_baseline=len(evaluation.runs) > 1)
             result.finished(outcome)
     finally:
         display.stop()
-    if outcome.end in ("partial", "share") and (report or figure):
-        display.warning(
-            "report   not written: other processes have a part of the job; see `batchscore report` when all is done"
-        )
+    if outcome.end in ("partial", "share"):
+        later = {"report": report or figure, "eval": command == "rerank" and options["qrels"]}
+        for name in (name for name, wanted in later.items() if wanted):
+            display.warning(
+                f"{name:8} not now: other processes have a part of the job; see `batchscore {name}` when all is done"
+            )
     else:
-        write_pictures(display, [options["out"]], report, figure)
+        outputs = [options["out"]] if evaluation is None else [run.run for run in evaluation.runs]
+        write_pictures(display, outputs, report, figure, evaluation)
+    if evaluation is not None:
+        if not (as_json or quiet):
+            typer.echo("\n".join(lines_of(evaluation, "text")))
+        with exit_on_error(display):
+            evaluation.require_pass()
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 

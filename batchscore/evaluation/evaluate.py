@@ -67,6 +67,45 @@ class PairsEvaluation:
         _require_pass(self.failures)
 
 
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What runs are measured by, and how good they have to be."""
+
+    qrels: str
+    judged: Judgements
+    measures: Sequence[Measure]
+    limits: Mapping[str, float]
+
+    @classmethod
+    def read(cls, qrels: str, metrics: str, fail_under: Sequence[str] | None, split: str | None = None) -> Criteria:
+        """Arguments as of `evaluate_runs`; `split` is that of judgements in a dataset. Raises as it does."""
+        measures = parse_measures(metrics)
+        limits = parse_limits(fail_under or (), list(map(str, measures)))
+        return cls(qrels, read_judgements(qrels, split), measures, limits)
+
+    def measured(self, run: str) -> Evaluated:
+        """A run by itself; InputError if it cannot be read, or has none of the judged queries."""
+        rankings = read_rankings(run)
+        require_overlap(rankings, self.judged, run, self.qrels)
+        return evaluate(run, rankings, self.judged, self.measures)
+
+    def evaluation(
+        self,
+        runs: Sequence[Evaluated],
+        baseline: Evaluated | None,
+        *,
+        max_drop: float | None = None,
+        significant: bool = False,
+    ) -> Evaluation:
+        """Runs compared with a baseline, or with the first of them; arguments as of `evaluate_runs`."""
+        everything = [*([baseline] if baseline else []), *runs]
+        comparisons = compare(everything[0], everything[1:])
+        failures = [failure for run in runs for failure in below(_means(run), self.limits, run.run)]
+        if max_drop is not None:
+            failures += dropped(comparisons, max_drop, significant=significant)
+        return Evaluation(self.qrels, everything, comparisons, failures)
+
+
 def evaluate_runs(
     runs: Sequence[str | os.PathLike[str]],
     qrels: str | os.PathLike[str],
@@ -98,17 +137,10 @@ def evaluate_runs(
         raise UsageError("--max-drop needs a --baseline", hint="name the run of yesterday")
     if significant and max_drop is None:
         raise UsageError("--significant is about --max-drop", hint="pass --max-drop 0, for any drop")
-    measures = parse_measures(metrics)
-    limits = parse_limits(fail_under or (), list(map(str, measures)))
-    judged = read_judgements(os.fspath(qrels))
-    known = [_evaluated(os.fspath(run), judged, measures, os.fspath(qrels)) for run in runs]
-    against = [] if baseline is None else [_evaluated(os.fspath(baseline), judged, measures, os.fspath(qrels))]
-    everything = [*against, *known]
-    comparisons = compare(everything[0], everything[1:])
-    failures = [failure for run in known for failure in below(_means(run), limits, run.run)]
-    if max_drop is not None:
-        failures += dropped(comparisons, max_drop, significant=significant)
-    evaluation = Evaluation(os.fspath(qrels), everything, comparisons, failures)
+    criteria = Criteria.read(os.fspath(qrels), metrics, fail_under)
+    known = [criteria.measured(os.fspath(run)) for run in runs]
+    against = None if baseline is None else criteria.measured(os.fspath(baseline))
+    evaluation = criteria.evaluation(known, against, max_drop=max_drop, significant=significant)
     if out is not None:
         with open_sink(os.fspath(out)) as sink:
             sink.write(evaluation.per_query())
@@ -131,12 +163,6 @@ def evaluate_scores(
     for run in found:
         failures += below({measure.name: measure.value for measure in run.measures}, limits, run.run)
     return PairsEvaluation(found, failures)
-
-
-def _evaluated(path: str, judged: Judgements, measures: Sequence[Measure], qrels: str) -> Evaluated:
-    run = read_rankings(path)
-    require_overlap(run, judged, path, qrels)
-    return evaluate(path, run, judged, measures)
 
 
 def _means(run: Evaluated) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
+from batchscore.io import irds
 from batchscore.io.forms import InFormat
 from batchscore.io.inputs import format_of_ids
 from batchscore.io.runs import exploded, is_object, read_run, require_readable
@@ -74,9 +75,13 @@ def read_rankings(path: str) -> Run:
     return rankings
 
 
-def read_judgements(path: str) -> Judgements:
-    """The relevance that people gave to documents, from a file with one judgement a row; raises as `read_rankings`."""
-    table = _read(path, "trec-qrels", {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES})
+def read_judgements(path: str, split: str | None = None) -> Judgements:
+    """The relevance that people gave to documents, one judgement a row; `split` of a dataset that has several.
+
+    Raises as `read_rankings`.
+    """
+    wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES}
+    table = _read(path, "trec-qrels", wanted, split=split, part="qrels")
     relevance = _numbers(table["relevance"], path, "relevance")
     whole = pc.equal(relevance, pc.floor(relevance))
     if not pc.all(whole).as_py():
@@ -93,11 +98,18 @@ def read_judgements(path: str) -> Judgements:
 
 
 def _read(
-    path: str, usual_format: InFormat, wanted: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
+    path: str,
+    usual_format: InFormat,
+    wanted: Mapping[str, Sequence[str]],
+    *,
+    optional: Sequence[str] = (),
+    split: str | None = None,
+    part: irds.Kind = "scoreddocs",
 ) -> pa.Table:
     """The wanted columns under their own names: ids as text; lists of results one row each."""
     tables = []
-    with closing(open_source([path], form=format_of_ids(path, usual_format))) as source:
+    form = format_of_ids(path, usual_format)
+    with closing(open_source([path], split=split, is_strict=False, form=form, part=part)) as source:
         for unit in source.units(_ROWS):
             chunk = source.read(unit, None, {})
             require_readable(chunk)

@@ -71,7 +71,7 @@ def msmarco_layout(line: bytes) -> Layout | None:
 def is_msmarco(file: str) -> bool:
     """Whether the first line of a .tsv is no header but one of MS MARCO's: with numbers where these have ids.
 
-    InputError if it is neither.
+    So are judgements with any ids, which no header looks like. InputError if it is neither.
     """
     reader = LineFile(file)
     reader.stamp()
@@ -81,7 +81,7 @@ def is_msmarco(file: str) -> bool:
         return False
     if layout := msmarco_layout(line):
         ids = [field for name, field in zip(layout.columns, layout.fields(line), strict=True) if name in _IDS]
-        if all(field.isdigit() for field in ids):
+        if layout is TREC_QRELS or all(field.isdigit() for field in ids):
             return True
     message = "has numbers where a header has names, and is no line of MS MARCO's files"
     raise fault_at(file, number, message, "pass --in-format tsv or msmarco")

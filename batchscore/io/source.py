@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from batchscore.errors import BatchscoreError, InputError, UsageError
+from batchscore.io import irds
 from batchscore.io.block import Block, Reader, listed
 from batchscore.io.dialects import dialect_of, tell_apart
 from batchscore.io.forms import DialectName, InFormat, Lines
@@ -378,8 +379,10 @@ def open_source(
     paths: Sequence[str],
     *,
     split: str | None = None,
+    is_strict: bool = True,
     hive: bool = True,
     form: InFormat | Lines = "auto",
+    part: irds.Kind = "docs",
     skip: Skip = lambda file: False,
     media: MediaPolicy | None = None,
 ) -> FileSource:
@@ -387,16 +390,17 @@ def open_source(
 
     Files for which `skip` is true are left out of folders and of the matches of a pattern. With `hive`, folders below
     those of `paths` that are named `key=value` are columns. `form` is the format of all files; with "auto", suffix and
-    content tell that of each. `media` says which media rows may name; without a root, they lie below the folder of the
-    file that names them.
+    content tell that of each. `part` is what is read of a dataset of ir_datasets. Unless `is_strict`, files have no
+    `split`, and the only one of a dataset may have any name. `media` says which media rows may name; without a root,
+    they lie below the folder of the file that names them.
 
     Raises NotFoundError (nothing there), UsageError (suffix, split), InputError (empty or unreadable file) and
     MissingDependencyError (datasets).
     """
-    inputs = tuple(file for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
-    if split is not None and all(file.kind == "file" for file in inputs):
+    inputs = tuple(replace(file, part=part) for path in paths for file in find_inputs(path, skip, hive=hive, form=form))
+    if is_strict and split is not None and all(file.kind == "file" for file in inputs):
         raise UsageError(f"no split {split!r} in {', '.join(paths)}: only datasets have splits", hint="drop --split")
-    addresses = FileAddresses(inputs, split, media=media or MediaPolicy())
+    addresses = FileAddresses(inputs, split, is_strict, media=media or MediaPolicy())
     source = addresses.open()
     if form == "auto" and (dialect := source.dialect()):
         return replace(addresses, inputs=tuple(file.in_dialect(dialect) for file in inputs)).open()

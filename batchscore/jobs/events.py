@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from batchscore.errors import GateError
 from batchscore.jobs.meter import Meter
 from batchscore.jobs.plan import Plan
+
+if TYPE_CHECKING:  # it imports scipy
+    from batchscore.evaluation.evaluate import Evaluation
 
 End = Literal[
     "found",  # the output was complete before the run began, or another run completed it during this one
@@ -34,10 +38,13 @@ class Outcome:
     errors: str | None  # the list of bad rows, if there are any; a stream tells them as they come
     record: str | None  # the run record; None: there is none beside standard output
     plan: Plan = field(repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)  # of `rerank` with judgements, once all is scored
 
     @property
     def exit_code(self) -> int:
-        """0, or 7 if there are bad rows."""
+        """0; 7 if there are bad rows; 9 if the ranking is not good enough."""
+        if self.evaluation is not None and self.evaluation.failures:
+            return GateError.exit_code
         return _PARTIAL_SUCCESS if self.bad_rows else 0
 
 

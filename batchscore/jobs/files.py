@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
-from batchscore.errors import Errors, UsageError, naming_keywords
+from batchscore.errors import BatchscoreError, Errors, UsageError, naming_keywords
 from batchscore.io.forms import InFormat, OutFormat
+from batchscore.io.stream import STREAM
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
-from batchscore.jobs.events import Events, Outcome
+from batchscore.jobs.events import Events, Outcome, Silent
 from batchscore.jobs.options import PROBE_SECONDS, SAMPLE_ROWS, EncodeChoice, JoinOptions, RunOptions
 from batchscore.jobs.run import PreparedJob, prepare
 from batchscore.jobs.stream import is_stream, prepare_stream
@@ -26,8 +27,10 @@ from batchscore.stop import Stop
 from batchscore.types import Side
 
 if TYPE_CHECKING:
+    from batchscore.evaluation.evaluate import Criteria, Evaluation
     from batchscore.jobs.planning.forecast import Forecast
 
+_MEASURING = ("metrics", "fail_under")  # options of `rerank` that its job knows nothing of
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # what is kept unless the user says otherwise
 _KEPT: Mapping[type[Command], Mapping[str, str]] = {
@@ -113,6 +116,8 @@ class RerankOptions(PairOptions, total=False):
     keep_columns: str | Sequence[str]  # as in `ScoreOptions`
     keep_document_fields: str | Sequence[str]  # likewise
     nested: bool
+    metrics: str | None
+    fail_under: Sequence[str] | None
 
 
 class EncodeOptions(FileOptions, total=False):
@@ -161,8 +166,19 @@ def rerank_files(
     stop: Stop | None = None,
     **options: Unpack[RerankOptions],
 ) -> Outcome:
-    """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`."""
-    return _run(RerankCommand, model, inputs, out, options, events, stop or Stop())
+    """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`.
+
+    With `qrels` the outcome has an evaluation, unless other processes have a part of the job. One that fails does not
+    raise.
+
+    Raises:
+        BatchscoreError: as `score_files`; or the output and the judgements have no query in common.
+    """
+    criteria, rest = _criteria(options, out)
+    outcome = _run(RerankCommand, model, inputs, out, rest, events, stop or Stop())
+    if criteria is None or outcome.end in ("partial", "share", "merged-elsewhere"):
+        return outcome
+    return replace(outcome, evaluation=_evaluation(criteria, outcome.output, options.get("run"), events or Silent()))
 
 
 def encode_files(
@@ -207,7 +223,8 @@ def plan_files(
     from batchscore.jobs.planning.forecast import plan_job  # and all that it measures with, which no job needs
 
     def prepared(kind: type[Command]) -> PreparedJob:
-        asked = _sorted(kind, model, inputs, out or f"{kind.name}.parquet", options)
+        of_kind = {name: value for name, value in options.items() if kind is ScoreCommand or name not in _MEASURING}
+        asked = _sorted(kind, model, inputs, out or f"{kind.name}.parquet", of_kind)
         if is_stream(asked[2]):
             raise UsageError("a stream can be read only once, and a plan would read it", hint="save it as a file first")
         return prepare(*asked, events, is_plan=True)
@@ -276,6 +293,42 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     if not named:
         raise UsageError("no model is given", hint="pass --model")
     return named
+
+
+@naming_keywords()
+def _criteria(options: RerankOptions, out: str | os.PathLike[str]) -> tuple[Criteria | None, dict[str, Any]]:
+    """What a ranking is to be measured by, if it is, and the other options."""
+    rest = {name: value for name, value in options.items() if name not in _MEASURING}
+    qrels = options.get("qrels")
+    if qrels is None:
+        for name in _MEASURING:
+            if options.get(name):
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} is for rankings that are evaluated", hint="pass --qrels with judgements")
+        return None, rest
+    if os.fspath(out) == STREAM:
+        raise UsageError("--qrels has the output evaluated, which --out - does not keep", hint="write it to a file")
+    from batchscore.evaluation.evaluate import METRICS, Criteria  # takes scipy
+
+    criteria = Criteria.read(
+        os.fspath(qrels), options.get("metrics") or METRICS, options.get("fail_under"), options.get("split")
+    )
+    return criteria, rest
+
+
+@naming_keywords()
+def _evaluation(
+    criteria: Criteria, output: str, candidates: str | os.PathLike[str] | None, events: Events
+) -> Evaluation:
+    """The output measured, and compared with its candidates if these are ranked."""
+    ranked = criteria.measured(output)
+    baseline = None
+    if candidates is not None:
+        try:
+            baseline = criteria.measured(os.fspath(candidates))
+        except BatchscoreError as error:
+            events.note(f"eval     without the candidates: {error.message}")
+    return criteria.evaluation([ranked], baseline)
 
 
 @naming_keywords()

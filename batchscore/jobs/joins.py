@@ -14,6 +14,7 @@ from batchscore.io.inputs import Input, Skip, find_inputs, format_of_ids
 from batchscore.io.joined import JoinedAddresses, Pairs
 from batchscore.io.layouts import Layout, find_layout, of_split
 from batchscore.io.source import FileAddresses, Source, open_source
+from batchscore.io.stream import STREAM, standard_input
 from batchscore.jobs.commands import Command, EncodeCommand, RequestsCommand, RerankCommand, ScoreCommand
 from batchscore.jobs.options import JoinOptions, RunOptions
 
@@ -36,6 +37,9 @@ def open_input(command: Command, options: RunOptions, *, skip: Skip, folder: str
     other, layout = "", None
     if len(options.inputs) == 1 and not isinstance(command, RequestsCommand):
         layout = find_layout(options.inputs[0])
+    has_pairs = options.join.run is not None or (options.inputs and layout is None)
+    if isinstance(command, RerankCommand) and has_pairs:  # judgements are for its evaluation
+        options = replace(options, join=replace(options.join, qrels=None))
     if isinstance(command, EncodeCommand) and layout is not None:
         texts = layout.corpus if command.side == "document" else layout.queries
         return command, _of(texts, options).open()
@@ -47,6 +51,8 @@ def open_input(command: Command, options: RunOptions, *, skip: Skip, folder: str
             return command.of_joined(), _addresses(options, layout, command.joined_names(), skip, folder).open()
     if not options.inputs:
         raise UsageError("nothing to read: no --in", hint=f"pass --in{other}")
+    if STREAM in options.inputs:
+        return command, standard_input(options.media)
     source = open_source(
         options.inputs,
         split=options.split,
@@ -128,10 +134,8 @@ def _refuse_together(options: RunOptions, layout: Layout | None) -> None:
         raise UsageError(f"{layout.name} has queries and a corpus of its own", hint="drop --queries and --corpus")
     if join.run is not None and (join.qrels is not None or join.all_pairs):
         other = "--qrels" if join.qrels is not None else "--all-pairs"
-        raise UsageError(
-            f"--run and {other} both say which pairs are scored",
-            hint="drop one; judgements are for evaluating the output afterwards",
-        )
+        hint = "drop one; `eval` measures what is scored" if join.qrels is not None else "drop one"
+        raise UsageError(f"--run and {other} both say which pairs are scored", hint=hint)
     if layout is None and not _says_pairs(join):
         raise UsageError(f"{_first_of(join)} alone does not say which pairs are scored", hint=f"add {_PAIRS}")
     if layout is not None and not (_says_pairs(join) or layout.runs or options.split):

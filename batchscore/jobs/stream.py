@@ -21,7 +21,7 @@ from batchscore.io.collection import own_folder
 from batchscore.io.sink import json_lines, open_sinks
 from batchscore.io.source import Source
 from batchscore.io.storage import local_path
-from batchscore.io.stream import STDIN, STDOUT, STREAM, LineWriter, StreamSource, standard_input, standard_output
+from batchscore.io.stream import STDIN, STDOUT, STREAM, LineWriter, StreamSource, standard_output
 from batchscore.io.units import Unit
 from batchscore.jobs import checks
 from batchscore.jobs.checks import MaxErrors
@@ -161,7 +161,9 @@ def prepare_stream(
         checks.refuse_run_of_a_stream(output)
         checks.require_fit(command, options.errors, output.format, output.path)
         checks.refuse_replacing(output, options)
-    command, source = _opened(command, options, events)
+    command, source = open_input(command, options, skip=lambda file: False, folder=own_folder())
+    if isinstance(source, StreamSource) and source.is_terminal:
+        events.note(f"{STDIN} is a terminal: one JSON object a line, and Ctrl-D after the last")
     if not _is_empty(source):
         command.check(source)
     elif output is not None:
@@ -176,15 +178,6 @@ def prepare_stream(
     where = STDOUT if output is None else output.path
     plan = Plan(setup, command, options.errors, options.encode, source.fingerprint(), where, dict(scorer), source.media)
     return PreparedStream(plan, options, source, output, limits, Stores.of(plan, options.store or ()))
-
-
-def _opened(command: Command, options: RunOptions, events: Events) -> tuple[Command, Source]:
-    if STREAM not in options.inputs or options.join.is_used:
-        return open_input(command, options, skip=lambda file: False, folder=own_folder())
-    source = standard_input(options.media)
-    if source.is_terminal:
-        events.note(f"{STDIN} is a terminal: one JSON object a line, and Ctrl-D after the last")
-    return command, source
 
 
 def _is_empty(source: Source) -> bool:
