@@ -35,7 +35,7 @@ def show_best(ranked: Path, console: Console) -> None:
     answers = {line.split("\t")[1] for line in (HERE / "qrels.tsv").read_text("utf-8").splitlines()[1:]}
     questions = {row["query_id"]: row["query"] for row in read_lines(HERE / "questions.jsonl")}
     table = Table("", title=f"{ranked}: rank 1 of 5 passages, by an English model")
-    for column, width in (("question", 64), ("best passage", 58), ("score", 5)):
+    for column, width in (("question", 64), ("best passage", 56), ("score", 5)):
         table.add_column(column, width=width, no_wrap=True, overflow="ellipsis")
     best = [row for row in read_lines(ranked) if row["rank"] == 1]
     for row in best:
@@ -64,6 +64,7 @@ def main() -> None:
     show_best(ranked, console)
     batchscore("score", "--model", MODEL, "--in", pairs, "--out", scores)
     show_scores(scores, console, read_lines(pairs)[0]["query"])
+    console.print("\nNext, with files of your own: `. .venv/bin/activate`, and then docs/quickstart.md")
 
 
 if __name__ == "__main__":

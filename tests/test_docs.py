@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -104,6 +105,21 @@ def test_readme_commands_give_the_output_it_shows(examples: Path, minilm: Path) 
     assert shown == ranked
 
 
+def test_the_quick_start_gives_the_scores_that_it_shows(examples: Path, minilm: Path) -> None:
+    """To 5e-3, because the dtype is what suits the machine, and the page shows float32."""
+    page = ROOT / "docs" / "quickstart.md"
+    shell(page)
+
+    found, shown = (
+        list(csv.DictReader(text.splitlines()))
+        for text in (Path("scored.csv").read_text("utf-8"), blocks(page, "csv")[0])
+    )
+    scores = [float(row.pop("score")) for row in found]
+    assert scores == pytest.approx([float(row.pop("score")) for row in shown], abs=5e-3)
+    assert found == shown
+    assert {"ranked.csv", "report.html"} <= set(os.listdir())
+
+
 @pytest.mark.parametrize(
     "page", ["cron.md", "evaluation.md", "jobs.md", "plan.md", "report.md", "requests.md", "scores.md"]
 )
@@ -153,6 +169,7 @@ def test_no_page_has_commands_that_are_not_run() -> None:
         "evaluation.md",
         "jobs.md",
         "plan.md",
+        "quickstart.md",
         "report.md",
         "requests.md",
         "scores.md",

@@ -142,7 +142,7 @@ def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequ
             raise InputError(
                 f"{path} has no column for the {name}: none of {', '.join(choices)}; "
                 f"columns: {', '.join(table.column_names)}",
-                hint="rename the column",
+                hint="rename the column; in an output of rerank it has its name of the input",
             )
         columns[name] = as_text(table[found]) if name in ("query", "document") else table[found]
         if found == "rank":
