@@ -32,7 +32,7 @@ peers:
 bench: .venv/bench peers
 	$(BIN)/python benchmarks/run.py all --minutes 2.5
 
-# how time, memory and tokens grow, with the pictures of docs/growth.md
+# how time, memory and tokens grow, with the pictures of docs/speed.md
 growth: .venv/bench
 	$(BIN)/python benchmarks/growth.py
 
