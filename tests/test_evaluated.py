@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jobs
-from batchscore import Outcome, evaluate_runs, rerank_files, score_files
+from batchscore import Outcome, evaluate_runs, read_run, rerank_files, score_files
 from batchscore.cli.main import app
 from batchscore.errors import BatchscoreError
 from batchscore.jobs.events import Silent
@@ -94,6 +94,31 @@ def test_a_job_is_the_same_with_and_without_judgements(tiny: Tiny) -> None:
     assert [run.run for run in again.evaluation.runs] == ["run.trec", "out.jsonl"]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("out", "nested"), [("out.csv", False), ("out.parquet", False), ("out.jsonl", True)])
+def test_ids_may_have_any_names(tiny: Tiny, out: str, nested: bool) -> None:
+    """Of what `rerank` writes the first column is the query's, even beside one that is called as ids usually are."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text("utf-8").splitlines()]
+    renamed = [
+        {
+            "topic": row["query_id"],
+            "key": row["document_id"],
+            "qid": "x",
+            "query": row["query"],
+            "text": row["document"],
+        }
+        for row in rows
+    ]
+    jobs.write_rows("renamed.jsonl", renamed)
+    names = {"query_id_column": "topic", "document_id_column": "key", "keep_columns": "qid"}
+    found = described(rerank(tiny("bert_ce"), out, inputs="renamed.jsonl", nested=nested, **names, **MEASURE))
+
+    plain = described(rerank(tiny("bert_ce"), "plain.jsonl", inputs="pairs.jsonl", **MEASURE))
+    assert found["runs"][0]["measures"] == plain["runs"][0]["measures"]
+    assert {query: list(results) for query, results in read_run(out).items()} == {
+        query: list(results) for query, results in read_run("plain.jsonl").items()
+    }
+
+
 def test_candidates_without_scores_are_no_baseline(tiny: Tiny) -> None:
     jobs.write_rows("run.jsonl", [{"query_id": q, "document_id": d} for q, d in PAIRS])
     notes = []
@@ -159,14 +184,23 @@ def test_the_command_line_prints_the_table_that_eval_prints(tiny: Tiny) -> None:
         ({"metrics": "nDGC@3"}, "measure 'nDGC@3' is unknown"),
         ({"fail_under": ["P@1=1"]}, "--fail-under names P@1, which is not measured"),
         ({"qrels": "none.tsv"}, "none.tsv: no such file or folder"),
+        (
+            {"document_id_column": "none", "inputs": "texts.jsonl"},
+            "column 'none' not found in texts.jsonl",
+        ),
+        (
+            {"inputs": "texts.jsonl"},
+            "--qrels judges documents by their ids, and these have none\nhint: name their column or field with",
+        ),
         ({"out": "-"}, "--qrels has the output evaluated, which --out - does not keep\nhint: write it to a file"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_scored(
     tiny: Tiny, options: dict[str, Any], message: str
 ) -> None:
+    jobs.write_rows("texts.jsonl", [{"query_id": "q1", "query": "river", "document": "horse"}])
     with pytest.raises(BatchscoreError) as caught:
-        rerank(tiny("bert_ce"), inputs="pairs.jsonl", **{**MEASURE, **options})
+        rerank(tiny("bert_ce"), **{"inputs": "pairs.jsonl", **MEASURE, **options})
 
     assert message in str(caught.value)
     assert not list(Path().glob("*out.jsonl*"))

@@ -19,7 +19,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io import irds
 from batchscore.io.forms import InFormat
 from batchscore.io.inputs import format_of_ids
-from batchscore.io.runs import exploded, is_object, read_run, require_readable
+from batchscore.io.runs import exploded, is_object, query_column, read_run, require_readable
 from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
@@ -137,12 +137,12 @@ def _flat(table: pa.Table) -> pa.Table:
 def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequence[str], path: str) -> pa.Table:
     columns: dict[str, Any] = {}
     for name, choices in wanted.items():
-        found = usual(table.column_names, choices)
+        found = (query_column if name == "query" else usual)(table.column_names, choices)
         if found is None:
             raise InputError(
                 f"{path} has no column for the {name}: none of {', '.join(choices)}; "
                 f"columns: {', '.join(table.column_names)}",
-                hint="rename the column; in an output of rerank it has its name of the input",
+                hint="rename the column",
             )
         columns[name] = as_text(table[found]) if name in ("query", "document") else table[found]
         if found == "rank":

@@ -141,14 +141,18 @@ def exploded(table: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
     return rows, pa.Table.from_struct_array(column.flatten())
 
 
+def query_column(names: Sequence[str], usual_names: Sequence[str]) -> str | None:
+    """The column with the ids of queries: in an output of `rerank` the first, which has its name in the input."""
+    return names[0] if {"index", "rank", "relevance_score"} <= {*names} else usual(names, usual_names)
+
+
 def _scores(chunk: Chunk) -> Iterator[tuple[int, Any, Any, Any]]:
     """(row, query id, document id, score) of each document in a chunk; InputError for rows that could not be read."""
     require_readable(chunk)
     table = chunk.table
     places, documents = exploded(table)
     names = documents.column_names
-    own = table.column_names[0] if {"relevance_score", "results"} & {*table.column_names} else None
-    query = usual(table.column_names, QUERY_ID_FIELDS) or own
+    query = query_column([*table.column_names, *names], QUERY_ID_FIELDS)
     document = usual(names, ID_FIELDS if documents is not table else DOCUMENT_ID_FIELDS)
     score = usual(names, _SCORES)
     if query is None or document is None or score is None:

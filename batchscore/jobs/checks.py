@@ -258,6 +258,13 @@ def require_run(form: Format, columns: RunColumns) -> None:
         raise UsageError(f"{form.kind.noun} needs the texts of queries", hint="add --keep-columns query")
 
 
+def require_judged(options: RunOptions, columns: RunColumns) -> None:
+    """Raise UsageError if a ranking is to be evaluated that has no ids of documents."""
+    if options.join.qrels is not None and not columns.document_ids:
+        hint = "name their column or field with --document-id-column"
+        raise UsageError("--qrels judges documents by their ids, and these have none", hint=hint)
+
+
 def refuse_encoding(command: Command, options: RunOptions, output: Output | None, spec: ModelSpec) -> None:
     """Raise UsageError for encodings that a model does not make, or that the output has no place for."""
     is_matrix = output is not None and output.format.name == "npy"

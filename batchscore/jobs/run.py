@@ -160,7 +160,9 @@ def prepare(
     checks.refuse_together(options, shard, output)
     command.check(source)
     if isinstance(command, RerankCommand):
-        checks.require_run(output.format, command.run_columns(source))
+        columns = command.run_columns(source)
+        checks.require_run(output.format, columns)
+        checks.require_judged(options, columns)
     slots = find_slots(options.devices) if options.devices is not None else []
     (events or Silent()).loading(scorer["model"], "files")
     keywords = {**scorer, **({"device": slots[0].device} if slots else {})}

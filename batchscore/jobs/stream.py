@@ -166,6 +166,8 @@ def prepare_stream(
         events.note(f"{STDIN} is a terminal: one JSON object a line, and Ctrl-D after the last")
     if not _is_empty(source):
         command.check(source)
+        if isinstance(command, RerankCommand):
+            checks.require_judged(options, command.run_columns(source))
     elif output is not None:
         raise InputError(
             f"{STDIN} is empty, so that {output.path} would have no columns", hint="check what writes to it"
