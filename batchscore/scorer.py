@@ -54,7 +54,7 @@ class Ranked:
 
     index: int  # position in the documents passed in, from 0
     relevance_score: float
-    document: Cell
+    document: Cell  # as it was passed in
 
 
 class Scorer:

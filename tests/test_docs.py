@@ -19,13 +19,15 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import batchscore
 import jobs
 from batchscore import errors, run_batch_files
 from batchscore.cli.main import app
+from batchscore.jobs.files import EncodeOptions, RerankOptions, ScoreOptions
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CLI, CRON, MODELS = (ROOT / "docs" / name for name in ("cli.md", "cron.md", "models.md"))
+API, CLI, CRON, MODELS = (ROOT / "docs" / name for name in ("api.md", "cli.md", "cron.md", "models.md"))
 SCORES = {"score", "relevance_score"}
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
@@ -208,6 +210,20 @@ def test_the_option_tables_name_every_option() -> None:
     assert names - set(re.findall(r"(?<=[`, ])--?\w[\w-]*", CLI.read_text("utf-8"))) == set()
 
 
+def test_the_python_api_is_that_of_the_docstrings() -> None:
+    page = API.read_text("utf-8")
+
+    assert page == GENERATE["api_page"](), "run `make docs`"
+    assert set(batchscore.__all__) - set(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == {"__version__"}
+
+
+def test_the_python_api_explains_every_keyword() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `.*` \| (.*) \|$", API.read_text("utf-8"), re.MULTILINE)
+    known = {*ScoreOptions.__annotations__, *RerankOptions.__annotations__, *EncodeOptions.__annotations__}
+
+    assert known - {name for name, meaning in rows if meaning} == set()
+
+
 def test_the_table_of_architectures_is_that_of_the_program() -> None:
     page = MODELS.read_text("utf-8")
 
@@ -276,4 +292,4 @@ def test_window_rows_is_not_shown() -> None:
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     assert "--unit-rows" in text
-    assert not re.search("window.rows", text + "".join(page.read_text("utf-8") for page in PAGES))
+    assert not re.search("window.rows", text + "".join(page.read_text("utf-8") for page in PAGES if page != API))

@@ -29,7 +29,7 @@ class Evaluation:
     failures: Sequence[Failure]  # of the gate
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able."""
+        """What `batchscore eval --json` prints: JSON-able."""
         return {
             "qrels": self.qrels,
             "queries": len(self.runs[0].queries),
@@ -59,7 +59,7 @@ class PairsEvaluation:
     failures: Sequence[Failure]
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able."""
+        """What `batchscore eval --task pairs --json` prints: JSON-able."""
         return {"runs": list(map(asdict, self.runs)), "failures": list(map(asdict, self.failures))}
 
     def require_pass(self) -> None:
@@ -155,7 +155,18 @@ def evaluate_scores(
     score_column: str = "score",
     fail_under: Sequence[str] | None = None,
 ) -> PairsEvaluation:
-    """Evaluate scores of pairs against a column of labels, as `batchscore eval --task pairs` does."""
+    """Evaluate scores of pairs against a column of labels, as `batchscore eval --task pairs` does.
+
+    Args:
+        runs: outputs of `score`, or any files with both columns.
+        metrics: names of measures, with spaces or commas between them; None: all that the labels allow.
+        label_column: numbers or booleans.
+        score_column: numbers.
+        fail_under: like "spearman=0.80", of all runs.
+
+    Raises:
+        InputError, UsageError, MissingDependencyError: as `evaluate_runs`.
+    """
     names = metrics.replace(",", " ").split() if metrics else None
     found = [evaluate_pairs(os.fspath(run), label_column, score_column, names) for run in runs]
     limits = parse_limits(fail_under or (), [measure.name for measure in found[0].measures])

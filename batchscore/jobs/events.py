@@ -30,14 +30,14 @@ _PARTIAL_SUCCESS = 7  # exit code: done, but for some bad rows
 class Outcome:
     """A run that came to its end."""
 
-    end: End
+    end: End  # how far the job is, and who brought it there
     output: str  # where the scores are
     bad_rows: int  # of the whole job if this run completed it, else of this process's units
     counts: Mapping[str, Any]  # likewise, with seconds and memory of this run
     done: Mapping[str, Any]  # counts of this run alone
     errors: str | None  # the list of bad rows, if there are any; a stream tells them as they come
     record: str | None  # the run record; None: there is none beside standard output
-    plan: Plan = field(repr=False)
+    plan: Plan = field(repr=False)  # what was decided before the first row
     evaluation: Evaluation | None = field(default=None, repr=False)  # of `rerank` with judgements, once all is scored
 
     @property

@@ -88,17 +88,17 @@ class Forecast:
 
     @property
     def tokens(self) -> float:
-        """That the model reads for the job."""
+        """What the model reads for the job."""
         return sum(read.tokens for read in self.reading.values())
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able; bytes and seconds."""
+        """What `batchscore plan --json` prints: JSON-able, in bytes and seconds."""
         found = asdict(self)
         found["memory"]["total"], found["disk"]["most"] = self.memory.total, self.disk.most
         return found | {"tokens": self.tokens}
 
     def lines(self) -> list[str]:
-        """For people."""
+        """What `batchscore plan` prints for people."""
         return [
             *self._input_lines(),
             *self._length_lines(),
