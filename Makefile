@@ -20,9 +20,10 @@ fmt: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# the pages that repeat what the program knows
+# the pages that repeat what the program knows, then the site in site/, which needs Python 3.11
 docs: .venv/dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/website.py
 
 # what we are measured against, each in a virtual environment of its own
 peers:
@@ -55,4 +56,4 @@ growth: .venv/bench
 	touch $@
 
 clean:
-	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .bench site .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ import pytest
 from batchscore.evaluation.evaluate import evaluate_runs
 from batchscore.report.page import write_report
 from test_report import HOSTILE, write
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 Opened = Callable[..., Any]
 QUERIES = ["alpha", "beta", "gamma", HOSTILE]
@@ -39,14 +35,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [f"{folder}/old.jsonl", f"{folder}/new.jsonl"]
     write_report(runs, folder / "report.html", evaluation=evaluate_runs(runs, folder / "qrels.jsonl", metrics="RR@10"))
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
