@@ -372,24 +372,43 @@ def columns(deep: int, seed: int) -> Iterator[Column]:
         yield draw.choice(WRAPS)(draw.choice(WRAPS)(draw.choice(LEAVES)))(draw, ROWS)
 
 
-def parquet_holds(kind: pa.DataType) -> bool:
-    """Whether Arrow writes a type to Parquet, which has no decimals of a negative scale."""
-    return "-2)" not in str(kind)
+def parquet_holds(array: pa.Array) -> bool:
+    """Whether Arrow writes values to Parquet and reads them back.
 
-
-def datasets_hold(kind: pa.DataType) -> bool:
-    """Whether `datasets` loads a type from a folder."""
+    It writes no decimals of a negative scale, and before 22 no small ones; before 26 it does not read lists of a fixed
+    size that are null.
+    """
+    stream = pa.BufferOutputStream()
     try:
-        datasets.Features.from_arrow_schema(pa.schema([("x", kind)]))
+        pq.write_table(pa.table({"x": array}), stream)
+        pq.read_table(pa.BufferReader(stream.getvalue()))
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def datasets_hold(array: pa.Array) -> bool:
+    """Whether `datasets` loads values of this type from a folder."""
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([("x", array.type)]))
     except ValueError:
         return False
-    return "dictionary" not in str(kind)  # it decodes these
+    return "dictionary" not in str(array.type)  # it decodes these
 
 
 def may_be_id(make: Maker) -> bool:
     """Whether rows can have ids of a type: not if all are null."""
-    kind = make(random.Random(0), 0).array.type
-    return parquet_holds(kind) and not pa.types.is_null(kind)
+    array = make(random.Random(0), 0).array
+    return parquet_holds(array) and not pa.types.is_null(array.type)
+
+
+def is_as_stored(kind: pa.DataType, stored: pa.DataType) -> bool:
+    """Whether a type is the one that it should be; lists of a fixed size may be of any where one of them is null."""
+    if pa.types.is_list(kind) and pa.types.is_fixed_size_list(stored):
+        return is_as_stored(kind.value_type, stored.value_type)
+    if kind.id != stored.id or kind.num_fields != stored.num_fields or not kind.num_fields:
+        return kind == stored
+    return all(is_as_stored(kind.field(index).type, stored.field(index).type) for index in range(kind.num_fields))
 
 
 def write(table: pa.Table, form: str) -> str:
@@ -414,10 +433,10 @@ def read(out: str) -> tuple[dict[str, list[Any]], dict[str, pa.DataType]]:
 TEXTS = {"query": ["q"] * ROWS, "document": [None if row == BAD else f"d {row}" for row in range(ROWS)]}
 
 
-@pytest.mark.parametrize(("form", "holds", "count"), [("parquet", parquet_holds, 500), ("saved", datasets_hold, 250)])
+@pytest.mark.parametrize(("form", "holds", "count"), [("parquet", parquet_holds, 450), ("saved", datasets_hold, 250)])
 def test_columns_of_all_types_are_carried(jobs: Jobs, form: str, holds: Callable[..., bool], count: int) -> None:
     """One row has no document, and the run is stopped after its first unit and resumed."""
-    made = {f"c{index}": column for index, column in enumerate(columns(100, 0)) if holds(column.array.type)}
+    made = {f"c{index}": column for index, column in enumerate(columns(100, 0)) if holds(column.array)}
     assert len(made) > count
     source = write(pa.table({**TEXTS, **{name: column.array for name, column in made.items()}}), form)
     jobs.run(ScoreCommand(), source, "whole")
@@ -427,10 +446,10 @@ def test_columns_of_all_types_are_carried(jobs: Jobs, form: str, holds: Callable
     rows, _ = read("out.jsonl")
 
     assert [(fault["row"], fault["column"]) for fault in parts.faults()] == [(BAD, "document")]
-    assert types == {**types, **{name: column.stored for name, column in made.items()}}
     for name, column in made.items():
         assert values[name] == [column.plain[row] for row in GOOD], column.array.type
         assert rows[name] == [column.spelled[row] for row in GOOD], column.array.type
+        assert is_as_stored(types[name], column.stored)
     for suffix in ("parquet", "jsonl"):
         assert Path(f"out.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()
 
@@ -438,7 +457,7 @@ def test_columns_of_all_types_are_carried(jobs: Jobs, form: str, holds: Callable
 @pytest.mark.parametrize("nested", [False, True])
 def test_columns_of_all_types_are_kept_beside_a_ranking(jobs: Jobs, nested: bool) -> None:
     """Of documents that are rows, and of the queries of lists."""
-    made = {f"c{index}": column for index, column in enumerate(columns(0, 0)) if parquet_holds(column.array.type)}
+    made = {f"c{index}": column for index, column in enumerate(columns(0, 0)) if parquet_holds(column.array)}
     texts: dict[str, list[Any]] = {"qid": list(range(ROWS)), **TEXTS}
     if nested:
         texts = {"qid": texts["qid"], "query": TEXTS["query"], "documents": [[text] for text in TEXTS["document"]]}
@@ -450,7 +469,7 @@ def test_columns_of_all_types_are_kept_beside_a_ranking(jobs: Jobs, nested: bool
         assert [int(row) for row in values["qid"]] == GOOD
         for name, column in made.items():
             assert values[name] == [of(column)[row] for row in GOOD], column.array.type
-            assert not types or types[name] == column.stored
+            assert not types or is_as_stored(types[name], column.stored)
 
 
 @pytest.mark.parametrize("make", [make for make in LEAVES if may_be_id(make)])

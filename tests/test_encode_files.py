@@ -261,6 +261,7 @@ def test_bad_rows_are_left_out_or_have_no_vector(tiny: Tiny, monkeypatch: pytest
     ]  # fmt: skip
     ids = [f"{row:03}" for row in ((0, 3) if errors == "quarantine" else range(6))]
     table, matrix = pq.read_table("out.parquet"), np.load("out.npy")
+    assert pa.types.is_fixed_size_list(table.schema.field("vector").type) == (errors == "quarantine")
     assert table["id"].to_pylist() == Path("out.npy.ids.txt").read_text("utf-8").splitlines() == ids
     has_none = [vector is None for vector in table["vector"].to_pylist()]
     assert has_none == np.isnan(matrix).all(1).tolist() == [name not in ("000", "003") for name in ids]

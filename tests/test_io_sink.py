@@ -122,12 +122,37 @@ def test_a_gzipped_output_is_gzip(tmp_path: Path) -> None:
         ([{"n": [1], "m": [1]}, {"n": ["x"], "m": [2]}, {"n": [[2]]}], {"n": ["1", "x", "[2]"], "m": [1, 2, None]}),
         ([{"n": [2**60 + 1]}, {"n": [0.5]}, {"n": [1]}], {"n": [str(2**60 + 1), "0.5", "1"]}),
         ([{"n": [datetime.date(2024, 1, 2)]}, {"n": [1]}], {"n": ["2024-01-02", "1"]}),
+        ([{"n": pa.array([[1, 2]], pa.list_(pa.int8(), 2))}, {"m": [3]}], {"n": [[1, 2], None], "m": [None, 3]}),
     ],
 )
 def test_types_widen_from_table_to_table(tmp_path: Path, tables: list[Any], expected: dict[str, Any]) -> None:
     path = write(tmp_path / "a.parquet", *map(pa.table, tables))
     assert pq.read_table(path).to_pydict() == expected
     assert os.listdir(tmp_path) == ["a.parquet"]
+
+
+FIXED, OF_ANY_SIZE = pa.list_(pa.float32(), 2), pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("of", "whole", "lacking"),
+    [
+        (lambda kind: kind, [1.5, 2.5], None),
+        (pa.list_, [[1.5, 2.5], [3.5, 4.5]], [[1.5, 2.5], None]),
+        (lambda kind: pa.struct([("a", kind)]), {"a": [1.5, 2.5]}, None),
+        (lambda kind: pa.map_(pa.string(), kind), [("a", [1.5, 2.5])], [("a", None)]),
+    ],
+    ids=["alone", "in a list", "in a struct", "in a map"],
+)
+def test_lists_of_a_fixed_size_keep_it_unless_one_is_null(tmp_path: Path, of: Any, whole: Any, lacking: Any) -> None:
+    """Arrow before 26 does not read nulls among them back."""
+    full, with_null = (pa.table({"n": pa.array(values, of(FIXED))}) for values in ([whole] * 2, [whole, lacking]))
+
+    assert pq.read_schema(write(tmp_path / "a.parquet", full)).field("n").type == of(FIXED)
+    for tables in ([with_null], [full, with_null], [with_null, full]):
+        table = pq.read_table(write(tmp_path / "a.parquet", *tables))
+        assert table.schema.field("n").type == of(OF_ANY_SIZE)
+        assert table["n"].to_pylist() == pa.concat_tables(tables)["n"].to_pylist()
 
 
 @pytest.mark.parametrize(

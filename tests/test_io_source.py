@@ -559,6 +559,20 @@ def test_a_parquet_damaged_midway_is_named_with_the_row_reached(monkeypatch: pyt
             source.close()
 
 
+def test_null_lists_of_a_fixed_size_are_read_or_named_where_arrow_cannot() -> None:
+    table = pa.table({"n": pa.array([[1, 2], None], pa.list_(pa.int8(), 2))})
+    pq.write_table(table, "a.parquet")
+    try:
+        pq.read_table("a.parquet")
+    except pa.ArrowInvalid:  # before 26
+        text = fault(InputError, lambda: read(open_source(["a.parquet"])))
+        assert "row 0" in text
+        assert "only pyarrow 26 or later reads its null lists" in text
+    else:
+        source = open_source(["a.parquet"])
+        assert source.read(source.units(9)[0], None, {}).table["n"].to_pylist() == [[1, 2], None]
+
+
 # ---- columns that are not there
 
 

@@ -15,7 +15,7 @@ import pytest
 from batchscore.errors import InputError
 from batchscore.io.schema import Shape, join
 from batchscore.io.source import Chunk, open_source
-from batchscore.io.values import as_text, json_values
+from batchscore.io.values import as_text, json_values, storable
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -148,6 +148,17 @@ def saved(table: pa.Table) -> str:
 
     datasets.Dataset(table).save_to_disk("saved")
     return "saved"
+
+
+def test_maps_of_list_views_of_nulls_are_carried() -> None:
+    """Arrow's `cast` of such maps loses count of the nulls."""
+    starts, sizes = pa.array([0, 3], pa.int32()), pa.array([3, 2], pa.int32())
+    views = pa.ListViewArray.from_arrays(starts, sizes, pa.nulls(5))
+    maps = pa.MapArray.from_arrays(pa.array([0, 1, 2], pa.int32()), pa.array(["a", "b"]), views)
+
+    stored = storable(pa.table({"n": maps}), "here")
+
+    assert stored["n"].to_pylist() == [[("a", [None] * 3)], [("b", [None] * 2)]]
 
 
 def test_structs_without_fields_become_json_text() -> None:

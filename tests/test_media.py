@@ -124,7 +124,7 @@ RESOLUTION = (0x011A, 5, 1, b"\x26\0\0\0")  # a fraction that lies behind the en
 BROKEN_EXIF = {
     "xmp in another encoding": ( NOT_UTF8, "turned"),
     "a denominator of zero": ( exif_of(ORIENTED, RESOLUTION, tail=b"\1\0\0\0\0\0\0\0"), "turned"),
-    "an offset past the end": ( exif_of((0x010F, 2, 900, b"\xff\xff\xff\x7f"), ORIENTED), "turned"),
+    "an offset past the end": ( exif_of((0x010F, 2, 900, b"\xff\xff\xff\x7f"), ORIENTED), "as Pillow reads it"),
     "more entries than there are": ( b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\1\3\0", "as stored"),
     "no tiff header": ( b"Exif\0\0no such thing at all", "as stored"),
     "no data": ( b"Exif\0\0", "as stored"),
@@ -133,8 +133,13 @@ BROKEN_EXIF = {
 
 @pytest.mark.parametrize("name", BROKEN_EXIF)
 def test_broken_exif_costs_the_orientation_at_most(finder: MediaFinder, name: str) -> None:
-    data, expected = BROKEN_EXIF[name]
-    media = finder.image(with_segment(saved(Image.new("RGB", (32, 16), RED), "JPEG"), 0xE1, data))
+    exif, expected = BROKEN_EXIF[name]
+    data = with_segment(saved(Image.new("RGB", (32, 16), RED), "JPEG"), 0xE1, exif)
+    if expected == "as Pillow reads it":  # before 13 it gives up at such an entry
+        with pytest.warns(match="[Dd]ata|Truncated"), Image.open(io.BytesIO(data)) as image:
+            expected = "turned" if 0x0112 in image.getexif() else "as stored"
+
+    media = finder.image(data)
 
     assert (media.width, media.height) == {"turned": (16, 32), "as stored": (32, 16)}[expected]
     assert np.abs(np.array(pixels(media)) - RED).max() <= 2  # JPEG
@@ -191,8 +196,13 @@ def test_modes_are_decoded_as_by_transformers(finder: MediaFinder, name: str) ->
 
     media = finder.image(data)
 
-    image = media.source.frames((0,), on_white=False)[0]
-    assert np.array_equal(np.asarray(image), of_transformers(data))
+    try:
+        expected = of_transformers(data)
+    except OSError:  # Pillow before 13 does not read the YCbCr TIFF that it writes
+        with pytest.raises(InputError, match="cannot be decoded"):
+            media.source.frames((0,), on_white=False)
+    else:
+        assert np.array_equal(np.asarray(media.source.frames((0,), on_white=False)[0]), expected)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from batchscore.io.block import Block, RowCursor, Stamp
 from batchscore.io.schema import Shape
 from batchscore.io.storage import is_url, is_utf8, open_file, stat_file
 from batchscore.io.units import Span, Steps, count_steps, table_steps
-from batchscore.io.values import empty_table
+from batchscore.io.values import KEEP_HINT, empty_table
 from batchscore.types import offsets_of
 
 SUFFIXES = (".parquet", ".pq")
@@ -129,7 +129,8 @@ class ParquetReader:
                     yield pa.Table.from_batches([batch])
                     done += batch.num_rows
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{self.file}, row {done}: damaged from here on: {error}", hint=_HINT) from error
+                hint = _NULL_LISTS_HINT if "all lists to be of size" in str(error) else _HINT
+                raise InputError(f"{self.file}, row {done}: damaged from here on: {error}", hint=hint) from error
 
     @contextmanager
     def _open(self, int96_unit: str = "us") -> Iterator[pq.ParquetFile]:
@@ -158,3 +159,4 @@ def _ticks(column: pa.Array) -> NDArray[np.int64]:
 
 
 _HINT = "write or download the file again"
+_NULL_LISTS_HINT = f"if the file is whole, only pyarrow 26 or later reads its null lists of a fixed size; {KEEP_HINT}"

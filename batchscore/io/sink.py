@@ -30,7 +30,7 @@ from batchscore.io.forms import OutForm
 from batchscore.io.lines import compression
 from batchscore.io.outputs import Format, Origin, chosen_format
 from batchscore.io.run_files import MsMarcoWriter, MtebWriter, RankLlmWriter, TrecWriter
-from batchscore.io.schema import join
+from batchscore.io.schema import is_nested, join
 from batchscore.io.storage import (
     TEMPORARY,
     is_url,
@@ -44,7 +44,7 @@ from batchscore.io.storage import (
     writer_id,
 )
 from batchscore.io.text_files import DelimitedWriter
-from batchscore.io.values import KEEP_HINT, as_text, empty_table, json_values
+from batchscore.io.values import KEEP_HINT, as_text, empty_table, json_values, readable
 
 _UNKNOWN = Origin()
 
@@ -192,6 +192,7 @@ class _ParquetWriter:
         self._file: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
+        table = readable(table)
         if self._file is None:
             self._file = self._open(table.schema)
         fitted = _fit(table, self._file.schema)
@@ -221,7 +222,7 @@ class _ParquetWriter:
 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    return join([empty_table(schema), table])
+    return readable(join([empty_table(schema), table]))
 
 
 class _JsonlWriter:
@@ -247,23 +248,23 @@ class _NpyWriter:
 
     def write(self, table: pa.Table) -> None:
         kind = table.schema.field(VECTOR).type if VECTOR in table.column_names else None
-        if kind is not None and pa.types.is_null(kind):
-            vectors = np.full((len(table), self._dimension), np.nan, np.float32)
-        elif kind is not None and pa.types.is_fixed_size_list(kind):
-            vectors = self._matrix(table[VECTOR].combine_chunks())
-        else:
+        if kind is None or not (pa.types.is_null(kind) or is_nested(kind)):
             raise ValueError(".npy has vectors alone, one for each row")
+        vectors = self._matrix(table[VECTOR].combine_chunks())
         self._rows += len(vectors)
         self._file.write(vectors.tobytes())
 
-    def _matrix(self, vectors: pa.FixedSizeListArray) -> NDArray[np.float32]:
-        if not self._dimension:
-            self._dimension = vectors.type.list_size
+    def _matrix(self, vectors: pa.Array) -> NDArray[np.float32]:
+        """Of lists, which have no fixed size where one is null; or of nulls alone."""
+        has_one = vectors.is_valid().to_numpy(zero_copy_only=False)
+        values = vectors.flatten().to_numpy().reshape(has_one.sum(), -1) if has_one.any() else np.empty((0, 0))
+        if not self._dimension and len(values):
+            self._dimension = values.shape[1]
             self._write_header()
             self._file.write(np.full((self._rows, self._dimension), np.nan, np.float32).tobytes())
         matrix = np.full((len(vectors), self._dimension), np.nan, np.float32)
-        has_one = vectors.is_valid().to_numpy(zero_copy_only=False)
-        matrix[has_one] = vectors.flatten().to_numpy().reshape(-1, self._dimension)
+        if len(values):
+            matrix[has_one] = values
         return matrix
 
     def _write_header(self) -> None:

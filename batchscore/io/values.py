@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain, pairwise
 from typing import Any
@@ -53,6 +53,43 @@ def storable(table: pa.Table, location: str) -> pa.Table:
             raise InputError(f"{message}: {first_line(error)}", hint=KEEP_HINT) from error
         table = table.set_column(index, field.with_type(stored.type), stored)
     return table
+
+
+def readable(table: pa.Table) -> pa.Table:
+    """The table with lists of any length for those of a fixed size, in columns where one of these is null.
+
+    Arrow before 26 writes such a column to Parquet, and cannot read it back.
+    """
+    for index, field in enumerate(table.schema):
+        chunks = table.column(index).chunks
+        if any(map(_lacks_fixed, chunks)):
+            lists = pa.chunked_array(map(_unfixed, chunks))
+            table = table.set_column(index, field.with_type(lists.type), lists)
+    return table
+
+
+def _lacks_fixed(array: pa.Array) -> bool:
+    """Whether a list of a fixed size is null, or a struct that has one."""
+    if not _has_fixed(array.type):
+        return False
+    if pa.types.is_struct(array.type):
+        return any(map(_lacks_fixed, array.flatten()))
+    return bool(pa.types.is_fixed_size_list(array.type) and array.null_count) or _lacks_fixed(elements(array)[0])
+
+
+def _has_fixed(kind: pa.DataType) -> bool:
+    fields = [kind.field(index).type for index in range(kind.num_fields)]
+    return bool(pa.types.is_fixed_size_list(kind) or any(map(_has_fixed, fields)))
+
+
+def _unfixed(array: pa.Array) -> pa.Array:
+    """Not by Arrow's `cast`, which does not know how long lists of nulls in a struct are."""
+    if not _has_fixed(array.type):
+        return array
+    if pa.types.is_struct(array.type):
+        return _struct(array, map(_unfixed, array.flatten()))
+    values, offsets = elements(array)
+    return _list(array, _unfixed(values), offsets)
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:
@@ -128,34 +165,38 @@ def _stored(array: pa.Array) -> pa.Array:
         indices, values = array.indices.cast(pa.int32()), _stored(array.dictionary)
         return pa.DictionaryArray.from_arrays(indices, values, ordered=kind.ordered)
     if pa.types.is_struct(kind):
-        parts = [_stored(part) for part in array.flatten()]
-        fields = [field.with_type(part.type) for field, part in zip(kind, parts, strict=True)]
-        return pa.StructArray.from_arrays(parts, fields=fields, mask=array.is_null())
-    return _stored_list(array)
-
-
-def _stored_list(array: pa.Array) -> pa.Array:
-    kind, is_null = array.type, array.is_null()
-    if pa.types.is_map(kind):
-        pairs, offsets = elements(_pairs(array))
-        keys, items = pairs.flatten()
-        kind = pa.map_(kind.key_field.with_type(keys.type), kind.item_field.with_type(items.type))
-        return pa.MapArray.from_arrays(offsets.astype(np.int32), keys, items, type=kind, mask=is_null)
+        return _struct(array, map(_stored, array.flatten()))
     if pa.types.is_fixed_size_list(kind) and kind.list_size:
         # with the elements of rows that are null, which `elements` leaves out
         values = _stored(array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size))
         kind = pa.list_(kind.value_field.with_type(values.type), kind.list_size)
-        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=is_null)
-    values, offsets = elements(array)
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=array.is_null())
+    return _list(array, *elements(array))
+
+
+def _struct(like: pa.StructArray, parts: Iterable[pa.Array]) -> pa.StructArray:
+    """Structs of other parts, null where those of `like` are."""
+    parts = list(parts)
+    fields = [field.with_type(part.type) for field, part in zip(like.type, parts, strict=True)]
+    return pa.StructArray.from_arrays(parts, fields=fields, mask=like.is_null())
+
+
+def _list(like: pa.Array, values: pa.Array, offsets: NDArray[np.int64]) -> pa.Array:
+    """Maps or lists of other values, null where those of `like` are; views become large lists."""
+    kind, is_null = like.type, like.is_null()
+    if pa.types.is_map(kind):
+        keys, items = values.flatten()
+        kind = pa.map_(kind.key_field.with_type(keys.type), kind.item_field.with_type(items.type))
+        return pa.MapArray.from_arrays(offsets.astype(np.int32), keys, items, type=kind, mask=is_null)
     field = kind.value_field.with_type(values.type)
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         offsets = offsets.astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(field), mask=is_null)
     return pa.LargeListArray.from_arrays(pa.array(offsets), values, type=pa.large_list(field), mask=is_null)
 
 
 def elements(lists: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
-    """The elements of lists, in types that can be carried, and where those of each row begin.
+    """The elements of lists, or maps, in types that can be carried, and where those of each row begin.
 
     Arrow's own `flatten` does not know all types. Returns (elements of all rows, int64 [rows + 1]); rows that are null
     have none.
@@ -165,17 +206,13 @@ def elements(lists: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
         starts = (lists.offset + np.arange(size)) * lists.type.list_size
     else:
         starts = lists.offsets.to_numpy()[:size]
-    lengths = pc.if_else(lists.is_valid(), pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    is_map = pa.types.is_map(lists.type)
+    lengths = pa.array(np.diff(lists.offsets.to_numpy())) if is_map else pc.list_value_length(lists)
+    lengths = pc.if_else(lists.is_valid(), lengths, 0).to_numpy(zero_copy_only=False)
     offsets = offsets_of(lengths)
     if size and (starts == starts[0] + offsets[:-1]).all():
         return values.slice(starts[0], offsets[-1]), offsets
     return values.take(pa.array(ranges(starts, lengths))), offsets
-
-
-def _pairs(maps: pa.MapArray) -> pa.ListArray:
-    """Maps as lists of structs."""
-    kind = maps.type
-    return maps.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
 
 
 def encode(column: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -187,8 +224,13 @@ def encode(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     if isinstance(kind, pa.BaseExtensionType):
         indices, values = encode(column.storage)
         return indices, pa.ExtensionArray.from_storage(kind, values)
-    if pa.types.is_decimal(kind) and kind.bit_width < 128:
-        indices, values = encode(column.cast(pa.decimal128(kind.precision, kind.scale)))
+    wide = None
+    if pa.types.is_float16(kind):
+        wide = pa.float32()
+    elif pa.types.is_decimal(kind) and kind.bit_width < 128:
+        wide = pa.decimal128(kind.precision, kind.scale)
+    if wide is not None:
+        indices, values = encode(column.cast(wide))
         return indices, values.cast(kind)
     # decoded first: a dictionary has values of other rows, and may have one twice
     encoded = (column.dictionary_decode() if pa.types.is_dictionary(kind) else column).dictionary_encode()
@@ -226,7 +268,7 @@ def json_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     if pa.types.is_struct(kind):
         values = _struct_values(column)
     elif pa.types.is_map(kind):
-        pairs, offsets = elements(_pairs(column))
+        pairs, offsets = elements(column)
         values = _sliced(list(zip(*map(json_values, pairs.flatten()), strict=True)), offsets)
     elif pa.types.is_nested(kind):
         parts, offsets = elements(column)

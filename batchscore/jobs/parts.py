@@ -40,7 +40,7 @@ from batchscore.io.parquet import unpacked_size
 from batchscore.io.sink import parquet_options
 from batchscore.io.storage import TEMPORARY, Folder, is_over, remove_orphans
 from batchscore.io.units import Span, Unit
-from batchscore.io.values import KEEP_HINT
+from batchscore.io.values import KEEP_HINT, readable
 from batchscore.jobs.progress import Progress
 from batchscore.jobs.records import as_json
 
@@ -268,7 +268,7 @@ class Parts:
 
 def packed(table: pa.Table, note: bytes) -> pa.Buffer:
     """A part file: a unit's rows, with the note in its footer; errors of Arrow where it cannot hold them."""
-    table, stream = table.replace_schema_metadata(None), pa.BufferOutputStream()
+    table, stream = readable(table.replace_schema_metadata(None)), pa.BufferOutputStream()
     with pq.ParquetWriter(stream, table.schema, **parquet_options(table.schema), write_page_checksum=True) as writer:
         writer.write_table(table)
         # not as metadata of the schema: Arrow would store that a second time, with its own description of it
