@@ -85,9 +85,9 @@ def test_that_a_part_is_there_is_the_whole_state(tmp_path: Path) -> None:
 
 def test_a_column_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     parts, kind = start(tmp_path), pa.int64()
-    for _ in range(120):
+    for _ in range(130):
         kind = pa.list_(kind)
-    with pytest.raises(InputError, match="cannot hold these values: .*deep"):
+    with pytest.raises(InputError, match="cannot hold these values"):
         finish(parts, 0, table=pa.table({"deep": pa.array([None], kind)}))
     assert parts.finished() == set()
 
