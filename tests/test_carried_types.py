@@ -375,8 +375,8 @@ def columns(deep: int, seed: int) -> Iterator[Column]:
 def parquet_holds(array: pa.Array) -> bool:
     """Whether Arrow writes values to Parquet and reads them back.
 
-    It writes no decimals of a negative scale, and before 22 no small ones; before 26 it does not read lists of a fixed
-    size that are null.
+    It writes no decimals of a negative scale, and before 25 no views of lists; before 26 it does not read lists of a
+    fixed size that are null.
     """
     stream = pa.BufferOutputStream()
     try:
@@ -397,9 +397,10 @@ def datasets_hold(array: pa.Array) -> bool:
 
 
 def may_be_id(make: Maker) -> bool:
-    """Whether rows can have ids of a type: not if all are null."""
+    """Whether rows can have ids of a type, also in lists: not if all are null."""
     array = make(random.Random(0), 0).array
-    return parquet_holds(array) and not pa.types.is_null(array.type)
+    in_lists = datasets_hold if "view" in str(array.type) else parquet_holds
+    return parquet_holds(array) and in_lists(array) and not pa.types.is_null(array.type)
 
 
 def is_as_stored(kind: pa.DataType, stored: pa.DataType) -> bool:
@@ -433,7 +434,7 @@ def read(out: str) -> tuple[dict[str, list[Any]], dict[str, pa.DataType]]:
 TEXTS = {"query": ["q"] * ROWS, "document": [None if row == BAD else f"d {row}" for row in range(ROWS)]}
 
 
-@pytest.mark.parametrize(("form", "holds", "count"), [("parquet", parquet_holds, 450), ("saved", datasets_hold, 250)])
+@pytest.mark.parametrize(("form", "holds", "count"), [("parquet", parquet_holds, 300), ("saved", datasets_hold, 250)])
 def test_columns_of_all_types_are_carried(jobs: Jobs, form: str, holds: Callable[..., bool], count: int) -> None:
     """One row has no document, and the run is stopped after its first unit and resumed."""
     made = {f"c{index}": column for index, column in enumerate(columns(100, 0)) if holds(column.array)}

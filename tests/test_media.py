@@ -165,7 +165,7 @@ def of_transformers(data: bytes) -> np.ndarray:
 
 
 def mode_samples() -> dict[str, bytes]:
-    base = Image.fromarray(np.arange(4 * 4 * 4, dtype=np.uint8).reshape(4, 4, 4) * 4, "RGBA")
+    base = Image.fromarray(np.arange(4 * 4 * 4, dtype=np.uint8).reshape(4, 4, 4) * 4)
     palette = base.convert("RGB").quantize(16)
     later = Image.new("RGB", (4, 4), BLUE)
     return {
