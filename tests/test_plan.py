@@ -179,6 +179,13 @@ def test_batches_of_32_are_padded_to_their_longest() -> None:
     assert _padded(lengths) == 32 * 20 + 2 * 7
 
 
+@pytest.mark.parametrize("name", ["bert_ce", "bert_mean"])
+def test_sorting_changes_nothing_where_each_side_is_one_batch(tiny: Tiny, name: str, here: Path) -> None:
+    padding = plan_files(tiny(name), jobs.write_rows("in.jsonl", jobs.random_rows(9))).padding
+
+    assert padding.packed < padding.by_length == padding.in_order
+
+
 def test_a_histogram_says_what_lies_between_its_edges() -> None:
     lengths = Lengths.of(np.array([1, 16, 17, 32, 33, 100]))
 

@@ -72,7 +72,7 @@ class Padding:
     """Tokens of the rows that were drawn, without padding and with it.
 
     `in_order`: batches of 32 sequences in the input's order, each padded to its longest. `by_length`: the same batches,
-    once all sequences are sorted by length. Equal sequences of a window count once in all three.
+    once all sequences of a side are sorted by length. Equal sequences of a window count once in all three.
     """
 
     packed: int
@@ -129,10 +129,10 @@ def cuts(runner: BaseRunner, sample: Sample, works: Sequence[Work]) -> list[Cut]
 
 def padding(works: Sequence[Work]) -> Padding:
     """What padding would add."""
-    columns = [column for work in works for column in _in_order(work)]
-    lengths = np.concatenate([np.empty(0, np.int64), *columns])
-    in_order = sum(_padded(column) for column in columns)
-    return Padding(int(lengths.sum()), in_order, _padded(np.sort(lengths)))
+    sides = [list(side) for side in zip(*map(_in_order, works), strict=True)]
+    packed = sum(int(column.sum()) for side in sides for column in side)
+    in_order = sum(_padded(column) for side in sides for column in side)
+    return Padding(packed, in_order, sum(_padded(np.sort(np.concatenate(side))) for side in sides))
 
 
 def _in_order(work: Work) -> list[NDArray[np.int64]]:
