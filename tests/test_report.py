@@ -117,6 +117,12 @@ def job(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def marked(page: Page) -> list[str]:
+    """Settings of a page that differ between its runs."""
+    names = re.findall(r'<tr class="differs">.*?</span>([\w.<>-]+)</th>', page.source)
+    return [name.replace("<wbr>", "") for name in names]
+
+
 def evaluated(job: Path, *names: str) -> Page:
     paths = [str(job / name) for name in names]
     write_report(paths, "report.html", evaluation=evaluate_runs(paths, job / "qrels.jsonl"))
@@ -199,9 +205,19 @@ def test_the_cut_share_is_that_of_the_record(job: Path, alone: Page) -> None:
 
 
 def test_settings_that_differ_are_marked(compared: Page) -> None:
-    marked = re.findall(r'<tr class="differs">.*?</span>([\w<>-]+)</th>', compared.source)
+    assert marked(compared) == ["max_length", "--max-length"]
 
-    assert [name.replace("<wbr>", "") for name in marked] == ["max_length", "--max-length"]
+
+def test_weights_that_differ_are_marked_whatever_the_model_is_called(job: Path, tmp_path: Path) -> None:
+    record = json.loads((job / "long.parquet.run.json").read_text())
+    for name in ("good", "broken"):
+        (tmp_path / f"{name}.parquet").write_bytes((job / "long.parquet").read_bytes())
+        (tmp_path / f"{name}.parquet.run.json").write_text(json.dumps(record))
+        record["fingerprint"]["files"]["model.safetensors"] = "0" * 32
+
+    write_report([tmp_path / "good.parquet", tmp_path / "broken.parquet"], "report.html")
+
+    assert marked(Page()) == ["model.safetensors"]
 
 
 def test_an_evaluation_is_on_the_page_with_its_intervals_and_tests(job: Path, compared: Page) -> None:
@@ -274,7 +290,7 @@ def test_scores_of_pairs_are_shown_with_their_measures() -> None:
 
     write_report(["pairs.jsonl"], "report.html", evaluation=evaluate_scores(["pairs.jsonl"], metrics="pearson"))
 
-    assert "pearson 0.8528" in Page().text
+    assert "pairs.jsonl: pearson 0.8528, 95 % interval 0." in Page().text
 
 
 @pytest.mark.parametrize("suffix", ["csv", "trec", "json"])

@@ -146,6 +146,8 @@ def test_print_is_light_and_without_controls(opened: Opened) -> None:
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(31, 35, 41)"
     assert not page.get_by_label("Search queries").is_visible()
     assert not page.locator("#theme").is_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('.open'), '::before').content") == "none"
+    assert page.locator("svg.wide [data-bar]").first.is_visible()
     assert page.pdf().startswith(b"%PDF")
 
 

@@ -317,7 +317,7 @@ def _styled(more: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 def _legend(axes: Any, width: int) -> None:
     handles, names = axes.get_legend_handles_labels()
-    longest = max(10, width // 8 - 6)
+    longest = max(10, width // 8 - 14)
     names = [name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 :]}" for name in names]
     axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0)
 

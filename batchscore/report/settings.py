@@ -13,6 +13,7 @@ _LONGEST = 1_000  # characters of a value, such as a template
 _FIRST = ("score_type", "architecture", "similarity", "max_length")  # shown first, whatever their source
 _USUAL = ("default", "score type")
 _MOST_FILES = 20  # inputs that are listed
+_DIGITS = 12  # of a digest
 
 Record = Mapping[str, Any]
 
@@ -78,6 +79,11 @@ def _model(record: Record) -> Iterator[tuple[str, Cell]]:
         yield name, Cell(_text(field["value"]), field["source"])
 
 
+def _files(record: Record) -> Iterator[tuple[str, Cell]]:
+    for name, digest in record["fingerprint"]["files"].items():
+        yield name, Cell(digest[:_DIGITS])
+
+
 def _device(record: Record) -> Iterator[tuple[str, Cell]]:
     placement = dict(record["placement"])
     reason = placement.pop("dtype_reason", "")
@@ -97,7 +103,7 @@ def _inputs(record: Record) -> Iterator[tuple[str, Cell]]:
     files = record["inputs"]
     for number, file in enumerate(files[:_MOST_FILES], 1):
         size = f", {file['bytes']:,} bytes" if file.get("bytes") else ""
-        changed = f", changed {file['modified']}" if file.get("modified") else ""
+        changed = f", changed {file['modified'][:19].replace('T', ' ')} UTC" if file.get("modified") else ""
         yield f"input {number}", Cell(_text(file["name"]) + size + changed)
     if len(files) > _MOST_FILES:
         yield "more inputs", Cell(f"{len(files) - _MOST_FILES:,}")
@@ -110,6 +116,7 @@ def _versions(record: Record) -> Iterator[tuple[str, Cell]]:
 
 _GROUPS: Mapping[str, Callable[[Record], Iterator[tuple[str, Cell]]]] = {
     "Model": _model,
+    "Files of the model, by the digest of their contents": _files,
     "Options": _options,
     "Device": _device,
     "Inputs": _inputs,
