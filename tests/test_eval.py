@@ -208,6 +208,15 @@ def test_a_mean_below_its_limit_ends_with_9_and_one_line_that_says_what_fell() -
 
 
 @pytest.mark.usefixtures("folder")
+def test_all_that_fell_is_in_one_line_that_names_the_run_once() -> None:
+    gate = ["--baseline", "good.jsonl", "--max-drop", "0.1", "--fail-under", "RR@10=0.5"]
+    result = invoke("poor.jsonl", "--qrels", "qrels.jsonl", "--metrics", "RR@10", *gate)
+
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: poor.jsonl: RR@10 0.4167 is less than 0.5, RR@10 fell by 0.5833 against good")
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_drop_fails_unless_it_is_small_or_not_significant() -> None:
     gate = ["poor.jsonl", "--qrels", "qrels.jsonl", "--metrics", "RR@10", "--baseline", "good.jsonl", "--max-drop"]
 

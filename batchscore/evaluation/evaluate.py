@@ -203,4 +203,7 @@ def _described(run: Evaluated) -> dict[str, Any]:
 
 def _require_pass(failures: Sequence[Failure]) -> None:
     if failures:
-        raise GateError("; ".join(f"{failure.run}: {failure.message}" for failure in failures))
+        said: dict[str, list[str]] = {}
+        for failure in failures:
+            said.setdefault(failure.run, []).append(failure.message)
+        raise GateError("; ".join(f"{run}: {', '.join(messages)}" for run, messages in said.items()))
