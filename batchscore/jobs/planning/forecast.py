@@ -156,9 +156,10 @@ class Forecast:
         what = "pairs" if "pair" in self.reading else "texts"
         lines.append(f"reads    {count:,.0f} {what} of {self.tokens:,.0f} tokens in all")
         memory, disk = self.memory, self.disk
+        probed = f"; the probe took {_size(self.prediction.peak_rss_mb << 20)}" if self.prediction else ""
         lines.append(
             f"memory   {_size(memory.total)} a process: weights {_size(memory.weights)}, packs {_size(memory.packs)}, "
-            f"units on their way {_size(memory.units)}, the program {_size(memory.program)}"
+            f"units on their way {_size(memory.units)}, the program {_size(memory.program)}{probed}"
         )
         once = f", texts {_size(disk.texts)}, encodings {_size(disk.encodings)}" if self.encode == "once" else ""
         output = f", output {_size(disk.output)}" if disk.output else ""
