@@ -171,6 +171,26 @@ def test_a_model_that_the_hub_lacks_is_not_found(hub: Callable[[str], Hub]) -> N
         open_checkpoint("b/model")
 
 
+def test_a_change_of_one_small_tensor_in_a_large_file_is_another_identity(copied: Callable[[str], Path]) -> None:
+    folder = copied("bert_ce")
+    path = folder / "model.safetensors"
+    tensors = {
+        **load_file(path),
+        "large": torch.zeros(4_000_000),
+        "large.norm": torch.ones(16),
+        "larger": torch.zeros(6_000_000),
+    }
+    save_file(tensors, path)
+    before, size = identity(open_checkpoint(str(folder))), path.stat().st_size
+
+    save_file({**tensors, "large.norm": -tensors["large.norm"]}, path)
+    after = identity(open_checkpoint(str(folder)))
+
+    assert path.stat().st_size == size
+    assert [name for name in before if before[name] != after[name]] == [path.name]
+    assert identity(open_checkpoint(str(folder))) == after
+
+
 # ---- which files hold the weights
 
 INDEX = "model.safetensors.index.json"
