@@ -171,19 +171,23 @@ def test_a_model_that_the_hub_lacks_is_not_found(hub: Callable[[str], Hub]) -> N
         open_checkpoint("b/model")
 
 
-def test_a_change_of_one_small_tensor_in_a_large_file_is_another_identity(copied: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("name", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", torch.save)])
+def test_a_change_of_one_small_tensor_in_a_large_file_is_another_identity(
+    copied: Callable[[str], Path], name: str, save: Callable[[Any, Path], None]
+) -> None:
     folder = copied("bert_ce")
-    path = folder / "model.safetensors"
+    path = folder / name
     tensors = {
-        **load_file(path),
+        **load_file(folder / "model.safetensors"),
         "large": torch.zeros(4_000_000),
         "large.norm": torch.ones(16),
         "larger": torch.zeros(6_000_000),
     }
-    save_file(tensors, path)
+    (folder / "model.safetensors").unlink()
+    save(tensors, path)
     before, size = identity(open_checkpoint(str(folder))), path.stat().st_size
 
-    save_file({**tensors, "large.norm": -tensors["large.norm"]}, path)
+    save({**tensors, "large.norm": -tensors["large.norm"]}, path)
     after = identity(open_checkpoint(str(folder)))
 
     assert path.stat().st_size == size
