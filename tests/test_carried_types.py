@@ -349,7 +349,8 @@ class Jobs:
         job = {"command": command.name, "options": asdict(command), "inputs": []}  # type: ignore[call-overload]
         parts = start_parts(folder, job, lambda: Division(command.units(opened, UNIT, listwise=False)), overwrite=False)
         todo = [unit for unit in parts.units if unit.index not in parts.finished()][:units]
-        Pipeline(self.scorer, command, opened, parts, None, {}, "quarantine", Meter(), stop).run(todo, lambda *_: None)
+        batcher = self.scorer.batcher
+        Pipeline(batcher, command, opened, parts, None, {}, "quarantine", Meter(), stop).run(todo, lambda *_: None)
         if units is None:
             for suffix in ("parquet", "jsonl"):
                 assemble(parts, f"{name}.{suffix}", stop)

@@ -19,6 +19,7 @@ import jobs
 import qwen_checkpoints
 from batchscore import Scorer, run_batch_files
 from batchscore.cli.main import app
+from batchscore.engine.batcher import Batcher
 from batchscore.errors import UsageError
 from batchscore.jobs.files import named_models
 from batchscore.runners.base import BaseRunner
@@ -439,17 +440,18 @@ def test_a_model_is_loaded_for_its_pass_alone(tiny: Tiny, monkeypatch: pytest.Mo
     loaded: list[str] = []
     closed: list[str] = []
 
-    class Counted(Scorer):
-        def __init__(self, setup: Any) -> None:
-            assert loaded == closed
-            super().__init__(setup)
-            loaded.append(setup.checkpoint.name)
+    class Counted(Batcher):
+        def load(self) -> None:
+            if not self.is_loaded:
+                assert loaded == closed
+                loaded.append(self.setup.checkpoint.name)
+            super().load()
 
         def close(self) -> None:
-            closed.append(self.checkpoint.name)
+            closed.append(self.setup.checkpoint.name)
             super().close()
 
-    monkeypatch.setattr(one_model, "Scorer", Counted)
+    monkeypatch.setattr(one_model, "Batcher", Counted)
     models = {"ce": tiny("bert_ce"), "bi": tiny("bert_mean")}
     answered(models, [score_line(n, {**ONE, "model": ("ce", "bi")[n % 2]}) for n in range(12)], unit_rows=8)
 

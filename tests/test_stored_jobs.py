@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ import pytest
 import jobs
 from batchscore.engine.batcher import Batcher
 from batchscore.engine.scheduler import Pack
-from batchscore.errors import UsageError
-from batchscore.jobs.events import Outcome
+from batchscore.errors import StoppedError, UsageError
+from batchscore.io.storage import open_folder
+from batchscore.jobs.commands import ScoreCommand
+from batchscore.jobs.events import Outcome, Silent
 from batchscore.jobs.files import encode_files, rerank_files, score_files
+from batchscore.jobs.meter import Meter
+from batchscore.jobs.options import RunOptions
+from batchscore.jobs.parts import start_parts
+from batchscore.jobs.run import prepare
+from batchscore.models.checkpoint import Checkpoint
+from batchscore.runners.build import with_weights
+from batchscore.stop import Stop
 from batchscore.types import Items
 from threads import one_thread
 
@@ -48,6 +58,19 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(Batcher, "_attempt", attempting)
     return counts
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models whose weights were read."""
+    names: list[str] = []
+
+    def reading(runner: Any, checkpoint: Checkpoint, *rest: Any, **options: Any) -> Any:
+        names.append(checkpoint.name)
+        return with_weights(runner, checkpoint, *rest, **options)
+
+    monkeypatch.setattr("batchscore.engine.batcher.with_weights", reading)
+    return names
 
 
 def score(model: str, rows: list[dict[str, Any]], out: str, **options: Any) -> Outcome:
@@ -81,21 +104,78 @@ def test_the_next_night_reads_what_is_new(tiny: Tiny, forwarded: Counter[str], n
         assert pq.read_table("second.parquet")[column] == pq.read_table("without.parquet")[column]
 
 
+class Stages(Silent):
+    """What was loaded, as the events tell it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def loading(self, model: str, stage: str) -> None:
+        self.told.append(stage)
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_the_same_job_again_forwards_nothing_and_writes_the_same_file(
-    tiny: Tiny, forwarded: Counter[str], name: str
+def test_the_same_job_again_loads_and_forwards_nothing_and_writes_the_same_file(
+    tiny: Tiny, forwarded: Counter[str], loaded: list[str], name: str
 ) -> None:
-    rows = product(QUERIES, DOCUMENTS)
-    score(tiny(name), rows, "first.parquet", details=False)
+    rows, stages = product(QUERIES, DOCUMENTS), Stages()
+    score(tiny(name), rows, "first.parquet", details=False, events=stages)
+    assert (loaded, stages.told) == ([tiny(name)], ["files", "weights"])
     forwarded.clear()
-    again = score(tiny(name), rows, "again.parquet", details=False, unit_rows=37)
+    loaded.clear()
+    again = score(tiny(name), rows, "again.parquet", details=False, unit_rows=37, events=stages)
 
     assert not forwarded
+    assert (loaded, stages.told[2:]) == ([], ["files"])
     assert again.counts["tokens"] == again.counts["tokens_forwarded"] == 0
     assert pq.read_table("again.parquet") == pq.read_table("first.parquet")
     rerank_files(tiny(name), "in.parquet", "ranked.jsonl", store="store", dtype="float32", query_id_column="query_id")
+    if name != "bert_ce":
+        encode_files(tiny(name), "in.parquet", "vectors.parquet", store="store", dtype="float32")
     assert not forwarded
+    assert not loaded
     assert len(Path("ranked.jsonl").read_text("utf-8").splitlines()) == len(rows)
+    score(tiny(name), [*rows, {"query_id": "new", "query": "a new one", "document": "and another"}], "more.parquet")
+    assert loaded == [tiny(name)]
+
+
+@pytest.mark.parametrize("store", [None, "store"])
+def test_workers_load_at_once_unless_a_store_may_have_everything(
+    tiny: Tiny, loaded: list[str], store: str | None
+) -> None:
+    score(tiny("bert_ce"), product(QUERIES, DOCUMENTS), "first.parquet", store=store)
+    loaded.clear()
+    options = RunOptions(["in.parquet"], "second.parquet", store=[store] if store else None)
+    job = prepare(ScoreCommand(), {"model": tiny("bert_ce"), "dtype": "float32", "window_rows": 16}, options)
+    parts = start_parts(open_folder(job.output.parts), job.plan.fingerprint, job.divide, overwrite=False)
+    models = job.for_worker().pipeline(Meter(), Stop(), device="cpu")
+    assert bool(loaded) == (store is None)
+    models.run(parts.units, lambda task, counts: None)
+    models.close()
+
+    assert len(parts.finished()) == len(parts.units) == 10
+    assert bool(loaded) == (store is None)
+
+
+def test_what_is_left_of_a_job_is_compared_without_the_weights(tiny: Tiny, loaded: list[str]) -> None:
+    """Once all texts are encoded."""
+    jobs.write_rows("in.parquet", product(QUERIES, DOCUMENTS))
+    call: Any = partial(score_files, tiny("bert_mean"), "in.parquet", dtype="float32", unit_rows=16, encode="once")
+    call("whole.parquet")
+    stop = Stop()
+
+    class Stopping(Silent):
+        def progress(self, meter: Meter) -> None:
+            if meter.rows:
+                stop.request("a test")
+
+    with pytest.raises(StoppedError, match="35 of 35 texts are encoded"):
+        call("out.parquet", stop=stop, events=Stopping())
+    loaded.clear()
+    call("out.parquet")
+
+    assert not loaded
+    assert pq.read_table("out.parquet") == pq.read_table("whole.parquet")
 
 
 def test_another_prompt_length_or_dtype_is_another_entry(tiny: Tiny, forwarded: Counter[str]) -> None:

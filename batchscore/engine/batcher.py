@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from batchscore.models.load import Layout
 from batchscore.models.spec import ModelSpec
 from batchscore.runners.base import Match, Runner
 from batchscore.runners.batch import Batch
-from batchscore.runners.build import build_runner, respecified
+from batchscore.runners.build import reading_runner, respecified, with_weights
 from batchscore.runners.device import start_workers
 from batchscore.runners.media import UnreadableMediaError
 from batchscore.runners.size import Products
@@ -59,27 +60,58 @@ _BATCHES_AHEAD = 2  # collated for each worker before it asks: one to take, one 
 
 
 class Batcher:
-    """A loaded model and the threads it runs in."""
+    """A model and the threads it runs in.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        setup: of the model.
+        lazy: weights are read by `load`, or when the first text is forwarded: what needs none, such as a comparison of
+            encodings that are there, does not wait for them.
+    """
+
+    def __init__(self, setup: Setup, *, lazy: bool = False) -> None:
         self.setup, self.spec, self.budget = setup, setup.spec, setup.budget
-        self._runner = build_runner(
-            setup.checkpoint,
-            setup.spec,
-            setup.placement,
-            budget=setup.budget,
-            padded=setup.padded,
-            trust_remote_code=setup.trust_remote_code,
+        remote = setup.trust_remote_code
+        self._reader = reading_runner(
+            setup.checkpoint, setup.spec, setup.placement, budget=setup.budget, trust_remote_code=remote
         )
+        self._loaded: Runner | None = None
+        self._loading = Lock()
+        if not lazy:
+            self.load()
         self._workers = start_workers(setup.placement.device, self.budget.workers)
         self._collators = ThreadPoolExecutor(1, "batchscore-collate")
         self._fitting_cost = sys.maxsize  # the largest pack that the device's memory is not known to be too small for
         self._float32: Batcher | None = None  # the same model, for rows whose score is not a number in 16 bits
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are read."""
+        return self._loaded is not None
+
+    def load(self) -> None:
+        """Read the weights, unless they are read. Safe to call in any thread.
+
+        Raises:
+            CheckpointError: they cannot be used.
+        """
+        with self._loading:
+            if self._loaded is None:
+                setup = self.setup
+                options = {"padded": setup.padded, "trust_remote_code": setup.trust_remote_code}
+                self._loaded = with_weights(self._reader, setup.checkpoint, setup.placement, **options)
+
+    @property
+    def _runner(self) -> Runner:
+        """The model with its weights."""
+        if self._loaded is None:
+            self.load()
+        assert self._loaded is not None
+        return self._loaded
+
+    @property
     def num_scores(self) -> int:
         """Raw scores of a row."""
-        return self._runner.num_scores
+        return self._reader.num_scores
 
     @property
     def layout(self) -> Layout:
@@ -93,11 +125,11 @@ class Batcher:
 
     def tokenize(self, pairs: Pairs) -> Work:
         """A window's token sequences. Safe to call in another thread while a window is being scored."""
-        return self._runner.tokenize(pairs)
+        return self._reader.tokenize(pairs)
 
     def respecified(self, spec: ModelSpec) -> Runner:
         """What tokenizes, and activates raw scores, by another spec of this checkpoint that needs the same weights."""
-        return respecified(self._runner, self.setup.checkpoint, spec)
+        return respecified(self._reader, self.setup.checkpoint, spec)
 
     def lay_out(self, texts: Sequence[Cell], side: Side) -> Work:
         """The token sequences of one side's cells, which are the rows. Safe to call in any thread.
@@ -110,7 +142,7 @@ class Batcher:
                 "a cross-encoder reads a query and a document together: no text has an encoding of its own",
                 hint="only bi-encoders and late interaction models encode texts",
             )
-        return self._runner.lay_out(texts, side)
+        return self._reader.lay_out(texts, side)
 
     def score(
         self,
@@ -232,7 +264,7 @@ class Batcher:
 
         Equal pairs have equal bits then, which those of a matrix product are not by themselves.
         """
-        step = -1 if self._runner.document_first else 1  # of the sides: which of them chunks go by
+        step = -1 if self._reader.document_first else 1  # of the sides: which of them chunks go by
         (first, outer), (second, inner) = [(left, queries), (right, documents)][::step]
         keys = first.astype(np.int64) * len(inner) + second
         distinct, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -244,7 +276,7 @@ class Batcher:
             on_rows(int(counts[chunk].sum()))
 
         sizes = [np.diff(side.offsets) * side.values.shape[1] for side in (outer, inner)]
-        if self._runner.document_first:
+        if self._reader.document_first:
             sizes[1] //= _AGAIN
         self._run_all([partial(score, chunk) for chunk in plan_chunks(*by, *sizes)], stop)
         return found[places]
@@ -253,17 +285,17 @@ class Batcher:
         self, queries: Encodings, documents: Encodings, left: NDArray[np.integer], right: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """float32 [pairs, k]: raw scores of a chunk of pairs."""
-        with self._runner.turn():
+        with self._reader.turn():
             (held, query), (output, item) = (
                 self._on_device(side, index) for side, index in ((queries, left), (documents, right))
             )
-            return self._runner.compare(held, Match(query, item, None), output)
+            return self._reader.compare(held, Match(query, item, None), output)
 
     def _on_device(self, side: Encodings, index: NDArray[np.integer]) -> tuple[Any, NDArray[np.int64]]:
         """(the encodings that some rows need, which of these each row has)."""
         distinct, places = np.unique(index, return_inverse=True)
         taken = side.take(distinct)
-        return self._runner.of_arrays(taken.values, np.diff(taken.offsets)), places
+        return self._reader.of_arrays(taken.values, np.diff(taken.offsets)), places
 
     def _run_all(self, tasks: Sequence[Callable[[], None]], stop: Stop) -> None:
         """Run tasks in the workers."""
@@ -283,7 +315,7 @@ class Batcher:
 
     def activate(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32, same shape: raw scores to scores."""
-        return self._runner.activate(raw)
+        return self._reader.activate(raw)
 
     def scores(self, work: Work, outcome: Outcome) -> Scores:
         """The final scores of a window, with the tokens and cuts of each row."""
@@ -353,7 +385,11 @@ class Batcher:
             work: whose items they are.
             index: the items.
             min_packs: what to aim for; None: one for each worker.
+
+        Raises:
+            CheckpointError: the model has no vector for one of the tokens.
         """
+        self._runner.require_vectors(work.items)
         costs, limit = self._runner.costs(work.items), self.spec.regime_length or sys.maxsize
         is_long = work.items.lengths[index] > limit
         parts = [part for part in (index[is_long], index[~is_long]) if len(part)]

@@ -22,7 +22,7 @@ End = Literal[
     "merged-elsewhere",  # another run assembled it
     "streamed",  # the input was read, or the output written, as a stream
 ]
-Stage = Literal["files", "weights"]  # of a model that is loaded: first what it is, then what it takes to run it
+Stage = Literal["files", "weights"]  # of a model: first what it is, then, once it has to read a text, what that takes
 _PARTIAL_SUCCESS = 7  # exit code: done, but for some bad rows
 
 
@@ -51,7 +51,7 @@ class Outcome:
 class Events(Protocol):
     """What watches a run."""
 
-    def loading(self, model: str, stage: Stage) -> None: ...  # or fetching, if it is on the hub
+    def loading(self, model: str, stage: Stage) -> None: ...  # or fetching, if it is on the hub; from any thread
     def started(self, lines: Sequence[str], description: Mapping[str, Any]) -> None: ...  # for people, for programs
     def progress(self, meter: Meter) -> None: ...  # after each pack, from any thread
     def note(self, line: str) -> None: ...  # news for people

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+from batchscore.engine.batcher import Batcher
 from batchscore.io.units import Unit
 from batchscore.jobs.commands import Command, RequestsCommand
 from batchscore.jobs.leases import Task
 from batchscore.jobs.pipeline import OnDone, Pipeline
-from batchscore.scorer import Scorer, Setup
+from batchscore.scorer import Setup
 
 
 def model_of(command: Command, task: Task | None) -> int:
@@ -22,19 +23,19 @@ class OneModel:
 
     Args:
         setups: of the models.
-        make: a pipeline for a loaded model.
+        make: a pipeline for a model, whose weights are not read yet.
     """
 
-    def __init__(self, setups: Sequence[Setup], make: Callable[[Scorer], Pipeline]) -> None:
+    def __init__(self, setups: Sequence[Setup], make: Callable[[Batcher], Pipeline]) -> None:
         self._setups, self._make = setups, make
-        self._number, self.pipeline = 0, make(Scorer(setups[0]))
+        self._number, self.pipeline = 0, make(Batcher(setups[0], lazy=True))
 
     def run(self, tasks: Iterable[Task | None], on_done: OnDone) -> None:
         """As that of a pipeline."""
         for number, some in groupby(tasks, self._number_of):
             if number != self._number:
-                self.pipeline.scorer.close()
-                self._number, self.pipeline = number, self._make(Scorer(self._setups[number]))
+                self.close()
+                self._number, self.pipeline = number, self._make(Batcher(self._setups[number], lazy=True))
             self.pipeline.run(some, on_done)
 
     def task(self, key: tuple[str, int]) -> Task:
@@ -43,7 +44,7 @@ class OneModel:
 
     def close(self) -> None:
         """Stop the threads of the model in memory."""
-        self.pipeline.scorer.close()
+        self.pipeline.batcher.close()
 
     def _number_of(self, task: Task | None) -> int:
         return self._number if task is None else model_of(self.pipeline.command, task)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from batchscore.engine.batcher import Batcher
 from batchscore.engine.layouts import Layouts
 from batchscore.errors import BatchscoreError, Errors, RuntimeFailureError, StoppedError
 from batchscore.io.source import Source
@@ -35,7 +36,6 @@ from batchscore.jobs.passes import Pass
 from batchscore.jobs.progress import Timer
 from batchscore.jobs.scoring import CompareEncodings, Method, Prepared, Scored, choose_method
 from batchscore.jobs.shelves import Shelves
-from batchscore.scorer import Scorer
 from batchscore.stop import Stop, prefetch
 from batchscore.types import CUT_NAMES, Encodings, Faults, Pairs, Scores, good_rows
 
@@ -50,7 +50,7 @@ _WAIT_SECONDS = 0.2  # between two looks for a task, when others have in work wh
 class Pipeline:
     """What turns blocks into encodings and units into parts."""
 
-    scorer: Scorer
+    batcher: Batcher
     command: Command
     source: Source
     parts: Destination
@@ -59,6 +59,7 @@ class Pipeline:
     errors: Errors
     meter: Meter
     stop: Stop
+    load: Callable[[Batcher], None] = Batcher.load  # called in the thread that reads, before what needs the weights
 
     def run(self, tasks: Iterable[Task | None], on_done: OnDone) -> None:
         """Encode blocks and score units in this order; `on_done` is called, in another thread, for each that is done.
@@ -98,15 +99,19 @@ class Pipeline:
         group = int(kind.split()[1])
         return Pass(self.parts.units[index], group, group == len(self.blocks.groups) - 1)
 
+    def _load(self) -> None:
+        if not self.batcher.is_loaded:
+            self.load(self.batcher)
+
     # ---- blocks
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder(self.scorer.batcher, self.shelves)
+        return Encoder(self.batcher, self.shelves)
 
     @cached_property
     def _layouts(self) -> Layouts:
-        return Layouts(self.scorer.batcher)
+        return Layouts(self.batcher)
 
     def _run_blocks(self, blocks: Iterator[Block], on_done: OnDone) -> None:
         with ThreadPoolExecutor(1, "batchscore-write") as writer:
@@ -134,6 +139,8 @@ class Pipeline:
                 texts = self.blocks.texts(block, self.source.media)
             with self.meter.timed("tokenize"):
                 prepared = self._encoder.prepare(texts, block.side)
+            if prepared.work is not None:
+                self._load()
             yield block, prepared
 
     def _write_block(self, block: Block, prepared: PreparedTexts, encodings: Encodings, on_done: OnDone) -> None:
@@ -169,7 +176,7 @@ class Pipeline:
         with self.meter.timed("read"):
             rows = self.command.load(self.source, task.unit)
         self._refuse(rows.bad_rows)
-        compare = CompareEncodings(self.scorer.batcher, blocks)
+        compare = CompareEncodings(self.batcher, blocks)
         prepared = compare.prepare(cast("Pairs", rows.pairs))  # encode has no blocks
         before = blocks.passes.before(task) if task.group else compare.blank(prepared)
         on_pack = partial(self.meter.add_pairs, rows.unit.rows / max(1, len(rows.pairs)))
@@ -227,14 +234,14 @@ class Pipeline:
 
     def _windows(self, units: Iterator[Unit]) -> Iterator[_Window]:
         """Units read and tokenized, in windows."""
-        batcher = self.scorer.batcher
+        spec, window_rows = self.batcher.spec, self.batcher.budget.window_rows
         try:
             for unit in units:
                 with self.meter.timed("read"):
                     rows = self.command.load(self.source, unit)
                 self._refuse(rows.bad_rows)
                 size = len(rows.pairs)
-                step = max(1, size if batcher.spec.listwise else batcher.budget.window_rows)
+                step = max(1, size if spec.listwise else window_rows)
                 for start in range(0, max(1, size), step):
                     stop = min(start + step, size)
                     pairs = rows.pairs if stop - start == size else rows.pairs.rows(slice(start, stop))
@@ -242,6 +249,8 @@ class Pipeline:
                         prepared = self._method(unit).prepare(pairs) if size else None
                     if prepared is not None:
                         self._refuse(_bad_rows(rows, start, prepared.faults))
+                        if prepared.forwards:
+                            self._load()
                     yield _Window(rows, start, stop, prepared)
         finally:
             self.source.close()

@@ -309,12 +309,12 @@ class _Run:
             try:
                 if todo:
                     self._make_ready(parts, leases)
-                blocks = self._texts(parts, leases) if todo else None
-                agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
-                with self._doing(parts, blocks, finish) as do:
-                    while todo and not given_up:
-                        given_up = do(presence.shown(agenda.tasks(todo)))
-                        todo = leases.wait_for_silent(todo, self.stop) if leases and is_dynamic else []
+                    blocks = self._texts(parts, leases)
+                    agenda = Agenda(parts, blocks, self.job.shard, leases, is_dynamic, self.meter)
+                    with self._doing(parts, blocks, finish) as do:
+                        while todo and not given_up:
+                            given_up = do(presence.shown(agenda.tasks(todo)))
+                            todo = leases.wait_for_silent(todo, self.stop) if leases and is_dynamic else []
             finally:
                 if leases:
                     leases.release_all()
@@ -375,16 +375,21 @@ class _Run:
         """A function that does tasks where the options say, and returns those it gave up, with the reason."""
         job, options = self.job, self.job.options
         setup = job.plan.setup
-        self.events.loading(setup.checkpoint.name, "weights")
         if not job.slots and options.engine == "local":
             command, shelves = job.plan.command, job.stores.open(job.plan)
+
+            def load(batcher: Batcher) -> None:
+                self.events.loading(batcher.setup.checkpoint.name, "weights")
+                batcher.load()
+                if batcher.setup is setup:
+                    self._measure(parts, batcher)
+
             models = OneModel(
                 job.plan.setups,
-                lambda scorer: Pipeline(
-                    scorer, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop
+                lambda batcher: Pipeline(
+                    batcher, command, job.source, parts, blocks, shelves, options.errors, self.meter, self.stop, load
                 ),
             )
-            self._measure(parts, models.pipeline.scorer.batcher)
 
             def do(tasks: Iterator[Task | None]) -> dict[Task, str]:
                 models.run(tasks, finish)
@@ -393,7 +398,10 @@ class _Run:
             yield do
             models.close()  # not after an error, which must not wait for what is in the model
             return
-        self._measure(parts, None)
+        if not options.store:  # else the workers may not need them
+            self.events.loading(setup.checkpoint.name, "weights")
+        with self.stop.polling():
+            self._measure(parts, None)
         workforce = Workforce(job.for_worker(), self.meter, self.stop, options.max_restarts, finish, self.events.note)
         if options.engine == "ray":
             from batchscore.jobs.workers.ray import run_on_ray
@@ -404,9 +412,8 @@ class _Run:
 
     def _measure(self, parts: Parts, batcher: Batcher | None) -> None:
         """Tell what quantization does to scores; without a batcher the model is loaded for that."""
-        with self.stop.polling():
-            if error := quantization_error(self.job.plan, self.job.source, parts, batcher, self.stop):
-                self.events.note(error.line)
+        if error := quantization_error(self.job.plan, self.job.source, parts, batcher, self.stop):
+            self.events.note(error.line)
 
     # ---- the end
 

@@ -35,6 +35,7 @@ class Prepared:
     size: int  # pairs
     faults: Faults  # that are known already, by pair
     content: Any  # what `score` of the same method reads
+    forwards: bool  # whether the model reads something for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class ForwardPairs(_ScorePairs):
     def prepare(self, pairs: Pairs) -> Prepared:
         """Tokenize."""
         work = self.batcher.tokenize(pairs)
-        return Prepared(len(pairs), work.faults, work)
+        return Prepared(len(pairs), work.faults, work, forwards=True)
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Forward."""
@@ -130,7 +131,7 @@ class ForwardRequests(_ScorePairs):
     def prepare(self, pairs: RequestPairs) -> Prepared:
         """Tokenize."""
         work = self.layouts.tokenize(pairs)
-        return Prepared(len(pairs), work.faults, (pairs, work))
+        return Prepared(len(pairs), work.faults, (pairs, work), forwards=True)
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Forward."""
@@ -165,7 +166,8 @@ class ForwardNewPairs(_ScorePairs):
         is_known, stored = self.shelf.find(digests)
         new = np.flatnonzero(~is_known)
         work = self.batcher.tokenize(pairs.rows(new)).spread(new, len(pairs)) if len(new) else None
-        return Prepared(len(pairs), work.faults if work else {}, (pairs, digests, is_known, stored, work))
+        content = pairs, digests, is_known, stored, work
+        return Prepared(len(pairs), work.faults if work else {}, content, forwards=work is not None)
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Forward those."""
@@ -225,7 +227,7 @@ class CompareEncodings(_ScorePairs):
         """Find the texts' numbers."""
         queries, left = self._numbered("query", pairs.queries)
         documents, right = self._numbered("document", pairs.documents)
-        return Prepared(len(pairs), {}, (queries, documents, left, right))
+        return Prepared(len(pairs), {}, (queries, documents, left, right), forwards=False)
 
     def _numbered(self, side: Side, texts: Cells) -> tuple[Numbered, NDArray[np.int64]]:
         """(the texts' numbers and digests; which of these each row has); they ascend, so blocks are read in order."""
@@ -296,7 +298,8 @@ class EncodeTexts:
 
     def prepare(self, rows: OneSide) -> Prepared:
         """Tokenize."""
-        return Prepared(len(rows), {}, (self.encoder.prepare(rows.texts.values, rows.side), rows.texts.codes))
+        texts = self.encoder.prepare(rows.texts.values, rows.side)
+        return Prepared(len(rows), {}, (texts, rows.texts.codes), forwards=texts.work is not None)
 
     def score(self, window: Prepared, on_pack: OnPack, *, raw: NDArray[np.float32], stop: Stop) -> Scored:
         """Encode."""

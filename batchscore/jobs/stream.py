@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batchscore.engine.batcher import Batcher
 from batchscore.errors import InputError, StoppedError
 from batchscore.io.collection import own_folder
 from batchscore.io.sink import json_lines, open_sinks
@@ -36,7 +37,7 @@ from batchscore.jobs.pipeline import Pipeline
 from batchscore.jobs.plan import Plan
 from batchscore.jobs.records import write_record
 from batchscore.jobs.shelves import Stores
-from batchscore.scorer import Scorer, set_up
+from batchscore.scorer import set_up
 from batchscore.stop import Stop
 
 _FILE_ROWS = 1024  # of a unit of a file, which is divided beforehand
@@ -97,13 +98,17 @@ class PreparedStream:
         lines = [*plan.lines(), *plan.command.lines(self.source), *self._lines()]
         events.started(lines, {**plan.describe(), "stream": True})
         units = self._units()
-        events.loading(plan.setup.checkpoint.name, "weights")
-        scorer, shelves = Scorer(plan.setup), self.stores.open(plan)
+        batcher, shelves = Batcher(plan.setup, lazy=True), self.stores.open(plan)
+
+        def load(batcher: Batcher) -> None:
+            events.loading(plan.setup.checkpoint.name, "weights")
+            batcher.load()
+
         meter.started = perf_counter()
-        Pipeline(scorer, plan.command, self.source, destination, None, shelves, plan.errors, meter, stop).run(
+        Pipeline(batcher, plan.command, self.source, destination, None, shelves, plan.errors, meter, stop, load).run(
             units, lambda task, counts: None
         )
-        scorer.close()
+        batcher.close()
 
     def _units(self) -> Iterable[Unit]:
         """Small units; InputError if a query's rows are apart in a file, as its whole ranking is written at once."""

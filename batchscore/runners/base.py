@@ -74,6 +74,9 @@ class Runner(Protocol):
     def lay_out(self, cells: Sequence[Cell], side: Side) -> Work:
         """The token sequences of one side's cells, which are its rows, of a model that reads the sides separately."""
 
+    def require_vectors(self, items: Items) -> None:
+        """Raise CheckpointError if the model has no vector for one of the tokens."""
+
     def costs(self, items: Items) -> NDArray[np.int64]:
         """int64 [n]: what each sequence adds to a pack."""
 
@@ -162,33 +165,29 @@ class BaseRunner:
     # ---- texts to sequences
 
     def tokenize(self, pairs: Pairs) -> Work:
-        """The window's token sequences, texts first cut to max_tokens_per_query and max_tokens_per_doc.
-
-        Raises:
-            CheckpointError: the model has no vector for one of the tokens.
-        """
+        """The window's token sequences, texts first cut to max_tokens_per_query and max_tokens_per_doc."""
         (queries, left), (documents, right) = map(self.reader.without_media, pairs.sides.values())
         shorter, cut = self.reader.shortened(replace(pairs, queries=queries, documents=documents))
         work = self._checked(self.sequences(shorter), cut)
         return work.refused(row_faults(left, queries.codes)).refused(row_faults(right, documents.codes))
 
     def lay_out(self, cells: Sequence[Cell], side: Side) -> Work:
-        """The token sequences of one side's cells, which are its rows.
-
-        Raises:
-            CheckpointError: as `tokenize`.
-        """
+        """The token sequences of one side's cells, which are its rows."""
         readable, faults = self.reader.without_media(Cells(cells, np.arange(len(cells), dtype=np.int32)))
         shorter, cut = self.reader.shortened_side(readable.values, side)
         return self._checked(self.reader.side_work(shorter, side), cut).refused(faults)
 
-    def _checked(self, work: Work, cut: NDArray[np.uint8]) -> Work:
-        highest = int(work.items.ids.max(initial=0))
+    def require_vectors(self, items: Items) -> None:
+        """Raise CheckpointError if the model, as far as it is loaded, has no vector for one of the tokens."""
+        highest = int(items.ids.max(initial=0))
         if highest >= self.model.vocabulary:
             raise CheckpointError(
                 f"its tokenizer gives token {highest}, and its embeddings end at {self.model.vocabulary - 1}",
                 hint="tokenizer and weights are of different models",
             )
+
+    def _checked(self, work: Work, cut: NDArray[np.uint8]) -> Work:
+        self.require_vectors(work.items)
         return replace(work, cut=work.cut | cut).refused(dict.fromkeys(_rows_without_tokens(work), _NO_TOKENS))
 
     def sequences(self, pairs: Pairs) -> Work:

@@ -98,22 +98,38 @@ def unloaded_runner(checkpoint: Checkpoint, spec: ModelSpec, *, trust_remote_cod
     try:
         model = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
     except UncheckedError:  # then nothing says which tokens the model has vectors for
-        model = LoadedModel((), None, nn.Identity(), nn.Identity(), "padded", sys.maxsize, {})
+        model = _without_weights(spec)
     return runner_kind(spec)(reader, model, "cpu", None)
 
 
-@one_thread_an_operation()
-def build_runner(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    placement: Placement,
-    *,
-    budget: Budget,
-    padded: bool,
-    trust_remote_code: bool,
+def _without_weights(spec: ModelSpec) -> LoadedModel:
+    """What is known of a model without its weights: how logits become scores."""
+    return LoadedModel((), None, nn.Identity(), make_activation(spec.activation), "padded", sys.maxsize, {})
+
+
+def reading_runner(
+    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, *, budget: Budget, trust_remote_code: bool
 ) -> Runner:
-    """Load tokenizer and weights; options are those of Scorer."""
+    """A runner without weights: it lays texts out, compares what is encoded and activates logits."""
     reader = input_reader(checkpoint, spec, trust_remote_code=trust_remote_code)
+    media = (
+        None
+        if reader.media is None
+        else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
+    )
+    turns = Turns(are_taken=placement.device != "cpu")
+    runner = runner_kind(spec)(reader, _without_weights(spec), placement.device, None, media, turns)
+    runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
+    return runner
+
+
+@one_thread_an_operation()
+def with_weights(
+    runner: Runner, checkpoint: Checkpoint, placement: Placement, *, padded: bool, trust_remote_code: bool
+) -> Runner:
+    """The same runner with the checkpoint's weights, which are read; options are those of Scorer."""
+    assert isinstance(runner, BaseRunner)
+    reader, spec = runner.reader, runner.spec
     model = load_model(
         checkpoint,
         spec,
@@ -134,17 +150,9 @@ def build_runner(
         model = replace(model, layout=probe.layout(known=known))
     last_layer = _separate_last_layer(checkpoint, spec, model)
     _replace_layers(BaseRunner(reader, model, placement.device, last_layer), placement)
-    media = (
-        None
-        if reader.media is None
-        else MediaMemory(reader.media, budget.max_media_bytes, budget.workers, placement.device)
-    )
-    last_only = model.layout == "flat" and media is None and _reads_last_only(spec)
+    last_only = model.layout == "flat" and runner.media is None and _reads_last_only(spec)
     shares = last_only and _Probe(BaseRunner(reader, model, placement.device, None)).last_tokens()
-    turns = Turns(are_taken=placement.device != "cpu")
-    runner = runner_kind(spec)(reader, model, placement.device, last_layer, media, turns, last_only, shares)
-    runner.sequences(Pairs(Cells.of(["a"]), Cells.of(["a"])))  # raises where no text could be laid out as asked for
-    return runner
+    return cast("Runner", replace(runner, model=model, last_layer=last_layer, last_only=last_only, shares=shares))
 
 
 def _separate_last_layer(checkpoint: Checkpoint, spec: ModelSpec, model: LoadedModel) -> nn.Module | None:

@@ -40,7 +40,7 @@ class WorkerJob:
     others: Sequence[Mapping[str, Any]] = ()  # keywords for further models
 
     def pipeline(self, meter: Meter, stop: Stop, *, device: str) -> OneModel:
-        """A pipeline with models of its own on this device.
+        """A pipeline with models of its own on this device; with a store, weights are read when they are needed.
 
         Raises:
             RuntimeFailureError: this process does not see the job's folder, or would score something else.
@@ -73,10 +73,13 @@ class WorkerJob:
             raise RuntimeFailureError(f"{gethostname()} would score something else: {difference}", hint=_SAME_FILES)
         blocks = open_blocks(parts.folder, parts.id) if parts.encode == "once" else None
         shelves = Stores.of(plan, self.store or ()).open(plan)
-        return OneModel(
+        models = OneModel(
             setups,
-            lambda scorer: Pipeline(scorer, self.command, source, parts, blocks, shelves, self.errors, meter, stop),
+            lambda batcher: Pipeline(batcher, self.command, source, parts, blocks, shelves, self.errors, meter, stop),
         )
+        if not self.store:  # which may have all; else a process that dies of it dies on no task
+            models.pipeline.batcher.load()
+        return models
 
 
 @dataclass(frozen=True)
