@@ -4,9 +4,10 @@
 #     PATH=/opt/batchscore/.venv/bin:/usr/bin:/bin
 #     30 2 * * *  cd /data/search && /opt/batchscore/examples/cron_eval.sh
 #
-# cron mails what is printed. A good night prints nothing. A bad one prints a line that says what is wrong, and ends with
-# the exit code of the command that failed: 9 if the ranking is not good enough; docs/cron.md has the others. It may be
-# started again at any time: what is finished is found, and what was killed is resumed.
+# cron mails what is printed. A good night prints nothing. A bad one prints a line that says what is wrong, and a second
+# one with the hint if the error has one, and ends with the exit code of the command that failed: 9 if the ranking is not
+# good enough; docs/cron.md has the others. It may be started again at any time: what is finished is found, and what was
+# killed is resumed.
 set -euo pipefail
 
 JOB=${JOB:-night.toml}      # options of rerank and eval; variables like BATCHSCORE_MODEL override it
@@ -33,7 +34,7 @@ step() {
     0) return ;;
     7) echo "batchscore $DAY: $(grep '^errors ' "$night/log.txt")" ;;
     *)
-        reason=$(sed -n 's/^error: //p' "$night/log.txt" | tail -n 1)
+        reason=$(awk '/^error: / { said = substr($0, 8) } /^hint: / { said = said "\n" $0 } END { print said }' "$night/log.txt")
         echo "batchscore $DAY: exit code $code: ${reason:-$(tail -n 5 "$night/log.txt")}"
         exit "$code"
         ;;

@@ -115,7 +115,9 @@ def test_nights_in_a_row(minilm: Path, tiny: Any) -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_night_that_was_stopped_is_resumed_and_is_no_baseline(minilm: Path) -> None:
     code, mail = night("2026-11-01", minilm, BATCHSCORE_MAX_SECONDS="0")
-    assert (code, mail.splitlines()[0].startswith("batchscore 2026-11-01: exit code 75: stopped by")) == (75, True)
+    first, second = mail.splitlines()
+    assert (code, first.startswith("batchscore 2026-11-01: exit code 75: stopped by")) == (75, True)
+    assert second.startswith("hint: run the same command again to resume")
     assert night("2026-11-02", minilm) == (0, "")
     assert json.loads(Path("nights/2026-11-02/eval.json").read_text("utf-8"))["comparisons"] == []
     assert night("2026-11-01", minilm) == (0, "")
@@ -137,7 +139,10 @@ def test_a_night_waits_for_no_other(minilm: Path) -> None:
 def test_a_night_whose_call_is_wrong_says_so(minilm: Path) -> None:
     code, mail = night("2026-11-01", minilm, BATCHSCORE_TOP="5", BATCHSCORE_TOP_M="5")
     assert code == 2
-    assert mail == "batchscore 2026-11-01: exit code 2: BATCHSCORE_TOP_M is no variable of batchscore\n"
+    assert mail.splitlines() == [
+        "batchscore 2026-11-01: exit code 2: BATCHSCORE_TOP_M is no variable of batchscore",
+        "hint: did you mean BATCHSCORE_TOP_N?",
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
