@@ -293,6 +293,60 @@ def test_scores_of_pairs_are_shown_with_their_measures() -> None:
     assert "pairs.jsonl: pearson 0.8528, 95 % interval 0." in Page().text
 
 
+def scored(path: str, pairs: Sequence[tuple[float | None, float | None]], **columns: Any) -> Page:
+    """The page of pairs with these labels and scores."""
+    write(
+        path,
+        [{"label": label, "score": score, "row": f"r{row}", **columns} for row, (label, score) in enumerate(pairs)],
+    )
+    write_report([path], "report.html", evaluation=evaluate_scores([path], metrics="spearman"))
+    return Page()
+
+
+def apart(page: Page) -> list[tuple[str, str]]:
+    """(row, what its score is) of the table of disagreements."""
+    rows = re.findall(
+        r'<tr><th scope="row"><button[^>]*class="open"[^>]*>(\d+)<.*?>([\d.]+ % too \w+)</td></tr>', page.source
+    )
+    return [(row, said) for row, said in rows]
+
+
+def test_rows_on_which_score_and_label_disagree_come_by_how_much() -> None:
+    """Ranks count, not the scales of both; rows without one of them are passed over, and counted."""
+    grades = [0.0, 1, 2, 3, 4, 5]
+    pairs: list[Any] = [(None, 9.0), *zip(grades, [0.5, 10, 20, 300, 40, 50], strict=True), (1.5, None)]
+    page = scored("pairs.jsonl", pairs, text=f"{HOSTILE} of some length")
+
+    assert apart(page) == [("4", "40 % too high"), ("5", "20 % too low"), ("6", "20 % too low")]
+    assert "the 3 of 6 rows whose score is furthest from their label" in page.text
+    assert "row: r4" in page.text
+    assert page.all("img") == []
+    assert scored("equal.jsonl", [(grade, grade) for grade in grades]).all("section") != []
+    assert "Disagreements" not in Page().text
+
+
+def test_of_rare_labels_both_kinds_of_mistakes_are_shown() -> None:
+    rare = [(1.0, 0.0), (1.0, 0.999)]
+    page = scored("pairs.jsonl", [*rare, *((0.0, place / 300) for place in range(1, 299))])
+
+    # a label of no is right wherever it is below all of yes
+    assert apart(page) == [("0", "100 % too low"), ("299", "0.3 % too high")]
+
+
+def test_a_page_of_many_scored_pairs_is_bounded() -> None:
+    names = []
+    for run in range(4):
+        wide = {f"column {number}": "\U0001f600&" * 300 for number in range(20)}
+        pairs = [(place, (place * 37 + run) % 200) for place in range(200)]
+        names.append(f"{run}.jsonl")
+        write(names[-1], [{"label": label, "score": score, **wide} for label, score in pairs])
+    write_report(names, "report.html", evaluation=evaluate_scores(names, metrics="pearson"))
+
+    assert Path("report.html").stat().st_size < MOST_BYTES
+    assert Page().source.count("% too ") == 30 * len(names)
+    assert "as far as the page has room" in Page().text
+
+
 @pytest.mark.parametrize("suffix", ["csv", "trec", "json"])
 def test_outputs_of_other_formats_are_shown(suffix: str, tiny: Tiny, job: Path) -> None:
     form = ["--out-format", "mteb"] if suffix == "json" else []

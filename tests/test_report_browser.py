@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchscore.evaluation.evaluate import evaluate_runs
+from batchscore.evaluation.evaluate import evaluate_runs, evaluate_scores
 from batchscore.report.page import write_report
 from test_report import HOSTILE, write
 
@@ -92,6 +92,23 @@ def test_a_query_opens_and_closes_by_keyboard(opened: Opened) -> None:
 
     button.press("Enter")
     assert grades.locator("visible=true").count() == 0
+
+
+def test_a_scored_pair_opens_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    rows = [{"label": place, "score": abs(place - 7), "text": f"{HOSTILE} {place}"} for place in range(10)]
+    pairs = write(f"{tmp_path}/pairs.jsonl", rows)
+    write_report([pairs], tmp_path / "pairs.html", evaluation=evaluate_scores([pairs], metrics="spearman"))
+    for width in (320, 1400):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto((tmp_path / "pairs.html").as_uri())
+        section = page.locator("#disagreements")
+        assert not section.locator("dd").first.is_visible()
+        section.locator(".open").first.press("Enter")
+
+        assert section.locator("dd").first.inner_text() == f"{HOSTILE} 0"
+        assert section.locator("dd").first.is_visible()
+        assert page.evaluate("[window.hacked === undefined, document.documentElement.scrollWidth]") == [True, width]
+        page.close()
 
 
 def test_a_bar_leads_to_its_query(opened: Opened) -> None:

@@ -36,6 +36,8 @@ class PairsEvaluated:
     pairs: int
     left_out: int  # without a score or a label
     measures: Sequence[PairMeasure]
+    label_column: str
+    score_column: str
 
 
 def evaluate_pairs(
@@ -54,7 +56,7 @@ def evaluate_pairs(
         UsageError: an unknown measure, or one that needs labels 0 and 1.
     """
     _require_packages()
-    table = _read(path, label_column, score_column)
+    table = read_pairs(path, label_column, score_column)
     kept = table.filter(pc.and_(pc.is_valid(table["label"]), pc.is_valid(table["score"])))
     labels, scores = kept["label"].to_numpy(), kept["score"].to_numpy()
     if len(kept) < 2:
@@ -75,7 +77,7 @@ def evaluate_pairs(
         value = measure.function(labels, scores)
         note = measure.note(labels, scores) if measure.note else ""
         measures.append(PairMeasure(name, value, statistic_interval(measure.function, (labels, scores)), note))
-    return PairsEvaluated(path, len(kept), len(table) - len(kept), measures)
+    return PairsEvaluated(path, len(kept), len(table) - len(kept), measures, label_column, score_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ def _require_packages() -> None:
         raise MissingDependencyError(message, hint="pip install 'batchscore[eval]'") from error
 
 
-def _read(path: str, label_column: str, score_column: str) -> pa.Table:
+def read_pairs(path: str, label_column: str, score_column: str) -> pa.Table:
+    """Columns `label` and `score`, float64 with nulls, of all rows of a file; raises as `evaluate_pairs`."""
     wanted = {"label": label_column, "score": score_column}
     tables = []
     with closing(open_source([path])) as source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
@@ -31,6 +31,7 @@ from batchscore.jobs.output import Output, open_output
 from batchscore.jobs.records import exists, read_record
 
 MOST_OUTPUTS = 10
+LONGEST_TEXT = 400  # characters
 _ROWS = 1_000_000  # whose scores are read
 _UNIT = 65_536
 _ENDS = 8  # rows with the highest scores that are shown, and with the lowest
@@ -117,6 +118,11 @@ def printable(text: str) -> str:
     return "".join(char if char >= " " or char in "\t\n" else "�" for char in text)
 
 
+def cut(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A printable text, or the beginning of a longer one."""
+    return printable(text if len(text) <= longest else f"{text[:longest].rstrip()} …")
+
+
 def _reported(path: str, name: str) -> Reported:
     output = open_output(path)
     record, processes = _record(output)
@@ -195,20 +201,27 @@ def _ends(
     values = np.concatenate([np.empty(0), *scores])
     known = np.flatnonzero(np.isfinite(values))
     order = known[np.argsort(values[known], kind="stable")]
-    starts = np.cumsum([0, *map(len, scores)])
     few = min(_ENDS, len(order) // 2)
     wanted = [*order[:few].tolist(), *order[::-1][:few].tolist()]
+    rows = rows_at(source, units, wanted, [column])
+    shown = [{column: f"{values[row]:.4f}", **rows[row]} for row in wanted]
+    return shown[:few], shown[few:]
+
+
+def rows_at(
+    source: Source, units: Sequence[Unit], wanted: Sequence[int], but: Collection[str]
+) -> dict[int, dict[str, str]]:
+    """The first dozen columns, without some, of rows of these units, which are counted through from 0: as texts."""
+    starts = np.cumsum([0, *(unit.rows for unit in units)])
     rows: dict[int, dict[str, str]] = {}
     for place, unit in enumerate(units):
         if inside := [row for row in wanted if starts[place] <= row < starts[place + 1]]:
             table = source.read(unit, None, {}).table.take(pa.array([row - int(starts[place]) for row in inside]))
-            names = [name for name in table.column_names if name != column][:_COLUMNS]
+            names = [name for name in table.column_names if name not in but][:_COLUMNS]
             texts = [as_text(table[name]).to_pylist() for name in names]
             for number, row in enumerate(inside):
-                others = {name: text[number] or "" for name, text in zip(names, texts, strict=True)}
-                rows[row] = {column: f"{values[row]:.4f}", **others}
-    shown = [rows[row] for row in wanted]
-    return shown[:few], shown[few:]
+                rows[row] = {name: text[number] or "" for name, text in zip(names, texts, strict=True)}
+    return rows
 
 
 def _faults(path: str) -> Faults:

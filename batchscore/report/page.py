@@ -25,14 +25,14 @@ from batchscore import __version__
 from batchscore.errors import MissingDependencyError, OutputError, UsageError
 from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
 from batchscore.io.storage import is_url, open_folder, split_url, target_path
-from batchscore.report.outputs import Reported, printable, read_outputs, short_names
+from batchscore.report.outputs import Reported, cut, printable, read_outputs, short_names
+from batchscore.report.pairs import shown_pairs
 from batchscore.report.queries import ShownQuery, shown_queries
 from batchscore.report.settings import compared
 from batchscore.report.texts import Texts, find_texts
 
 _HERE = Path(__file__).parent
 _TEXT_BYTES = 600_000  # of all texts of results, those that come several times too
-_LONGEST_TEXT = 400  # characters
 _LONGEST_QUERY = 200
 _LONGEST_ID = 120
 _FIGURES: Mapping[str, Literal["png", "svg"]] = {".png": "png", ".svg": "svg"}
@@ -100,8 +100,9 @@ def page(outputs: Sequence[Reported], evaluation: Evaluation | PairsEvaluation |
         "count": _count,
         "signed": _signed,
         "span": _span,
-        "cut": _cut,
+        "cut": cut,
         "breakable": _breakable,
+        "places": _places,
         "moment": _moment,
     }
     script = (_HERE / "report.js").read_text("utf-8")
@@ -123,9 +124,10 @@ def page(outputs: Sequence[Reported], evaluation: Evaluation | PairsEvaluation |
         runs=runs,
         names=dict(zip((run.run for run in evaluation.runs), runs, strict=True)) if evaluation else {},
         ranking=ranking,
-        pairs=evaluation if isinstance(evaluation, PairsEvaluation) else None,
+        pairs=(pairs := evaluation if isinstance(evaluation, PairsEvaluation) else None),
+        disagreements=shown_pairs(pairs) if pairs else [],
         queries=queries,
-        query_texts={query: _cut(text, _LONGEST_QUERY) for query, text in texts.queries.items()},
+        query_texts={query: cut(text, _LONGEST_QUERY) for query, text in texts.queries.items()},
         document_texts=(shown := _bounded(texts, queries)),
         lacks_texts=any((query.query, document) not in shown for query in queries for document in _documents(query)),
         is_barred="data-bar" in "".join(pictures.changes),
@@ -173,16 +175,12 @@ def _bounded(texts: Texts, queries: Sequence[ShownQuery]) -> dict[tuple[str, str
     for query in queries:
         for document in _documents(query):
             if (key := (query.query, document)) in texts.documents:
-                text = _cut(texts.documents[key])
+                text = cut(texts.documents[key])
                 left -= len(str(escape(text)).encode())
                 if left < 0:
                     return kept
                 kept[key] = text
     return kept
-
-
-def _cut(text: str, longest: int = _LONGEST_TEXT) -> str:
-    return printable(text if len(text) <= longest else f"{text[:longest].rstrip()} …")
 
 
 def _short(text: object) -> str:
@@ -205,6 +203,11 @@ def _span(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _places(ends: tuple[float, float]) -> str:
+    first, last = (f"{100 * end:.0f}" for end in ends)
+    return f"{first} %" if first == last else f"{first}–{last} %"
 
 
 def _breakable(name: str) -> Markup:

@@ -32,21 +32,21 @@
     document.getElementById("settings-table").classList.toggle("only", only.checked);
   });
 
-  const table = document.getElementById("queries-table");
-  if (!table) return;
-  const bodies = all("tbody", table);
-
-  // results of a query, below its row
+  // results of a query, or columns of a row, below it
   const open = (body, wanted) => {
     const button = body.querySelector(".open");
     if (!button) return;
     button.setAttribute("aria-expanded", String(wanted));
     body.querySelector(".results").classList.toggle("shown", wanted);
   };
-  table.addEventListener("click", (event) => {
+  document.addEventListener("click", (event) => {
     const button = event.target.closest(".open");
     if (button) open(button.closest("tbody"), button.getAttribute("aria-expanded") !== "true");
   });
+
+  const table = document.getElementById("queries-table");
+  if (!table) return;
+  const bodies = all("tbody", table);
 
   // search
   const search = document.getElementById("search");
