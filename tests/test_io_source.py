@@ -240,7 +240,12 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file() -> None:
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
-        ("none.jsonl", NotFoundError, "none.jsonl: no such file or folder"),
+        ("none.jsonl", NotFoundError, "none.jsonl: no such file or folder\nhint: check the path"),
+        (
+            "zeros.jsonl",
+            NotFoundError,
+            "zeros.jsonl: no such file or folder\nhint: did you mean zero.jsonl or zero.parquet?",
+        ),
         ("none*.jsonl", NotFoundError, "none*.jsonl: no such file or folder"),
         ("notes.txt", UsageError, "cannot read notes.txt: its suffix is none of .parquet, .pq, .jsonl, .ndjson"),
         ("hollow", NotFoundError, "no input files in hollow; suffixes: .parquet"),

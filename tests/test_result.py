@@ -137,7 +137,7 @@ def test_a_call_without_what_it_needs() -> None:
     told = envelope("rerank", "--model", "m")
 
     assert (told["command"], told["exit_code"]) == ("rerank", 2)
-    assert "Missing option '--out'" in told["error"]["message"]
+    assert "Missing options '--in', '--out'." in told["error"]["message"]
 
 
 def test_a_bug_has_an_envelope_too(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,26 @@ def test_what_a_command_needs_may_come_from_anywhere() -> None:
     assert "Missing option '--out'" in invoke("score", "--model", "m", "--in", "a").stderr
 
 
+@pytest.mark.parametrize(
+    ("call", "missing"),
+    [
+        ("score", "options '--model', '--in', '--out'"),
+        ("rerank --in a", "options '--model', '--out'"),
+        ("rerank --run a --out b", "option '--model'"),
+        ("encode --model m", "options '--in', '--out'"),
+        ("run-batch", "options '--in', '--out', '--model'"),
+    ],
+)
+def test_all_that_a_call_lacks_is_named_with_a_call_that_has_it(call: str, missing: str) -> None:
+    command, *options = call.split()
+    result = invoke(command, *options, "--json")
+    message = json.loads(result.stdout)["error"]["message"]
+
+    assert result.exit_code == 2
+    assert message.startswith(f"Missing {missing}. For example: batchscore {command} --model BAAI/bge-")
+    assert f"Missing {missing}. For example: batchscore {command} --model" in result.stderr
+
+
 def test_a_run_takes_its_options_from_all_of_them(tiny: Callable[[str], str]) -> None:
     jobs.write_rows("pairs.jsonl", jobs.random_rows(6))
     Path("night.toml").write_text('in = "pairs.jsonl"\nlimit = 4\nkeep-columns = ["id"]\ndtype = "float32"\n', "utf-8")

@@ -25,7 +25,9 @@ _PREFIX = "BATCHSCORE"
 _NO_OPTIONS = ("BATCHSCORE_DEBUG", "BATCHSCORE_KERNELS")
 _CLOSE = 0.8  # how similar a name must be to be a slip: other programs may have variables of the same prefix
 _HELP = "batchscore {} --help lists the options"
+_INPUTS = ("inputs", "queries", "corpus", "run", "qrels", "all_pairs")  # any of them says what is read
 _CLICK_USAGE_ERROR: Any = typer.BadParameter.__base__  # typer has its own copy of click, or on Python 3.10 click itself
+_CLICK_MISSING: Any = vars(sys.modules[typer.BadParameter.__module__])["MissingParameter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,24 @@ class SettledCommand(TyperCommand):
             return super().make_context(info_name, args, parent, **extra)
         except (BatchscoreError, _CLICK_USAGE_ERROR) as error:
             lenient = {**extra, "resilient_parsing": True, "ignore_unknown_options": True, "allow_extra_args": True}
-            self._refuse(error, super().make_context(info_name, given, parent, **lenient).params)
+            asked = super().make_context(info_name, given, parent, **lenient).params
+            if isinstance(error, _CLICK_MISSING):
+                self._name_all_missing(error, asked)
+            self._refuse(error, asked)
             raise
+
+    def _name_all_missing(self, error: Any, asked: Mapping[str, Any]) -> None:
+        """Have the message about a missing option name the others too, and show a call that has them."""
+        reads = any(asked.get(name) for name in _INPUTS)
+        needed = (param for param in self.params if param.required or (param.name == "inputs" and not reads))
+        missing = [param for param in needed if not asked.get(param.name)]
+        if any(param.param_type_name != "option" for param in missing):
+            return
+        example = f"batchscore {self.name} "
+        lines = [line.strip() for line in (self.help or "").splitlines() if line.strip().startswith(example)]
+        error.param, error.param_type = None, "option" if len(missing) == 1 else "options"
+        error.param_hint = ", ".join(f"'{max(param.opts, key=len)}'" for param in missing)
+        error.message = "".join(f"For example: {line}" for line in lines[:1])
 
     def _refuse(self, error: Any, asked: Mapping[str, Any]) -> None:
         """Show what is wrong with a call, unless that is left to typer."""

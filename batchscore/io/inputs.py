@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Literal, cast
 
 from batchscore.errors import InputError, NotFoundError, UsageError
@@ -43,6 +45,8 @@ _SUFFIXES: dict[Form, tuple[str, ...]] = {
 _FORMS = {suffix: form for form, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _NAMED = ", ".join(suffix for suffix in _FORMS if not suffix.endswith((".gz", ".zst"))) + " (.gz and .zst too)"
 _OF_DIALECTS: tuple[Form, ...] = ("parquet", "jsonl", "json")  # files that have rows with lists
+
+_LOOKED_AT, _SHOWN, _CLOSE = 10_000, 3, 0.7  # of files that are called like one that is missing
 
 Skip = Callable[[str], bool]
 
@@ -123,7 +127,25 @@ def _found(path: str, skip: Skip, form: InFormat | Lines) -> list[Input]:
         return [_dataset("hub", path, form)]
     if path == "-":
         raise _not_a_file(path, "standard input")
-    raise NotFoundError(f"{path}: no such file or folder", hint="check the path; a Hub dataset is hf:org/name")
+    near = _similar(path)
+    hint = f"did you mean {' or '.join(near)}?" if near else "check the path; a Hub dataset is hf:org/name"
+    raise NotFoundError(f"{path}: no such file or folder", hint=hint)
+
+
+def _similar(path: str) -> list[str]:
+    """What is called similarly in the folder of a path, the most similar first."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, _LOOKED_AT) if entry.name[0] != "."]
+    except OSError:
+        return []
+    stems: dict[str, list[str]] = {}  # which are compared first, since all names with one suffix are similar
+    for one in names:
+        stems.setdefault(one.partition(".")[0], []).append(one)
+    close = difflib.get_close_matches(name.partition(".")[0], stems, _SHOWN, _CLOSE)
+    found = difflib.get_close_matches(name, [one for stem in close for one in stems[stem]], _SHOWN, 0.0)
+    return [os.path.join(folder, one) for one in found]
 
 
 def _not_a_file(path: str, kind: str) -> InputError:
