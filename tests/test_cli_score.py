@@ -133,6 +133,28 @@ def test_columns_may_have_other_names(tiny: Tiny) -> None:
     assert list(read("out.jsonl")[0]) == ["q", "text", "s"]
 
 
+@pytest.mark.parametrize("names", [("sentence1", "sentence2"), ("text1", "text2")])
+def test_pairs_of_texts_are_found_by_their_names(tiny: Tiny, names: tuple[str, str]) -> None:
+    first, second = names
+    write("pairs.jsonl", [{"label": 1, second: row["document"], first: row["query"]} for row in ROWS])
+    result = score(tiny("bert_ce"), "--in", "pairs.jsonl", "--out", "found.jsonl", "--dtype", "float32")
+    named = ["--query-column", first, "--document-column", second]
+    score(tiny("bert_ce"), "--in", "pairs.jsonl", "--out", "named.jsonl", "--dtype", "float32", *named)
+
+    assert result.exit_code == 0, result.output
+    assert f"columns  queries in {first}, documents in {second}" in result.stderr
+    assert read("found.jsonl") == read("named.jsonl")
+
+
+@pytest.mark.parametrize("more", [{"text": "a"}, {"sentence1": "a", "sentence2": "b"}, {"document": "a"}])
+def test_pairs_of_texts_beside_others_are_not_guessed(tiny: Tiny, more: dict[str, str]) -> None:
+    write("pairs.jsonl", [{"text1": "a", "text2": "b", **more}])
+    result = score(tiny("bert_ce"), "--in", "pairs.jsonl", "--out", "out.jsonl")
+
+    assert result.exit_code == 5
+    assert "column 'query' not found in pairs.jsonl" in result.stderr
+
+
 def test_details_of_a_cross_encoder(tiny: Tiny) -> None:
     """The logit, the tokens the model read, and which side was cut."""
     long = "word " * 200

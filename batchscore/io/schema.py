@@ -22,6 +22,7 @@ QUERY_ID_FIELDS = ("query_id", "qid", "query-id")
 DOCUMENT_ID_FIELDS = ("document_id", "doc_id", "docid", "docno", "pid", "corpus-id", "corpus_id")  # beside a query's
 ID_FIELDS = ("id", "_id", *DOCUMENT_ID_FIELDS)  # of a document by itself
 _DOCUMENT_COLUMNS = ("document", "documents", "passage", "text", "contents", "content", "body")  # beside a query
+_PAIR_COLUMNS = (("sentence1", "sentence2"), ("text1", "text2"))  # of texts that are no query and document
 _CORPUS_COLUMNS = {*TEXT_FIELDS, *ID_FIELDS, "title", "url", "metadata"}
 # What a column must hold: strings; queries or documents with or without media; media; lists of documents. Of "values",
 # which may be of any kind, a reader of JSON also gives those that it parsed.
@@ -51,6 +52,13 @@ def usual(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 def document_column(names: Sequence[str]) -> str:
     """The column with the documents of pairs, by its name; `document` if none has a usual one."""
     return usual(names, _DOCUMENT_COLUMNS) or "document"
+
+
+def pair_columns(names: Sequence[str]) -> tuple[str, str] | None:
+    """The columns with the two texts of a pair, by their names; None if there are none, or others could be meant."""
+    found = [pair for pair in _PAIR_COLUMNS if {*pair} <= {*names}]
+    is_clear = len(found) == 1 and usual(names, ("query", *_DOCUMENT_COLUMNS)) is None
+    return found[0] if is_clear else None
 
 
 def _is_corpus(names: Sequence[str]) -> bool:

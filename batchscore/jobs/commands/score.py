@@ -14,7 +14,7 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io.cells import CellColumns, read_cells
 from batchscore.io.collection import DOCUMENT, QUERY, Names
 from batchscore.io.outputs import Layout
-from batchscore.io.schema import document_column, is_documents
+from batchscore.io.schema import document_column, is_documents, pair_columns
 from batchscore.io.source import Chunk, Source
 from batchscore.io.texts import document_columns
 from batchscore.io.units import Unit
@@ -72,6 +72,8 @@ class ScoreCommand:
         """Which columns together are a query or document."""
         queries, documents = self._sides(source)
         found = {} if self.document_column or len(documents.texts) != 1 else {"documents": documents.texts[0]}
+        if len(queries.texts) == 1 and queries.texts[0] != self.query_column:
+            found = {"queries": queries.texts[0], **found}
         return [*columns_line(found), *queries.lines("query"), *documents.lines("document")]
 
     def units(self, source: Source, unit_rows: int, *, listwise: bool) -> Iterable[Unit]:
@@ -118,9 +120,12 @@ class ScoreCommand:
     def _sides(self, source: Source) -> tuple[CellColumns, CellColumns]:
         """The columns that together are a row's query, and those of its document."""
         names, fields = source.column_names(), self.document_fields
-        text = self.document_column or document_column(names)
+        query, text = self.query_column, self.document_column or document_column(names)
+        is_unnamed = query == ScoreCommand.query_column and self.document_column is None and fields is None
+        if is_unnamed and (pair := pair_columns(names)) is not None:
+            query, text = pair
         queries = CellColumns.chosen(
-            (self.query_column,),
+            (query,),
             self.query_image_column,
             self.query_video_column,
             names,
