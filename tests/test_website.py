@@ -6,11 +6,13 @@ import re
 import runpy
 from collections.abc import Callable
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("zensical")
 
@@ -185,3 +187,21 @@ def test_the_site_is_as_light_or_dark_as_the_system(browser: Any, site: Path, sc
     red, green, blue = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
 
     assert (min(map(int, (red, green, blue))) > 200) == (scheme == "light")
+
+
+def test_the_search_is_at_the_right_end_of_the_header(browser: Any, site: Path) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 800})
+    page.goto((site / "index.html").as_uri())
+    header, button = (page.locator(name).bounding_box() for name in (".md-header__inner", ".md-search__button"))
+
+    assert 0 <= header["x"] + header["width"] - button["x"] - button["width"] < 20
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_have_the_ground_of_their_page(browser: Any, site: Path, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto((site / "speed.html").as_uri())
+    with Image.open(BytesIO(page.locator("img").first.screenshot())) as figure:
+        corner = figure.convert("L").getpixel((2, 2))
+
+    assert corner > 240 if scheme == "light" else corner < 30
