@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from typer.testing import CliRunner, Result
 from batchscore import rerank_files
 from batchscore.cli.main import app
 from batchscore.errors import BatchscoreError, InputError, NotFoundError, UsageError
+from batchscore.io import fields, lines
 from batchscore.io.forms import InFormat
+from batchscore.io.lines import row_steps
 from batchscore.io.source import FileSource, open_source
+from batchscore.io.units import Span
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -188,6 +192,60 @@ def test_numbers_of_runs_and_judgements_have_types() -> None:
         {"query_id": "q1", "document_id": "é", "rank": 2, "score": 3.0, "run_tag": "bm25"},
     ]
     assert read(written("a.qrels", "q1 0 007 -1\n")) == [{"query_id": "q1", "document_id": "007", "relevance": -1}]
+    assert read(written("b.qrels", "q1 0 007 +1\n")) == [{"query_id": "q1", "document_id": "007", "relevance": 1}]
+
+
+@pytest.mark.parametrize("layout", [fields.TREC_RUN, fields.TREC_QRELS, fields.msmarco_layout(b"7\ta passage\n")])
+def test_lines_that_arrow_reads_are_read_as_one_by_one(layout: fields.Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "ROWS_BYTES", 40)
+    draw, read_by_arrow = random.Random(0), 0
+    for _ in range(300):
+        content = any_lines(layout, draw)
+        Path("lines").write_bytes(content)
+        found = []
+        for is_quick in (True, False):
+            with closing(fields.FieldsReader("lines", layout)) as reader, closing(reader.lines()) as whole:
+                if not is_quick:
+                    monkeypatch.setattr(reader, "_plain", lambda content: None)
+                steps = list(reader.steps(None) if is_quick else row_steps(reader._rows(whole)))
+                rows = [list(chain(*(getattr(step, name) for step in steps))) for name in ("ends", "numbers", "sizes")]
+                block = reader.read(Span(0, 0, len(content), len(rows[0]), 1), None, {})
+            read_by_arrow += is_quick and isinstance(block.numbers, range)
+            found.append((rows, str(block.table.to_pydict()), list(block.numbers), block.faults))
+        assert found[0] == found[1], content
+    assert 50 < read_by_arrow < 250
+
+
+def any_lines(layout: fields.Layout, draw: random.Random) -> bytes:
+    """Lines of which most are as they should be."""
+    odd = [
+        "",
+        " ",
+        "\t",
+        "\r",
+        "\v",
+        '"',
+        "\ufeff",
+        "é",
+        "\0",
+        "+1",
+        "0x1F",
+        "nan",
+        "1e999",
+        "1.",
+        "null",
+        "\udcff",
+        "\ra",
+    ]
+    good = {"rank": "7", "score": "-2.5e-3", "relevance": "1"}
+    separator, made = draw.choice("\t" if layout.separator else " \t"), []
+    for _ in range(draw.randint(1, 6)):
+        cells = [good.get(name) or draw.choice(["q1", "0", "d-7"]) for name in layout.columns]
+        if draw.random() < 0.1:
+            cells[draw.randrange(len(cells))] = draw.choice(odd)
+        line = separator.join(cells)
+        made.append(line if draw.random() < 0.95 else draw.choice(["", "  ", line + separator, separator + line]))
+    return ("\n".join(made) + draw.choice(["\n", "", "\n\n"])).encode("utf-8", "surrogateescape")
 
 
 TOPICS = """<top>

@@ -73,6 +73,24 @@ class LineFile:
             except _UNREADABLE as error:
                 raise fault_at(self.file, number + 1, f"cannot be read: {error}", AGAIN) from error
 
+    def blocks(self) -> Generator[Line]:
+        """Whole lines, some megabytes at once, each time with the number of the first; else as `lines`."""
+        number, rest = 1, b""
+        with closing(self._opened()) as stream:
+            try:
+                while block := stream.read(ROWS_BYTES):
+                    whole, end, after = block.rpartition(b"\n")
+                    if end:
+                        content, rest = rest + whole + end, after
+                        yield number, content
+                        number += content.count(b"\n")
+                    else:
+                        rest += block
+            except _UNREADABLE as error:
+                raise fault_at(self.file, number, f"cannot be read: {error}", AGAIN) from error
+        if rest:
+            yield number, rest
+
     def first_line(self) -> Line:
         """The first line that is not blank; InputError if there is none."""
         with closing(self.lines()) as lines:
