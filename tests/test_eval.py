@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ir_measures
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,8 +51,8 @@ def write_qrels(path: str, judged: Mapping[str, Mapping[str, int]]) -> None:
     write_lines(path, [{"query-id": q, "corpus-id": d, "score": relevance} for q, d, relevance in rows])
 
 
-def means(run: str, metrics: str = "nDCG@10 RR@10") -> dict[str, float]:
-    (found,) = evaluate_runs([run], "qrels.jsonl", metrics=metrics).runs
+def means(run: str, metrics: str = "nDCG@10 RR@10", qrels: str = "qrels.jsonl") -> dict[str, float]:
+    (found,) = evaluate_runs([run], qrels, metrics=metrics).runs
     return {measure.name: measure.mean for measure in found.measures}
 
 
@@ -152,6 +155,73 @@ def test_runs_and_judgements_are_read_in_the_formats_of_the_field() -> None:
     assert found == [pytest.approx([0.5, 0.6309297535714575])] * 6
 
 
+EVERY_KIND = [
+    *("nDCG", "nDCG@3", "nDCG(judged_only=True)@3", "RR", "RR@3", "RR(rel=2)@3", "AP", "AP@3", "R@3", "R(rel=2)@3"),
+    *("P@3", "P(rel=2)@3", "P(judged_only=True)@3", "Success@1", "Bpref", "infAP", "SetF", "SetF(beta=0.5)", "SetP"),
+    *("SetR", "SetAP", "Rprec", "IPrec@0.5", "NumRet", "NumRel", "Judged", "Judged@3", "Compat", "ERR@3"),
+    *("nDCG(gains={1:2,2:5})@3", "nDCG(dcg='exp-log2')@3"),
+]
+
+
+def test_measures_of_every_kind_are_those_of_ir_measures_by_themselves(folder: Path) -> None:
+    draw = random.Random(0)
+    numbers = [(str(query), f"d{number}") for query in range(6) for number in range(12)]
+    run = {pair: draw.random() for pair in numbers if draw.random() < 0.6}
+    judged = {pair: draw.randint(-1, 3) for pair in numbers if draw.random() < 0.5}
+    measures = [ir_measures.parse_measure(name) for name in EVERY_KIND]
+    scored, grades = (
+        {q: {d: value for (owner, d), value in values.items() if owner == q} for q in sorted({q for q, _ in values})}
+        for values in (run, judged)
+    )
+    expected = [ir_measures.calc([measure], grades, scored) for measure in measures]
+
+    # these have ids that gdeval does not take, or would cut to the same number
+    write_run("any.jsonl", [(f"α-{q}", f"{d} §", score) for (q, d), score in run.items()])
+    write_qrels("any.qrels.jsonl", {f"α-{q}": {f"{d} §": g for d, g in few.items()} for q, few in grades.items()})
+    (found,) = evaluate_runs(["any.jsonl"], "any.qrels.jsonl", metrics=", ".join(EVERY_KIND)).runs
+
+    assert [measure.name for measure in found.measures] == list(map(str, measures))
+    for measure, (_, values) in zip(found.measures, expected, strict=True):
+        by_query = {value.query_id: value.value for value in values}
+        assert measure.values.tolist() == pytest.approx([by_query.get(q[2:], 0.0) for q in found.queries]), measure.name
+
+
+@pytest.mark.usefixtures("folder")
+def test_gains_change_the_measure_that_names_them_alone() -> None:
+    write_qrels("graded.jsonl", {"q1": {"a": 2, "b": 1}, "q2": {"d": 1}})
+    alone = [means("poor.jsonl", name, "graded.jsonl") for name in ("nDCG(gains={2:9})@10", "nDCG@10")]
+
+    assert means("poor.jsonl", "nDCG(gains={2:9})@10 nDCG@10", "graded.jsonl") == {**alone[0], **alone[1]}
+    assert len(set({**alone[0], **alone[1]}.values())) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_infinite_scores_are_ordered_and_may_be_equal() -> None:
+    write_run("infinite.jsonl", [("q1", "a", float("inf")), ("q1", "b", float("inf")), ("q1", "c", -float("inf"))])
+
+    (found,) = evaluate_runs(["infinite.jsonl"], "qrels.jsonl", metrics="RR@10").runs
+
+    assert found.ties.results == 2
+    assert found.measures[0].values.tolist() == [0.5, 0.0]
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_empty_score_in_csv_is_no_result() -> None:
+    """As `rerank --errors null` writes the score of a bad row."""
+    Path("empty.csv").write_text("query_id,document_id,score\nq1,a,2\nq1,b,\nq2,d,\n")
+
+    (found,) = evaluate_runs(["empty.csv"], "qrels.jsonl", metrics="RR@10").runs
+
+    assert (found.results, found.without_results) == (1, ["q2"])
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_judgement_that_comes_twice_counts_once() -> None:
+    Path("twice.qrels").write_text("q1 0 a +2\nq1 0 b 0\nq1 0 a 2\nq2 0 d 1\n")
+
+    assert means("poor.jsonl", qrels="twice.qrels") == means("poor.jsonl")
+
+
 # ---- intervals and tests
 
 
@@ -205,6 +275,15 @@ def test_a_mean_below_its_limit_ends_with_9_and_one_line_that_says_what_fell() -
     assert result.exit_code == 9
     assert result.stderr == "error: poor.jsonl: RR@10 0.4167 is less than 0.5\n"
     assert invoke("good.jsonl", "--qrels", "qrels.jsonl", "--fail-under", "RR@10=0.5").exit_code == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_limit_may_name_its_measure_as_metrics_does() -> None:
+    limits = [("MRR@10", "MRR@10 = 0.5"), ('nDCG(dcg="exp-log2")@10', 'nDCG(dcg="exp-log2")@10=.99')]
+
+    for metrics, limit in limits:
+        result = invoke("poor.jsonl", "--qrels", "qrels.jsonl", "--metrics", metrics, "--fail-under", limit)
+        assert result.exit_code == 9, result.stderr
 
 
 @pytest.mark.usefixtures("folder")
@@ -284,6 +363,20 @@ def test_tables_are_markdown_or_csv_too() -> None:
     [
         ({"metrics": "nDCG@ten"}, UsageError, "measure 'nDCG@ten' is unknown"),
         ({"metrics": " "}, UsageError, "--metrics names no measure"),
+        ({"metrics": "nDCG@0"}, UsageError, "measure 'nDCG@0' has a cutoff below 1"),
+        ({"metrics": "nDCG@2.5"}, UsageError, "measure 'nDCG@2.5' cannot be computed: invalid param cutoff=2.5"),
+        ({"metrics": "P"}, UsageError, "measure 'P' cannot be computed: it needs a cutoff"),
+        ({"metrics": "P(rel=0)@5"}, UsageError, "cannot compute P(rel=0)@5: "),
+        ({"metrics": "nDCG(gains={1:2"}, UsageError, "measure 'nDCG(gains={1:2' is unknown"),
+        ({"metrics": "RR(judged_only=True)@3"}, UsageError, "cannot compute RR(judged_only=True)@3: Unsupported"),
+        ({"metrics": "alpha_nDCG@10"}, UsageError, "measure 'alpha_nDCG@10' needs subtopics"),
+        ({"metrics": "ERR@10", "qrels": "five.jsonl"}, UsageError, "cannot compute ERR@10: gdeval takes"),
+        ({"fail_under": ["RR@10=0.7.1"]}, UsageError, "--fail-under 'RR@10=0.7.1' is not a measure and a number"),
+        ({"out": "values.trec"}, UsageError, "cannot write values of queries to values.trec"),
+        ({"qrels": "differ.jsonl"}, InputError, "differ.jsonl: document 'a' of query 'q1' is judged 2 and 0"),
+        ({"qrels": "null.jsonl"}, InputError, "null.jsonl: a relevance is missing"),
+        ({"qrels": "huge.jsonl"}, InputError, "huge.jsonl: a relevance is beyond 1,000,000"),
+        ({"runs": ["nan.jsonl"]}, InputError, "nan.jsonl: a score of query 'q1' is not a number"),
         ({"fail_under": ["RR@5=1"]}, UsageError, "--fail-under names RR@5, which is not measured; measures: RR@10"),
         ({"fail_under": ["RR@10>1"]}, UsageError, "--fail-under 'RR@10>1' is not a measure and a number"),
         ({"max_drop": 0.1}, UsageError, "--max-drop needs a --baseline"),
@@ -303,6 +396,11 @@ def test_what_cannot_be_evaluated_is_said(arguments: dict[str, Any], kind: type[
     write_run("other.jsonl", [("x", "a", 1.0)])
     write_lines("bare.jsonl", [{"query_id": "q1", "score": 1.0}])
     Path("short.qrels").write_text("q1 0 a 2\nq1 0 b\n")
+    write_qrels("five.jsonl", {"q1": {"a": 5}})
+    write_lines("differ.jsonl", [{"query_id": "q1", "document_id": "a", "relevance": number} for number in (2, 0)])
+    write_lines("null.jsonl", [{"query_id": "q1", "document_id": "a", "relevance": None}])
+    write_qrels("huge.jsonl", {"q1": {"a": 10**10}})
+    write_run("nan.jsonl", [("q1", "a", float("nan"))])
     write_lines("halves.jsonl", [{"query_id": "q1", "document_id": "a", "relevance": 0.5}])
 
     with pytest.raises(kind) as caught:
@@ -318,7 +416,11 @@ def test_what_cannot_be_evaluated_is_said(arguments: dict[str, Any], kind: type[
 def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     scores = [0.9, 0.8, 0.7, 0.3, 0.2, 0.1]
-    write_lines("graded.jsonl", [{"label": g, "score": s} for g, s in zip([5, 4, 3, 2.5, 0, 1], scores, strict=True)])
+    grades = [5, 4, 3, 2.5, 0, 1]
+    write_lines(
+        "graded.jsonl",
+        [{"label": g, "score": s, "broken": float("nan")} for g, s in zip(grades, scores, strict=True)],
+    )
     write_lines("binary.jsonl", [{"label": g, "score": s} for g, s in zip([1, 1, 0, 1, 0, 0], scores, strict=True)])
     return tmp_path
 
@@ -374,12 +476,34 @@ def test_the_gate_of_pairs_ends_with_9_too() -> None:
     assert invoke(*gate, "spearman=0.99").exit_code == 9
 
 
+@pytest.mark.usefixtures("pairs")
+def test_scores_that_are_all_equal_have_no_correlation_and_fail() -> None:
+    write_lines("equal.jsonl", [{"label": label, "score": 0.5} for label in (1, 2, 3)])
+    pairs = ["equal.jsonl", "--task", "pairs", "--metrics", "spearman pearson"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        failed, described = invoke(*pairs, "--fail-under", "spearman=0.1"), invoke(*pairs, "--json")
+
+    assert (failed.exit_code, failed.stderr) == (9, "error: equal.jsonl: spearman nan is less than 0.1\n")
+    assert [measure["value"] for measure in json.loads(described.stdout)["runs"][0]["measures"]] == [None, None]
+
+
+@pytest.mark.usefixtures("pairs")
+def test_an_option_of_rankings_is_refused_for_pairs_whatever_its_value() -> None:
+    result = invoke("graded.jsonl", "--task", "pairs", "--max-drop", "0")
+
+    assert result.exit_code == 2
+    assert "--max-drop is for rankings" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"score_column": "broken"}, "graded.jsonl: column 'broken' has a value that is no number"),
         ({"metrics": "ap"}, "ap needs labels 0 and 1; 'label' has others"),
         ({"metrics": "f1"}, "measure 'f1' is unknown for pairs"),
-        ({"label_column": "gold"}, "column 'gold' not found in graded.jsonl; columns: label, score"),
+        ({"label_column": "gold"}, "column 'gold' not found in graded.jsonl; columns: label, score, broken"),
     ],
 )
 @pytest.mark.usefixtures("pairs")

@@ -65,6 +65,6 @@ def _of_pairs(runs: Sequence[str], options: dict[str, Any]) -> PairsEvaluation:
     from batchscore.evaluation.evaluate import evaluate_scores
 
     for name in ("qrels", "baseline", "max_drop", "significant", "out"):
-        if options.pop(name):
+        if (value := options.pop(name)) is not None and value is not False:
             raise UsageError(f"--{name.replace('_', '-')} is for rankings, not for --task pairs", hint="drop it")
     return evaluate_scores(runs, **options)

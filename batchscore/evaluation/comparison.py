@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from batchscore.errors import UsageError
@@ -58,19 +58,23 @@ def compare(baseline: Evaluated, others: Sequence[Evaluated]) -> list[Comparison
     return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
 
 
-def parse_limits(texts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Measure -> least mean, from "nDCG@10=0.70"; UsageError for others, and for measures that are not computed."""
+def parse_limits(texts: Sequence[str], names: Sequence[str], named: Callable[[str], str] = str) -> dict[str, float]:
+    """Measure -> least mean, from "nDCG@10=0.70"; UsageError for others, and for measures that are not computed.
+
+    `named` gives a measure the name that it has in `names`.
+    """
     limits = {}
     for text in texts:
-        match = re.fullmatch(r"(.+)=(-?[\d.]+)", text.strip())
+        match = re.fullmatch(r"(.+?)\s*=\s*(-?(?:\d+\.?\d*|\.\d+))", text.strip())
         if match is None:
             raise UsageError(f"--fail-under {text!r} is not a measure and a number", hint="--fail-under nDCG@10=0.70")
-        if match[1] not in names:
+        name = named(match[1])
+        if name not in names:
             raise UsageError(
                 f"--fail-under names {match[1]}, which is not measured; measures: {', '.join(names)}",
                 hint="add it to --metrics",
             )
-        limits[match[1]] = float(match[2])
+        limits[name] = float(match[2])
     return limits
 
 
@@ -79,7 +83,7 @@ def below(means: Mapping[str, float], limits: Mapping[str, float], run: str) -> 
     return [
         Failure(run, name, f"{name} {means[name]:.4f} is less than {least:g}")
         for name, least in limits.items()
-        if means[name] < least
+        if not means[name] >= least  # as for a value that is not a number
     ]
 
 
@@ -93,5 +97,5 @@ def dropped(comparisons: Sequence[Comparison], max_drop: float, *, significant: 
             f"(at most {max_drop:g}; p {comparison.adjusted:.2g})",
         )
         for comparison in comparisons
-        if -comparison.difference > max_drop and (not significant or comparison.adjusted < SIGNIFICANT)
+        if not -comparison.difference <= max_drop and (not significant or comparison.adjusted < SIGNIFICANT)
     ]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from batchscore.errors import GateError, UsageError
 from batchscore.evaluation.comparison import Comparison, Failure, below, compare, dropped, parse_limits
-from batchscore.evaluation.measures import Evaluated, Measure, evaluate, parse_measures
+from batchscore.evaluation.measures import (
+    Evaluated,
+    Measure,
+    evaluate,
+    parse_measure,
+    parse_measures,
+    require_computable,
+)
 from batchscore.evaluation.pairs import PairsEvaluated, evaluate_pairs
 from batchscore.evaluation.rankings import Judgements, read_judgements, read_rankings, require_overlap
+from batchscore.io.outputs import chosen_format
 from batchscore.io.sink import open_sink
 
 METRICS = "nDCG@10 RR@10 AP@100 R@100"
+_TABLES = ("parquet", "jsonl", "csv", "tsv")  # formats of values
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class Evaluation:
     runs: Sequence[Evaluated]  # in the order given; the baseline first, if there is one
     comparisons: Sequence[Comparison]  # of every other run with the first
     failures: Sequence[Failure]  # of the gate
+    judged: Judgements = field(repr=False)
 
     def describe(self) -> dict[str, Any]:
         """What `batchscore eval --json` prints: JSON-able."""
@@ -60,7 +71,10 @@ class PairsEvaluation:
 
     def describe(self) -> dict[str, Any]:
         """What `batchscore eval --task pairs --json` prints: JSON-able."""
-        return {"runs": list(map(asdict, self.runs)), "failures": list(map(asdict, self.failures))}
+        runs = [asdict(run) for run in self.runs]
+        for measure in (measure for run in runs for measure in run["measures"]):
+            measure["value"], *measure["interval"] = map(_known, (measure["value"], *measure["interval"]))
+        return {"runs": runs, "failures": list(map(asdict, self.failures))}
 
     def require_pass(self) -> None:
         """Raise GateError if a measure is too low."""
@@ -80,8 +94,10 @@ class Criteria:
     def read(cls, qrels: str, metrics: str, fail_under: Sequence[str] | None, split: str | None = None) -> Criteria:
         """Arguments as of `evaluate_runs`; `split` is that of judgements in a dataset. Raises as it does."""
         measures = parse_measures(metrics)
-        limits = parse_limits(fail_under or (), list(map(str, measures)))
-        return cls(qrels, read_judgements(qrels, split), measures, limits)
+        limits = parse_limits(fail_under or (), list(map(str, measures)), lambda name: str(parse_measure(name)))
+        judged = read_judgements(qrels, split)
+        require_computable(measures, judged)  # before a run is read, or made
+        return cls(qrels, judged, measures, limits)
 
     def measured(self, run: str) -> Evaluated:
         """A run by itself; InputError if it cannot be read, or has none of the judged queries."""
@@ -103,7 +119,7 @@ class Criteria:
         failures = [failure for run in runs for failure in below(_means(run), self.limits, run.run)]
         if max_drop is not None:
             failures += dropped(comparisons, max_drop, significant=significant)
-        return Evaluation(self.qrels, everything, comparisons, failures)
+        return Evaluation(self.qrels, everything, comparisons, failures, self.judged)
 
 
 def evaluate_runs(
@@ -137,6 +153,10 @@ def evaluate_runs(
         raise UsageError("--max-drop needs a --baseline", hint="name the run of yesterday")
     if significant and max_drop is None:
         raise UsageError("--significant is about --max-drop", hint="pass --max-drop 0, for any drop")
+    if out is not None and chosen_format(os.fspath(out)).name not in _TABLES:
+        raise UsageError(
+            f"cannot write values of queries to {os.fspath(out)}", hint="name a .parquet, .jsonl, .csv or .tsv"
+        )
     criteria = Criteria.read(os.fspath(qrels), metrics, fail_under)
     known = [criteria.measured(os.fspath(run)) for run in runs]
     against = None if baseline is None else criteria.measured(os.fspath(baseline))
@@ -178,6 +198,11 @@ def evaluate_scores(
 
 def _means(run: Evaluated) -> Mapping[str, float]:
     return {measure.name: measure.mean for measure in run.measures}
+
+
+def _known(value: float) -> float | None:
+    """What JSON has for a number that may be none."""
+    return None if math.isnan(value) else value
 
 
 def _described(run: Evaluated) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from batchscore.errors import InputError, MissingDependencyError, UsageError
 from batchscore.evaluation.statistics import Values, statistic_interval
 from batchscore.io.source import open_source
+from batchscore.io.values import is_text
 
 _ROWS = 65_536
 _BINS = 10  # of calibration
@@ -52,17 +54,22 @@ def evaluate_pairs(
         names: of `MEASURES`; None: all that the labels allow (two distinct labels 0 and 1: those of yes and no too).
 
     Raises:
-        InputError: a column is missing or does not hold numbers; there are fewer than two pairs.
+        InputError: a column is missing or does not hold finite numbers; there are fewer than two pairs.
         UsageError: an unknown measure, or one that needs labels 0 and 1.
     """
     _require_packages()
     table = read_pairs(path, label_column, score_column)
     kept = table.filter(pc.and_(pc.is_valid(table["label"]), pc.is_valid(table["score"])))
     labels, scores = kept["label"].to_numpy(), kept["score"].to_numpy()
+    for values, column in ((labels, label_column), (scores, score_column)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: column {column!r} has a value that is no number", hint="leave such rows out")
     if len(kept) < 2:
         raise InputError(f"{path} has {len(kept)} pairs with a score and a label", hint="measures need two or more")
     is_binary = set(np.unique(labels)) == {0.0, 1.0}
-    chosen = names or [name for name, measure in MEASURES.items() if is_binary or not measure.is_binary]
+    chosen = list(dict.fromkeys(names or ())) or [
+        name for name, measure in MEASURES.items() if is_binary or not measure.is_binary
+    ]
     measures = []
     for name in chosen:
         if name not in MEASURES:
@@ -74,7 +81,9 @@ def evaluate_pairs(
             if names:
                 raise UsageError(f"{name} needs scores from 0 to 1", hint="score with --use-activation")
             continue
-        value = measure.function(labels, scores)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # equal values have no correlation: not a number
+            value = measure.function(labels, scores)
         note = measure.note(labels, scores) if measure.note else ""
         measures.append(PairMeasure(name, value, statistic_interval(measure.function, (labels, scores)), note))
     return PairsEvaluated(path, len(kept), len(table) - len(kept), measures, label_column, score_column)
@@ -174,6 +183,8 @@ def read_pairs(path: str, label_column: str, score_column: str) -> pa.Table:
 def _floats(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
+    if is_text(column.type):  # as in CSV, where nothing stands for null
+        column = pc.if_else(pc.equal(column, ""), None, column)
     try:
         return column.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -1,11 +1,11 @@
 """Runs and judgements as files have them -> rankings and relevance, by query.
 
-A run is held in memory as a whole: some 100 bytes a result.
+A run is held in memory as a whole, as columns: some 30 bytes a result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,13 @@ from batchscore.io.inputs import format_of_ids
 from batchscore.io.runs import exploded, is_object, query_column, read_run, require_readable
 from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, usual
 from batchscore.io.source import open_source
-from batchscore.io.values import as_text
+from batchscore.io.values import as_text, is_text
 
 _ROWS = 65_536  # read at once
 _QUERY_IDS = (*QUERY_ID_FIELDS, "query")
 _SCORES = ("relevance_score", "score", "rank")  # of a run with ranks alone, the first is the best
 _RELEVANCES = ("relevance", "score", "rel", "label")
+_GREATEST = 1_000_000  # relevance, either way
 
 Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance
 
@@ -39,12 +40,33 @@ class Ranking:
     documents: Sequence[str]
     scores: NDArray[np.float64]  # [documents], descending
 
-    def ties(self) -> NDArray[np.int64]:
-        """int64 [documents]: which group of equal scores each result is in."""
-        return np.cumsum(np.diff(self.scores, prepend=self.scores[:1]) != 0)
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run(Mapping[str, Ranking]):
+    """The results of all queries, best first."""
 
-Run = Mapping[str, Ranking]
+    places: Mapping[str, int]  # query -> its number
+    bounds: NDArray[np.int64]  # [queries + 1], where the results of each query begin
+    documents: pa.Array  # [results], text
+    scores: NDArray[np.float64]  # [results]
+
+    def __getitem__(self, query: str) -> Ranking:
+        """The results of one query."""
+        place = self.places[query]
+        start, stop = self.bounds[place : place + 2].tolist()
+        return Ranking(self.documents[start:stop].to_pylist(), self.scores[start:stop])
+
+    def __contains__(self, query: object) -> bool:
+        """Whether a query has results."""
+        return query in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        """The queries."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many queries have results."""
+        return len(self.places)
 
 
 def read_rankings(path: str) -> Run:
@@ -60,38 +82,48 @@ def read_rankings(path: str) -> Run:
     table = _of_object(path) if is_object(path) else _read(path, "trec-run", wanted, optional=("rank",))
     table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
     table = table.filter(pc.is_valid(table["score"]))  # rows that --errors null has kept
+    if pc.any(pc.is_nan(table["score"])).as_py():
+        query = table.filter(pc.is_nan(table["score"]))["query"][0].as_py()
+        raise InputError(f"{path}: a score of query {query!r} is not a number", hint="leave such results out")
     keys = [("query", "ascending"), ("score", "descending")]
     keys += [("rank", "ascending")] if "rank" in table.column_names else []
-    table = table.take(pc.sort_indices(table, sort_keys=[*keys, ("document", "descending")]))
-    rankings = {}
-    for query, part in _by_query(table):
-        documents, scores = part["document"].to_pylist(), part["score"].to_numpy().astype(np.float64)
-        if len(set(documents)) < len(documents):
-            twice = max(documents, key=documents.count)
+    order = pc.sort_indices(table, sort_keys=[*keys, ("document", "descending")])
+    table = table.select(["query", "document", "score"]).take(order).combine_chunks()
+    bounds, queries = _runs(table["query"])
+    documents = table["document"].combine_chunks()
+    for query, start, stop in zip(queries, bounds, bounds[1:], strict=False):
+        if len((some := documents[start:stop]).unique()) < len(some):
+            names = some.to_pylist()
+            twice = max(names, key=names.count)
             raise InputError(f"{path}: document {twice!r} comes twice for query {query!r}", hint="keep one of them")
-        if np.isnan(scores).any():
-            raise InputError(f"{path}: a score of query {query!r} is not a number", hint="leave such results out")
-        rankings[query] = Ranking(documents, scores)
-    return rankings
+    places = {query: place for place, query in enumerate(queries)}
+    return Run(places, np.array(bounds), documents, table["score"].to_numpy())
 
 
 def read_judgements(path: str, split: str | None = None) -> Judgements:
     """The relevance that people gave to documents, one judgement a row; `split` of a dataset that has several.
 
-    Raises as `read_rankings`.
+    A judgement that comes twice counts once. Raises as `read_rankings`, and for two judgements that differ.
     """
     wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES}
     table = _read(path, "trec-qrels", wanted, split=split, part="qrels")
-    relevance = _numbers(table["relevance"], path, "relevance")
-    whole = pc.equal(relevance, pc.floor(relevance))
-    if not pc.all(whole).as_py():
+    grades = _numbers(table["relevance"], path, "relevance")
+    if grades.null_count:
+        raise InputError(f"{path}: a relevance is missing", hint="leave out what nobody judged")
+    if not pc.all(pc.equal(grades, pc.floor(grades))).as_py():
         raise InputError(f"{path}: a relevance is not a whole number", hint="measures need grades like 0, 1, 2")
-    table = table.set_column(2, "relevance", pc.cast(relevance, pa.int64()))
+    if not pc.all(pc.less_equal(pc.abs(grades), _GREATEST)).as_py():  # trec_eval has an array as long as the greatest
+        raise InputError(f"{path}: a relevance is beyond {_GREATEST:,}", hint="measures need grades like 0, 1, 2")
+    table = table.set_column(2, "relevance", pc.cast(grades, pa.int64()))
     table = table.take(pc.sort_indices(table, sort_keys=[("query", "ascending")]))
-    judged = {
-        query: dict(zip(part["document"].to_pylist(), part["relevance"].to_pylist(), strict=True))
-        for query, part in _by_query(table)
-    }
+    judged: dict[str, dict[str, int]] = {}
+    for query, document, relevance in zip(*(table[name].to_pylist() for name in wanted), strict=True):
+        known = judged.setdefault(query, {}).setdefault(document, relevance)
+        if known != relevance:
+            raise InputError(
+                f"{path}: document {document!r} of query {query!r} is judged {known} and {relevance}",
+                hint="keep one of them",
+            )
     if not judged:
         raise InputError(f"{path} has no judgements", hint="name the qrels that belong to the queries of the run")
     return judged
@@ -154,28 +186,20 @@ def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequ
 
 
 def _numbers(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
+    if is_text(column.type):  # as in CSV, where nothing stands for null
+        column = pc.if_else(pc.equal(column, ""), None, column)
     try:
         return pc.cast(column, pa.float64())
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: a {name} is not a number: {error}", hint="see what the column holds") from error
 
 
-def _by_query(table: pa.Table) -> Sequence[tuple[str, pa.Table]]:
-    """The rows of each query, which are consecutive."""
-    runs = pc.run_end_encode(table["query"].combine_chunks()) if len(table) else None
-    if runs is None:
-        return []
-    ends = runs.run_ends.to_pylist()
-    starts = [0, *ends[:-1]]
-    names = runs.values.to_pylist()
-    return [(name, table.slice(start, end - start)) for name, start, end in zip(names, starts, ends, strict=True)]
-
-
-def reordered(ranking: Ranking, judged: Mapping[str, int], *, best: bool) -> Ranking:
-    """The ranking with its ties in the order that is best, or worst, for what is judged."""
-    relevance = np.array([judged.get(document, 0) for document in ranking.documents])
-    order = np.lexsort((-relevance if best else relevance, ranking.ties()))
-    return Ranking([ranking.documents[place] for place in order], ranking.scores)
+def _runs(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
+    """(where each run of equal values begins, and the end; the values)."""
+    if not len(column):
+        return [0], []
+    runs = pc.run_end_encode(column.combine_chunks())
+    return [0, *runs.run_ends.to_pylist()], runs.values.to_pylist()
 
 
 def require_overlap(run: Run, judged: Judgements, path: str, qrels: str) -> None:

@@ -49,7 +49,7 @@ def statistic_interval(statistic: Callable[..., float], columns: Sequence[Values
         for _ in range(count):
             rows = generator.integers(0, size, size)
             found.append(statistic(*(column[rows] for column in columns)))
-    low, high = np.nanpercentile(found, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        low, high = np.nanpercentile(found, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 

@@ -6,14 +6,14 @@ run does worst. Fewer of several runs, so that the page does not grow with them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchscore.evaluation.evaluate import Evaluation
-from batchscore.evaluation.rankings import Ranking, read_judgements, read_rankings
+from batchscore.evaluation.rankings import Ranking
 
 _ROWS = 800  # of queries and runs
 _WITH_RESULTS = 120  # of queries and runs that are shown with results
@@ -63,13 +63,12 @@ def shown_queries(evaluation: Evaluation) -> list[ShownQuery]:
     runs = max(2, len(evaluation.runs))
     chosen = {names[place] for place in _picked(order, values[-1, 0], _WITH_RESULTS // runs)}
     order = order[np.isin(order, _picked(order, values[-1, 0], _ROWS // runs))]
-    judged = read_judgements(evaluation.qrels)
-    rankings = [_some(read_rankings(run.run), chosen) for run in evaluation.runs]
+    judged = evaluation.judged
     shown = []
     for place in order.tolist():
         query = names[place]
-        found = [ranking.get(query) for ranking in rankings]
         is_open = query in chosen
+        found = [run.rankings.get(query) if is_open else None for run in evaluation.runs]
         shown.append(
             ShownQuery(
                 place,
@@ -94,10 +93,6 @@ def _picked(order: NDArray[np.int64], values: NDArray[np.float64], most: int) ->
     """The first queries in this order, and for a third of `most` those with the least values."""
     worst = np.argsort(values, kind="stable")[: most // 3]
     return np.union1d(worst, order[~np.isin(order, worst)][: most - len(worst)])
-
-
-def _some(run: Mapping[str, Ranking], queries: Collection[str]) -> Mapping[str, Ranking]:
-    return {query: run[query] for query in queries if query in run}
 
 
 def _results(ranking: Ranking | None, judged: Mapping[str, int]) -> list[Result]:
