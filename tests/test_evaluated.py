@@ -142,6 +142,18 @@ def test_only_who_finishes_a_job_measures_it(tiny: Tiny) -> None:
     assert [(one.end, one.evaluation is not None) for one in ends] == [("partial", False), ("merged", True)]
 
 
+def test_a_job_that_is_not_finished_is_not_measured(tiny: Tiny) -> None:
+    rerank(tiny("bert_ce"), "out/", inputs="pairs.jsonl", unit_rows=6, shard="0/2")
+    calls = (["eval", "out/"], ["eval", "run.trec", "--baseline", "out"], ["report", "out/"])
+    results = [CliRunner().invoke(app, [*call, "--qrels", "judged.tsv"]) for call in calls]
+
+    assert [result.exit_code for result in results] == [5, 5, 5]
+    assert all(" is not finished: 2 of 4 units\n" in result.stderr for result in results)
+
+    rerank(tiny("bert_ce"), "out/", inputs="pairs.jsonl", unit_rows=6, shard="1/2")
+    assert CliRunner().invoke(app, [*calls[0], "--qrels", "judged.tsv"]).exit_code == 0
+
+
 def invoke(model: str, *options: str) -> Any:
     call = ["rerank", "--model", model, "--in", "pairs.jsonl", "--out", "out.jsonl", "--dtype", "float32"]
     return CliRunner().invoke(app, [*call, "--qrels", "judged.tsv", "--metrics", "RR", *options])
@@ -182,6 +194,7 @@ def test_the_command_line_prints_the_table_that_eval_prints(tiny: Tiny) -> None:
             "--fail-under is for rankings that are evaluated\nhint: pass",
         ),
         ({"metrics": "nDGC@3"}, "measure 'nDGC@3' is unknown"),
+        ({"metrics": "NumRel(rel=2)"}, "cannot compute NumRel(rel=2): Unsupported measures"),
         ({"fail_under": ["P@1=1"]}, "--fail-under names P@1, which is not measured"),
         ({"qrels": "none.tsv"}, "none.tsv: no such file or folder"),
         (

@@ -51,10 +51,14 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
 def _of_rankings(runs: Sequence[str], options: dict[str, Any]) -> Evaluation:
     from batchscore.errors import UsageError
     from batchscore.evaluation.evaluate import METRICS, evaluate_runs
+    from batchscore.jobs.output import require_finished
 
     qrels = options.pop("qrels")
     if qrels is None:
         raise UsageError("rankings need judgements", hint="pass --qrels FILE, or --task pairs for a column of labels")
+    for run in (*runs, options["baseline"]):
+        if run is not None:
+            require_finished(run)
     for column in ("label_column", "score_column"):
         options.pop(column)
     return evaluate_runs(runs, qrels, **{**options, "metrics": options["metrics"] or METRICS})

@@ -30,11 +30,14 @@ def report(outputs: o.OutputArguments, out: o.PageFile = "report.html", **option
     with exit_on_error():
         from batchscore.errors import UsageError
         from batchscore.evaluation.evaluate import METRICS, evaluate_runs
+        from batchscore.jobs.output import require_finished
         from batchscore.report.page import require_destinations, write_report
 
         require_destinations(out, options["figure"])
         evaluation = None
         if options["qrels"] is not None:
+            for output in outputs:
+                require_finished(output)
             evaluation = evaluate_runs(outputs, options["qrels"], metrics=options["metrics"] or METRICS)
         elif options["metrics"] is not None:
             raise UsageError("--metrics needs judgements", hint="pass --qrels FILE")

@@ -115,7 +115,8 @@ def evaluate(path: str, run: Run, judged: Judgements, measures: Sequence[Measure
     orders = []
     for best in (False, True):
         order = results.reordered(tied, best=best)
-        changed = np.unique(results.queries[results.grades(order) != results.grades(results.judgements)])
+        moved = results.grades(order[tied]) != results.grades(results.judgements[tied])
+        changed = np.unique(results.queries[tied[moved]])
         whole = values.copy()
         whole[:, changed] = _values(results, order, measures, changed)
         orders.append(whole.mean(axis=1))
@@ -239,6 +240,6 @@ def _compute(
     except subprocess.CalledProcessError as error:  # gdeval
         raise UsageError(f"cannot compute {measure}: gdeval takes relevance up to 4", hint=_HINT) from error
     except Exception as error:  # of any of the packages that ir-measures calls
-        reason, *packages = str(error).splitlines() or [repr(error)]
+        reason, *packages = re.split(r"\n| The following", str(error) or repr(error))
         installed = "; ".join(re.findall(r"\((.+)\)$", "\n".join(packages), re.MULTILINE))
         raise UsageError(f"cannot compute {measure}: {reason}", hint=installed or _HINT) from error

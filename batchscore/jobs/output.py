@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchscore.errors import OutputError
+from batchscore.errors import InputError, OutputError
 from batchscore.io.forms import Lines, OutFormat
 from batchscore.io.outputs import Format, chosen_format
 from batchscore.io.sink import require_writable
@@ -99,6 +99,16 @@ def find_parts(path: str) -> Parts | None:
     if not output.is_folder and is_url(path) and open_folder(path).has(JOB):
         output = replace(output, is_folder=True)
     return open_parts(open_folder(output.parts))
+
+
+def require_finished(path: str) -> None:
+    """Raise InputError for the folder of a job that has not finished: what it lacks would count as bad results."""
+    if not open_output(path).is_folder or (parts := find_parts(path)) is None:
+        return
+    if (done := len(parts.finished())) < (units := len(parts.units)):
+        raise InputError(
+            f"{path} is not finished: {done:,} of {units:,} units", hint="see `batchscore status`, and resume the job"
+        )
 
 
 def find_record(path: str) -> dict[str, Any]:
