@@ -37,7 +37,7 @@ class Evaluation:
     runs: Sequence[Evaluated]  # in the order given; the baseline first, if there is one
     comparisons: Sequence[Comparison]  # of every other run with the first
     failures: Sequence[Failure]  # of the gate
-    judged: Judgements = field(repr=False)
+    judged: Judgements = field(repr=False)  # query -> document -> relevance
 
     def describe(self) -> dict[str, Any]:
         """What `batchscore eval --json` prints: JSON-able."""

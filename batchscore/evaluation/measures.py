@@ -61,7 +61,7 @@ class Evaluated:
     unjudged: dict[str, float]  # "@10" -> share of the first ten results that nobody judged
     without_results: Sequence[str]  # judged queries that the run lacks
     not_judged: int  # queries of the run that have no judgements, and are left out
-    rankings: Run = field(repr=False)
+    rankings: Run = field(repr=False)  # what was measured
 
 
 def parse_measures(text: str) -> list[Measure]:

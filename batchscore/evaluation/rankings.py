@@ -90,7 +90,7 @@ def read_rankings(path: str) -> Run:
     order = pc.sort_indices(table, sort_keys=[*keys, ("document", "descending")])
     table = table.select(["query", "document", "score"]).take(order).combine_chunks()
     bounds, queries = _runs(table["query"])
-    documents = table["document"].combine_chunks()
+    documents = table["document"].cast(pa.large_string()).combine_chunks()
     for query, start, stop in zip(queries, bounds, bounds[1:], strict=False):
         if len((some := documents[start:stop]).unique()) < len(some):
             names = some.to_pylist()

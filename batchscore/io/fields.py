@@ -1,7 +1,7 @@
 """Lines of a few fields without header or quotes: the files of MS MARCO, and TREC's runs and judgements.
 
 The place of a field says what it is. A line with more or fewer fields, or with a word where a number belongs, is a row
-of nulls with a fault. Lines in which nothing is odd are read by Arrow, ten times as fast as one by one.
+of nulls with a fault. Lines in which nothing is odd are read by Arrow, several times as fast.
 """
 
 from __future__ import annotations
