@@ -278,11 +278,7 @@ def _scored(model: str, options: Mapping[str, Any], placement: Placement) -> tup
 
 def _model(model: str, options: Mapping[str, Any], placement: Placement) -> Iterator[Finding]:
     """What `inspect` says, and a score."""
-    trust = bool(options.get("trust_remote_code"))
-    asked = {name: value for name, value in options.items() if name != "trust_remote_code"}
-    if asked.get("score_type") == "auto":
-        asked["score_type"] = None
-    inspection = inspect_model(model, asked, query=_QUERY, document=_DOCUMENT, trust_remote_code=trust)
+    inspection = inspect_model(model, options, query=_QUERY, document=_DOCUMENT)
     if inspection.problems:
         yield from (Finding("model", "problem", one.message, one.hint) for one in inspection.problems)
         return

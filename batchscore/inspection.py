@@ -7,7 +7,8 @@ read, and the errors that a run would meet.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,6 +29,9 @@ from batchscore.models.weights import UncheckedError
 from batchscore.runners.build import input_reader, runner_kind
 from batchscore.types import Cells, Content, Pairs
 
+_PAGE = (850, 1100)  # pixels: a letter at 100 dots an inch
+_OF_FILES = ("config", "revision", "tokenizer", "trust_remote_code")  # options that say what is read
+
 
 @dataclass
 class Inspection:
@@ -37,6 +41,14 @@ class Inspection:
     findings: dict[str, Any] = field(default_factory=dict)
     problems: list[BatchscoreError] = field(default_factory=list)
 
+    @contextmanager
+    def noting_problems(self) -> Iterator[None]:
+        """A block that an error ends, without ending the inspection."""
+        try:
+            yield
+        except BatchscoreError as error:
+            self.problems.append(error)
+
     def describe(self) -> dict[str, Any]:
         """Everything, for --json."""
         problems = [{"message": problem.message, "hint": problem.hint} for problem in self.problems]
@@ -44,59 +56,46 @@ class Inspection:
 
 
 def inspect_model(
-    model: str,
-    options: Mapping[str, Any],
-    *,
-    query: str,
-    document: str,
-    image: str | None = None,
-    trust_remote_code: bool = False,
+    model: str, options: Mapping[str, Any], *, query: str, document: str, image: str | None = None
 ) -> Inspection:
     """Open a model as a run would, but load zeros instead of its weights.
 
     Args:
         model: folder or hub id.
-        options: as Scorer takes them, config, revision and tokenizer among them.
+        options: as Scorer takes them, of those that say what the model is and how it reads.
         query, document: the sample pair.
         image: file of a document's image; None: a page is made up, if the model reads images.
-        trust_remote_code: as Scorer takes it.
     """
     inspection = Inspection(model)
-    location = {name: options.get(name) for name in ("config", "revision", "tokenizer")}
-    settings = {name: value for name, value in options.items() if name not in location}
-    try:
+    findings = inspection.findings
+    settings = {name: value for name, value in options.items() if name not in _OF_FILES}
+    if settings.get("score_type") == "auto":
+        settings["score_type"] = None
+    trust_remote_code = bool(options.get("trust_remote_code"))
+    loaded: LoadedModel | None = None
+    with inspection.noting_problems():
+        location = {name: options.get(name) for name in ("config", "revision", "tokenizer")}
         checkpoint, spec = open_model(model, options=settings, **location)
-        inspection.findings |= {
+        findings |= {
             "spec": spec.describe(),
             "score_range": value_range(spec.activation, spec.similarity),
             "listed": spec.architecture in ARCHITECTURES,
         }
         reader = input_reader(checkpoint, spec, trust_remote_code=trust_remote_code)
-    except BatchscoreError as error:
-        inspection.problems.append(error)
+    if inspection.problems:
         return inspection
-    loaded: LoadedModel | None = None
-    try:
-        loaded = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
-        inspection.findings["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
-    except UncheckedError as error:
-        inspection.findings["tensors_unchecked"] = error.message
-    except BatchscoreError as error:
-        inspection.problems.append(error)
-    pairs = Pairs(Cells.of([query]), Cells.of([document]))
-    try:
-        inspection.findings |= _sample(reader, loaded, pairs)
-    except BatchscoreError as error:
-        inspection.problems.append(error)
-    if reader.media is not None:
+    with inspection.noting_problems():
         try:
-            inspection.findings["media"] = _image_sample(reader, reader.media, query, image)
-        except BatchscoreError as error:
-            inspection.problems.append(error)
+            loaded = load_model(checkpoint, spec, reader.tokenizer, dtype="float32", device="cpu", dry=True)
+            findings["tensors"] = {kind: list(names) for kind, names in loaded.report.items()}
+        except UncheckedError as error:
+            findings["tensors_unchecked"] = error.message
+    with inspection.noting_problems():
+        findings |= _sample(reader, loaded, Pairs(Cells.of([query]), Cells.of([document])))
+    with inspection.noting_problems():
+        if reader.media is not None:
+            findings["media"] = _image_sample(reader, reader.media, query, image)
     return inspection
-
-
-_PAGE = (850, 1100)  # pixels: a letter at 100 dots an inch
 
 
 def _image_sample(reader: InputReader, media: MediaReader, query: str, image: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typer.main import get_command
 import batchscore
 from batchscore import errors
 from batchscore.cli.main import app
-from batchscore.cli.report import table_lines
+from batchscore.cli.text import table_lines
 from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
 from batchscore.inspection import architecture_table
 from batchscore.jobs.events import Events

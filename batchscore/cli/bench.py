@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import typer
-
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result
 from batchscore.stop import leave_on_signals
 
 
@@ -33,7 +31,4 @@ def bench(model: o.ModelArgument, seconds: o.BenchSeconds = 1.0, as_json: o.AsJs
             from batchscore.scorer import set_up
         options["window_rows"] = options.pop("unit_rows")
         found = benchmark(set_up(model, **options), seconds=seconds, on_step=display.note)
-    if as_json:
-        typer.echo(json.dumps(found.describe(), ensure_ascii=False, indent=2))
-    else:
-        typer.echo("\n".join(found.lines()))
+    print_result(found.describe(), found.lines(), as_json=as_json)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
 
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result
 from batchscore.errors import MissingDependencyError
 from batchscore.stop import leave_on_signals
 
@@ -29,6 +29,6 @@ def doctor(model: o.OptionalModel = None, as_json: o.AsJson = False, **options: 
 
     device, dtype = options.pop("device"), options.pop("dtype")
     found = diagnose(model, options, device, dtype)
-    typer.echo(json.dumps(found.describe(), ensure_ascii=False, indent=2) if as_json else "\n".join(found.lines()))
+    print_result(found.describe(), found.lines(), as_json=as_json)
     if not found.is_well:
         raise typer.Exit(MissingDependencyError.exit_code)

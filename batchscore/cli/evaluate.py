@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result
 
 if TYPE_CHECKING:
     from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
@@ -25,23 +23,19 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
     """
     from batchscore.cli.display import Display, exit_on_error
     from batchscore.cli.measures import lines_of, samples_of
-    from batchscore.cli.page import require_pictures, write_pictures
+    from batchscore.cli.report import require_pictures, write_pictures
     from batchscore.cli.result import Result
 
     display = Display(quiet=False, log_format="text")
     result = Result("eval", display, as_json=False, metrics_file=options.pop("metrics_file"))
     report, figure = options.pop("report"), options.pop("figure")
-    form = "json" if as_json else options.pop("table_format")
-    options.pop("table_format", None)
+    form = options.pop("table_format")
     with exit_on_error(display), result.of_errors():
         result.check()
         require_pictures(report, figure)
         evaluation = _of_pairs(runs, options) if options.pop("task") == "pairs" else _of_rankings(runs, options)
         result.samples += samples_of(evaluation, has_baseline=options.get("baseline") is not None)
-        if form == "json":
-            typer.echo(json.dumps(evaluation.describe(), ensure_ascii=False, indent=2))
-        else:
-            typer.echo("\n".join(lines_of(evaluation, form)))
+        print_result(evaluation.describe(), lines_of(evaluation, form), as_json=as_json)
         outputs = [run.run for run in evaluation.runs]
         write_pictures(display, outputs, report, figure, evaluation)
         evaluation.require_pass()

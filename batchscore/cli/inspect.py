@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
 
 from batchscore.cli import options as o
+from batchscore.cli.text import inspection_lines, print_result, table_lines
 from batchscore.errors import debug_traceback
 
 
@@ -27,19 +27,10 @@ def inspect(
     from batchscore.jobs.start import lean_imports
 
     with lean_imports():
-        from batchscore.cli.report import print_inspection
         from batchscore.inspection import inspect_model
 
-    trust_remote_code = options.pop("trust_remote_code")
-    if options["score_type"] == "auto":
-        options["score_type"] = None
-    inspection = inspect_model(
-        model, options, query=query, document=document, image=image, trust_remote_code=trust_remote_code
-    )
-    if as_json:
-        typer.echo(json.dumps(inspection.describe(), ensure_ascii=False, indent=2))
-    else:
-        print_inspection(inspection)
+    inspection = inspect_model(model, options, query=query, document=document, image=image)
+    print_result(inspection.describe(), inspection_lines(inspection), as_json=as_json)
     for problem in inspection.problems:
         if details := debug_traceback(problem):
             typer.echo(details, err=True)
@@ -49,8 +40,7 @@ def inspect(
 
 def models(form: o.TableFormat = "text") -> None:
     """List the supported architectures."""
-    from batchscore.cli.report import table_lines
     from batchscore.inspection import architecture_table
 
     rows = architecture_table()
-    typer.echo(json.dumps(rows, indent=2) if form == "json" else "\n".join(table_lines(rows, form)))
+    print_result(rows, table_lines(rows, form), as_json=form == "json")

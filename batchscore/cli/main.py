@@ -14,8 +14,8 @@ from batchscore.cli.doctor import doctor
 from batchscore.cli.encode import encode
 from batchscore.cli.evaluate import evaluate
 from batchscore.cli.inspect import inspect, models
-from batchscore.cli.page import report
 from batchscore.cli.plan import plan
+from batchscore.cli.report import report
 from batchscore.cli.requests import run_batch
 from batchscore.cli.rerank import rerank
 from batchscore.cli.score import score

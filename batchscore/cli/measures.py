@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from batchscore.cli.text import table_lines
+
 if TYPE_CHECKING:
     from batchscore.cli.metrics import Sample
     from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
@@ -106,8 +108,6 @@ def _notes(run: Any) -> list[str]:
 
 
 def _table(rows: Sequence[Mapping[str, str]], form: str) -> list[str]:
-    from batchscore.cli.report import table_lines
-
     if form != "csv":
         return table_lines(rows, form)
     text = io.StringIO()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from batchscore.cli import options as o
 from batchscore.cli.run import paths_of
+from batchscore.cli.text import print_result
 from batchscore.stop import leave_on_signals
 
 if TYPE_CHECKING:  # it imports torch
@@ -65,18 +63,11 @@ def show_plan(
     with exit_on_error(display):
         forecast = files.plan_files(model, inputs, out, command=command, events=display, **probing, **given)
     rest = {name: value for name, value in given.items() if name not in _PLACES}
-    call = [
-        "batchscore",
-        forecast.command,
-        "--model",
-        model,
-        *o.words(function, {**({"inputs": inputs} if inputs else {}), **rest}),
-    ]
+    words = o.words(function, {**({"inputs": inputs} if inputs else {}), **rest})
+    call = ["batchscore", forecast.command, "--model", model, *words]
     sbatch = _sbatch(forecast, call, out)
-    if options["as_json"]:
-        typer.echo(json.dumps({**forecast.describe(), "sbatch": sbatch}, ensure_ascii=False, indent=2))
-    else:
-        typer.echo("\n".join([*forecast.lines(), *([f"slurm    {sbatch}"] if sbatch else [])]))
+    lines = [*forecast.lines(), *([f"slurm    {sbatch}"] if sbatch else [])]
+    print_result({**forecast.describe(), "sbatch": sbatch}, lines, as_json=options["as_json"])
 
 
 def _sbatch(forecast: Forecast, call: Sequence[str], out: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import typer
 
 from batchscore.cli.measures import lines_of, samples_of
-from batchscore.cli.page import require_pictures, write_pictures
+from batchscore.cli.report import require_pictures, write_pictures
 from batchscore.errors import UsageError
 from batchscore.stop import Stop, leave_on_signals
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
 
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result
 
 
 def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
@@ -20,7 +20,7 @@ def status(out: o.OutArgument, as_json: o.AsJson = False) -> None:
 
     with exit_on_error():
         state = job_status(out)
-        typer.echo(json.dumps(state, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(state)))
+        print_result(state, _lines(state), as_json=as_json)
 
 
 def merge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result, table_lines
 from batchscore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def stats(store: o.StoreArgument, as_json: o.AsJson = False) -> None:
         from batchscore.io.upkeep import shelves
 
         found = [shelf.describe() for shelf in shelves(store)]
-        if as_json:
-            typer.echo(json.dumps({"store": store, "shelves": found}, ensure_ascii=False, indent=2))
-        else:
-            typer.echo("\n".join([*_table(found), f"{_total(found)} in {store}"]))
+        lines = [*_table(found), f"{_total(found)} in {store}"]
+        print_result({"store": store, "shelves": found}, lines, as_json=as_json)
 
 
 @app.command()
@@ -63,12 +61,8 @@ def prune(
 
         pruned = upkeep.prune(store, model=model, older_than=age, max_bytes=size, dry_run=dry_run)
         removed = [one.describe() for one in pruned]
-        if as_json:
-            typer.echo(
-                json.dumps({"store": store, "dry_run": dry_run, "removed": removed}, ensure_ascii=False, indent=2)
-            )
-        else:
-            typer.echo("\n".join([*_table(removed), f"{_total(removed)} {'would be ' * dry_run}removed from {store}"]))
+        lines = [*_table(removed), f"{_total(removed)} {'would be ' * dry_run}removed from {store}"]
+        print_result({"store": store, "dry_run": dry_run, "removed": removed}, lines, as_json=as_json)
 
 
 @app.command()
@@ -87,20 +81,15 @@ def verify(store: o.StoreArgument, sample: o.Sample = 8, as_json: o.AsJson = Fal
 
         checks = check_store(store, sample, display.note)
         error = problem(checks)
-        if as_json:
-            values = {"store": store, "shelves": [check.describe() for check in checks]}
-            typer.echo(json.dumps(values, ensure_ascii=False, indent=2))
-        else:
-            total = _total([check.shelf.describe() for check in checks])
-            typer.echo("\n".join([*_check_lines(checks), *([] if error else [f"verified: {total} in {store}"])]))
+        total = _total([check.shelf.describe() for check in checks])
+        lines = [*_check_lines(checks), *([] if error else [f"verified: {total} in {store}"])]
+        print_result({"store": store, "shelves": [check.describe() for check in checks]}, lines, as_json=as_json)
         if error is not None:
             raise error
 
 
 def _table(shelves: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each shelf, under a line of heads; then damaged files."""
-    from batchscore.cli.report import table_lines
-
     rows = []
     for shelf in shelves:
         row = {"model": shelf["model"], "side": shelf["side"], "texts": f"{shelf['texts']:,}"}

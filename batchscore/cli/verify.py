@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import typer
-
 from batchscore.cli import options as o
+from batchscore.cli.text import print_result, verification_lines
 
 
 @o.with_options(o.Verify, o.Settings)
@@ -24,13 +22,9 @@ def verify(model: o.ModelArgument, as_json: o.AsJson = False, **options: Any) ->
     display = Display(quiet=False, log_format="text")
     display.loading(model, "files")  # the imports that follow take seconds
     with exit_on_error(display):
-        from batchscore.cli.report import print_verification
         from batchscore.verification.verify import verify_model
 
         verification = verify_model(model, on_step=display.note, **options)
-        if as_json:
-            typer.echo(json.dumps(verification.describe(), ensure_ascii=False, indent=2))
-        else:
-            print_verification(verification)
+        print_result(verification.describe(), verification_lines(verification), as_json=as_json)
         if verification.problem is not None:
             raise verification.problem
