@@ -53,7 +53,7 @@ def write_qrels(path: str, judged: Mapping[str, Mapping[str, int]]) -> None:
 
 def means(run: str, metrics: str = "nDCG@10 RR@10", qrels: str = "qrels.jsonl") -> dict[str, float]:
     (found,) = evaluate_runs([run], qrels, metrics=metrics).runs
-    return {measure.name: measure.mean for measure in found.measures}
+    return {measure.name: measure.value for measure in found.measures}
 
 
 def invoke(*arguments: str) -> Any:
@@ -83,7 +83,7 @@ def test_a_judged_query_without_results_counts_as_zero_and_is_named() -> None:
 
     (found,) = evaluate_runs(["half.jsonl"], "qrels.jsonl", metrics="RR@10").runs
 
-    assert found.measures[0].mean == 0.5
+    assert found.measures[0].value == 0.5
     assert found.without_results == ["q2"]
     assert found.not_judged == 1
 
@@ -95,7 +95,7 @@ def test_equal_scores_are_ordered_as_by_trec_eval_and_their_best_and_worst_order
     (found,) = evaluate_runs(["tied.jsonl"], "qrels.jsonl", metrics="RR@10").runs
 
     (measure,) = found.measures
-    assert (measure.worst, measure.mean, measure.best) == (0.75, 0.75, 1.0)
+    assert (measure.worst, measure.value, measure.best) == (0.75, 0.75, 1.0)
     assert (found.ties.results, found.ties.queries) == (2, 1)
 
 
@@ -108,6 +108,22 @@ def test_ranks_of_our_own_output_decide_between_equal_scores() -> None:
     )
 
     assert means("o.parquet", "RR@10") == {"RR@10": 1.0}
+
+
+@pytest.mark.usefixtures("folder")
+def test_ranks_of_a_trec_run_do_not_decide_between_equal_scores() -> None:
+    """trec_eval ignores them: the greater id comes first."""
+    Path("tied.trec").write_text("q1 Q0 a 1 1.0 t\nq1 Q0 b 2 1.0 t\nq2 Q0 d 1 1.0 t\n")
+
+    assert means("tied.trec", "RR@10") == {"RR@10": 0.75}
+
+
+@pytest.mark.usefixtures("folder")
+def test_scores_of_csv_may_be_empty_and_ranks_go_by_their_number() -> None:
+    rows = ["q1,z,,", "q1,a,10,1.0", "q1,b,9,1.0", "q2,d,1,1.0"]
+    Path("own.csv").write_text("\n".join(["query_id,document_id,rank,relevance_score", *rows]))
+
+    assert means("own.csv", "RR@10") == {"RR@10": 0.75}  # b, the ninth, comes before a
 
 
 @pytest.mark.usefixtures("folder")
@@ -382,7 +398,8 @@ def test_tables_are_markdown_or_csv_too() -> None:
         ({"max_drop": 0.1}, UsageError, "--max-drop needs a --baseline"),
         ({"significant": True}, UsageError, "--significant is about --max-drop"),
         ({"runs": ["twice.jsonl"]}, InputError, "twice.jsonl: document 'a' comes twice for query 'q1'"),
-        ({"runs": ["words.jsonl"]}, InputError, "words.jsonl: a score is not a number"),
+        ({"runs": ["words.jsonl"]}, InputError, "words.jsonl: column 'score' does not hold numbers"),
+        ({"runs": ["lists.jsonl"]}, InputError, "lists.jsonl: column 'score' does not hold numbers"),
         ({"runs": ["other.jsonl"]}, UsageError, "no query of other.jsonl (such as 'x') is judged in qrels.jsonl"),
         ({"runs": ["bare.jsonl"]}, InputError, "bare.jsonl has no column for the document"),
         ({"qrels": "halves.jsonl"}, InputError, "halves.jsonl: a relevance is not a whole number"),
@@ -393,6 +410,7 @@ def test_tables_are_markdown_or_csv_too() -> None:
 def test_what_cannot_be_evaluated_is_said(arguments: dict[str, Any], kind: type[BatchscoreError], message: str) -> None:
     write_run("twice.jsonl", [("q1", "a", 1.0), ("q1", "a", 2.0)])
     write_lines("words.jsonl", [{"query_id": "q1", "document_id": "a", "score": "high"}])
+    write_lines("lists.jsonl", [{"query_id": "q1", "document_id": "a", "score": [1.0]}])
     write_run("other.jsonl", [("x", "a", 1.0)])
     write_lines("bare.jsonl", [{"query_id": "q1", "score": 1.0}])
     Path("short.qrels").write_text("q1 0 a 2\nq1 0 b\n")
@@ -456,6 +474,15 @@ def test_yes_and_no_have_what_classifiers_are_measured_by() -> None:
     assert measures["brier"].value == pytest.approx((0.01 + 0.04 + 0.49 + 0.49 + 0.04 + 0.01) / 6)
     assert measures["ece"].value == pytest.approx((0.1 + 0.2 + 0.7 + 0.7 + 0.2 + 0.1) / 6)
     assert all(low <= measure.value <= high for measure in measures.values() for low, high in [measure.interval])
+
+
+@pytest.mark.usefixtures("pairs")
+def test_draws_without_a_positive_do_not_count_as_an_average_precision_of_0() -> None:
+    write_lines("perfect.jsonl", [{"label": g, "score": s} for g, s in ((1, 0.9), (0, 0.5), (0, 0.2))])
+
+    (found,) = evaluate_scores(["perfect.jsonl"], metrics="ap").runs
+
+    assert (found.measures[0].value, found.measures[0].interval) == (1.0, (1.0, 1.0))
 
 
 @pytest.mark.usefixtures("pairs")

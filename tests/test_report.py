@@ -226,7 +226,7 @@ def test_an_evaluation_is_on_the_page_with_its_intervals_and_tests(job: Path, co
 
     measure, (comparison, *_) = evaluation.runs[1].measures[0], evaluation.comparisons
     low, high = measure.interval
-    assert f"{measure.mean:.4f}{low:.4f} to {high:.4f}" in compared.text
+    assert f"{measure.value:.4f}{low:.4f} to {high:.4f}" in compared.text
     assert f"better in {comparison.better} of 6 queries, worse in {comparison.worse}" in compared.text
     assert f"p {comparison.adjusted:.4f}" in compared.text
 
@@ -468,7 +468,7 @@ def test_a_page_of_too_many_outputs_or_of_none_that_has_scores_is_refused() -> N
     with pytest.raises(UsageError, match="11 outputs in one report"):
         write_report(["x.jsonl"] * 11, "report.html")
     write("texts.jsonl", [{"query_id": "q", "document_id": "d", "score": "high"}])
-    with pytest.raises(InputError, match="column 'score' is not of numbers"):
+    with pytest.raises(InputError, match="column 'score' does not hold numbers"):
         write_report(["texts.jsonl"], "report.html")
     write("none.jsonl", [{"query_id": "q", "document_id": "d"}])
     with pytest.raises(InputError, match="nothing to draw: none.jsonl has no scores"):

@@ -141,8 +141,8 @@ NO_RUN = "a run has the ids of queries and documents, and a score or rank of eac
         (
             "a.csv",
             "qid,text\nq,x\n",
-            "a.csv is no run: it lacks query_id, document_id or score; columns: qid, text",
-            NO_RUN,
+            "a.csv has no column for the document: none of document_id, ",
+            "rename the column",
         ),
         ("a.json", '{"q": {"d": 1, "d": 2}}', "a.json is no run: it has 'd' twice in one object", NO_RUN),
         ("a.json", '{"q": [1]}', "a.json is no run: 'q' has no object of documents and scores", NO_RUN),

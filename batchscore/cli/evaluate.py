@@ -44,7 +44,7 @@ def evaluate(runs: o.RunArguments, as_json: o.AsJson = False, **options: Any) ->
 
 def _of_rankings(runs: Sequence[str], options: dict[str, Any]) -> Evaluation:
     from batchscore.errors import UsageError
-    from batchscore.evaluation.evaluate import METRICS, evaluate_runs
+    from batchscore.evaluation.evaluate import USUAL_MEASURES, evaluate_runs
     from batchscore.jobs.output import require_finished
 
     qrels = options.pop("qrels")
@@ -55,7 +55,7 @@ def _of_rankings(runs: Sequence[str], options: dict[str, Any]) -> Evaluation:
             require_finished(run)
     for column in ("label_column", "score_column"):
         options.pop(column)
-    return evaluate_runs(runs, qrels, **{**options, "metrics": options["metrics"] or METRICS})
+    return evaluate_runs(runs, qrels, **{**options, "metrics": options["metrics"] or USUAL_MEASURES})
 
 
 def _of_pairs(runs: Sequence[str], options: dict[str, Any]) -> PairsEvaluation:

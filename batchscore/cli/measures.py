@@ -27,11 +27,9 @@ def samples_of(evaluation: Evaluation | PairsEvaluation, *, has_baseline: bool) 
         name = ("run", str(number) if number else "baseline")
         if isinstance(evaluation, Evaluation):
             samples.append(Sample("batchscore_eval_queries", len(run.queries), (name,)))
-            values = {str(measure.name): measure.mean for measure in run.measures}
-        else:
-            values = {measure.name: measure.value for measure in run.measures}
         samples += [
-            Sample("batchscore_eval_measure", value, (name, ("measure", measure))) for measure, value in values.items()
+            Sample("batchscore_eval_measure", measure.value, (name, ("measure", measure.name)))
+            for measure in run.measures
         ]
     return samples
 
@@ -49,7 +47,7 @@ def lines_of(evaluation: Evaluation | PairsEvaluation, form: str) -> list[str]:
 
 
 def _row(run: Any) -> dict[str, str]:
-    measures = {f"{measure.name}": _with_interval(measure.mean, measure.interval) for measure in run.measures}
+    measures = {measure.name: _with_interval(measure.value, measure.interval) for measure in run.measures}
     return {"run": run.run, "queries": str(len(run.queries)), **measures}
 
 

@@ -29,7 +29,7 @@ def report(outputs: o.OutputArguments, out: o.PageFile = "report.html", **option
 
     with exit_on_error():
         from batchscore.errors import UsageError
-        from batchscore.evaluation.evaluate import METRICS, evaluate_runs
+        from batchscore.evaluation.evaluate import USUAL_MEASURES, evaluate_runs
         from batchscore.jobs.output import require_finished
         from batchscore.report.page import require_destinations, write_report
 
@@ -38,7 +38,7 @@ def report(outputs: o.OutputArguments, out: o.PageFile = "report.html", **option
         if options["qrels"] is not None:
             for output in outputs:
                 require_finished(output)
-            evaluation = evaluate_runs(outputs, options["qrels"], metrics=options["metrics"] or METRICS)
+            evaluation = evaluate_runs(outputs, options["qrels"], metrics=options["metrics"] or USUAL_MEASURES)
         elif options["metrics"] is not None:
             raise UsageError("--metrics needs judgements", hint="pass --qrels FILE")
         write_report(outputs, out, evaluation=evaluation, figure=options["figure"])

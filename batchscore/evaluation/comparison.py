@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from batchscore.errors import UsageError
 from batchscore.evaluation.measures import Evaluated
@@ -38,24 +38,25 @@ class Failure:
 
 def compare(baseline: Evaluated, others: Sequence[Evaluated]) -> list[Comparison]:
     """Each of the other runs against the baseline, measure by measure."""
-    found = []
-    for other in others:
-        for ours, theirs in zip(other.measures, baseline.measures, strict=True):
-            differences = ours.values - theirs.values
-            found.append(
-                Comparison(
-                    other.run,
-                    baseline.run,
-                    ours.name,
-                    float(differences.mean()),
-                    int((differences > 0).sum()),
-                    int((differences < 0).sum()),
-                    p := paired_p_value(ours.values, theirs.values),
-                    p,
-                )
-            )
-    adjusted = holm([comparison.p_value for comparison in found])
-    return [replace(comparison, adjusted=p) for comparison, p in zip(found, adjusted, strict=True)]
+    pairs = [
+        (other, ours, theirs)
+        for other in others
+        for ours, theirs in zip(other.measures, baseline.measures, strict=True)
+    ]
+    p_values = [paired_p_value(ours.values, theirs.values) for _, ours, theirs in pairs]
+    return [
+        Comparison(
+            run=other.run,
+            baseline=baseline.run,
+            measure=ours.name,
+            difference=float((ours.values - theirs.values).mean()),
+            better=int((ours.values > theirs.values).sum()),
+            worse=int((ours.values < theirs.values).sum()),
+            p_value=p_value,
+            adjusted=adjusted,
+        )
+        for (other, ours, theirs), p_value, adjusted in zip(pairs, p_values, holm(p_values), strict=True)
+    ]
 
 
 def parse_limits(texts: Sequence[str], names: Sequence[str], named: Callable[[str], str] = str) -> dict[str, float]:

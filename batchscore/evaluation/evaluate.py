@@ -25,7 +25,7 @@ from batchscore.evaluation.rankings import Judgements, read_judgements, read_ran
 from batchscore.io.outputs import chosen_format
 from batchscore.io.sink import open_sink
 
-METRICS = "nDCG@10 RR@10 AP@100 R@100"
+USUAL_MEASURES = "nDCG@10 RR@10 AP@100 R@100"
 _TABLES = ("parquet", "jsonl", "csv", "tsv")  # formats of values
 
 
@@ -116,7 +116,7 @@ class Criteria:
         """Runs compared with a baseline, or with the first of them; arguments as of `evaluate_runs`."""
         everything = [*([baseline] if baseline else []), *runs]
         comparisons = compare(everything[0], everything[1:])
-        failures = [failure for run in runs for failure in below(_means(run), self.limits, run.run)]
+        failures = [failure for run in runs for failure in below(_values(run), self.limits, run.run)]
         if max_drop is not None:
             failures += dropped(comparisons, max_drop, significant=significant)
         return Evaluation(self.qrels, everything, comparisons, failures, self.judged)
@@ -126,7 +126,7 @@ def evaluate_runs(
     runs: Sequence[str | os.PathLike[str]],
     qrels: str | os.PathLike[str],
     *,
-    metrics: str = METRICS,
+    metrics: str = USUAL_MEASURES,
     baseline: str | os.PathLike[str] | None = None,
     max_drop: float | None = None,
     significant: bool = False,
@@ -190,14 +190,11 @@ def evaluate_scores(
     names = metrics.replace(",", " ").split() if metrics else None
     found = [evaluate_pairs(os.fspath(run), label_column, score_column, names) for run in runs]
     limits = parse_limits(fail_under or (), [measure.name for measure in found[0].measures])
-    failures = []
-    for run in found:
-        failures += below({measure.name: measure.value for measure in run.measures}, limits, run.run)
-    return PairsEvaluation(found, failures)
+    return PairsEvaluation(found, [failure for run in found for failure in below(_values(run), limits, run.run)])
 
 
-def _means(run: Evaluated) -> Mapping[str, float]:
-    return {measure.name: measure.mean for measure in run.measures}
+def _values(run: Evaluated | PairsEvaluated) -> Mapping[str, float]:
+    return {measure.name: measure.value for measure in run.measures}
 
 
 def _known(value: float) -> float | None:
@@ -208,7 +205,7 @@ def _known(value: float) -> float | None:
 def _described(run: Evaluated) -> dict[str, Any]:
     measures = {
         measure.name: {
-            "mean": measure.mean,
+            "mean": measure.value,
             "interval": list(measure.interval),
             "worst_ties": measure.worst,
             "best_ties": measure.best,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import MissingDependencyError, UsageError
-from batchscore.evaluation.rankings import Judgements, Run
+from batchscore.evaluation.rankings import Judgements, Rankings
 from batchscore.evaluation.statistics import Values, mean_interval
 from batchscore.types import offsets_of
 
@@ -36,8 +36,8 @@ class Measured:
     best: float  # or the best
 
     @property
-    def mean(self) -> float:
-        """Over all judged queries."""
+    def value(self) -> float:
+        """The mean over all judged queries."""
         return float(self.values.mean())
 
 
@@ -61,7 +61,7 @@ class Evaluated:
     unjudged: dict[str, float]  # "@10" -> share of the first ten results that nobody judged
     without_results: Sequence[str]  # judged queries that the run lacks
     not_judged: int  # queries of the run that have no judgements, and are left out
-    rankings: Run = field(repr=False)  # what was measured
+    rankings: Rankings = field(repr=False)  # what was measured
 
 
 def parse_measures(text: str) -> list[Measure]:
@@ -105,7 +105,7 @@ def require_computable(measures: Sequence[Measure], judged: Judgements) -> None:
         _compute(measure, relevances, {"1": {"0": 2.0, "-1": 1.0}})
 
 
-def evaluate(path: str, run: Run, judged: Judgements, measures: Sequence[Measure]) -> Evaluated:
+def evaluate(path: str, run: Rankings, judged: Judgements, measures: Sequence[Measure]) -> Evaluated:
     """Measure a run; raises UsageError if a measure cannot be computed."""
     queries = sorted(judged)
     results = _Results.of(run, judged, queries)
@@ -121,18 +121,18 @@ def evaluate(path: str, run: Run, judged: Judgements, measures: Sequence[Measure
         whole[:, changed] = _values(results, order, measures, changed)
         orders.append(whole.mean(axis=1))
     return Evaluated(
-        path,
-        queries,
-        [
+        run=path,
+        queries=queries,
+        measures=[
             Measured(str(measure), row, mean_interval(row), float(worst), float(best))
             for measure, row, worst, best in zip(measures, values, *orders, strict=True)
         ],
-        Ties(len(tied), len(np.unique(results.queries[tied]))),
-        len(results.queries),
-        {f"@{depth}": results.unjudged(depth) for depth in depths},
-        [query for query in queries if query not in run],
-        len(run) - sum(query in judged for query in run),
-        run,
+        ties=Ties(len(tied), len(np.unique(results.queries[tied]))),
+        results=len(results.queries),
+        unjudged={f"@{depth}": results.unjudged(depth) for depth in depths},
+        without_results=[query for query in queries if query not in run],
+        not_judged=len(run) - sum(query in judged for query in run),
+        rankings=run,
     )
 
 
@@ -152,7 +152,7 @@ class _Results:
     limits: NDArray[np.int64]  # [queries + 1], where the judgements of each query begin
 
     @classmethod
-    def of(cls, run: Run, judged: Judgements, queries: Sequence[str]) -> _Results:
+    def of(cls, run: Rankings, judged: Judgements, queries: Sequence[str]) -> _Results:
         """The run's results of queries, in this order."""
         limits = offsets_of([len(judged[query]) for query in queries])
         relevances = np.array([relevance for query in queries for relevance in judged[query].values()], np.int64)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from batchscore.errors import InputError, MissingDependencyError, UsageError
 from batchscore.evaluation.statistics import Values, statistic_interval
 from batchscore.io.source import open_source
-from batchscore.io.values import is_text
+from batchscore.io.values import as_numbers
 
 _ROWS = 65_536
 _BINS = 10  # of calibration
@@ -51,7 +51,7 @@ def evaluate_pairs(
         path: an output of `score`, or any file with both columns.
         label_column: numbers or booleans.
         score_column: numbers.
-        names: of `MEASURES`; None: all that the labels allow (two distinct labels 0 and 1: those of yes and no too).
+        names: of `MEASURES`; None: all that the labels allow, which are all of them only if the labels are 0 and 1.
 
     Raises:
         InputError: a column is missing or does not hold finite numbers; there are fewer than two pairs.
@@ -110,7 +110,7 @@ def _pearson(labels: Values, scores: Values) -> float:
 def _average_precision(labels: Values, scores: Values) -> float:
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(labels, scores))
+    return float(average_precision_score(labels, scores)) if labels.any() else float("nan")
 
 
 def _roc_auc(labels: Values, scores: Values) -> float:
@@ -176,16 +176,5 @@ def read_pairs(path: str, label_column: str, score_column: str) -> pa.Table:
         source.require({label_column: "--label-column", score_column: "--score-column"})
         for unit in source.units(_ROWS):
             table = source.read(unit, list(wanted.values()), {}).table
-            tables.append(pa.table({name: _floats(table[column], path, column) for name, column in wanted.items()}))
+            tables.append(pa.table({name: as_numbers(table[column], column, path) for name, column in wanted.items()}))
     return pa.concat_tables(tables)
-
-
-def _floats(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    if is_text(column.type):  # as in CSV, where nothing stands for null
-        column = pc.if_else(pc.equal(column, ""), None, column)
-    try:
-        return column.cast(pa.float64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{path}: column {name!r} does not hold numbers: {error}", hint="name another one") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +18,17 @@ from batchscore.errors import InputError, UsageError
 from batchscore.io import irds
 from batchscore.io.forms import InFormat
 from batchscore.io.inputs import format_of_ids
-from batchscore.io.runs import exploded, is_object, query_column, read_run, require_readable
-from batchscore.io.schema import DOCUMENT_ID_FIELDS, QUERY_ID_FIELDS, usual
+from batchscore.io.runs import QUERY_IDS, RUN_COLUMNS, Columns, is_object, named, read_run, require_readable
+from batchscore.io.schema import DOCUMENT_ID_FIELDS
 from batchscore.io.source import open_source
-from batchscore.io.values import as_text, is_text
+from batchscore.io.values import as_numbers
 
 _ROWS = 65_536  # read at once
-_QUERY_IDS = (*QUERY_ID_FIELDS, "query")
-_SCORES = ("relevance_score", "score", "rank")  # of a run with ranks alone, the first is the best
-_RELEVANCES = ("relevance", "score", "rel", "label")
+_JUDGEMENT_COLUMNS: Columns = {
+    "query": QUERY_IDS,
+    "document": DOCUMENT_ID_FIELDS,
+    "relevance": ("relevance", "score", "rel", "label"),
+}
 _GREATEST = 1_000_000  # relevance, either way
 
 Judgements = Mapping[str, Mapping[str, int]]  # query -> document -> relevance
@@ -42,7 +43,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run(Mapping[str, Ranking]):
+class Rankings(Mapping[str, Ranking]):
     """The results of all queries, best first."""
 
     places: Mapping[str, int]  # query -> its number
@@ -69,7 +70,7 @@ class Run(Mapping[str, Ranking]):
         return len(self.places)
 
 
-def read_rankings(path: str) -> Run:
+def read_rankings(path: str) -> Rankings:
     """The run in a file: an output of `rerank`, or any other that `read_run` reads.
 
     Results are in the order of their scores. Equal scores keep the ranks of a file that `rerank` wrote, which has
@@ -78,9 +79,8 @@ def read_rankings(path: str) -> Run:
     Raises:
         InputError: columns are missing, a score is not a number, or a document comes twice for a query.
     """
-    wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "score": _SCORES}
-    table = _of_object(path) if is_object(path) else _read(path, "trec-run", wanted, optional=("rank",))
-    table = table.set_column(2, "score", _numbers(table["score"], path, "score"))
+    table = _of_object(path) if is_object(path) else _read(path, "trec-run", RUN_COLUMNS)
+    table = table.set_column(table.column_names.index("score"), "score", as_numbers(table["score"], "score", path))
     table = table.filter(pc.is_valid(table["score"]))  # rows that --errors null has kept
     if pc.any(pc.is_nan(table["score"])).as_py():
         query = table.filter(pc.is_nan(table["score"]))["query"][0].as_py()
@@ -97,7 +97,7 @@ def read_rankings(path: str) -> Run:
             twice = max(names, key=names.count)
             raise InputError(f"{path}: document {twice!r} comes twice for query {query!r}", hint="keep one of them")
     places = {query: place for place, query in enumerate(queries)}
-    return Run(places, np.array(bounds), documents, table["score"].to_numpy())
+    return Rankings(places, np.array(bounds), documents, table["score"].to_numpy())
 
 
 def read_judgements(path: str, split: str | None = None) -> Judgements:
@@ -105,9 +105,8 @@ def read_judgements(path: str, split: str | None = None) -> Judgements:
 
     A judgement that comes twice counts once. Raises as `read_rankings`, and for two judgements that differ.
     """
-    wanted = {"query": _QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "relevance": _RELEVANCES}
-    table = _read(path, "trec-qrels", wanted, split=split, part="qrels")
-    grades = _numbers(table["relevance"], path, "relevance")
+    table = _read(path, "trec-qrels", _JUDGEMENT_COLUMNS, split=split, part="qrels")
+    grades = as_numbers(table["relevance"], "relevance", path)
     if grades.null_count:
         raise InputError(f"{path}: a relevance is missing", hint="leave out what nobody judged")
     if not pc.all(pc.equal(grades, pc.floor(grades))).as_py():
@@ -117,7 +116,7 @@ def read_judgements(path: str, split: str | None = None) -> Judgements:
     table = table.set_column(2, "relevance", pc.cast(grades, pa.int64()))
     table = table.take(pc.sort_indices(table, sort_keys=[("query", "ascending")]))
     judged: dict[str, dict[str, int]] = {}
-    for query, document, relevance in zip(*(table[name].to_pylist() for name in wanted), strict=True):
+    for query, document, relevance in zip(*(table[name].to_pylist() for name in _JUDGEMENT_COLUMNS), strict=True):
         known = judged.setdefault(query, {}).setdefault(document, relevance)
         if known != relevance:
             raise InputError(
@@ -130,23 +129,21 @@ def read_judgements(path: str, split: str | None = None) -> Judgements:
 
 
 def _read(
-    path: str,
-    usual_format: InFormat,
-    wanted: Mapping[str, Sequence[str]],
-    *,
-    optional: Sequence[str] = (),
-    split: str | None = None,
-    part: irds.Kind = "scoreddocs",
+    path: str, usual_format: InFormat, wanted: Columns, *, split: str | None = None, part: irds.Kind = "scoreddocs"
 ) -> pa.Table:
-    """The wanted columns under their own names: ids as text; lists of results one row each."""
+    """A result or judgement a row, with the columns that `named` gives them."""
     tables = []
     form = format_of_ids(path, usual_format)
     with closing(open_source([path], split=split, is_strict=False, form=form, part=part)) as source:
         for unit in source.units(_ROWS):
             chunk = source.read(unit, None, {})
             require_readable(chunk)
-            tables.append(_chosen(_flat(chunk.table), wanted, optional, path))
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+            tables.append(named(chunk.table, wanted, path)[1])
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    for name in ("query", "document"):
+        if table[name].null_count:
+            raise InputError(f"{path}: the id of a {name} is null", hint="leave such rows out")
+    return table
 
 
 def _of_object(path: str) -> pa.Table:
@@ -157,43 +154,6 @@ def _of_object(path: str) -> pa.Table:
     return pa.table({name: [row[place] for row in rows] for place, name in enumerate(names)})
 
 
-def _flat(table: pa.Table) -> pa.Table:
-    """A result a row, with the columns of the row that lists it."""
-    rows, results = exploded(table)
-    if results is table:
-        return table
-    columns = {name: table[name].take(pa.array(rows)) for name in table.column_names}
-    return pa.table(columns | {name: results[name] for name in results.column_names})
-
-
-def _chosen(table: pa.Table, wanted: Mapping[str, Sequence[str]], optional: Sequence[str], path: str) -> pa.Table:
-    columns: dict[str, Any] = {}
-    for name, choices in wanted.items():
-        found = (query_column if name == "query" else usual)(table.column_names, choices)
-        if found is None:
-            raise InputError(
-                f"{path} has no column for the {name}: none of {', '.join(choices)}; "
-                f"columns: {', '.join(table.column_names)}",
-                hint="rename the column",
-            )
-        columns[name] = as_text(table[found]) if name in ("query", "document") else table[found]
-        if found == "rank":
-            columns[name] = pc.negate(_numbers(table[found], path, found))
-        if name in ("query", "document") and columns[name].null_count:
-            raise InputError(f"{path}: column {found!r} has a null, which is no id", hint="leave such rows out")
-    columns |= {name: table[name] for name in optional if name in table.column_names}
-    return pa.table(columns)
-
-
-def _numbers(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
-    if is_text(column.type):  # as in CSV, where nothing stands for null
-        column = pc.if_else(pc.equal(column, ""), None, column)
-    try:
-        return pc.cast(column, pa.float64())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: a {name} is not a number: {error}", hint="see what the column holds") from error
-
-
 def _runs(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
     """(where each run of equal values begins, and the end; the values)."""
     if not len(column):
@@ -202,7 +162,7 @@ def _runs(column: pa.ChunkedArray) -> tuple[list[int], list[str]]:
     return [0, *runs.run_ends.to_pylist()], runs.values.to_pylist()
 
 
-def require_overlap(run: Run, judged: Judgements, path: str, qrels: str) -> None:
+def require_overlap(run: Rankings, judged: Judgements, path: str, qrels: str) -> None:
     """Raise UsageError if no query of the run is judged."""
     if run.keys().isdisjoint(judged):
         some, other = next(iter(run), None), next(iter(judged))

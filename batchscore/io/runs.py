@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from math import isfinite, nan
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError, naming_keywords
@@ -27,12 +28,15 @@ from batchscore.io.schema import DOCUMENT_ID_FIELDS, ID_FIELDS, QUERY_ID_FIELDS,
 from batchscore.io.sink import open_sink
 from batchscore.io.source import Chunk, open_source
 from batchscore.io.storage import is_url, local_path, target_path
-from batchscore.io.values import as_text
+from batchscore.io.values import as_numbers, as_text
 from batchscore.types import offsets_of
 
 Run = dict[str, dict[str, float]]
 
-_SCORES = ("relevance_score", "score", "rank")  # columns that order documents, the most telling first
+Columns = Mapping[str, Sequence[str]]  # what is wanted -> the names that it may have, the most telling first
+QUERY_IDS = (*QUERY_ID_FIELDS, "query")
+SCORES = ("relevance_score", "score", "rank")
+RUN_COLUMNS: Columns = {"query": QUERY_IDS, "document": DOCUMENT_ID_FIELDS, "score": SCORES}
 _LISTS = ("results", "documents")  # columns with a query's documents
 _ROWS, _QUERIES = 65_536, 1024  # in memory as tables at once
 _WHAT = "a run has the ids of queries and documents, and a score or rank of each"
@@ -69,8 +73,11 @@ def read_run(path: str | os.PathLike[str], *, in_format: InFormat = "auto") -> R
     with closing(source):
         for unit in source.units(_ROWS):
             chunk = source.read(unit, None, {})
-            for place, query, document, score in _scores(chunk):
-                _add(run, query, document, score, chunk.locate(place))
+            require_readable(chunk)
+            rows, results = named(chunk.table, RUN_COLUMNS, name)
+            columns = (results[column].to_pylist() for column in RUN_COLUMNS)
+            for row, query, document, score in zip(rows.tolist(), *columns, strict=True):
+                _add(run, query, document, score, chunk.locate(row))
     return run
 
 
@@ -141,31 +148,38 @@ def exploded(table: pa.Table) -> tuple[NDArray[np.int64], pa.Table]:
     return rows, pa.Table.from_struct_array(column.flatten())
 
 
-def query_column(names: Sequence[str], usual_names: Sequence[str]) -> str | None:
-    """The column with the ids of queries: in an output of `rerank` the first, which has its name in the input."""
-    return names[0] if {"index", "rank", "relevance_score"} <= {*names} else usual(names, usual_names)
+def named(table: pa.Table, wanted: Columns, file: str) -> tuple[NDArray[np.int64], pa.Table]:
+    """(int64 [results], the row of each; the results): the wanted columns, each under the name of what it is.
 
+    Ids are texts. Where there are ranks alone, the score is 1/rank. Beside the scores of `rerank`, which may be equal
+    where its logits are not, its ranks come as `rank`.
 
-def _scores(chunk: Chunk) -> Iterator[tuple[int, Any, Any, Any]]:
-    """(row, query id, document id, score) of each document in a chunk; InputError for rows that could not be read."""
-    require_readable(chunk)
-    table = chunk.table
-    places, documents = exploded(table)
-    names = documents.column_names
-    query = query_column([*table.column_names, *names], QUERY_ID_FIELDS)
-    document = usual(names, ID_FIELDS if documents is not table else DOCUMENT_ID_FIELDS)
-    score = usual(names, _SCORES)
-    if query is None or document is None or score is None:
-        lists = usual(table.column_names, _LISTS)
-        columns = ", ".join([*table.column_names, *(f"{lists}[].{name}" for name in names if documents is not table)])
-        raise InputError(
-            f"{chunk.blocks[0].file} is no run: it lacks query_id, document_id or score; columns: {columns}", hint=_WHAT
-        )
-    values = documents[score].to_pylist()
-    if score == "rank":
-        values = [value and 1 / int(value) for value in values]
-    queries = as_text(table[query]).take(pa.array(places)).to_pylist()
-    yield from zip(places.tolist(), queries, as_text(documents[document]).to_pylist(), values, strict=True)
+    Raises:
+        InputError: a column is missing.
+    """
+    rows, results = exploded(table)
+    own, listed = table.column_names, results.column_names
+    is_flat = results is table
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name, choices in wanted.items():
+        if name == "query":
+            # an output of `rerank` has the query's id first, under its name in the input
+            found = own[0] if {"index", "rank", "relevance_score"} <= {*own, *listed} else usual(own, choices)
+        else:
+            found = usual(listed, choices if is_flat or name != "document" else ID_FIELDS)
+        if found is None:
+            every = own if is_flat else [*own, *(f"[].{field}" for field in listed)]
+            message = f"{file} has no column for the {name}: none of {', '.join(choices)}; columns: {', '.join(every)}"
+            raise InputError(message, hint="rename the column")
+        column = table[found] if name == "query" else results[found]
+        if name in ("query", "document"):
+            column = as_text(column)
+        elif found == "rank":
+            column = pc.divide(1.0, as_numbers(column, found, file))
+        elif found == "relevance_score" and "rank" in listed:
+            columns["rank"] = as_numbers(results["rank"], "rank", file)
+        columns[name] = column.take(pa.array(rows)) if name == "query" and not is_flat else column
+    return rows, pa.table(columns)
 
 
 def _add(run: Run, query: str | None, document: str | None, score: Any, place: str) -> None:

@@ -247,6 +247,23 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(map(json_text, json_values(column)), pa.large_string())])
 
 
+def as_numbers(column: pa.ChunkedArray, name: str, location: str) -> pa.ChunkedArray:
+    """float64: numbers, booleans, or texts of numbers; an empty text is null, as CSV has no other.
+
+    Raises InputError, which begins with `location`, for a column of anything else.
+    """
+    try:
+        if is_text(column.type):
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.int8())
+        return column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(
+            f"{location}: column {name!r} does not hold numbers: {first_line(error)}", hint="see what the column holds"
+        ) from error
+
+
 def json_text(value: Any) -> str | None:
     """A string unchanged, anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

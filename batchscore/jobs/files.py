@@ -308,10 +308,10 @@ def _criteria(options: RerankOptions, out: str | os.PathLike[str]) -> tuple[Crit
         return None, rest
     if os.fspath(out) == STREAM:
         raise UsageError("--qrels has the output evaluated, which --out - does not keep", hint="write it to a file")
-    from batchscore.evaluation.evaluate import METRICS, Criteria  # takes scipy
+    from batchscore.evaluation.evaluate import USUAL_MEASURES, Criteria  # takes scipy
 
     criteria = Criteria.read(
-        os.fspath(qrels), options.get("metrics") or METRICS, options.get("fail_under"), options.get("split")
+        os.fspath(qrels), options.get("metrics") or USUAL_MEASURES, options.get("fail_under"), options.get("split")
     )
     return criteria, rest
 

@@ -168,14 +168,10 @@ def score_histograms(runs: Sequence[tuple[int, str, NDArray[np.float64]]]) -> Pi
     """
 
     def draw(figure: Any, width: int) -> None:
-        panels = np.atleast_1d(figure.subplots(len(runs), 1))
-        for (run, name, scores), axes in zip(runs, panels, strict=True):
+        for axes, run, scores in _panels(figure, runs, "score"):
             counts, edges = np.histogram(scores, bins=min(_BINS, 1 + len(scores)))
             axes.stairs(counts, edges, fill=True, color=SERIES[run])
-            if len(runs) > 1:
-                axes.set_title(name)
             _count_axis(axes)
-        panels[-1].set_xlabel("score")
 
     medians = "; ".join(
         f"{name}: from {scores.min():.4g} to {scores.max():.4g}, half of them below {np.median(scores):.4g}"
@@ -196,19 +192,15 @@ def length_histograms(
     longest = max(bins[-1][1] for _, _, bins in runs)
 
     def draw(figure: Any, width: int) -> None:
-        panels = np.atleast_1d(figure.subplots(len(runs), 1, sharex=True))
-        for (run, name, bins), axes in zip(runs, panels, strict=True):
+        for axes, run, bins in _panels(figure, runs, "tokens of query and document", sharex=True):
             counts, edges = _even_bins(bins)
             axes.stairs(counts, edges, fill=True, color=SERIES[run])
             if (limit := limits.get(run)) and limit <= longest * 1.5:
                 axes.axvline(limit, color=WORSE, linestyle="--")
                 axes.set_title(f"cut at {limit:,} tokens", loc="right", color=WORSE)
-            if len(runs) > 1:
-                axes.set_title(name)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             _count_axis(axes)
-        panels[-1].set_xlabel("tokens of query and document")
 
     return Picture(
         "How many pairs have which length",
@@ -227,19 +219,16 @@ def throughput(runs: Sequence[tuple[int, str, Mapping[str, Sequence[float]]]]) -
     """
 
     def draw(figure: Any, width: int) -> None:
-        panels = np.atleast_1d(figure.subplots(len(runs), 1))
-        for (run, name, course), axes in zip(runs, panels, strict=True):
+        for axes, run, course in _panels(figure, runs, "seconds since the start of the run"):
             seconds = np.asarray(course["seconds"])
             unit = "tokens" if course["tokens"][-1] else "rows"
             moments = np.linspace(0, seconds[-1], min(_STEPS, len(seconds)) + 1)
             speeds = np.diff(np.interp(moments, seconds, course[unit])) / np.diff(moments)
             axes.stairs(speeds, moments, fill=True, color=SERIES[run])
-            axes.set_title(name if len(runs) > 1 else "")
             axes.set_ylabel(f"{unit}/s")
             axes.yaxis.set_major_formatter(FuncFormatter(_short_count))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.set_xlim(left=0)
-        panels[-1].set_xlabel("seconds since the start of the run")
 
     spoken = "; ".join(
         f"{name}: {course['tokens'][-1]:,} tokens and {course['rows'][-1]:,.0f} rows in {course['seconds'][-1]:,.1f} s"
@@ -253,10 +242,8 @@ def throughput(runs: Sequence[tuple[int, str, Mapping[str, Sequence[float]]]]) -
 
 def inline(picture: Picture, name: str) -> Markup:
     """The picture as SVG for a page, once for wide screens and once for narrow ones; style sheets show one of them."""
-    return Markup("").join(_svg(picture, f"{name}-{kind}", kind, width) for kind, width in _KINDS)
-
-
-_KINDS: tuple[tuple[Literal["wide", "narrow"], int], ...] = (("wide", WIDE), ("narrow", NARROW))
+    kinds = {"wide": WIDE, "narrow": NARROW}
+    return Markup("").join(_svg(picture, f"{name}-{kind}", kind, width) for kind, width in kinds.items())
 
 
 def _svg(picture: Picture, name: str, kind: str, width: int) -> Markup:
@@ -270,8 +257,8 @@ def _svg(picture: Picture, name: str, kind: str, width: int) -> Markup:
     # ids are unique in a page, which has several figures
     text = re.sub(r'(\bid="|"#|url\(#)(?!bar-)', rf"\g<1>{name}-", text)
     text = re.sub(r'\bid="(bar-[^"]*)"', r'data-bar="\1"', text)
-    width_of, box = re.search(r'viewBox="([\d. ]+)"', text), ""
-    box = width_of[1] if width_of else ""
+    found = re.search(r'viewBox="([\d. ]+)"', text)
+    box = found[1] if found else ""
     head = (
         f'<svg class="{kind}" viewBox="{box}" width="{width}" role="img" aria-labelledby="{name}-t {name}-d" '
         f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
@@ -313,6 +300,18 @@ def _saved(figure: Figure, form: str) -> bytes:
 def _styled(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     with mpl.rc_context({**_STYLE, **(more or {})}):
         yield
+
+
+def _panels(
+    figure: Any, runs: Sequence[tuple[int, str, Any]], xlabel: str, *, sharex: bool = False
+) -> Iterator[tuple[Any, int, Any]]:
+    """(axes, number of the run, what it has) of each run, one below the other, by name where there are several."""
+    panels = np.atleast_1d(figure.subplots(len(runs), 1, sharex=sharex))
+    panels[-1].set_xlabel(xlabel)
+    for axes, (run, name, values) in zip(panels, runs, strict=True):
+        if len(runs) > 1:
+            axes.set_title(name)
+        yield axes, run, values
 
 
 def _legend(axes: Any, width: int) -> None:

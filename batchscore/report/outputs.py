@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchscore.errors import InputError, UsageError
-from batchscore.io.runs import is_object, read_run
-from batchscore.io.schema import is_nested
+from batchscore.io.runs import SCORES, exploded, is_object, read_run
+from batchscore.io.schema import is_nested, usual
 from batchscore.io.source import Source, open_source
 from batchscore.io.storage import open_file, open_folder
 from batchscore.io.units import Unit
-from batchscore.io.values import as_text, is_text
+from batchscore.io.values import as_numbers, as_text
 from batchscore.jobs.output import Output, open_output
 from batchscore.jobs.records import exists, read_record
 
@@ -37,7 +36,7 @@ _UNIT = 65_536
 _ENDS = 8  # rows with the highest scores that are shown, and with the lowest
 _FAULTS = 30  # bad rows that are shown
 _COLUMNS = 12  # of such rows
-_SCORES = ("relevance_score", "score")
+_SCORES = SCORES[:2]  # without ranks, whose distribution says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,31 +166,22 @@ def _sample(path: str, record: Mapping[str, Any]) -> ScoreSample | None:
 
 
 def _score_column(source: Source, record: Mapping[str, Any]) -> str | None:
-    named = record.get("options", {}).get("score_column")
+    named = record.get("options", {}).get("score_column", _SCORES[0])
     if "results" in source.column_names() and is_nested(source.column_type("results")):
         return "results"
-    return next((name for name in (named, *_SCORES) if name in source.column_names()), None)
+    return usual(source.column_names(), [named, *_SCORES])
 
 
 def _scores(source: Source, unit: Unit, column: str) -> NDArray[np.float64]:
     """float64 [rows, or results of all rows], NaN where there is none."""
-    values = source.read(unit, [column], {}).table[column]
-    if column == "results":
-        values = pc.list_flatten(values)
-        kind = values.type
-        field = next((name for name in _SCORES if kind.get_field_index(name) >= 0), None)
-        if field is None:
+    table = source.read(unit, [column], {}).table
+    _, results = exploded(table)
+    if results is not table:
+        column = usual(results.column_names, _SCORES) or ""
+        if not column:
             raise InputError(f"{source.files[0]}: results have no {_SCORES[0]}", hint="name an output of rerank")
-        values = pc.struct_field(values, field)
-    if is_text(values.type):  # as in CSV, where nothing stands for null
-        values = pc.if_else(pc.equal(values, ""), None, values)
-    try:
-        numbers: NDArray[np.float64] = pc.cast(values, pa.float64()).to_numpy()
-        return numbers
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{source.files[0]}: column {column!r} is not of numbers: {error}", hint="see what the column holds"
-        ) from error
+    numbers: NDArray[np.float64] = as_numbers(results[column], column, source.files[0]).to_numpy()
+    return numbers
 
 
 def _ends(

@@ -163,7 +163,7 @@ def _wanted(queries: Sequence[ShownQuery]) -> dict[str, list[str]]:
 
 
 def _documents(query: ShownQuery) -> list[str]:
-    """The documents that are shown for a query, once for each time."""
+    """The documents that are shown for a query, each as often as it is shown."""
     if not query.is_open:
         return []
     return [result.document for results in query.results for result in results] + [one.document for one in query.missed]

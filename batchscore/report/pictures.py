@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 from batchscore.errors import InputError
 from batchscore.evaluation.evaluate import Evaluation, PairsEvaluation
+from batchscore.evaluation.measures import Evaluated
+from batchscore.evaluation.pairs import PairsEvaluated
 from batchscore.jobs.lengths import length_bins
 from batchscore.report import figures
 from batchscore.report.figures import Estimate, Picture
@@ -57,19 +59,13 @@ def main_picture(outputs: Sequence[Reported], evaluation: AnyEvaluation, form: L
 
 
 def _measures(evaluation: Evaluation | PairsEvaluation) -> Picture:
-    if isinstance(evaluation, Evaluation):
-        found = [
-            Estimate(number, measure.name, measure.mean, *measure.interval)
-            for number, run in enumerate(evaluation.runs)
-            for measure in run.measures
-        ]
-    else:
-        found = [
-            Estimate(number, measure.name, measure.value, *measure.interval)
-            for number, run in enumerate(evaluation.runs)
-            for measure in run.measures
-        ]
-    return figures.estimates(short_names([run.run for run in evaluation.runs]), found)
+    runs: Sequence[Evaluated | PairsEvaluated] = evaluation.runs
+    found = [
+        Estimate(number, measure.name, measure.value, *measure.interval)
+        for number, run in enumerate(runs)
+        for measure in run.measures
+    ]
+    return figures.estimates(short_names([run.run for run in runs]), found)
 
 
 def _changes(evaluation: AnyEvaluation) -> list[Picture]:

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from batchscore.errors import BatchscoreError
 from batchscore.io.corpus import TextColumns, read_rows
-from batchscore.io.schema import QUERY_ID_FIELDS, usual
 from batchscore.io.source import open_source
 from batchscore.io.values import as_text
 from batchscore.jobs.commands import COMMANDS
@@ -33,7 +32,7 @@ Wanted = Mapping[str, Sequence[str]]  # query -> documents
 
 @dataclass(slots=True)
 class Texts:
-    """Texts by id. That of a document may mean another one for another query, as in lists that count theirs."""
+    """Texts by id. A document's id may mean another document for another query, as in lists that number theirs."""
 
     queries: dict[str, str] = field(default_factory=dict)
     documents: dict[tuple[str, str], str] = field(default_factory=dict)  # by query and document
@@ -105,11 +104,9 @@ def _bytes(files: Inputs) -> int:
 
 def _take_written(output: Reported, wanted: Wanted, texts: Texts) -> None:
     """Take the texts that --return-documents wrote."""
-    options = output.record["options"]
     with closing(open_source([output.file])) as source:
         names = source.column_names()
-        query = options["query_id_column"] or usual(names, QUERY_ID_FIELDS) or options["query_column"]
-        columns = [query, "document_id", "document"]
+        columns = [*names[:1], "document_id", "document"]  # the first has the queries' ids, under any name
         if not set(columns) <= set(names):
             return  # lists of results, or documents without ids
         for unit in source.units(_UNIT):
