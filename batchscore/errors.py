@@ -134,7 +134,7 @@ class DeviceLostError(RuntimeFailureError):
 
 
 class VerificationError(BatchscoreError):
-    """The model's own library gives other scores, or no library gives any."""
+    """The model's own library gives different scores, or no library gives any."""
 
     exit_code = 9
 

@@ -42,28 +42,29 @@ _COMMANDS = """# Command line
 
 <!-- Written by docs/generate.py. Change the help texts in batchscore/cli/options.py, then run `make docs`. -->
 
-`batchscore COMMAND --help` shows the same. An underscore in an option's name is read as a hyphen. Options may also come
-[from files and the environment](cron.md#options-from-files-and-the-environment).
+`batchscore COMMAND --help` shows the same. In names of options, underscores may stand for hyphens. Options may also
+come [from files and the environment](cron.md#options-from-files-and-the-environment).
 """
 _PYTHON = """# Python API
 
 <!-- Written by docs/generate.py. Change the docstrings in batchscore/, then run `make docs`. -->
 
-`Scorer` holds one model in memory. The functions on files do what the commands of the same names do: they stream,
-resume, and share a job with other processes. `import batchscore` is quick; torch is loaded when one of these names is
-first used. [Requests of the scoring API](requests.md) and their answers, for a server, are in `batchscore.requests`.
+`Scorer` holds one model in memory. `score_files`, `rerank_files` and the other functions on files do what the commands
+of these names do: they stream, resume, and can share a job with other processes. `import batchscore` is quick; torch is
+loaded when one of these names is first used. For a server of your own, `batchscore.requests` has the
+[requests of the scoring API](requests.md) and their answers.
 """
 _KEYWORDS = """
 ## Options
 
-The keywords of `Scorer` and of the functions are the flags of the [command line](cli.md), with the same defaults and,
-here, with the same explanations. A function takes the options that its signature names and those on which they build.
+The keywords of `Scorer` and of the functions are the flags of the [command line](cli.md), with the same defaults and
+explanations. A function takes the group of options that its signature names, and the groups on which that builds.
 """
 _RAISED = """
 ## Errors
 
-All errors are in `batchscore.errors`, below `BatchscoreError`. They have a `message`, a `hint` or None, and the
-`exit_code` with which the command line ends. Any other exception is a bug.
+All errors are in `batchscore.errors`, and are kinds of `BatchscoreError`. They have a `message`, a `hint` (or None),
+and the `exit_code` with which the command line ends. Any other exception is a bug.
 """
 _KINDS = {int: "N", float: "N", str: "TEXT", bool: ""}
 # groups of keywords: the command whose flags they are

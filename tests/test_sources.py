@@ -268,6 +268,17 @@ def test_every_command_with_groups_of_options_takes_them_from_all_sources() -> N
         assert flags - set(variables(command).values()) == {"print_config"}
 
 
+def test_every_command_with_groups_of_options_shows_them() -> None:
+    for name, command in commands().items():
+        if isinstance(command, SettledCommand):
+            needed = [param for param in command.params if param.required]
+            words = [word for param in needed for word in (*param.opts[: param.param_type_name == "option"], "x")]
+            result = invoke(name, *words, "--print-config")
+
+            assert result.exit_code == 0, (name, result.output)
+            assert re.search(r"^\S+ = .*# (flag|default)$", result.stdout, re.MULTILINE), name
+
+
 def test_the_variables_of_an_evaluation_are_its_own() -> None:
     """Its --out is not the --out of the run that it measures."""
     evaluated, scored = variables(commands()["eval"]), variables(commands()["score"])

@@ -13,8 +13,8 @@ from batchscore.stop import leave_on_signals
 def bench(model: o.ModelArgument, seconds: o.BenchSeconds = 1.0, as_json: o.AsJson = False, **options: Any) -> None:
     """Time a model on texts that are made up: tokens and pairs a second by length, and the best --batch-tokens.
 
-    The share of the peak is that of matrix products of the same shapes with nothing in between, on this machine and at
-    this moment. The last line can be pasted into an issue.
+    The peak is the speed of matrix products of the same shapes alone, on this machine and at this moment. The last line
+    can be pasted into an issue.
 
     batchscore bench BAAI/bge-reranker-v2-m3
     """

@@ -10,7 +10,7 @@ from batchscore.cli.run import run
 
 @o.with_options(o.Encode, o.Settings, o.Execution, o.Rows, o.Run)
 def encode(model: o.Model, **options: Any) -> None:
-    """Write what scores are made of: the vector of each text, or its matrix where a model has one for each token.
+    """Write the vector of each text, or its matrix where a model has a vector for each token.
 
     The rows of the output are those of the input, in the same order.
 

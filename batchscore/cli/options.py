@@ -35,8 +35,8 @@ Model = Annotated[str, _model(_MODEL_HELP, "--model", "-m", metavar="MODEL", sho
 Models = Annotated[
     list[str],
     _model(
-        "Checkpoint folder or Hugging Face hub id, and the name by which requests ask for it. (default: as it is given "
-        "here) May be repeated; requests that name no model are for the first.",
+        "Checkpoint folder or Hugging Face hub id, if need be with the name under which requests ask for it. May be "
+        "repeated; requests that name no model go to the first.",
         "--model",
         "-m",
         metavar="[NAME=]MODEL",
@@ -45,7 +45,7 @@ Models = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, show_default=False)]
 OptionalModel = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP} Inspected and run too.", show_default=False)
+    str | None, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP} It is inspected and run too.", show_default=False)
 ]
 SampleQuery = Annotated[str, _input("Query of the sample pair.", "--query")]
 SampleDocument = Annotated[str, _input("Document of the sample pair.", "--document")]
@@ -106,17 +106,22 @@ OutputArguments = Annotated[
     list[str],
     typer.Argument(metavar="OUT...", help="Outputs of score or rerank, or other runs.", show_default=False),
 ]
-PageFile = Annotated[str, _output("Page to write, .html.", "--out", "-o", metavar="PATH")]
+PageFile = Annotated[str, _output("HTML page to write.", "--out", "-o", metavar="PATH")]
 StoreArgument = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the store.", show_default=False)]
 OfModel = Annotated[
     str | None,
-    _input("Only what this model made, as `store stats` names it. Alone, all of it.", "--model", "-m", metavar="MODEL"),
+    _input(
+        "Only what this model made, under the name that `store stats` shows. Without other limits, all of it.",
+        "--model",
+        "-m",
+        metavar="MODEL",
+    ),
 ]
 OlderThan = Annotated[
-    str | None, _input("What was added longer ago: 90m, 12h, 30d or 8w.", "--older-than", metavar="AGE")
+    str | None, _input("Only what was added longer ago than this: 90m, 12h, 30d or 8w.", "--older-than", metavar="AGE")
 ]
 MaxSize = Annotated[
-    str | None, _input("The oldest, until no more than this is left: 500MB, 10GB.", "--max-size", metavar="SIZE")
+    str | None, _input("Remove the oldest until no more than this is left: 500MB, 10GB.", "--max-size", metavar="SIZE")
 ]
 DryRun = Annotated[bool, _run("Show what would be removed, and remove nothing.", "--dry-run")]
 Sample = Annotated[
@@ -125,7 +130,6 @@ Sample = Annotated[
 
 # ---- options that several commands have under one name
 
-_QueryColumn = Annotated[str, _input("Column with the query.")]
 _DocumentFields = Annotated[
     str | None,
     _input(
@@ -139,14 +143,10 @@ def _media_column(side: str, kind: str) -> Any:
     return _media(f"{what}: paths, URLs or bytes, beside its text or instead of it.")
 
 
-_QueryImages = Annotated[str | None, _media_column("query", "image")]
-_QueryVideo = Annotated[str | None, _media_column("query", "video")]
-_DocumentImages = Annotated[str | None, _media_column("document", "image")]
-_DocumentVideo = Annotated[str | None, _media_column("document", "video")]
 _MetricsFile = Annotated[
     str | None,
     _run(
-        "File to replace with metrics of the run for Prometheus's textfile collector, also when it failed. Its name "
+        "File to write metrics of the run to, for Prometheus's textfile collector, even if the run fails. Its name "
         "becomes a label.",
         metavar="FILE.prom",
     ),
@@ -160,7 +160,7 @@ _FailUnder = Annotated[
     _run("Fail with exit code 9 if a mean is lower than this. May be repeated.", metavar="NAME=VALUE"),
 ]
 _Figure = Annotated[
-    str | None, _output("Picture of the main figure to write, .png or .svg, for a mail.", metavar="PATH")
+    str | None, _output("Picture file to write the main figure to, .png or .svg, for a mail.", metavar="PATH")
 ]
 
 
@@ -174,7 +174,7 @@ class Join:
     ] = None
     qrels: Annotated[
         str | None,
-        _join("Judgements, whose pairs are scored; with --all-pairs they only choose the queries.", metavar="PATH"),
+        _join("Judgements: their pairs are scored. With --all-pairs they only choose the queries.", metavar="PATH"),
     ] = None
     all_pairs: Annotated[bool, _join("Every query against every document.", "--all-pairs")] = False
     queries: Annotated[
@@ -190,25 +190,31 @@ class Join:
 
 
 @dataclass
-class Score:
-    """What `score` reads and writes."""
+class _Columns:
+    """Columns of queries and documents; `rerank` has other texts for some."""
 
-    query_column: _QueryColumn = "query"
-    query_image_column: _QueryImages = None
-    query_video_column: _QueryVideo = None
+    query_column: Annotated[str, _input("Column with the query.")] = "query"
+    query_image_column: Annotated[str | None, _media_column("query", "image")] = None
+    query_video_column: Annotated[str | None, _media_column("query", "video")] = None
     document_column: Annotated[
         str | None, _input("Column with the document. (default: document, else passage, text, contents, ...)")
     ] = None
     document_fields: _DocumentFields = None
-    document_image_column: _DocumentImages = None
-    document_video_column: _DocumentVideo = None
+    document_image_column: Annotated[str | None, _media_column("document", "image")] = None
+    document_video_column: Annotated[str | None, _media_column("document", "video")] = None
     query_id_column: Annotated[
-        str | None, _join("Column with a query's id. (default: query_id, qid; of --queries id, _id, ...)")
+        str | None, _join("Column with a query's id. (default: query_id, qid; in --queries id, _id, ...)")
     ] = None
     document_id_column: Annotated[
-        str | None, _join("Column with a document's id. (default: document_id, docid, pid; of --corpus id, _id, ...)")
+        str | None, _join("Column with a document's id. (default: document_id, docid, pid; in --corpus id, _id, ...)")
     ] = None
     limit: _Limit = None
+
+
+@dataclass
+class Score(_Columns):
+    """What `score` reads and writes."""
+
     score_column: Annotated[str, _output("Name of the score column.")] = "score"
     keep_columns: Annotated[str, _output("Input columns to write beside the score.", metavar="all|none|A,B")] = "all"
     details: Annotated[bool, _output("Add columns logit (cross-encoders), num_tokens and truncated.", "--details")] = (
@@ -217,12 +223,9 @@ class Score:
 
 
 @dataclass
-class Rerank:
+class Rerank(_Columns):
     """What `rerank` reads and writes."""
 
-    query_column: _QueryColumn = "query"
-    query_image_column: _QueryImages = None
-    query_video_column: _QueryVideo = None
     document_column: Annotated[
         str | None,
         _input(
@@ -230,9 +233,6 @@ class Rerank:
             "passage, text, ...)"
         ),
     ] = None
-    document_fields: _DocumentFields = None
-    document_image_column: _DocumentImages = None
-    document_video_column: _DocumentVideo = None
     query_id_column: Annotated[
         str | None, _input("Column that identifies a query. (default: query_id or qid, else the query's text)")
     ] = None
@@ -243,25 +243,24 @@ class Rerank:
             "id and _id too)"
         ),
     ] = None
-    limit: _Limit = None
     top_n: Annotated[int, _output("Keep the best N documents of each query. 0 keeps all.", "--top-n", "-k", min=0)] = 0
     return_documents: Annotated[bool, _output("Write the text of each document too.", "--return-documents")] = False
     keep_columns: Annotated[
         str,
         _output(
-            "Input columns to write too. Of rows with a list of documents, and of the query's own columns, a query has "
-            "those of its first row; of other rows each document has those of its row.",
+            "Other input columns to write. Where rows list documents, a query has the values of its first row; where "
+            "each row is one document, the document has those of its row.",
             metavar="all|none|A,B",
         ),
     ] = "none"
     keep_document_fields: Annotated[
-        str, _output("Fields of listed documents to write too, as url or title.", metavar="all|none|A,B")
+        str, _output("Fields of listed documents to write, such as url or title.", metavar="all|none|A,B")
     ] = "none"
     nested: Annotated[bool, _output("Write one row for each query, with a list of results.", "--nested")] = False
     qrels: Annotated[
         str | None,
         _join(
-            "Judgements, by which the output is evaluated. Without --in and --run they say which pairs are scored, "
+            "Judgements to evaluate the output by. Without --in and --run they also say which pairs are scored, and "
             "with --all-pairs which queries.",
             metavar="PATH",
         ),
@@ -276,11 +275,11 @@ class Encode:
 
     side: Annotated[
         Literal["document", "query"],
-        _text("What the texts are: prompts, lengths and marks are those of this side."),
+        _text("What the texts are, since prompts, lengths and marks of the two sides may differ."),
     ] = "document"
     text_column: Annotated[
         str | None,
-        _input("Column with the text. (default: text, document, contents, ...; of queries query, else text)"),
+        _input("Column with the text. (default: text, document, contents, ...; for queries query, else text)"),
     ] = None
     document_fields: _DocumentFields = None
     image_column: Annotated[str | None, _media_column("row", "image")] = None
@@ -401,7 +400,7 @@ class Settings:
     no_prompts: Annotated[bool, _text("Put no prompt before queries and documents.", "--no-prompts")] = False
     max_pixels: Annotated[
         int | None,
-        _media("Shrink larger images to N pixels, of a model that takes images of any size. Fewer tokens.", min=1),
+        _media("Shrink larger images to N pixels, for fewer tokens; for models that take images of any size.", min=1),
     ] = None
     mm_processor_kwargs: Annotated[
         str | None,
@@ -409,7 +408,9 @@ class Settings:
     ] = None
     limit_mm_per_prompt: Annotated[
         str | None,
-        _media('Most images and videos of a query or document, like {"image": 4, "video": 0}.', metavar="JSON"),
+        _media(
+            'How many images and videos a query or document may have, like {"image": 4, "video": 0}.', metavar="JSON"
+        ),
     ] = None
     image_backend: Annotated[
         Literal["pil", "torchvision"] | None,
@@ -447,7 +448,7 @@ class Execution:
     ] = 16_384
     media_mb: Annotated[
         int,
-        _media("Memory for pixels that wait for the model, and again for what it saw in images that come back.", min=1),
+        _media("MB of memory for pixels that wait for the model, and as many for features of repeated images.", min=1),
     ] = 512
     padded: Annotated[
         bool, _run("Run padded batches through transformers' own attention. Slower; for comparison.", "--padded")
@@ -519,7 +520,7 @@ class Pictures:
     """What shows a run to people."""
 
     report: Annotated[
-        str | None, _output("Page to write about the outputs, .html. It needs nothing else.", metavar="PATH")
+        str | None, _output("HTML page about the outputs to write; it is complete in itself.", metavar="PATH")
     ] = None
     figure: _Figure = None
 
@@ -613,9 +614,9 @@ class Run:
     allow_remote_media: Annotated[
         bool, _media("Fetch images and videos that http and https URLs name.", "--allow-remote-media")
     ] = False
-    allowed_media_domains: Annotated[str | None, _media("Fetch them from these hosts only.", metavar="HOST,HOST")] = (
-        None
-    )
+    allowed_media_domains: Annotated[
+        str | None, _media("Fetch images and videos from these hosts only.", metavar="HOST,HOST")
+    ] = None
     overwrite: Annotated[
         bool,
         _output(
@@ -640,9 +641,9 @@ class Run:
         ),
     ] = None
     quiet: Quiet = False
-    as_json: Annotated[bool, _run("Print how it went as one JSON object to stdout, also when it failed.", "--json")] = (
-        False
-    )
+    as_json: Annotated[
+        bool, _run("Print the result as one JSON object to stdout, even if the run fails.", "--json")
+    ] = False
     metrics_file: _MetricsFile = None
     log_format: Annotated[Literal["text", "json"], _run("Format of progress and summary, which go to stderr.")] = "text"
     max_seconds: Annotated[
@@ -699,7 +700,7 @@ class Sources:
         ),
     ] = None
     print_config: Annotated[
-        bool, _run("Show every option with where it is set, as a job file, and end.", "--print-config")
+        bool, _run("Print every option and where it is set, as a job file, and exit.", "--print-config")
     ] = False
 
 

@@ -1,4 +1,4 @@
-"""`batchscore report`: outputs as a page; and the pages and pictures that other commands write beside what they do."""
+"""`batchscore report`: a page about outputs; and the pages and pictures that other commands write on the side."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @o.with_options(o.Report)
 def report(outputs: o.OutputArguments, out: o.PageFile = "report.html", **options: Any) -> None:
-    """Write what is known of outputs as an HTML page that needs nothing else.
+    """Write an HTML page about outputs, which is complete in itself.
 
     An output is a file that `score` or `rerank` has written, or a run of another program. With --qrels the outputs are
-    evaluated, and the others compared with the first.
+    evaluated and compared with the first.
 
     batchscore report bm25.trec reranked.parquet --qrels qrels.tsv --out report.html
     """

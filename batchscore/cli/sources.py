@@ -104,7 +104,7 @@ class SettledCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command, or show its options."""
         if ctx.params["print_config"]:
-            typer.echo(_as_json(ctx) if ctx.params["as_json"] else _as_toml(ctx))
+            typer.echo(_as_json(ctx) if ctx.params.get("as_json") else _as_toml(ctx))
             raise typer.Exit
         origins = {flag: _origin(ctx, param.name) for param in self.params for flag in param.opts}
         token = _flags_from_elsewhere.set({flag: origin for flag, origin in origins.items() if origin is not None})

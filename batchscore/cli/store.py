@@ -46,7 +46,7 @@ def prune(
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Remove encodings from a store: of one model, old ones, or the oldest beyond a size. Jobs that run can go on.
+    """Remove encodings from a store: of one model, old ones, or the oldest beyond a size. Running jobs may go on.
 
     What interrupted and damaged writes have left is removed in any case.
 
@@ -67,9 +67,9 @@ def prune(
 
 @app.command()
 def verify(store: o.StoreArgument, sample: o.Sample = 8, as_json: o.AsJson = False) -> None:
-    """Read all of a store to find damage, and encode some of the texts that it keeps for this purpose again.
+    """Read all of a store to find damage, and encode again some of the texts that it keeps for this purpose.
 
-    The exit code is 9 if a file is damaged, or if a model encodes a text differently by now.
+    The exit code is 9 if a file is damaged, or if a model now encodes a text differently.
 
     batchscore store verify store/
     """

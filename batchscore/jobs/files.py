@@ -84,19 +84,19 @@ class PairOptions(FileOptions, total=False):
     queries: Inputs | None
     corpus: Inputs | None
     depth: int | None
+    query_column: str
+    query_image_column: str | None
+    query_video_column: str | None
     query_id_column: str | None
+    document_image_column: str | None
+    document_video_column: str | None
     document_id_column: str | None
 
 
 class ScoreOptions(PairOptions, total=False):
     """Options of `score_files`."""
 
-    query_column: str
     document_column: str | None
-    query_image_column: str | None
-    query_video_column: str | None
-    document_image_column: str | None
-    document_video_column: str | None
     score_column: str
     keep_columns: str | Sequence[str]  # "all", "none", or names
     details: bool
@@ -105,12 +105,7 @@ class ScoreOptions(PairOptions, total=False):
 class RerankOptions(PairOptions, total=False):
     """Options of `rerank_files`."""
 
-    query_column: str
     document_column: str | None
-    query_image_column: str | None
-    query_video_column: str | None
-    document_image_column: str | None
-    document_video_column: str | None
     top_n: int
     return_documents: bool
     keep_columns: str | Sequence[str]  # as in `ScoreOptions`
@@ -224,7 +219,7 @@ def plan_files(
 
     def prepared(kind: type[Command]) -> PreparedJob:
         of_kind = {name: value for name, value in options.items() if kind is ScoreCommand or name not in _MEASURING}
-        asked = _sorted(kind, model, inputs, out or f"{kind.name}.parquet", of_kind)
+        asked = _split(kind, model, inputs, out or f"{kind.name}.parquet", of_kind)
         if is_stream(asked[2]):
             raise UsageError("a stream can be read only once, and a plan would read it", hint="save it as a file first")
         return prepare(*asked, events, is_plan=True)
@@ -297,7 +292,7 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
 
 @naming_keywords()
 def _criteria(options: RerankOptions, out: str | os.PathLike[str]) -> tuple[Criteria | None, dict[str, Any]]:
-    """What a ranking is to be measured by, if it is, and the other options."""
+    """The criteria by which the ranking is evaluated, or None, and the options of its job."""
     rest = {name: value for name, value in options.items() if name not in _MEASURING}
     qrels = options.get("qrels")
     if qrels is None:
@@ -345,7 +340,7 @@ def _run(
     """Prepare a job, and do it."""
     if (seconds := options.get("max_seconds")) is not None:
         stop.after(seconds)
-    command, scorer, run = _sorted(kind, model, inputs, out, options)
+    command, scorer, run = _split(kind, model, inputs, out, options)
     if is_stream(run) and kind is RequestsCommand:
         raise UsageError("run-batch reads files, and writes one", hint="name a file in the place of -")
     if is_stream(run):
@@ -353,10 +348,10 @@ def _run(
     return prepare(command, scorer, run, events, others=others).execute(stop, events)
 
 
-def _sorted(
+def _split(
     kind: type[Command], model: str, inputs: Inputs | None, out: str | os.PathLike[str], options: Mapping[str, Any]
 ) -> tuple[Command, dict[str, Any], RunOptions]:
-    """The options by who takes them."""
+    """The options split by what takes them: the command, the Scorer, the run."""
     left = dict(options)
     for option, default in _KEPT.get(kind, {}).items():
         left[option] = _kept(left.get(option, default))
