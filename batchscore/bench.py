@@ -36,7 +36,7 @@ _WORDS = "the river begins as a spring in hills and reaches our old town after f
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of rows of one length."""
+    """How quick rows of one length are."""
 
     tokens: float  # of a row, both sides
     tokens_per_second: float
@@ -173,13 +173,13 @@ def _best_of_rounds(
 
 
 def _speed(tokens: float, found: Measured, share: float | None) -> Speed:
-    """Of rows of so many tokens; `share` of the peak is what a token a second is."""
+    """The speed of rows with so many tokens; a token a second is `share` of the peak."""
     speed = found.tokens_per_second
     return Speed(tokens, speed, found.rows / max(found.timing.wall, 1e-9), None if share is None else share * speed)
 
 
 def made_up_pairs(batcher: Batcher, length: int) -> Pairs:
-    """Pairs of about so many tokens, none of whose documents come twice; as many as make some packs."""
+    """Pairs of about `length` tokens with distinct documents, as many as fill some packs."""
     count = max(_LEAST_TOKENS, _PACKS_A_ROUND * batcher.budget.max_tokens) // length
     queries = [f"what is number {row % _QUERIES}" for row in range(count)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from batchscore.cli.measures import lines_of, samples_of
 from batchscore.cli.report import require_pictures, write_pictures
 from batchscore.errors import UsageError
 from batchscore.stop import Stop, leave_on_signals
+
+if TYPE_CHECKING:  # these import torch
+    from batchscore.cli.display import Display
+    from batchscore.jobs.events import Outcome
 
 
 def run(
@@ -49,9 +53,8 @@ def run(
             with stop.interruptible():
                 outcome = getattr(files, f"{command}_files")(model, stop=stop, events=display, **options)
             stop.polled = True  # by nobody: the run is over, and a signal must not change what is told of it
-            evaluation = outcome.evaluation
-            if evaluation is not None:
-                result.samples += samples_of(evaluation, has_baseline=len(evaluation.runs) > 1)
+            if outcome.evaluation is not None:
+                result.samples += samples_of(outcome.evaluation, has_baseline=len(outcome.evaluation.runs) > 1)
             result.finished(outcome)
     finally:
         display.stop()
@@ -62,15 +65,32 @@ def run(
                 f"{name:8} not now: other processes have a part of the job; see `batchscore {name}` when all is done"
             )
     else:
-        outputs = [options["out"]] if evaluation is None else [run.run for run in evaluation.runs]
-        write_pictures(display, outputs, report, figure, evaluation)
-    if evaluation is not None:
-        if not (as_json or quiet):
-            typer.echo("\n".join(lines_of(evaluation, "text")))
-        with exit_on_error(display):
-            evaluation.require_pass()
+        _show_quality(outcome, display, [options["out"]], report, figure, has_table=not (as_json or quiet))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _show_quality(
+    outcome: Outcome,
+    display: Display,
+    outputs: Sequence[str],
+    report: str | None,
+    figure: str | None,
+    *,
+    has_table: bool,
+) -> None:
+    """Write the page and the picture, print the evaluation, and end the program if it is not good enough."""
+    from batchscore.cli.display import exit_on_error
+
+    evaluation = outcome.evaluation
+    if evaluation is None:
+        write_pictures(display, outputs, report, figure)
+        return
+    write_pictures(display, [run.run for run in evaluation.runs], report, figure, evaluation)
+    if has_table:
+        typer.echo("\n".join(lines_of(evaluation, "text")))
+    with exit_on_error(display):
+        evaluation.require_pass()
 
 
 def paths_of(options: Mapping[str, Any]) -> list[str]:

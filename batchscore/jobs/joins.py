@@ -90,7 +90,7 @@ def _addresses(options: RunOptions, layout: Layout | None, names: Names, skip: S
 def _pairs(
     options: RunOptions, layout: Layout | None, files: Callable[..., FileAddresses]
 ) -> tuple[Pairs, FileAddresses | None]:
-    """Which pairs are scored, and the ids of these, or of all pairs the judgements that choose the queries."""
+    """Which pairs are scored, and the files with their ids; for all pairs, the judgements that choose the queries."""
     join, split = options.join, options.split
     if join.run is not None:
         return "run", files([join.run], "scoreddocs")
@@ -103,7 +103,7 @@ def _pairs(
 
 
 def _files(options: RunOptions, skip: Skip, paths: Sequence[str], part: irds.Kind) -> FileAddresses:
-    """What paths stand for; `part` is what is read of a name of ir_datasets.
+    """The files that paths stand for; of a name of ir_datasets, `part` is read.
 
     Files of ids whose suffix says nothing are TREC's, as anserini and trec_eval name them.
     """

@@ -72,7 +72,7 @@ class Disk:
 
     @property
     def most(self) -> int:
-        """That are there at one time: parts and what is assembled from them."""
+        """The most that is there at one time: parts and what is assembled from them, or what they are scored from."""
         encodings = self.encodings if self.encodings_limit is None else min(self.encodings, self.encodings_limit)
         return self.parts + max(self.output, self.texts + encodings)
 
@@ -127,7 +127,7 @@ def disk_of(
         job: what is planned.
         division: how often texts are read.
         sample: of the job.
-        read: what the model reads, of a model that reads the sides by themselves by side.
+        read: what the model reads of the job, as `lengths.reading` has it.
         unit: measured.
         rows: of the job.
     """
@@ -150,7 +150,7 @@ def disk_of(
 
 
 def _text_bytes(sample: Sample, side: Side, units: int) -> float:
-    """Of the distinct texts of a job."""
+    """Bytes of the distinct texts that a job has on a side."""
     repetition = sample.repetition
     scale = units / max(1, repetition.units)
     share = repetition.distinct(side, units) / max(1.0, repetition.read(side, units))

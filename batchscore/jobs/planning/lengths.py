@@ -37,7 +37,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: NDArray[np.integer]) -> Lengths:
-        """int [n]."""
+        """Of int [n] lengths."""
         if not len(lengths):
             return cls(0, 0.0, 0, 0, 0, 0, {})
         edges = [_SMALLEST_EDGE]
@@ -61,7 +61,7 @@ class Cut:
 
     @classmethod
     def of(cls, limit: int, works: Sequence[Work]) -> Cut:
-        """Under the limit that these were laid out with."""
+        """Count what was cut in works that were laid out under this limit."""
         cut = np.concatenate([np.empty(0, np.uint8), *(work.cut[work.right >= 0] for work in works)])
         numbers = {name: int((cut == code).sum()) for code, name in enumerate(CUT_NAMES[1:], start=1)}
         return cls(limit, share=sum(numbers.values()) / max(1, len(cut)), **numbers)
@@ -91,7 +91,7 @@ class Reading:
         return Reading(self.texts + other.texts, self.tokens + other.tokens)
 
     def times(self, factor: float) -> Reading:
-        """So many times as much."""
+        """Multiplied by a factor."""
         return Reading(self.texts * factor, self.tokens * factor)
 
 
@@ -177,7 +177,7 @@ def reading(
 
 
 def _pairs_read(window: Window, work: Work) -> Reading:
-    """Of a window, from the pairs that were drawn of it."""
+    """What the model reads for the pairs of a window, extrapolated from those that were drawn."""
     needed = work.needed()
     if work.slot is None:
         share = window.distinct_pairs / max(1, len(np.unique(work.left)))
@@ -187,7 +187,7 @@ def _pairs_read(window: Window, work: Work) -> Reading:
 
 
 def _texts_of_window(runner: BaseRunner, window: Window, work: Work, side: Side) -> Reading:
-    """Of a window: what its rows need where all were drawn, else as many as it has of what was drawn of one side."""
+    """What the model reads for one side of a window, extrapolated from the drawn texts unless all pairs were drawn."""
     if len(window.drawn) < window.pairs:
         texts = window.texts[side]
         return _texts_read(runner, texts, side).times(window.distinct[side] / max(1, len(texts)))
@@ -197,5 +197,5 @@ def _texts_of_window(runner: BaseRunner, window: Window, work: Work, side: Side)
 
 
 def _texts_read(runner: BaseRunner, texts: Sequence[Cell], side: Side) -> Reading:
-    """Of each of these texts."""
+    """What the model reads for these texts."""
     return Reading(len(texts), int(runner.lay_out(texts, side).items.offsets[-1]) if texts else 0)

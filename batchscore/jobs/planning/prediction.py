@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -52,10 +52,10 @@ class Phase:
         return self.ahead.busy + self.model.busy + self.behind.busy
 
     def seconds(self, cores: float, *, has_own_device: bool = True) -> float:
-        """Of one process that has so many cores.
+        """How long one process takes.
 
         Args:
-            cores: it may be a share of one.
+            cores: that it has; it may be a share of one.
             has_own_device: the model has what it had when it was measured; else it shares the cores.
         """
         alone = 1 / max(1.0, self.pieces)  # of the pieces, that nothing else is done beside
@@ -65,7 +65,7 @@ class Phase:
         return max(self.ahead.wall, model, self.behind.wall, work / cores) + beside.wall * alone
 
     def share(self, count: int) -> Phase:
-        """Of the process that has the most of `count` shares."""
+        """What is left for the process that has most to do, of `count` processes."""
         most = np.ceil(self.pieces / count) / max(1.0, self.pieces)
         return Phase(self.ahead.times(most), self.model.times(most), self.behind.times(most), self.pieces * most)
 
@@ -114,48 +114,71 @@ def predict(
         probe = _Probe(batcher, division, sample, read, seconds)
         read_units, write_units = (timing.times(rows / max(1, unit.rows)) for timing in (unit.read, unit.write))
         phases = probe.phases(read_units, write_units)
-    cores = _cores(setup, phases[0].model)
-    startup = imports + opened + loaded
     surveys = rows / max(1, sample.rows) if division.encode == "once" else 0.0
-    before = divided + sample.reading.times(surveys)
-    merging = write_units.times(_MERGE if job.assembles else 0.0)
-    alone = startup + before + merging  # what is done by one process
-
-    def tasks(count: int) -> float:
-        return alone.wall + sum(phase.share(count).seconds(cores) for phase in phases)
-
-    def local(count: int) -> float:
-        crowd = max(1.0, count / usable_cores())  # processes that start on one core
-        own = setup.placement.device != "cpu"  # a GPU each
-        shares = [phase.share(count).seconds(cores / count, has_own_device=own) for phase in phases]
-        return (imports + opened).wall + startup.wall * (crowd - 1) + alone.wall + sum(shares)
-
+    course = _Course(
+        setup=setup,
+        parent=imports + opened,
+        startup=imports + opened + loaded,
+        before=divided + sample.reading.times(surveys),
+        merging=write_units.times(_MERGE if job.assembles else 0.0),
+        phases=phases,
+    )
     slots = usable_cores() if setup.placement.device == "cpu" else count_cuda_devices()
     return Prediction(
-        startup.wall,
-        before.wall,
-        merging.wall,
-        {count: tasks(count) for count in PROCESSES},
-        {count: local(count) if count > 1 else tasks(1) for count in PROCESSES if count <= slots},
-        sum((phase.busy for phase in phases), alone.busy),
-        probe.tokens_per_second,
-        {
+        startup=course.startup.wall,
+        once=course.before.wall,
+        merging=course.merging.wall,
+        tasks={count: course.of_tasks(count) for count in PROCESSES},
+        local={count: course.of_local(count) for count in PROCESSES if count <= slots},
+        busy=sum((phase.busy for phase in phases), course.alone.busy),
+        model_tokens_per_second=probe.tokens_per_second,
+        stages={
             "read": read_units.wall,
             "tokenize": phases[0].ahead.wall - (0.0 if len(phases) > 1 else read_units.wall),
             "model": sum(phase.model.wall for phase in phases),
             "write": write_units.wall,
         },
-        peak_rss_mb(),
-        peak_device_bytes(setup.placement.device),
+        peak_rss_mb=peak_rss_mb(),
+        peak_device_bytes=peak_device_bytes(setup.placement.device),
     )
 
 
-def _cores(setup: Setup, model: Timing) -> float:
-    """Cores that the process has, as quick as those that the model had while others ran on the machine too."""
-    cores, workers = usable_cores(), setup.budget.workers
-    if setup.placement.device != "cpu":
-        return float(cores)
-    return model.busy / max(model.wall, 1e-9) * max(1.0, cores / workers)
+@dataclass(frozen=True)
+class _Course:
+    """A job from its start to its output."""
+
+    setup: Setup
+    parent: Timing  # start-up of the process that starts others, which loads no weights
+    startup: Timing  # of each process that has the model
+    before: Timing  # until the first unit
+    merging: Timing
+    phases: Sequence[Phase]
+
+    @property
+    def alone(self) -> Timing:
+        """What one process does, however many there are."""
+        return self.startup + self.before + self.merging
+
+    @property
+    def cores(self) -> float:
+        """Cores of a process, as quick as those that the model had while others ran on the machine too."""
+        cores, model = usable_cores(), self.phases[0].model
+        if self.setup.placement.device != "cpu":
+            return float(cores)
+        return model.busy / max(model.wall, 1e-9) * max(1.0, cores / self.setup.budget.workers)
+
+    def of_tasks(self, count: int) -> float:
+        """Seconds with so many array tasks, each on a node of its own."""
+        return self.alone.wall + sum(phase.share(count).seconds(self.cores) for phase in self.phases)
+
+    def of_local(self, count: int) -> float:
+        """Seconds with so many processes on this machine."""
+        if count == 1:
+            return self.of_tasks(1)
+        crowd = max(1.0, count / usable_cores())  # processes that start on one core
+        own = self.setup.placement.device != "cpu"  # a GPU each
+        shares = [phase.share(count).seconds(self.cores / count, has_own_device=own) for phase in self.phases]
+        return self.parent.wall + self.startup.wall * (crowd - 1) + self.alone.wall + sum(shares)
 
 
 @dataclass
@@ -170,7 +193,7 @@ class _Probe:
     tokens_per_second: float = 0.0
 
     def phases(self, read: Timing, write: Timing) -> list[Phase]:
-        """Those of the whole job, whose rows take so long to read and write."""
+        """The phases of the whole job; `read` and `write` are what reading and writing all of its rows take."""
         pairs = joined([window.drawn for window in self.sample.windows])
         units = len(self.division.units)
         if self.division.encode == "unit":
@@ -182,7 +205,7 @@ class _Probe:
         return [Phase(ahead, model, Timing(), count_blocks(texts)), Phase(read, self._comparing(pairs), write, units)]
 
     def _tokenizing(self, pairs: Pairs) -> Timing:
-        """Of all windows of the job.
+        """Tokenizing all windows of the job.
 
         A prompt is tokenized for each pair, and texts by themselves once a window.
         """

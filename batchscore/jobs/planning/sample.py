@@ -36,7 +36,7 @@ class Window:
 
     @classmethod
     def of(cls, pairs: Pairs, wanted: int) -> Window:
-        """Draw about so many pairs of a window, and at most so many texts of each side."""
+        """Draw about `wanted` pairs of a window, and at most `wanted` distinct texts of each side."""
         rows = spread_rows(groups_of(pairs), wanted)
         texts = {}
         for side in SIDES:
@@ -65,7 +65,7 @@ class Sample:
 
     @property
     def pairs(self) -> int:
-        """Of the units that were read."""
+        """Pairs in the units that were read."""
         return sum(window.pairs for window in self.windows)
 
     @property
