@@ -113,7 +113,7 @@ def test_their_samples_are_candidates_and_judgements(listed: str, tiny: Callable
     theirs = CrossEncoderRerankingEvaluator(samples, always_rerank_positives=False, write_csv=False)(model)
 
     expected = [theirs[name] for name in ("map", "mrr@10", "ndcg@10")]
-    assert [measure.mean for measure in run.measures] == pytest.approx(expected, abs=1e-6)
+    assert [measure.value for measure in run.measures] == pytest.approx(expected, abs=1e-6)
 
 
 # ---- what it names
