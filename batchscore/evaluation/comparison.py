@@ -98,5 +98,6 @@ def dropped(comparisons: Sequence[Comparison], max_drop: float, *, significant: 
             f"(at most {max_drop:g}; p {comparison.adjusted:.2g})",
         )
         for comparison in comparisons
+        # likewise for a difference that is not a number
         if not -comparison.difference <= max_drop and (not significant or comparison.adjusted < SIGNIFICANT)
     ]

@@ -99,7 +99,7 @@ def parse_measure(name: str) -> Measure:
 
 
 def _parsed(name: str) -> Measure:
-    """`nDCG(dcg='exp-log2')@10`; ir-measures' own parser asks for parts of `ast` that Python 3.14 has no more."""
+    """`nDCG(dcg='exp-log2')@10`; ir-measures' own parser needs parts of `ast` that Python 3.14 no longer has."""
     import ir_measures
 
     node: ast.expr = ast.parse(name, mode="eval").body

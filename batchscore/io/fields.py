@@ -80,7 +80,7 @@ def msmarco_layout(line: bytes) -> Layout | None:
 def is_msmarco(file: str) -> bool:
     """Whether the first line of a .tsv is no header but one of MS MARCO's: with numbers where these have ids.
 
-    So are judgements with any ids, which no header looks like. InputError if it is neither.
+    A judgement may have any ids, since no header looks like one. InputError if it is neither.
     """
     reader = LineFile(file)
     reader.stamp()

@@ -259,7 +259,7 @@ def require_run(form: Format, columns: RunColumns) -> None:
 
 
 def require_judged(options: RunOptions, columns: RunColumns) -> None:
-    """Raise UsageError if a ranking is to be evaluated that has no ids of documents."""
+    """Raise UsageError if a ranking that is to be evaluated has no document ids."""
     if options.join.qrels is not None and not columns.document_ids:
         hint = "name their column or field with --document-id-column"
         raise UsageError("--qrels judges documents by their ids, and these have none", hint=hint)

@@ -163,8 +163,8 @@ def rerank_files(
 ) -> Outcome:
     """Rank the documents of each query in files, as `batchscore rerank` does; arguments as in `score_files`.
 
-    With `qrels` the outcome has an evaluation, unless other processes have a part of the job. One that fails does not
-    raise.
+    With `qrels` the outcome has an evaluation, unless other processes have a part of the job. A ranking that is not
+    good enough for `fail_under` does not raise: the outcome's `exit_code` is 9.
 
     Raises:
         BatchscoreError: as `score_files`; or the output and the judgements have no query in common.

@@ -342,10 +342,10 @@ def _sampled_digest(path: Path) -> str:
             return _digest(file.read())
         starts = [(size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)]
         spans = [(start, start + _SAMPLE_BYTES) for start in starts]
+        digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
         if path.suffix == ".safetensors":
             spans += _tensor_samples(file, size)
-        digest = blake2b(size.to_bytes(8, "little"), digest_size=16)
-        if zipfile.is_zipfile(file):  # as torch.save writes: the checksum of each tensor is at the end
+        elif zipfile.is_zipfile(file):  # as torch.save writes: the checksum of each tensor is at the end
             with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
                 digest.update(repr([(entry.filename, entry.CRC) for entry in archive.infolist()]).encode())
         for start, end in spans:

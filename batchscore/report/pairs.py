@@ -37,14 +37,9 @@ class ShownPair:
     score: float
     label_places: tuple[float, float]  # the first and last that rows with this label have among all labels
     score_place: float
+    gap: float  # how far the score's place is above those of the label, or below: from -1 to 1
     preview: Sequence[str]  # the beginnings of its texts
     columns: Mapping[str, str]  # all others than label and score; empty where there is no more room
-
-    @property
-    def gap(self) -> float:
-        """How far the score is too high by its place, from -1 to 1."""
-        first, last = self.label_places
-        return self.score_place - min(max(self.score_place, first), last)
 
 
 def shown_pairs(evaluation: PairsEvaluation) -> list[list[ShownPair]]:
@@ -75,13 +70,14 @@ def _furthest(run: PairsEvaluated, most: int) -> list[ShownPair]:
     texts = _longest([found[row] for row in rows])
     return [
         ShownPair(
-            row,
-            float(labels[row]),
-            float(scores[row]),
-            (float(first[place]), float(last[place])),
-            float(score_places[place]),
-            [cut(found[row][name], _PREVIEW) for name in texts],
-            {name: cut(text) for name, text in found[row].items()},
+            row=row,
+            label=float(labels[row]),
+            score=float(scores[row]),
+            label_places=(float(first[place]), float(last[place])),
+            score_place=float(score_places[place]),
+            gap=float(gaps[place]),
+            preview=[cut(found[row][name], _PREVIEW) for name in texts],
+            columns={name: cut(text) for name, text in found[row].items()},
         )
         for row, place in zip(rows, chosen.tolist(), strict=True)
     ]
